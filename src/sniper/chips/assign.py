@@ -1,0 +1,81 @@
+"""What a chip teaches: the boxes it shows, and which of them are valid there (SNIPER §3.1, §3.3)."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sniper.chips.chip import Chip
+from sniper.geometry.boxes import area
+
+
+class Standing(IntEnum):
+    """How a chip treats one of its boxes.
+
+    VALID: an object to be found here: anchors and proposals may match it.
+    INVALID: an object too small or too large for this level: no anchor learns from it, but a proposal may match it.
+    IGNORED: a crowd, or a sliver of an object: nothing learns from it, neither for nor against.
+    """
+
+    VALID = 0
+    INVALID = 1
+    IGNORED = 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChipTarget:
+    """The ground truth of one chip.
+
+    Attributes:
+        boxes: (n, 4) xyxy, chip frame, clipped to the chip. May be empty.
+        labels: (n,) contiguous class labels, 0..C-1.
+        standing: (n,) values of `Standing`.
+    """
+
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int[np.ndarray, " n"]
+    standing: Int[np.ndarray, " n"]
+
+
+def assign(
+    chip: Chip,
+    *,
+    boxes: Float[np.ndarray, "n 4"],
+    labels: Int[np.ndarray, " n"],
+    is_crowd: Bool[np.ndarray, " n"],
+    is_moved_here: Bool[np.ndarray, " n"],
+    min_visible_side: float = 10.0,
+) -> ChipTarget:
+    """Tell what a chip teaches: every box that it touches, clipped, with its standing.
+
+    A box is valid by its size in the image, also where the chip shows only a part of it. A part with a side under
+    `min_visible_side` is ignored rather than called background; a whole box stays, however small.
+
+    Args:
+        chip: the chip.
+        boxes: (n, 4) xyxy, image frame, all boxes of its image. May be empty.
+        labels: (n,) their labels.
+        is_crowd: (n,) whether each is a region of many objects.
+        is_moved_here: (n,) whether each was passed to this chip's level because finer windows could not hold it.
+        min_visible_side: chip pixels that a clipped box must show in both axes to count (authors' code: 10).
+
+    Returns:
+        The boxes that share some area with the chip, in the order given.
+    """
+    whole = chip.to_chip(boxes)
+    clipped = chip.clip(whole)
+    shown = area(clipped) > 0
+    sides = clipped[:, 2:] - clipped[:, :2]
+    is_cut = (np.abs(whole - clipped) > 1e-6).any(axis=1)
+    is_sliver = is_cut & (sides.min(axis=1, initial=np.inf) < min_visible_side)
+    is_ignored = is_crowd | is_sliver | ~is_learnable(boxes)
+    is_valid = chip.level.valid_range.contains(boxes) | is_moved_here
+    standing = np.where(is_valid, Standing.VALID, Standing.INVALID)
+    standing = np.where(is_ignored, Standing.IGNORED, standing)
+    return ChipTarget(boxes=clipped[shown], labels=labels[shown], standing=standing[shown].astype(np.int64))
+
+
+def is_learnable(boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+    """Tell which (n, 4) xyxy boxes of the image frame are at least 1 px wide and high."""
+    return (boxes[:, 2:] - boxes[:, :2] >= 1.0).all(axis=1)

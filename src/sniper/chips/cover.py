@@ -1,0 +1,318 @@
+"""The fewest chips that cover the valid boxes, found greedily on a grid of windows (SNIPER §3.1).
+
+A box that fits a window is covered by an interval of grid positions in each axis. The number of boxes that each window
+covers is therefore a sum of rectangles: a two-dimensional difference array, summed up once. Windows then lie sorted by
+that number, and each box that is covered takes one from every window of its rectangle, which moves a window by one
+place among the sorted. So the cost grows with boxes plus grid cells, whatever the number of rounds.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sniper.chips.pyramid import PyramidSpec
+
+_IMAGES_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cover:
+    """The chips of many images, flat, image after image and level after level.
+
+    Attributes:
+        offsets: (m + 1,) where the chips of each image begin.
+        level: (c,) index of each chip's level.
+        x: (c,) left edge of each window, level pixels.
+        y: (c,) top edge of each window, level pixels.
+        moved_to: (n,) for each box the level that took it although its size lies outside that level's range, because
+            no window of its own levels could hold it; -1 for the boxes that stayed.
+    """
+
+    offsets: Int[np.ndarray, " m_plus_1"]
+    level: Int[np.ndarray, " c"]
+    x: Int[np.ndarray, " c"]
+    y: Int[np.ndarray, " c"]
+    moved_to: Int[np.ndarray, " n"]
+
+
+def cover(
+    pyramid: PyramidSpec,
+    *,
+    widths: Int[np.ndarray, " m"],
+    heights: Int[np.ndarray, " m"],
+    offsets: Int[np.ndarray, " m_plus_1"],
+    boxes: Float[np.ndarray, "n 4"],
+    is_wanted: Bool[np.ndarray, " n"],
+    generator: np.random.Generator,
+) -> Cover:
+    """Choose the positive chips of many images at all levels.
+
+    Per image and level, windows are taken one by one, each time one that covers most still uncovered boxes; a box is
+    covered by a window that it lies wholly inside. Among equally good windows one is drawn at random. A box that no
+    window of its level can hold moves on to the next coarser level that can.
+
+    Args:
+        pyramid: levels, chip size and stride.
+        widths: (m,) of the images, pixels.
+        heights: (m,) of the images, pixels.
+        offsets: (m + 1,) where the boxes of each image begin.
+        boxes: (n, 4) xyxy, image frame, inside their images. May be empty.
+        is_wanted: (n,) which boxes must be covered.
+        generator: draws the ties and the offset of the grid. Equal states give equal chips.
+
+    Returns:
+        The chips of all images.
+
+    Example:
+        >>> one = cover(
+        ...     PyramidSpec(),
+        ...     widths=np.array([640]),
+        ...     heights=np.array([480]),
+        ...     offsets=np.array([0, 2]),
+        ...     boxes=np.array([[10.0, 10.0, 40.0, 40.0], [300.0, 200.0, 460.0, 400.0]]),
+        ...     is_wanted=np.array([True, True]),
+        ...     generator=np.random.default_rng(0),
+        ... )
+        >>> one.level.tolist()
+        [0, 2]
+    """
+    seed = generator.integers(1, 2**63, dtype=np.int64)
+    shift = generator.integers(0, pyramid.stride, size=2) if pyramid.random_offset else np.zeros(2, np.int64)
+    resized = [level.resized(widths, heights) for level in pyramid.levels]
+    bounds = np.array([[level.at_least, level.below] for level in pyramid.levels])
+    moved_to = np.full(len(boxes), -1, dtype=np.int8)
+    parts = []
+    for first in range(0, len(widths), _IMAGES_AT_ONCE):
+        images = slice(first, first + _IMAGES_AT_ONCE)
+        starts = offsets[first : first + _IMAGES_AT_ONCE + 1]
+        own = slice(starts[0], starts[-1])
+        parts.append(
+            _cover_images(
+                np.stack([np.stack([w[images], h[images]]) for w, h in resized]),
+                np.stack([widths[images], heights[images]]).astype(np.int64),
+                starts - starts[0],
+                np.ascontiguousarray(boxes[own], dtype=np.float64),
+                is_wanted[own],
+                bounds,
+                (pyramid.chip_size, pyramid.stride, int(shift[0]), int(shift[1])),
+                np.uint64(seed) + np.uint64(first),
+                moved_to[own],
+            )
+        )
+    counts = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0, np.int64)
+    chips = np.concatenate([part[1] for part in parts]) if parts else np.zeros((0, 3), np.int32)
+    return Cover(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        level=chips[:, 0].astype(np.int8),
+        x=chips[:, 1],
+        y=chips[:, 2],
+        moved_to=moved_to,
+    )
+
+
+def _cover_images(
+    level_sides: Int[np.ndarray, "l 2 m"],
+    image_sides: Int[np.ndarray, "2 m"],
+    offsets: Int[np.ndarray, " m_plus_1"],
+    boxes: Float[np.ndarray, "n 4"],
+    is_wanted: Bool[np.ndarray, " n"],
+    bounds: Float[np.ndarray, "l 2"],
+    grid: tuple[int, int, int, int],
+    seed: np.uint64,
+    moved_to: Int[np.ndarray, " n"],
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, "c 3"]]:
+    """Cover some images; fills `moved_to`, gives chips per image and (level, x, y) of each chip."""
+    num_levels = len(bounds)
+    room = np.empty((num_levels * len(boxes), 3), dtype=np.int32)  # a chip covers at least one box of its level
+    counts = np.zeros(len(offsets) - 1, dtype=np.int64)
+    _cover_all(level_sides, image_sides, offsets, boxes, is_wanted, bounds, grid, seed, moved_to, room, counts)
+    starts = num_levels * offsets[:-1]
+    firsts = np.cumsum(counts) - counts
+    index = np.arange(counts.sum()) + np.repeat(starts - firsts, counts)
+    return counts, room[index]
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _mix(state: np.uint64) -> np.uint64:
+    """Scramble 64 bits (the finaliser of SplitMix64)."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _num_positions(side: int, chip_size: int, stride: int, shift: int) -> int:
+    """Count the windows along one axis: on the grid, and flush with both borders."""
+    room = side - chip_size
+    return 1 if room <= 0 else (room + shift + stride - 1) // stride + 1
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _position(index: int, side: int, chip_size: int, stride: int, shift: int) -> int:
+    """Give the edge of a window along one axis."""
+    return min(max(index * stride - shift, 0), max(side - chip_size, 0))
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _interval(
+    low: float, high: float, side: int, chip_size: int, stride: int, shift: int
+) -> tuple[int, int]:
+    """Give the first and last window along one axis that hold [low, high]; the last is less if none does."""
+    last = _num_positions(side, chip_size, stride, shift) - 1
+    room = side - chip_size
+    start = high - chip_size
+    first_fit = 0 if start <= 0 else min(int(np.ceil((start + shift) / stride)), last)
+    last_fit = last if low >= room else int(np.floor((low + shift) / stride))
+    return first_fit, last_fit
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _cover_level(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tuple[int, np.uint64]:
+    """Cover rectangles of grid positions by as few positions as greed finds.
+
+    `rects` (k, 4) holds first and last column, first and last row of each box; it is reordered. The chosen columns and
+    rows go to `picked` (k, 2); their number and the new random state are returned.
+    """
+    left, top = rects[:, 0].min(), rects[:, 2].min()
+    num_x, num_y = rects[:, 1].max() - left + 1, rects[:, 3].max() - top + 1
+    counts = np.zeros((num_y + 1, num_x + 1), dtype=np.int32)
+    for r in range(len(rects)):
+        x1, x2, y1, y2 = rects[r, 0] - left, rects[r, 1] - left, rects[r, 2] - top, rects[r, 3] - top
+        counts[y1, x1] += 1
+        counts[y1, x2 + 1] -= 1
+        counts[y2 + 1, x1] -= 1
+        counts[y2 + 1, x2 + 1] += 1
+    most = 0
+    for y in range(num_y):
+        run = 0
+        for x in range(num_x):
+            run += counts[y, x]
+            counts[y, x] = run + (counts[y - 1, x] if y > 0 else 0)
+            most = max(most, counts[y, x])
+
+    # Windows sorted by count, so that those of one count stand together: ends[c] is where count c ends.
+    ends = np.zeros(most + 1, dtype=np.int64)
+    for y in range(num_y):
+        for x in range(num_x):
+            ends[counts[y, x]] += 1
+    ends[0] = 0
+    starts = np.zeros(most + 1, dtype=np.int64)
+    for c in range(1, most + 1):
+        starts[c] = ends[c - 1]
+        ends[c] += ends[c - 1]
+    cells = np.empty(ends[most], dtype=np.int32)
+    place = np.empty((num_y, num_x), dtype=np.int32)
+    fill = starts.copy()
+    for y in range(num_y):
+        for x in range(num_x):
+            c = counts[y, x]
+            if c > 0:
+                cells[fill[c]] = y * num_x + x
+                place[y, x] = fill[c]
+                fill[c] += 1
+
+    num_left, num_picked, c = len(rects), 0, most
+    while num_left > 0:
+        end = starts[c + 1] if c < most else len(cells)
+        if starts[c] == end:
+            c -= 1
+            continue
+        state += np.uint64(0x9E3779B97F4A7C15)
+        cell = cells[starts[c] + np.int64(_mix(state) % np.uint64(end - starts[c]))]
+        x0, y0 = cell % num_x + left, cell // num_x + top
+        picked[num_picked, 0] = x0
+        picked[num_picked, 1] = y0
+        num_picked += 1
+        first_covered = num_left
+        r = 0
+        while r < first_covered:
+            if rects[r, 0] <= x0 <= rects[r, 1] and rects[r, 2] <= y0 <= rects[r, 3]:
+                first_covered -= 1
+                for k in range(4):
+                    rects[r, k], rects[first_covered, k] = rects[first_covered, k], rects[r, k]
+            else:
+                r += 1
+        if first_covered > 0:
+            for r in range(first_covered, num_left):
+                for y in range(rects[r, 2] - top, rects[r, 3] - top + 1):
+                    for x in range(rects[r, 0] - left, rects[r, 1] - left + 1):
+                        old = counts[y, x]
+                        front = starts[old]
+                        other = cells[front]
+                        here = place[y, x]
+                        cells[front], cells[here] = y * num_x + x, other
+                        place[other // num_x, other % num_x] = here
+                        place[y, x] = front
+                        starts[old] += 1
+                        counts[y, x] = old - 1
+        num_left = first_covered
+    return num_picked, state
+
+
+@numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+def _cover_all(
+    level_sides: np.ndarray,
+    image_sides: np.ndarray,
+    offsets: np.ndarray,
+    boxes: np.ndarray,
+    is_wanted: np.ndarray,
+    bounds: np.ndarray,
+    grid: tuple[int, int, int, int],
+    seed: np.uint64,
+    moved_to: np.ndarray,
+    room: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Cover every image at every level; fills `moved_to`, `room` and `counts`."""
+    chip_size, stride, shift_x, shift_y = grid
+    num_levels = len(bounds)
+    for image in numba.prange(len(counts)):
+        first, last = offsets[image], offsets[image + 1]
+        if first == last:
+            continue
+        state = _mix(seed + np.uint64(image))
+        num_chips = 0
+        is_carried = np.zeros(last - first, dtype=np.bool_)  # own levels could not hold it, none has yet
+        is_covered = np.zeros(last - first, dtype=np.bool_)
+        rects = np.empty((last - first, 4), dtype=np.int32)
+        picked = np.empty((last - first, 2), dtype=np.int32)
+        for level in range(num_levels):
+            width, height = level_sides[level, 0, image], level_sides[level, 1, image]
+            scale_x, scale_y = width / image_sides[0, image], height / image_sides[1, image]
+            num_rects = 0
+            for b in range(first, last):
+                if not is_wanted[b]:
+                    continue
+                x1, y1, x2, y2 = boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3]
+                box_size = np.sqrt((x2 - x1) * (y2 - y1))
+                is_own = bounds[level, 0] <= box_size < bounds[level, 1]
+                if not (is_own or is_carried[b - first]):
+                    continue
+                left, right = _interval(
+                    x1 * scale_x, min(x2 * scale_x, float(width)), width, chip_size, stride, shift_x
+                )
+                top, bottom = _interval(
+                    y1 * scale_y, min(y2 * scale_y, float(height)), height, chip_size, stride, shift_y
+                )
+                if right < left or bottom < top:
+                    is_carried[b - first] = not is_covered[b - first]
+                    continue
+                if not is_own:
+                    moved_to[b] = level
+                is_carried[b - first] = False
+                is_covered[b - first] = True
+                rects[num_rects, 0], rects[num_rects, 1] = left, right
+                rects[num_rects, 2], rects[num_rects, 3] = top, bottom
+                num_rects += 1
+            if num_rects == 0:
+                continue
+            num_picked, state = _cover_level(rects[:num_rects], picked, state)
+            for p in range(num_picked):
+                row = num_levels * first + num_chips
+                room[row, 0] = level
+                room[row, 1] = _position(picked[p, 0], width, chip_size, stride, shift_x)
+                room[row, 2] = _position(picked[p, 1], height, chip_size, stride, shift_y)
+                num_chips += 1
+        counts[image] = num_chips

@@ -1,0 +1,231 @@
+"""The levels of the image pyramid: how far each resizes an image, and which box sizes are valid there."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sniper.geometry.boxes import size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidRange:
+    """The box sizes that a level learns from: half-open, `[at_least, below)`, in image pixels (SNIPER §3.1).
+
+    Attributes:
+        at_least: the smallest size inside, image pixels.
+        below: the smallest size that is too large, image pixels; `math.inf` for no bound.
+    """
+
+    at_least: float = 0.0
+    below: float = math.inf
+
+    def contains(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+        """Tell which boxes have a size in this range.
+
+        Args:
+            boxes: (n, 4) xyxy, image frame, pixels. May be empty.
+
+        Returns:
+            (n,) one flag for each box, in the order given.
+
+        Example:
+            >>> boxes = np.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 80.0, 80.0]])
+            >>> ValidRange(below=80).contains(boxes).tolist()
+            [True, False]
+        """
+        sizes = size(boxes)
+        return (sizes >= self.at_least) & (sizes < self.below)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelSpec:
+    """One level: exactly one rule for resizing, and the range of box sizes that is valid after it.
+
+    Attributes:
+        factor: resize by this factor.
+        long_side: resize so that the longer side has this many pixels.
+        short_side: resize so that the shorter side has this many pixels.
+        max_long_side: with `short_side`: but never so far that the longer side exceeds this, pixels.
+        at_least: smallest valid box size, image pixels.
+        below: first box size too large to be valid, image pixels.
+    """
+
+    factor: float | None = None
+    long_side: int | None = None
+    short_side: int | None = None
+    max_long_side: int | None = None
+    at_least: float = 0.0
+    below: float = math.inf
+
+    def __post_init__(self) -> None:
+        rules = {"factor": self.factor, "long_side": self.long_side, "short_side": self.short_side}
+        given = [name for name, value in rules.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a level needs exactly one of factor, long_side, short_side; got {given or 'none'}"
+            )
+        for name in [*given, *(["max_long_side"] if self.max_long_side is not None else [])]:
+            value = getattr(self, name)
+            if not (0 < value < math.inf):
+                raise ValueError(f"{name} must be positive, not {value}")
+        if self.max_long_side is not None and self.short_side is None:
+            raise ValueError("max_long_side goes with short_side only")
+        if not 0 <= self.at_least < self.below:
+            raise ValueError(f"no size lies in the range [{self.at_least}, {self.below})")
+
+    @property
+    def valid_range(self) -> ValidRange:
+        """The box sizes this level learns from."""
+        return ValidRange(at_least=self.at_least, below=self.below)
+
+    def resized(
+        self, widths: Int[np.ndarray, " m"], heights: Int[np.ndarray, " m"]
+    ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+        """Give the sides of many images at this level, rounded to whole pixels, at least 1.
+
+        Args:
+            widths: (m,) of the images, pixels.
+            heights: (m,) of the images, pixels.
+
+        Returns:
+            Two (m,) arrays: widths and heights of the level images, pixels.
+
+        Example:
+            >>> LevelSpec(long_side=512).resized(np.array([640]), np.array([480]))
+            (array([512]), array([384]))
+        """
+        long = np.maximum(widths, heights).astype(np.float64)
+        short = np.minimum(widths, heights).astype(np.float64)
+        if self.factor is not None:
+            scale = np.full(len(long), self.factor)
+        elif self.long_side is not None:
+            scale = self.long_side / long
+        else:
+            assert self.short_side is not None
+            scale = np.minimum(self.short_side / short, (self.max_long_side or math.inf) / long)
+        return _rounded(widths * scale), _rounded(heights * scale)
+
+    def at(self, *, width: int, height: int, index: int = 0) -> "Level":
+        """Bind this level to one image.
+
+        Args:
+            width: of the image, pixels.
+            height: of the image, pixels.
+            index: which level of its pyramid this is, 0 the finest.
+        """
+        widths, heights = self.resized(np.array([width]), np.array([height]))
+        return Level(
+            index=index,
+            image_width=width,
+            image_height=height,
+            width=int(widths[0]),
+            height=int(heights[0]),
+            valid_range=self.valid_range,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One image at one level: the way between the image frame and the level frame.
+
+    The level image has whole pixels, so the scale of each axis is the ratio of the sides, as it is for the pixels.
+
+    Attributes:
+        index: which level of the pyramid, 0 the finest.
+        image_width: of the image as stored, pixels.
+        image_height: of the image as stored, pixels.
+        width: of the resized image, pixels.
+        height: of the resized image, pixels.
+        valid_range: box sizes learnt here, image pixels.
+    """
+
+    index: int
+    image_width: int
+    image_height: int
+    width: int
+    height: int
+    valid_range: ValidRange
+
+    @property
+    def scale(self) -> float:
+        """Factor from sizes in the image frame to sizes in the level frame; above 1 enlarges."""
+        return math.sqrt(self.width / self.image_width * self.height / self.image_height)
+
+    @property
+    def valid_sizes(self) -> tuple[float, float]:
+        """The valid range in level pixels: at least the first, below the second."""
+        return self.valid_range.at_least * self.scale, self.valid_range.below * self.scale
+
+    def to_level(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+        """Bring (n, 4) xyxy boxes from the image frame to the level frame."""
+        return boxes * self._scales()
+
+    def to_image(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+        """Bring (n, 4) xyxy boxes from the level frame to the image frame."""
+        return boxes / self._scales()
+
+    def _scales(self) -> Float[np.ndarray, "4"]:
+        x, y = self.width / self.image_width, self.height / self.image_height
+        return np.array([x, y, x, y])
+
+
+PAPER_LEVELS = (
+    LevelSpec(factor=3.0, below=80),
+    LevelSpec(factor=1.667, at_least=32, below=150),
+    LevelSpec(long_side=512, at_least=120),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidSpec:
+    """The pyramid that chips are cut from, finest level first; the defaults are the paper's (SNIPER §4).
+
+    Attributes:
+        chip_size: side of a chip, level pixels.
+        stride: distance of the grid on which windows may lie, level pixels.
+        random_offset: shift the grid at random each epoch.
+        levels: from the finest to the coarsest. Together their ranges must hold every size, and the coarsest must
+            fit any image into one chip (`long_side` at most `chip_size`), so that no box is ever lost.
+    """
+
+    chip_size: int = 512
+    stride: int = 32
+    random_offset: bool = False
+    levels: tuple[LevelSpec, ...] = PAPER_LEVELS
+
+    def __post_init__(self) -> None:
+        if self.chip_size < 1:
+            raise ValueError(f"chip_size must be at least 1, not {self.chip_size}")
+        if not 1 <= self.stride <= self.chip_size:
+            raise ValueError(f"stride must be from 1 to chip_size ({self.chip_size}), not {self.stride}")
+        if not self.levels:
+            raise ValueError("a pyramid needs at least one level")
+        last = self.levels[-1]
+        if last.long_side is None or last.long_side > self.chip_size:
+            raise ValueError(
+                f"the coarsest level must fit every image into one chip: give it a long_side of at most {self.chip_size}"
+            )
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        reached = 0.0
+        for level in sorted(self.levels, key=lambda level: level.at_least):
+            if level.at_least > reached:
+                raise ValueError(
+                    f"no level learns from boxes of size {reached:g} to {level.at_least:g}; they would be lost"
+                )
+            reached = max(reached, level.below)
+        if reached < math.inf:
+            raise ValueError(f"no level learns from boxes of size {reached:g} and above; they would be lost")
+
+    def at(self, *, width: int, height: int) -> tuple[Level, ...]:
+        """Bind every level to an image of this width and height, pixels."""
+        return tuple(
+            level.at(width=width, height=height, index=index) for index, level in enumerate(self.levels)
+        )
+
+
+def _rounded(sides: Float[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+    return np.maximum(np.rint(sides), 1).astype(np.int64)

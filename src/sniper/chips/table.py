@@ -1,0 +1,153 @@
+"""All chips of a data set as flat arrays: made from boxes, kept in one file, read one chip at a time."""
+
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sniper.chips.chip import Chip
+from sniper.chips.cover import Cover, cover
+from sniper.chips.pyramid import PyramidSpec
+from sniper.errors import ChipTableError
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChipTable:
+    """The chips of a data set, image after image.
+
+    Attributes:
+        pyramid: what they were cut from.
+        digest: of the annotations they were made for.
+        widths: (m,) of the images, pixels.
+        heights: (m,) of the images, pixels.
+        cover: the chips and the boxes that moved to another level.
+    """
+
+    pyramid: PyramidSpec
+    digest: str
+    widths: Int[np.ndarray, " m"]
+    heights: Int[np.ndarray, " m"]
+    cover: Cover
+
+    @classmethod
+    def build(
+        cls,
+        pyramid: PyramidSpec,
+        *,
+        digest: str,
+        widths: Int[np.ndarray, " m"],
+        heights: Int[np.ndarray, " m"],
+        offsets: Int[np.ndarray, " m_plus_1"],
+        boxes: Float[np.ndarray, "n 4"],
+        is_wanted: Bool[np.ndarray, " n"],
+        generator: np.random.Generator,
+    ) -> "ChipTable":
+        """Choose the chips of a data set; the arguments are those of `cover`."""
+        chosen = cover(
+            pyramid,
+            widths=widths,
+            heights=heights,
+            offsets=offsets,
+            boxes=boxes,
+            is_wanted=is_wanted,
+            generator=generator,
+        )
+        return cls(pyramid=pyramid, digest=digest, widths=widths, heights=heights, cover=chosen)
+
+    def __len__(self) -> int:
+        return len(self.cover.level)
+
+    @property
+    def image_indices(self) -> Int[np.ndarray, " c"]:
+        """The image of each chip, as an index into the data set."""
+        return np.repeat(np.arange(len(self.widths)), np.diff(self.cover.offsets))
+
+    @property
+    def chips_per_level(self) -> Int[np.ndarray, " l"]:
+        """The number of chips at each level, finest first."""
+        return np.bincount(self.cover.level, minlength=len(self.pyramid.levels))
+
+    def chip(self, index: int, *, image_index: int) -> Chip:
+        """Give one chip.
+
+        Args:
+            index: of the chip in this table.
+            image_index: of its image in the data set.
+        """
+        level_index = int(self.cover.level[index])
+        level = self.pyramid.levels[level_index].at(
+            width=int(self.widths[image_index]), height=int(self.heights[image_index]), index=level_index
+        )
+        return Chip(
+            level=level,
+            x=int(self.cover.x[index]),
+            y=int(self.cover.y[index]),
+            size=self.pyramid.chip_size,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the table to one compressed `.npz`; a file already there is replaced whole or not at all."""
+        head = {"version": _VERSION, "digest": self.digest, "pyramid": asdict(self.pyramid)}
+        unfinished = path.with_name(path.name + ".unfinished")
+        with unfinished.open("wb") as file:
+            np.savez_compressed(
+                file,
+                head=np.array(json.dumps(head)),
+                widths=self.widths,
+                heights=self.heights,
+                offsets=self.cover.offsets,
+                level=self.cover.level,
+                x=self.cover.x,
+                y=self.cover.y,
+                moved_to=self.cover.moved_to,
+            )
+        os.replace(unfinished, path)
+
+    @classmethod
+    def load(cls, path: Path, *, pyramid: PyramidSpec, digest: str) -> "ChipTable":
+        """Read a table written by `save`.
+
+        Args:
+            path: the `.npz` file.
+            pyramid: the pyramid it must have been made with.
+            digest: of the annotations it must have been made for.
+
+        Raises:
+            ChipTableError: if the file cannot be read, or was made for something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            head = json.loads(str(arrays["head"]))
+            version = head["version"]
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ChipTableError(f"{path}: not a chip table ({error})") from error
+        if version != _VERSION:
+            raise ChipTableError(f"{path}: chip table of version {version}; this program reads {_VERSION}")
+        if head["digest"] != digest:
+            raise ChipTableError(
+                f"{path}: made for other annotations (digest {head['digest'][:12]}, not {digest[:12]})"
+            )
+        wanted = json.loads(json.dumps(asdict(pyramid)))
+        if head["pyramid"] != wanted:
+            names = [name for name in wanted if head["pyramid"].get(name) != wanted[name]]
+            raise ChipTableError(f"{path}: made with another pyramid ({', '.join(names)} differ)")
+        return cls(
+            pyramid=pyramid,
+            digest=digest,
+            widths=arrays["widths"],
+            heights=arrays["heights"],
+            cover=Cover(
+                offsets=arrays["offsets"],
+                level=arrays["level"],
+                x=arrays["x"],
+                y=arrays["y"],
+                moved_to=arrays["moved_to"],
+            ),
+        )

@@ -1,0 +1,369 @@
+"""The command line: reads what the user said, calls the rooms, prints and exits.
+
+Exit 0 when done, 2 for a mistake of the user told in one paragraph, 1 for a fault of ours. With `--json` standard output
+holds one JSON object and nothing else; progress and words go to standard error. torch is imported only by the commands
+that need it.
+"""
+
+import json as json_module
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from sniper.errors import ConfigError, SniperError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sniper.data.coco import Annotations
+    from sniper.engine.train import StepReport
+
+_console = Console(stderr=True, highlight=False)
+
+app = App(
+    name="sniper",
+    help="Train detectors on chips cut around the objects, each at the scale that suits it (SNIPER, NeurIPS 2018).",
+    version_flags=["--version"],
+    console=Console(),
+    error_console=_console,
+    help_format="plaintext",
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative=())]
+Device = Annotated[str | None, Parameter(name="--device")]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run one command and give its exit code."""
+    try:
+        app(tokens, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        return 2  # cyclopts has told it
+    except SniperError as error:
+        _console.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        _console.print("stopped; a run goes on with --resume")
+        return 130
+    return 0
+
+
+@app.command
+def chips(
+    annotations: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["-o", "--output"])],
+    config: Path | None = None,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Choose the positive chips of a data set and write them to one file.
+
+    Args:
+        annotations: COCO JSON; its images are not needed.
+        output: the .npz file to write.
+        config: an experiment whose pyramid is used; the paper's otherwise.
+        seed: draws among equally good chips.
+        json: print one JSON object and nothing else.
+    """
+    started = time.monotonic()
+    import numpy as np
+
+    from sniper.chips import PyramidSpec
+    from sniper.data.coco import load_annotations
+    from sniper.data.plan import build_table
+
+    pyramid = PyramidSpec()
+    if config is not None:
+        from sniper.config import load_experiment
+
+        pyramid = load_experiment(config).pyramid
+    loaded = load_annotations(annotations, has_images=False)
+    _warn(loaded)
+    table = build_table(loaded, pyramid, generator=np.random.default_rng(seed))
+    _check_folder(output)
+    table.save(output)
+    num_with_boxes = int((np.diff(loaded.offsets) > 0).sum())
+    _answer(
+        json,
+        {
+            "num_images": len(loaded),
+            "num_boxes": len(loaded.boxes),
+            "num_chips": len(table),
+            "chips_per_image": round(len(table) / max(num_with_boxes, 1), 4),
+            "chips_per_level": table.chips_per_level.tolist(),
+            "moved_boxes": int((table.cover.moved_to >= 0).sum()),
+            "seconds": round(time.monotonic() - started, 3),
+            "output": str(output),
+        },
+    )
+
+
+@app.command
+def train(
+    config: Path,
+    /,
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    run: Path | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Train a detector.
+
+    Args:
+        config: the experiment, YAML.
+        overrides: any field of it, as --section.field VALUE.
+        run: folder of the run; runs/NAME otherwise, after the name of the experiment file.
+        resume: go on with a run that was stopped.
+        device: where to compute, such as cpu or cuda:0; a GPU if there is one.
+        json: print one JSON object and nothing else.
+    """
+    from sniper.config import check_resumable, dump_experiment, load_experiment
+    from sniper.data.coco import load_annotations
+    from sniper.engine.run import Run, write_atomically
+    from sniper.engine.train import train as train_run
+
+    spec = load_experiment(config, overrides=_as_overrides(overrides))
+    folder = run or Path("runs") / config.stem
+    annotations = load_annotations(
+        _wanted(spec.data.train.annotations, "data.train.annotations", config),
+        image_root=None if spec.data.train.images is None else Path(spec.data.train.images),
+    )
+    _warn(annotations)
+    if resume:
+        opened = Run.open(folder)
+        check_resumable(load_experiment(opened.config_path), spec, source=opened.config_path)
+        write_atomically(opened.config_path, dump_experiment(spec))
+    else:
+        opened = Run.create(folder, config=dump_experiment(spec))
+    last: dict[str, Any] = {}
+    with _step_bar() as watch:
+
+        def note(report: "StepReport") -> None:
+            last.update(step=report.progress.step, epoch=round(report.epoch, 4), loss=round(report.loss, 5))
+            watch(report)
+
+        train_run(opened, spec, annotations, device=_device(device), watch=note)
+    _answer(json, {"run": str(folder), **last})
+
+
+@app.command
+def predict(
+    run: Path,
+    /,
+    *images: Path,
+    annotations: Path | None = None,
+    image_root: Path | None = None,
+    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    draw: Path | None = None,
+    limit: int | None = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Find objects in images with the detector of a run.
+
+    Args:
+        run: folder of the run.
+        images: image files; or give --annotations.
+        annotations: COCO JSON whose images are taken, under their ids.
+        image_root: folder that the file names of the annotations start from, if not beside them.
+        output: the COCO result file to write; RUN/detections.json otherwise.
+        draw: a folder for pictures of what was found.
+        limit: take only the first this many images.
+        device: where to compute, such as cpu or cuda:0; a GPU if there is one.
+        json: print one JSON object and nothing else.
+    """
+    from rich.progress import track
+
+    from sniper.config import load_experiment
+    from sniper.data.images import load_image
+    from sniper.engine.predict import Predictor, to_coco
+    from sniper.engine.run import Run
+    from sniper.evaluation import save_detections
+    from sniper.report.pictures import draw_detections
+
+    opened = Run.open(run)
+    spec = load_experiment(opened.config_path)
+    sources = _sources(images, annotations, image_root)[:limit]
+    predictor = Predictor.load(opened, spec, device=_device(device))
+    target = output or run / "detections.json"
+    for folder in (target.parent, draw):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    started = time.monotonic()
+    for image_id, path in track(sources, "predict", console=_console, transient=True):
+        image = load_image(path)
+        detections = predictor(image)
+        results += to_coco(detections, image_id=image_id, categories=predictor.categories)
+        if draw is not None:
+            name = f"{image_id:06d}_{path.stem}.png"
+            draw_detections(image, detections, draw / name, categories=predictor.categories)
+    save_detections(target, results)
+    seconds = time.monotonic() - started
+    _answer(
+        json,
+        {
+            "run": str(run),
+            "num_images": len(sources),
+            "num_detections": len(results),
+            "images_per_second": round(len(sources) / max(seconds, 1e-9), 3),
+            "output": str(target),
+        },
+    )
+
+
+@app.command
+def evaluate(detections: Path, annotations: Path, /, *, json: Json = False) -> None:
+    """Score detections against the truth: the 12 COCO numbers.
+
+    Args:
+        detections: COCO result JSON.
+        annotations: COCO JSON; its images are not needed.
+        json: print one JSON object and nothing else.
+    """
+    from sniper.data.coco import load_annotations
+    from sniper.evaluation import check_detections_match, load_detections
+    from sniper.evaluation import evaluate as score
+
+    truth = load_annotations(annotations, has_images=False).to_coco()
+    found = load_detections(detections)
+    check_detections_match(found, truth)
+    _answer(json, score(found, truth).as_dict())
+
+
+@app.command
+def demo(
+    *,
+    run: Path = Path("runs/demo"),
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Tell the whole story on a made-up world: draw it, train on it, find its objects, score them, show pictures.
+
+    Args:
+        run: folder of the run; it must not exist.
+        device: where to compute, such as cpu or cuda:0; a GPU if there is one.
+        json: print one JSON object and nothing else.
+    """
+    from sniper.demo import run_demo
+
+    with _step_bar() as watch:
+        told = run_demo(run, device=_device(device), watch=watch, say=_console.print)
+    _answer(json, told)
+
+
+def _as_overrides(tokens: Sequence[str]) -> dict[str, str]:
+    """Read `--section.field VALUE` and `--section.field=VALUE`."""
+    overrides = {}
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        name, has_value, value = token.removeprefix("--").partition("=")
+        if not token.startswith("--"):
+            raise ConfigError(f"{token}: wanted --section.field VALUE")
+        if not has_value:
+            if not rest:
+                raise ConfigError(f"{token}: a value is missing")
+            value = rest.pop(0)
+        overrides[name] = value
+    return overrides
+
+
+def _sources(
+    images: Sequence[Path], annotations: Path | None, image_root: Path | None
+) -> list[tuple[int, Path]]:
+    """Give the id and file of each image to look at."""
+    from sniper.data.coco import load_annotations
+
+    if bool(images) == (annotations is not None):
+        raise ConfigError("predict wants either image files or --annotations")
+    if annotations is None:
+        return list(enumerate(images, start=1))
+    loaded = load_annotations(annotations, image_root=image_root)
+    _warn(loaded)
+    return [(record.image_id, record.path) for record in map(loaded.__getitem__, range(len(loaded)))]
+
+
+def _wanted(value: str, name: str, config: Path) -> Path:
+    if not value:
+        raise ConfigError(f"{config}: {name} is missing")
+    return Path(value)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}")
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(f"--device {name}: cannot be used ({first_line})") from error
+    return device
+
+
+def _warn(annotations: "Annotations") -> None:
+    for warning in annotations.warnings:
+        _console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+
+def _answer(is_json: bool, values: Mapping[str, Any]) -> None:
+    """Print the outcome: one JSON object, or a line for each value."""
+    if is_json:
+        print(json_module.dumps(values))
+        return
+    width = max(len(name) for name in values)
+    for name, value in values.items():
+        print(f"{name:<{width}}  {value}")
+
+
+@contextmanager
+def _step_bar() -> Iterator[Any]:
+    """Show a bar with loss, speed and time left; on a console that is no terminal, a line now and then."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("train"),
+        BarColumn(),
+        TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}  {task.fields[speed]} chips/s"),
+        TimeRemainingColumn(),
+    )
+    spoken = time.monotonic()
+    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as bar:
+        task = bar.add_task("train", total=None, epoch="", loss="", speed="")
+
+        def watch(report: "StepReport") -> None:
+            nonlocal spoken
+            epoch = f"{report.epoch:.2f}/{report.epochs:g}"
+            loss, speed = f"{report.loss:.3f}", f"{report.chips_per_second:.1f}"
+            done = report.progress.step
+            bar.update(
+                task, completed=done, total=done + report.steps_left, epoch=epoch, loss=loss, speed=speed
+            )
+            now = time.monotonic()
+            if not _console.is_terminal and (now - spoken > 30 or report.steps_left == 0):  # noqa: PLR2004
+                _console.print(f"step {done}  epoch {epoch}  loss {loss}  {speed} chips/s")
+                spoken = now
+
+        yield watch

@@ -1,0 +1,89 @@
+"""An epoch's plan: its chips, their order, and which of them are mirrored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from sniper.chips import ChipTable, PyramidSpec
+from sniper.chips.assign import is_learnable
+from sniper.data.coco import Annotations
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpochPlan:
+    """The chips of one epoch, in the order in which they are learnt from.
+
+    Attributes:
+        table: the chips of this epoch.
+        order: (k,) indices into the table; every chip once, then the first few again to fill the last batch.
+        is_flipped: (k,) whether each is mirrored left to right.
+        batch_size: chips in a batch; divides k.
+    """
+
+    table: ChipTable
+    order: Int[np.ndarray, " k"]
+    is_flipped: Bool[np.ndarray, " k"]
+    batch_size: int
+
+    @property
+    def num_steps(self) -> int:
+        """The number of batches."""
+        return len(self.order) // self.batch_size
+
+    @property
+    def num_padding(self) -> int:
+        """The number of chips that are seen twice to fill the last batch."""
+        return len(self.order) - len(self.table)
+
+
+def build_table(
+    annotations: Annotations, pyramid: PyramidSpec, *, generator: np.random.Generator
+) -> ChipTable:
+    """Choose the positive chips of a data set; boxes that are no crowd and at least 1 px a side are covered."""
+    return ChipTable.build(
+        pyramid,
+        digest=annotations.digest,
+        widths=annotations.widths.astype(np.int64),
+        heights=annotations.heights.astype(np.int64),
+        offsets=annotations.offsets,
+        boxes=annotations.boxes,
+        is_wanted=~annotations.is_crowd & is_learnable(annotations.boxes),
+        generator=generator,
+    )
+
+
+def plan_epoch(
+    annotations: Annotations,
+    pyramid: PyramidSpec,
+    *,
+    batch_size: int,
+    flip: float,
+    seed: int,
+    epoch: int,
+) -> EpochPlan:
+    """Choose, shuffle and flip the chips of one epoch.
+
+    Args:
+        annotations: the data set.
+        pyramid: what to cut.
+        batch_size: chips in a batch.
+        flip: share of chips mirrored left to right.
+        seed: of the run.
+        epoch: which pass, 0 the first. Equal (seed, epoch) give equal plans.
+
+    Raises:
+        ValueError: if there is not a single chip, because no image has a box that can be covered.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    table = build_table(annotations, pyramid, generator=generator)
+    if len(table) == 0:
+        raise ValueError("no box to learn from, so no chip")
+    order = generator.permutation(len(table))
+    num_chips = -(-len(table) // batch_size) * batch_size
+    return EpochPlan(
+        table=table,
+        order=np.resize(order, num_chips),
+        is_flipped=generator.random(num_chips) < flip,
+        batch_size=batch_size,
+    )

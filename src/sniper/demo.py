@@ -1,0 +1,118 @@
+"""The whole story on the made-up world: drawn, learnt, searched, scored and shown."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sniper.chips import LevelSpec, PyramidSpec
+from sniper.config import dump_experiment
+from sniper.data.coco import Annotations, load_annotations
+from sniper.data.dataset import ChipDataset
+from sniper.data.images import load_image
+from sniper.data.plan import plan_epoch
+from sniper.data.shapes import ShapesSpec, draw_shapes
+from sniper.data.spec import DataSpec, SourceSpec
+from sniper.engine.predict import Predictor, to_coco
+from sniper.engine.run import Run
+from sniper.engine.spec import ExperimentSpec, PredictSpec, TrainSpec
+from sniper.engine.train import StepReport, train
+from sniper.evaluation import evaluate, save_detections
+from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
+from sniper.report.pictures import draw_chips, draw_detections
+
+_NUM_TRAIN, _NUM_TEST, _NUM_PICTURES = 120, 20, 4
+
+
+def demo_experiment(world: Path) -> ExperimentSpec:
+    """Give the demo's experiment: small enough to learn from nothing on two processor cores in a few minutes.
+
+    Args:
+        world: folder of the made-up data set.
+    """
+    levels = (
+        LevelSpec(factor=2.0, below=48),
+        LevelSpec(factor=0.75, at_least=32, below=128),
+        LevelSpec(long_side=256, at_least=96),
+    )
+    return ExperimentSpec(
+        data=DataSpec(
+            train=SourceSpec(annotations=str((world / "train.json").absolute())),
+            test=SourceSpec(annotations=str((world / "test.json").absolute())),
+        ),
+        pyramid=PyramidSpec(chip_size=256, levels=levels),
+        model=DetectorSpec(
+            backbone=BackboneSpec(name="resnet10t", pretrained=False, frozen_stride=0),
+            rpn=RPNSpec(channels=128, anchor_sizes=(16, 32, 64, 128), num_candidates=1000, num_proposals=100),
+            roi_head=RoIHeadSpec(channels=64, width=256),
+        ),
+        train=TrainSpec(
+            epochs=6, batch_size=16, learning_rate=0.04, warm_up_steps=50, decay_at=(5.0,), weight_decay=1e-4
+        ),
+        predict=PredictSpec(levels=levels),
+    )
+
+
+def run_demo(
+    folder: Path,
+    *,
+    device: torch.device,
+    watch: Callable[[StepReport], None],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Draw the world, train on it, find its objects, score them, and leave pictures in the run's folder.
+
+    Args:
+        folder: of the run.
+        device: where to compute.
+        watch: told after every training step.
+        say: told what is being done.
+
+    Returns:
+        The scores, the minutes it took, and where to look.
+
+    Raises:
+        RunError: if a run is already there.
+    """
+    started = time.monotonic()
+    world = folder / "world"
+    spec = demo_experiment(world)
+    run = Run.create(folder, config=dump_experiment(spec))
+    say(f"drawing a world of {_NUM_TRAIN} images to learn from and {_NUM_TEST} to be tested on: {world}")
+    draw_shapes(world, spec=ShapesSpec(num_images=_NUM_TRAIN), seed=1, name="train")
+    draw_shapes(world, spec=ShapesSpec(num_images=_NUM_TEST), seed=2, name="test")
+    train_set = load_annotations(world / "train.json")
+    test_set = load_annotations(world / "test.json")
+
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    plan = plan_epoch(
+        train_set, spec.pyramid, batch_size=spec.train.batch_size, flip=spec.data.flip, seed=spec.seed, epoch=0
+    )
+    draw_chips(ChipDataset(train_set, plan), pictures / "chips.png")
+    say(f"training on {len(plan.table)} chips an epoch, such as those in {pictures / 'chips.png'}")
+    train(run, spec, train_set, device=device, watch=watch)
+
+    say("looking for objects in the test images")
+    results = _detect(Predictor.load(run, spec, device=device), test_set, pictures=pictures)
+    save_detections(folder / "detections.json", results)
+    scores = evaluate(results, json.loads((world / "test.json").read_text())).as_dict()
+    minutes = round((time.monotonic() - started) / 60, 2)
+    return {"run": str(folder), "pictures": str(pictures), "minutes": minutes, **scores}
+
+
+def _detect(predictor: Predictor, annotations: Annotations, *, pictures: Path) -> list[dict[str, Any]]:
+    """Find the objects of every image as COCO results, and draw those of the first few."""
+    results = []
+    for i in range(len(annotations)):
+        record = annotations[i]
+        image = load_image(record.path)
+        detections = predictor(image)
+        results += to_coco(detections, image_id=record.image_id, categories=predictor.categories)
+        if i < _NUM_PICTURES:
+            path = pictures / f"found_{record.path.stem}.png"
+            draw_detections(image, detections, path, categories=predictor.categories)
+    return results

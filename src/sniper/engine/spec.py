@@ -1,0 +1,116 @@
+"""The numbers of an experiment: training and inference, and all parts put together."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sniper.chips import LevelSpec, PyramidSpec
+from sniper.data.spec import DataSpec
+from sniper.models.spec import DetectorSpec
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """How to train; the defaults are the paper's, stated for its batch of 128 chips (SNIPER §4).
+
+    Attributes:
+        epochs: passes over the plan; fractions allowed.
+        batch_size: chips in a step.
+        learning_rate: after warm-up, for gradients averaged over the batch.
+        warm_up_steps: steps over which the rate rises in a straight line.
+        warm_up_rate: the rate of the first step.
+        decay_at: epochs at which the rate is multiplied by `decay`; fractions allowed.
+        decay: see above.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        clip_gradient: scale gradients down to this norm; None leaves them alone.
+        precision: `bf16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively.
+        checkpoint_minutes: minutes between checkpoints; one is always written at the end of an epoch.
+        keep_checkpoints: the newest this many are kept.
+    """
+
+    epochs: float = 6.0
+    batch_size: int = 128
+    learning_rate: float = 0.12
+    warm_up_steps: int = 1000
+    warm_up_rate: float = 0.0005
+    decay_at: tuple[float, ...] = (5.33,)
+    decay: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_gradient: float | None = None
+    precision: Precision = "auto"
+    checkpoint_minutes: float = 10.0
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate", "decay", "checkpoint_minutes"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("warm_up_steps", "warm_up_rate", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        for name in ("batch_size", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.clip_gradient is not None and not self.clip_gradient > 0:
+            raise ValueError(f"clip_gradient must be positive or null, not {self.clip_gradient}")
+
+
+PAPER_TEST_LEVELS = (
+    LevelSpec(short_side=1400, max_long_side=2000, below=90),
+    LevelSpec(short_side=800, max_long_side=1280, at_least=32, below=180),
+    LevelSpec(short_side=480, max_long_side=512, at_least=75),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSpec:
+    """How to find objects in whole images; the defaults are those of the paper's code.
+
+    Attributes:
+        levels: the pyramid of whole images; detections count at a level if their size lies in its range.
+        soft_nms_sigma: width of the Gaussian that lowers the scores of overlapping detections.
+        score_floor: detections below this score after merging are dropped.
+        max_detections: per image.
+        precision: `bf16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively.
+    """
+
+    levels: tuple[LevelSpec, ...] = PAPER_TEST_LEVELS
+    soft_nms_sigma: float = 0.55
+    score_floor: float = 0.001
+    max_detections: int = 200
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("inference needs at least one level")
+        if not self.soft_nms_sigma > 0:
+            raise ValueError(f"soft_nms_sigma must be positive, not {self.soft_nms_sigma}")
+        if not 0 <= self.score_floor < 1:
+            raise ValueError(f"score_floor must be in [0, 1), not {self.score_floor}")
+        if self.max_detections < 1:
+            raise ValueError(f"max_detections must be at least 1, not {self.max_detections}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentSpec:
+    """Everything that decides what a run does.
+
+    Attributes:
+        seed: of the first weights, the chips, their order and the anchors drawn.
+        data: what to learn from.
+        pyramid: how to cut it into chips.
+        model: the detector.
+        train: how to train it.
+        predict: how to use it.
+    """
+
+    seed: int = 0
+    data: DataSpec = DataSpec()
+    pyramid: PyramidSpec = PyramidSpec()
+    model: DetectorSpec = DetectorSpec()
+    train: TrainSpec = TrainSpec()
+    predict: PredictSpec = PredictSpec()

@@ -1,0 +1,41 @@
+"""What can go wrong that is not a bug: mistakes a user can mend, each told in one paragraph."""
+
+
+class SniperError(Exception):
+    """A mistake in what the user gave; the message says what was wanted, what came, and where."""
+
+
+class ConfigError(SniperError):
+    """An experiment file or an override that cannot be used."""
+
+
+class AnnotationError(SniperError):
+    """Annotations that cannot be trained or scored on."""
+
+
+class DetectionsError(SniperError):
+    """A detections file that cannot be read, or does not belong to its annotations."""
+
+
+class ImageError(SniperError):
+    """An image file that cannot be read."""
+
+
+class ChipTableError(SniperError):
+    """A chip table that cannot be read, or does not belong to its annotations."""
+
+
+class RunError(SniperError):
+    """A run folder that is not there, not complete, or already in use."""
+
+
+class CheckpointError(SniperError):
+    """A checkpoint that cannot be read, or belongs to another model."""
+
+
+class WeightsError(SniperError):
+    """Pretrained weights that cannot be had or do not fit the backbone."""
+
+
+class TrainingDiverged(SniperError):
+    """A loss that is not finite; the message names the step and the images."""

@@ -1,0 +1,156 @@
+"""Arithmetic of boxes: formats, area, size, clipping and overlaps.
+
+A box is `(x1, y1, x2, y2)`, continuous: its width is `x2 - x1`. Every function takes `(0, 4)` too.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+def empty_boxes() -> Float[np.ndarray, "0 4"]:
+    """Give the boxes of something that has none."""
+    return np.zeros((0, 4), dtype=np.float64)
+
+
+def from_xywh(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    """Turn COCO's corner, width and height into two corners.
+
+    Args:
+        boxes: (n, 4) xywh, any frame. May be empty.
+
+    Returns:
+        (n, 4) xyxy, same frame.
+
+    Example:
+        >>> from_xywh(np.array([[10.0, 20.0, 30.0, 40.0]])).tolist()
+        [[10.0, 20.0, 40.0, 60.0]]
+    """
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def to_xywh(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    """Turn two corners into COCO's corner, width and height.
+
+    Args:
+        boxes: (n, 4) xyxy, any frame. May be empty.
+
+    Returns:
+        (n, 4) xywh, same frame.
+
+    Example:
+        >>> to_xywh(np.array([[10.0, 20.0, 40.0, 60.0]])).tolist()
+        [[10.0, 20.0, 30.0, 40.0]]
+    """
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+    """Measure the area of each box.
+
+    Args:
+        boxes: (n, 4) xyxy, any frame. May be empty.
+
+    Returns:
+        (n,) areas in square pixels of that frame.
+
+    Example:
+        >>> area(np.array([[0.0, 0.0, 2.0, 3.0]])).tolist()
+        [6.0]
+    """
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def size(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+    """Measure the size of each box: the square root of its area (SNIPER §3.1).
+
+    Args:
+        boxes: (n, 4) xyxy, any frame. May be empty.
+
+    Returns:
+        (n,) sizes in pixels of that frame.
+
+    Example:
+        >>> size(np.array([[0.0, 0.0, 2.0, 8.0]])).tolist()
+        [4.0]
+    """
+    return np.sqrt(np.maximum(area(boxes), 0.0))
+
+
+def clip(boxes: Float[np.ndarray, "n 4"], *, width: float, height: float) -> Float[np.ndarray, "n 4"]:
+    """Cut boxes at the borders of a frame that reaches from (0, 0) to (width, height).
+
+    Args:
+        boxes: (n, 4) xyxy, the frame's pixels. May be empty.
+        width: of the frame, pixels.
+        height: of the frame, pixels.
+
+    Returns:
+        (n, 4) xyxy; a box outside the frame has no area left.
+
+    Example:
+        >>> clip(np.array([[-5.0, 2.0, 20.0, 30.0]]), width=10, height=10).tolist()
+        [[0.0, 2.0, 10.0, 10.0]]
+    """
+    return np.clip(boxes, 0.0, np.array([width, height, width, height], dtype=boxes.dtype))
+
+
+def intersections(
+    boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]
+) -> Float[np.ndarray, "n m"]:
+    """Measure the area that each box shares with each other box.
+
+    Args:
+        boxes: (n, 4) xyxy. May be empty.
+        others: (m, 4) xyxy, same frame. May be empty.
+
+    Returns:
+        (n, m) areas in square pixels.
+
+    Example:
+        >>> intersections(np.array([[0.0, 0.0, 4.0, 4.0]]), np.array([[2.0, 2.0, 9.0, 9.0]])).tolist()
+        [[4.0]]
+    """
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])  # (n, m, 2)
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])  # (n, m, 2)
+    sides = np.maximum(high - low, 0.0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def iou(boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
+    """Measure intersection over union of each box with each other box.
+
+    Args:
+        boxes: (n, 4) xyxy. May be empty.
+        others: (m, 4) xyxy, same frame. May be empty.
+
+    Returns:
+        (n, m) shares from 0 to 1; 0 where both boxes have no area.
+
+    Example:
+        >>> iou(np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([[0.0, 0.0, 2.0, 4.0]])).tolist()
+        [[0.5]]
+    """
+    shared = intersections(boxes, others)
+    union = area(boxes)[:, None] + area(others)[None, :] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def is_inside(
+    boxes: Float[np.ndarray, "n 4"], windows: Float[np.ndarray, "m 4"]
+) -> Bool[np.ndarray, "n m"]:
+    """Tell which boxes lie wholly inside which windows; shared borders count as inside.
+
+    Args:
+        boxes: (n, 4) xyxy. May be empty.
+        windows: (m, 4) xyxy, same frame. May be empty.
+
+    Returns:
+        (n, m) one flag for each pair.
+
+    Example:
+        >>> is_inside(np.array([[0.0, 0.0, 4.0, 4.0]]), np.array([[0.0, 0.0, 4.0, 9.0], [1.0, 0.0, 9.0, 9.0]])).tolist()
+        [[True, False]]
+    """
+    low = (boxes[:, None, :2] >= windows[None, :, :2]).all(axis=2)
+    high = (boxes[:, None, 2:] <= windows[None, :, 2:]).all(axis=2)
+    return low & high

@@ -1,0 +1,114 @@
+"""The detector's numbers; the defaults are the paper's where it gives them (SNIPER §4)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """The trunk that turns pixels into features.
+
+    Attributes:
+        name: any timm model that offers features at stride 16.
+        pretrained: start from timm's weights of that name.
+        weights: start from this safetensors file instead.
+        batch_norm: whether batch norm learns its scale and keeps statistics of the chips, or stays as pretrained.
+        frozen_stride: layers up to the features of this stride do not learn (4: stem and first stage); 0 for none.
+        features: the last this many feature maps are joined (2: conv4 and conv5).
+    """
+
+    name: str = "resnet50"
+    pretrained: bool = True
+    weights: str | None = None
+    batch_norm: Literal["trained", "frozen"] = "trained"
+    frozen_stride: int = 4
+    features: int = 2
+
+    def __post_init__(self) -> None:
+        if self.frozen_stride not in (0, 2, 4, 8):
+            raise ValueError(f"frozen_stride must be 0, 2, 4 or 8, not {self.frozen_stride}")
+        if self.features not in (1, 2):
+            raise ValueError(f"features must be 1 or 2, not {self.features}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RPNSpec:
+    """The region proposal network and what it learns from.
+
+    Attributes:
+        channels: of its hidden layer.
+        anchor_sizes: square root of the anchors' areas, chip pixels.
+        aspect_ratios: heights divided by widths of the anchors.
+        positive_iou: an anchor that overlaps a valid box this much is positive.
+        negative_iou: an anchor that overlaps every valid box less than this is negative.
+        ignored_iou: an anchor that overlaps an invalid or ignored box more than this is ignored.
+        anchors_per_chip: anchors drawn from each chip for the losses.
+        positive_share: at most this share of them is positive.
+        num_candidates: best anchors per image that enter suppression.
+        nms_iou: of two proposals that overlap more, the worse is dropped.
+        num_proposals: proposals per image.
+    """
+
+    channels: int = 512
+    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 384)
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    positive_iou: float = 0.5
+    negative_iou: float = 0.4
+    ignored_iou: float = 0.3
+    anchors_per_chip: int = 256
+    positive_share: float = 0.5
+    num_candidates: int = 6000
+    nms_iou: float = 0.7
+    num_proposals: int = 300
+
+    def __post_init__(self) -> None:
+        if not self.anchor_sizes or min(self.anchor_sizes) <= 0:
+            raise ValueError(f"anchor_sizes must be positive, not {self.anchor_sizes}")
+        if not self.aspect_ratios or min(self.aspect_ratios) <= 0:
+            raise ValueError(f"aspect_ratios must be positive, not {self.aspect_ratios}")
+        if not 0 < self.negative_iou <= self.positive_iou <= 1:
+            raise ValueError(
+                f"0 < negative_iou <= positive_iou <= 1 wanted, not {self.negative_iou} and {self.positive_iou}"
+            )
+        for name in ("channels", "anchors_per_chip", "num_candidates", "num_proposals"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoIHeadSpec:
+    """The second stage: it names each proposal and mends its box.
+
+    Attributes:
+        channels: features are brought to this many before pooling.
+        pooled_side: side of the pooled grid, cells.
+        width: of the two fully connected layers.
+        positive_iou: a proposal that overlaps a box this much takes its label.
+        score_floor: detections below this score are not reported.
+    """
+
+    channels: int = 256
+    pooled_side: int = 7
+    width: int = 1024
+    positive_iou: float = 0.5
+    score_floor: float = 0.001
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "pooled_side", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSpec:
+    """The whole detector.
+
+    Attributes:
+        backbone: the trunk.
+        rpn: the first stage.
+        roi_head: the second stage.
+    """
+
+    backbone: BackboneSpec = BackboneSpec()
+    rpn: RPNSpec = RPNSpec()
+    roi_head: RoIHeadSpec = RoIHeadSpec()

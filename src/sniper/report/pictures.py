@@ -1,0 +1,110 @@
+"""Pictures: chips with what they teach, images with what was found."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sniper.chips import Standing
+from sniper.data.coco import Category
+from sniper.data.dataset import ChipDataset, ChipSample
+from sniper.geometry import Detections
+
+# Told apart by people who see colours differently, too (Okabe and Ito, 2008).
+_PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+_STANDING = {
+    Standing.VALID: ("#56B4E9", "valid"),
+    Standing.INVALID: ("#E69F00", "invalid"),
+    Standing.IGNORED: ("#BBBBBB", "ignored"),
+}
+_SHEET_BACKGROUND = "#202020"
+
+
+def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 384) -> None:
+    """Write one picture of the first few chips of a plan, their boxes coloured by standing.
+
+    Args:
+        chips: of an epoch.
+        path: of the picture.
+        count: how many chips; fewer if there are not so many.
+        side: of each chip in the picture, pixels.
+    """
+    shown = [_draw_chip(chips[i], side=side) for i in range(min(count, len(chips)))]
+    columns = math.ceil(math.sqrt(len(shown) * 4 / 3))
+    rows = math.ceil(len(shown) / columns)
+    gap, legend = 8, 40
+    sheet = Image.new(
+        "RGB", (columns * (side + gap) + gap, rows * (side + gap) + gap + legend), _SHEET_BACKGROUND
+    )
+    for i, picture in enumerate(shown):
+        sheet.paste(picture, (gap + i % columns * (side + gap), gap + i // columns * (side + gap)))
+    draw = ImageDraw.Draw(sheet)
+    x = gap
+    for color, word in _STANDING.values():
+        y = sheet.height - legend + 8
+        draw.rectangle((x, y, x + 22, y + 22), outline=color, width=3)
+        draw.text((x + 30, y), word, fill="white", font=_font(18))
+        x += 140
+    sheet.save(path)
+
+
+def draw_detections(
+    image: Image.Image,
+    detections: Detections,
+    path: Path,
+    *,
+    categories: Sequence[Category],
+    at_least: float = 0.3,
+) -> None:
+    """Write a picture of an image with what was found in it, a colour for each class.
+
+    Args:
+        image: RGB.
+        detections: in the image frame.
+        path: of the picture.
+        categories: by label.
+        at_least: detections below this score are not drawn.
+    """
+    picture = image.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    unit = max(1.0, max(picture.size) / 1000)
+    font = _font(round(12 * unit))
+    shown = detections.select(detections.scores >= at_least)
+    for box, score, label in zip(shown.boxes, shown.scores, shown.labels, strict=True):
+        color = _PALETTE[int(label) % len(_PALETTE)]
+        draw.rectangle(tuple(box.tolist()), outline=color, width=round(2 * unit))
+        _write(draw, f"{categories[int(label)].name} {score:.2f}", box, color=color, font=font)
+    picture.save(path)
+
+
+def _draw_chip(sample: ChipSample, *, side: int) -> Image.Image:
+    zoom = side / sample.pixels.shape[0]
+    picture = Image.fromarray(np.ascontiguousarray(sample.pixels)).resize((side, side))
+    draw = ImageDraw.Draw(picture)
+    order = np.argsort(-sample.target.standing, kind="stable")  # the valid ones on top
+    for i in order:
+        color, _ = _STANDING[Standing(int(sample.target.standing[i]))]
+        draw.rectangle(tuple((sample.target.boxes[i] * zoom).tolist()), outline=color, width=2)
+    return picture
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    box: np.ndarray,
+    *,
+    color: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    """Put a line of text on a ground of one colour, above a box or, where there is no room, inside it."""
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    height = bottom + 2
+    y = box[1] - height if box[1] >= height else box[1]
+    draw.rectangle((box[0], y, box[0] + right - left + 4, y + height), fill=color)
+    draw.text((box[0] + 2, y), text, fill="black", font=font)
+
+
+def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(height)
