@@ -32,7 +32,7 @@ def plain_soft_nms(detections: Detections, *, sigma: float, floor: float) -> dic
                 scores[other] *= float(np.exp(-(iou(*pair)[0, 0] ** 2) / sigma))
                 if scores[other] < floor:
                     del scores[other]
-    return left
+    return {i: score for i, score in left.items() if score >= floor}
 
 
 seeds = st.integers(0, 10_000)
