@@ -6,6 +6,7 @@ that need it.
 """
 
 import json as json_module
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ def main() -> None:
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command and give its exit code."""
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of a head that we leave out on purpose
     try:
         app(tokens, exit_on_error=False, result_action="return_value")
     except CycloptsError:

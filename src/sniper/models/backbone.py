@@ -1,13 +1,15 @@
 """The trunk: pixels to one map of features at stride 16, conv4 and conv5 joined (SNIPER §4)."""
 
-from typing import Self
+import difflib
+import functools
+from typing import Any, Self
 
 import timm
 import torch
 from jaxtyping import Float, UInt8
 from torch import nn
 
-from sniper.errors import WeightsError
+from sniper.errors import ConfigError, WeightsError
 from sniper.models.spec import BackboneSpec
 
 STRIDE = 16
@@ -21,7 +23,8 @@ class Backbone(nn.Module):
         has_weights: whether to load the pretrained weights that the spec names; a checkpoint brings its own.
 
     Raises:
-        WeightsError: if timm does not know the model, or the weights cannot be had or do not fit.
+        ConfigError: if timm does not know the model, or it has no features at stride 16.
+        WeightsError: if the weights cannot be had or do not fit.
     """
 
     mean: torch.Tensor
@@ -54,41 +57,41 @@ class Backbone(nn.Module):
         return torch.cat(maps, dim=1)
 
 
-def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> nn.Module:
+def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
     if not timm.is_model(spec.name):
-        near = timm.list_models(f"*{spec.name}*")[:5]
+        near = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
         hint = f"; near: {', '.join(near)}" if near else ""
-        raise WeightsError(f"model.backbone.name: timm knows no model {spec.name!r}{hint}")
+        raise ConfigError(f"model.backbone.name: timm knows no model {spec.name!r}{hint}")
+    build = functools.partial(
+        timm.create_model,
+        spec.name,
+        features_only=True,
+        output_stride=STRIDE,
+        out_indices=tuple(range(-spec.features, 0)),
+    )
+    if not has_weights or (not spec.pretrained and spec.weights is None):
+        try:
+            return build()
+        except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
+            raise ConfigError(
+                f"model.backbone.name: {spec.name} gives no features at stride {STRIDE} ({error})"
+            ) from error
     overlay = None if spec.weights is None else {"file": spec.weights}
-    pretrained = has_weights and (spec.pretrained or spec.weights is not None)
     try:
-        return timm.create_model(
-            spec.name,
-            features_only=True,
-            output_stride=STRIDE,
-            out_indices=tuple(range(-spec.features, 0)),
-            pretrained=pretrained,
-            pretrained_cfg_overlay=overlay,
-        )
+        return build(pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm, the hub, the network and the file each fail in their own way
-        if not pretrained:
-            raise
         source = spec.weights or f"timm's weights of {spec.name}"
         raise WeightsError(f"{source}: cannot be loaded into {spec.name} ({error})") from error
 
 
-def _frozen_modules(trunk: nn.Module, *, stride: int) -> list[nn.Module]:
+def _frozen_modules(trunk: Any, *, stride: int) -> list[nn.Module]:
     """List the layers, in the order in which they are defined, up to the features of a stride."""
-    last = [entry["module"] for entry in trunk.feature_info.info if entry["reduction"] <= stride]
-    if not last:
+    stages = [entry["module"] for entry in trunk.feature_info.info if entry["reduction"] <= stride]
+    if not stages:
         return []
-    frozen = []
-    for name, module in trunk.named_modules():
-        if next(module.children(), None) is None and name:
-            frozen.append((name, module))
-    names = [name for name, _ in frozen]
-    end = max(i for i, name in enumerate(names) if name == last[-1] or name.startswith(last[-1] + "."))
-    return [module for _, module in frozen[: end + 1]]
+    layers = [(name, module) for name, module in trunk.named_modules() if not list(module.children())]
+    ends = [i for i, (name, _) in enumerate(layers) if f"{name}.".startswith(f"{stages[-1]}.")]
+    return [module for _, module in layers[: ends[-1] + 1]]
 
 
 def _as_grey_levels(channels: tuple[float, float, float]) -> Float[torch.Tensor, "1 3 1 1"]:

@@ -1,7 +1,7 @@
 """The detector: chips to losses, images to detections."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -16,26 +16,38 @@ from sniper.models.rpn import RPN, Proposals
 from sniper.models.spec import DetectorSpec
 
 
+@runtime_checkable
 class TargetLike(Protocol):
     """The ground truth of one chip, as the detector reads it."""
 
     @property
-    def boxes(self) -> Float[torch.Tensor, "n 4"]: ...
+    def boxes(self) -> Float[torch.Tensor, "n 4"]:
+        """(n, 4) xyxy, chip frame, clipped to the chip."""
+
     @property
-    def labels(self) -> Int[torch.Tensor, " n"]: ...
+    def labels(self) -> Int[torch.Tensor, " n"]:
+        """(n,) 0..C-1."""
+
     @property
-    def standing(self) -> Int[torch.Tensor, " n"]: ...
+    def standing(self) -> Int[torch.Tensor, " n"]:
+        """(n,) values of `Standing`."""
 
 
+@runtime_checkable
 class BatchLike(Protocol):
-    """A batch of chips, as the detector reads it: images, B targets, and valid sizes in chip pixels."""
+    """A batch of chips, as the detector reads it."""
 
     @property
-    def images(self) -> UInt8[torch.Tensor, "b 3 k k"]: ...
+    def images(self) -> UInt8[torch.Tensor, "b 3 k k"]:
+        """(B, 3, K, K) grey levels."""
+
     @property
-    def targets(self) -> Sequence[TargetLike]: ...
+    def targets(self) -> Sequence[TargetLike]:
+        """B ground truths."""
+
     @property
-    def valid_sizes(self) -> Float[torch.Tensor, "b 2"]: ...
+    def valid_sizes(self) -> Float[torch.Tensor, "b 2"]:
+        """(B, 2) valid box sizes in chip pixels: at least the first, below the second."""
 
 
 class Detector(nn.Module):
@@ -47,7 +59,8 @@ class Detector(nn.Module):
         has_weights: whether to load the backbone's pretrained weights; a checkpoint brings its own.
 
     Raises:
-        WeightsError: if the backbone or its weights cannot be had.
+        ConfigError: if timm does not know the backbone, or it has no features at stride 16.
+        WeightsError: if its weights cannot be had or do not fit.
     """
 
     def __init__(self, spec: DetectorSpec, *, num_classes: int, has_weights: bool = True) -> None:

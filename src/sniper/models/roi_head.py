@@ -33,10 +33,13 @@ class RoIHead(nn.Module):
         self.classes = nn.Linear(spec.width, num_classes + 1)
         self.deltas = nn.Linear(spec.width, 4)
         self._coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+        for hidden in (self.reduce, self.first, self.second):
+            nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
+            nn.init.zeros_(hidden.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.classes.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.001)
-        for layer in (self.classes, self.deltas):
-            nn.init.zeros_(layer.bias)
+        for output in (self.classes, self.deltas):
+            nn.init.zeros_(output.bias)
 
     def forward(
         self, features: Float[torch.Tensor, "b c y x"], proposals: Sequence[torch.Tensor]

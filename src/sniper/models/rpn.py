@@ -47,8 +47,10 @@ class RPN(nn.Module):
         self.objectness = nn.Conv2d(spec.channels, num_anchors, 1)
         self.deltas = nn.Conv2d(spec.channels, 4 * num_anchors, 1)
         self._coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
+        for output in (self.objectness, self.deltas):
+            nn.init.normal_(output.weight, std=0.01)
         for layer in (self.hidden, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(

@@ -1,0 +1,60 @@
+"""The chip table on disk: what goes in comes out, and what does not belong is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sniper.chips import ChipTable, PyramidSpec
+from sniper.errors import ChipTableError
+from tests.chips.worlds import SMALL_PYRAMID, build_world
+
+
+def build_table() -> ChipTable:
+    world = build_world(3, num_images=6)
+    return ChipTable.build(
+        SMALL_PYRAMID,
+        digest="abc",
+        widths=world.widths,
+        heights=world.heights,
+        offsets=world.offsets,
+        boxes=world.boxes,
+        is_wanted=np.ones(len(world.boxes), dtype=bool),
+        generator=np.random.default_rng(0),
+    )
+
+
+def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    table = build_table()
+    table.save(tmp_path / "chips.npz")
+    loaded = ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="abc")
+    assert len(loaded) == len(table) > 0
+    assert loaded.chips_per_level.tolist() == table.chips_per_level.tolist()
+    for index, image_index in enumerate(table.image_indices.tolist()):
+        assert loaded.chip(index, image_index=image_index) == table.chip(index, image_index=image_index)
+    assert [path.name for path in tmp_path.iterdir()] == ["chips.npz"]
+
+
+def test_a_table_of_other_annotations_is_refused(tmp_path: Path) -> None:
+    build_table().save(tmp_path / "chips.npz")
+    with pytest.raises(ChipTableError, match=r"chips\.npz: made for other annotations \(digest abc, not xyz\)"):
+        ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="xyz")
+
+
+def test_a_table_of_another_pyramid_is_refused(tmp_path: Path) -> None:
+    build_table().save(tmp_path / "chips.npz")
+    other = PyramidSpec(chip_size=64, stride=16, levels=SMALL_PYRAMID.levels)
+    with pytest.raises(ChipTableError, match=r"made with another pyramid \(stride differ\)"):
+        ChipTable.load(tmp_path / "chips.npz", pyramid=other, digest="abc")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "chips.npz").write_bytes(content)
+    with pytest.raises(ChipTableError, match="not a chip table"):
+        ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="abc")
+
+
+def test_a_table_that_is_absent_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ChipTableError, match="not a chip table"):
+        ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="abc")

@@ -1,0 +1,194 @@
+"""Training: what is drawn depends on the place in the run alone, and nothing that goes wrong is hidden."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sniper.data.coco import Annotations, load_annotations
+from sniper.engine.run import Run
+from sniper.engine.spec import ExperimentSpec
+from sniper.engine.train import StepReport, autocast, build_detector, train
+from sniper.errors import AnnotationError, CheckpointError, TrainingDiverged
+from tests.data.tiny import write_dataset
+from tests.engine.experiments import tiny_experiment
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Annotations:
+    return load_annotations(write_dataset(tmp_path / "world"))
+
+
+@pytest.fixture
+def spec(annotations: Annotations) -> ExperimentSpec:
+    return tiny_experiment(annotations.path)
+
+
+def ignore(report: StepReport) -> None:
+    pass
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    return run.load_weights()[0]
+
+
+def metrics_of(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+
+
+class Killed(Exception):
+    """Stands for the end of a process, at any step."""
+
+
+def train_killed_at(run: Run, spec: ExperimentSpec, annotations: Annotations, *, step: int) -> None:
+    def kill(report: StepReport) -> None:
+        if report.progress.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(run, spec, annotations, device=CPU, watch=kill)
+
+
+def test_a_run_that_was_killed_and_goes_on_ends_with_the_same_weights(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    unbroken = Run.create(tmp_path / "unbroken", config="")
+    train(unbroken, spec, annotations, device=CPU, watch=ignore)
+    num_steps = metrics_of(unbroken)[-1]["step"]
+    assert num_steps > 6
+    broken = Run.create(tmp_path / "broken", config="")
+    for step in (1, 3, num_steps - 2):  # the watcher is told before the checkpoint: one step is made again
+        train_killed_at(broken, spec, annotations, step=step)
+    train(broken, spec, annotations, device=CPU, watch=ignore)
+
+    one, other = weights_of(unbroken), weights_of(broken)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    strip = [{k: v for k, v in entry.items() if k != "chips_per_second"} for entry in metrics_of(unbroken)]
+    assert strip == [
+        {k: v for k, v in entry.items() if k != "chips_per_second"} for entry in metrics_of(broken)
+    ]
+
+
+def test_loader_processes_change_no_weight(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    runs = []
+    for count in (0, 1):
+        data = dataclasses.replace(spec.data, loader_processes=count)
+        run = Run.create(tmp_path / f"with_{count}", config="")
+        train(run, dataclasses.replace(spec, data=data), annotations, device=CPU, watch=ignore)
+        runs.append(weights_of(run))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_a_fraction_of_an_epoch_makes_a_fraction_of_its_steps(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    reports: list[StepReport] = []
+    train(Run.create(tmp_path / "run", config=""), spec, annotations, device=CPU, watch=reports.append)
+    per_epoch = sum(report.epoch <= 1 for report in reports)
+    assert len(reports) == pytest.approx(1.5 * per_epoch, abs=2)
+    assert reports[-1].epoch == pytest.approx(1.5, abs=0.2)
+    assert reports[-1].steps_left == 0
+    assert reports[0].learning_rate == 0.0005
+    assert reports[-1].learning_rate == pytest.approx(0.001)
+
+
+def test_metrics_hold_a_line_for_each_step(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path / "run", config="")
+    train(run, spec, annotations, device=CPU, watch=ignore)
+    entries = metrics_of(run)
+    assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
+    assert entries[0]["chips"] > 0
+    assert set(entries[1]) >= {"epoch", "loss", "rpn_objectness", "rpn_box", "head_class", "head_box"}
+
+
+def test_only_the_newest_checkpoints_are_kept(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path / "run", config="")
+    train(run, spec, annotations, device=CPU, watch=ignore)
+    last = metrics_of(run)[-1]["step"]
+    assert [path.name for path in run.checkpoints] == [f"{last - 1:08d}", f"{last:08d}"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    wild = dataclasses.replace(spec.train, learning_rate=1e30, warm_up_steps=0, decay_at=())
+    run = Run.create(tmp_path / "run", config="")
+    with pytest.raises(TrainingDiverged, match=r"step \d+: a loss is not finite \(.*\); images train_\d\.png"):
+        train(run, dataclasses.replace(spec, train=wild), annotations, device=CPU, watch=ignore)
+    assert all(math.isfinite(entry["loss"]) for entry in metrics_of(run))
+
+
+def test_gradients_are_clipped_when_asked(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    def step_length(clip: float | None) -> float:
+        changed = dataclasses.replace(
+            spec.train, clip_gradient=clip, epochs=0.1, warm_up_steps=0, decay_at=(), weight_decay=0.0
+        )
+        run = Run.create(tmp_path / f"clip_{clip}", config="")
+        model = build_detector(spec, num_classes=2)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        train(run, dataclasses.replace(spec, train=changed), annotations, device=CPU, watch=ignore)
+        assert metrics_of(run)[-1]["step"] == 1
+        after = weights_of(run)
+        return math.sqrt(sum(float((after[name] - before[name]).square().sum()) for name in before))
+
+    assert step_length(0.1) == pytest.approx(0.1 * 0.01, rel=1e-2)
+    assert step_length(None) > step_length(0.1)
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path / "run", config="")
+    train(run, spec, annotations, device=CPU, watch=ignore)
+    wider = dataclasses.replace(spec.model, roi_head=dataclasses.replace(spec.model.roi_head, width=40))
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: belongs to another model: roi_head"):
+        train(run, dataclasses.replace(spec, model=wider), annotations, device=CPU, watch=ignore)
+
+
+def test_a_checkpoint_cut_short_is_refused(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path / "run", config="")
+    train(run, spec, annotations, device=CPU, watch=ignore)
+    path = run.checkpoints[-1] / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: cannot be read as a checkpoint"):
+        train(run, spec, annotations, device=CPU, watch=ignore)
+
+
+def test_annotations_without_a_single_box_are_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
+    empty = load_annotations(write_dataset(tmp_path / "empty", boxes_per_image=0))
+    run = Run.create(tmp_path / "run", config="")
+    with pytest.raises(AnnotationError, match=r"train\.json: no box to learn from"):
+        train(run, spec, empty, device=CPU, watch=ignore)
+
+
+def test_the_seed_decides_the_first_weights_and_touches_no_global_generator(spec: ExperimentSpec) -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    one, other = (build_detector(spec, num_classes=2).state_dict() for _ in range(2))
+    third = build_detector(dataclasses.replace(spec, seed=1), num_classes=2).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(not torch.equal(one[name], third[name]) for name in one)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_precision_is_what_was_asked_for() -> None:
+    assert autocast("bf16", CPU).fast_dtype == torch.bfloat16
+    assert not autocast("fp32", CPU)._enabled
+    assert autocast("bf16", CPU)._enabled

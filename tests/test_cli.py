@@ -1,0 +1,166 @@
+"""The journey by command line, and what a user's mistakes are answered with."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sniper.cli import run
+from sniper.config import dump_experiment
+from tests.data.tiny import write_dataset, write_image
+from tests.engine.experiments import tiny_experiment
+
+SNIPER = str(Path(sys.executable).parent / "sniper")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    write_dataset(tmp_path)
+    (tmp_path / "experiment.yaml").write_text(dump_experiment(tiny_experiment(tmp_path / "train.json")))
+    return tmp_path
+
+
+def ask(capsys: pytest.CaptureFixture[str], *tokens: object) -> dict[str, Any]:
+    """Run a command with --json; its standard output must be one JSON object and nothing else."""
+    code = run([*map(str, tokens), "--json"])
+    answer = capsys.readouterr()
+    assert code == 0, answer.err
+    loaded = json.loads(answer.out)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_from_annotations_to_scores(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, folder = world / "train.json", world / "run"
+
+    chips = ask(capsys, "chips", annotations, "-o", world / "chips.npz", "--config", world / "experiment.yaml")
+    assert chips["num_images"] == 4
+    assert chips["num_boxes"] == 12
+    assert sum(chips["chips_per_level"]) == chips["num_chips"] > 0
+    assert (world / "chips.npz").is_file()
+
+    trained = ask(capsys, "train", world / "experiment.yaml", "--run", folder, "--train.epochs", "0.5")
+    assert trained["step"] > 0
+    further = ask(
+        capsys, "train", world / "experiment.yaml", "--run", folder, "--resume", "--train.epochs=1"
+    )
+    assert further["step"] > trained["step"]
+
+    found = ask(capsys, "predict", folder, "--annotations", annotations, "--draw", world / "drawn")
+    assert found["num_images"] == 4
+    assert found["num_detections"] > 0
+    assert len(list((world / "drawn").glob("*.png"))) == 4
+
+    scores = ask(capsys, "evaluate", folder / "detections.json", annotations)
+    assert 0 <= scores["ap"] <= 1
+    assert scores["num_images"] == 4
+
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "detections.json",
+    }
+
+
+def test_image_files_are_searched_without_annotations(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(world / "other.png", width=320, height=16)
+    ask(capsys, "train", world / "experiment.yaml", "--run", world / "run", "--train.epochs", "0.2")
+    output = world / "found" / "here.json"
+    found = ask(capsys, "predict", world / "run", world / "other.png", "-o", output)
+    assert found["num_images"] == 1
+    assert {entry["image_id"] for entry in json.loads(output.read_text())} <= {1}
+
+
+def test_answers_are_words_without_json(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["chips", str(world / "train.json"), "-o", str(world / "chips.npz")]) == 0
+    assert re.search(r"^num_boxes +12$", capsys.readouterr().out, re.MULTILINE)
+
+
+def refused(world: Path, capsys: pytest.CaptureFixture[str], *tokens: object) -> str:
+    """Run a command that must end with exit code 2, nothing on standard output, one paragraph on the other."""
+    code = run(list(map(str, tokens)))
+    answer = capsys.readouterr()
+    assert code == 2, answer.err
+    assert answer.out == ""
+    assert "Traceback" not in answer.err
+    return " ".join(answer.err.split())
+
+
+def test_mistakes_are_told_in_a_paragraph(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, annotations = world / "experiment.yaml", world / "train.json"
+    (world / "broken.json").write_text('{"images": [1, 2,, 3]}')
+    (world / "detections.json").write_text('[{"image_id": 99}]')
+    ask(capsys, "train", config, "--run", world / "run", "--train.epochs", "0.2")
+
+    def told(*tokens: object) -> str:
+        return refused(world, capsys, *tokens)
+
+    assert "none.json: cannot be read" in told("chips", world / "none.json", "-o", world / "c.npz")
+    assert "there is no folder" in told("chips", annotations, "-o", world / "none" / "c.npz")
+    assert "broken.json: is not JSON" in told("chips", world / "broken.json", "-o", world / "c.npz")
+    assert "line 1, column 18" in told("evaluate", world / "detections.json", world / "broken.json")
+    assert "category_id" in told("evaluate", world / "detections.json", annotations)
+    assert "none.yaml: cannot be read" in told("train", world / "none.yaml")
+    assert "did you mean train.epochs?" in told("train", config, "--train.epoch", "3")
+    assert "a value is missing" in told("train", config, "--train.epochs")
+    assert "wanted --section.field VALUE" in told("train", config, "epochs")
+    assert "a run is already there" in told("train", config, "--run", world / "run")
+    assert "no run is there" in told("train", config, "--run", world / "none", "--resume")
+    assert "train.momentum was 0.9, not 0.5" in told(
+        "train", config, "--run", world / "run", "--resume", "--train.momentum", "0.5"
+    )
+    assert "timm knows no model 'resnet51'" in told(
+        "train", config, "--run", world / "other", "--model.backbone.name", "resnet51"
+    )
+    assert "none.safetensors: cannot be loaded" in told(
+        "train", config, "--run", world / "third", "--model.backbone.weights", world / "none.safetensors"
+    )
+    assert "data.train.annotations is missing" in told("train", config, "--data.train.annotations", "''")
+    assert "either image files or --annotations" in told("predict", world / "run")
+    assert "no run is there" in told("predict", world / "none", annotations)
+    assert "cannot be read as an image" in told("predict", world / "run", annotations)
+    assert "--device abacus: cannot be used" in told("predict", world / "run", "x.png", "--device", "abacus")
+    assert 'Unknown command "trian"' in told("trian")
+    assert "requires an argument" in told("train")
+
+
+def test_a_checkpoint_of_another_model_is_told(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(capsys, "train", world / "experiment.yaml", "--run", world / "run", "--train.epochs", "0.2")
+    config = world / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("width: 32", "width: 48"))
+    message = refused(world, capsys, "predict", world / "run", world / "images" / "train_0.png")
+    assert "belongs to another model: roi_head.first.weight is (32, 72), not (48, 72)" in message
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = "import sys, sniper.cli; sys.exit('torch' in sys.modules or 'numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    started = time.monotonic()
+    told = subprocess.run([SNIPER, "--help"], check=True, capture_output=True, text=True).stdout
+    assert time.monotonic() - started < 5  # 0.2 s on a quiet machine; this only tells that torch stays out
+    for command in ("chips", "demo", "evaluate", "predict", "train"):
+        assert command in told
+
+
+def test_a_killed_process_leaves_a_run_that_goes_on(world: Path) -> None:
+    command = [SNIPER, "train", str(world / "experiment.yaml"), "--run", str(world / "run"), "--json"]
+    process = subprocess.Popen([*command, "--train.epochs", "50"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    checkpoints = world / "run" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(path.name.isdigit() for path in checkpoints.glob("*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    done = subprocess.run(
+        [*command, "--resume", "--train.epochs", "1"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] > 0
