@@ -1,8 +1,8 @@
 """The command line: reads what the user said, calls the rooms, prints and exits.
 
-Exit 0 when done, 2 for a mistake of the user told in one paragraph, 1 for a fault of ours. With `--json` standard output
-holds one JSON object and nothing else; progress and words go to standard error. torch is imported only by the commands
-that need it.
+Exit 0 when done, 2 for a mistake of the user told in one paragraph, 1 for a fault of ours. With `--json` standard
+output holds one JSON object and nothing else; progress and words go to standard error. torch is imported only by the
+commands that need it.
 """
 
 import json as json_module
@@ -155,11 +155,11 @@ def train(
     with _step_bar() as watch:
 
         def note(report: "StepReport") -> None:
-            last.update(step=report.progress.step, epoch=round(report.epoch, 4), loss=round(report.loss, 5))
+            last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
             watch(report)
 
         train_run(opened, spec, annotations, device=_device(device), watch=note)
-    _answer(json, {"run": str(folder), **last})
+    _answer(json, {"run": str(folder), "step": int(opened.checkpoints[-1].name), **last})
 
 
 @app.command
@@ -364,7 +364,7 @@ def _step_bar() -> Iterator[Any]:
                 task, completed=done, total=done + report.steps_left, epoch=epoch, loss=loss, speed=speed
             )
             now = time.monotonic()
-            if not _console.is_terminal and (now - spoken > 30 or report.steps_left == 0):  # noqa: PLR2004
+            if not _console.is_terminal and (now - spoken > 30 or report.steps_left == 0):
                 _console.print(f"step {done}  epoch {epoch}  loss {loss}  {speed} chips/s")
                 spoken = now
 

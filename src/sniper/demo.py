@@ -90,7 +90,12 @@ def run_demo(
     pictures = folder / "pictures"
     pictures.mkdir()
     plan = plan_epoch(
-        train_set, spec.pyramid, batch_size=spec.train.batch_size, flip=spec.data.flip, seed=spec.seed, epoch=0
+        train_set,
+        spec.pyramid,
+        batch_size=spec.train.batch_size,
+        flip=spec.data.flip,
+        seed=spec.seed,
+        epoch=0,
     )
     draw_chips(ChipDataset(train_set, plan), pictures / "chips.png")
     say(f"training on {len(plan.table)} chips an epoch, such as those in {pictures / 'chips.png'}")

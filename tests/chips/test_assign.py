@@ -5,7 +5,9 @@ import pytest
 
 from sniper.chips import Chip, LevelSpec, Standing, assign
 
-CHIP = Chip(level=LevelSpec(factor=2.0, at_least=10, below=50).at(width=400, height=400), x=100, y=100, size=200)
+CHIP = Chip(
+    level=LevelSpec(factor=2.0, at_least=10, below=50).at(width=400, height=400), x=100, y=100, size=200
+)
 
 
 @pytest.mark.parametrize(

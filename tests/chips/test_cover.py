@@ -117,9 +117,13 @@ def test_each_chip_is_among_the_best_that_greed_can_take(world: World) -> None:
                 left &= ~covered
 
 
-def test_greed_takes_few_more_windows_than_the_exact_minimum(record_property: Callable[[str, object], None]) -> None:
+def test_greed_takes_few_more_windows_than_the_exact_minimum(
+    record_property: Callable[[str, object], None],
+) -> None:
     pyramid = PyramidSpec(
-        chip_size=64, stride=16, levels=(LevelSpec(factor=1.0, below=40), LevelSpec(long_side=64, at_least=32))
+        chip_size=64,
+        stride=16,
+        levels=(LevelSpec(factor=1.0, below=40), LevelSpec(long_side=64, at_least=32)),
     )
     greedy = exact = 0
     for seed in range(60):

@@ -37,7 +37,9 @@ def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_table_of_other_annotations_is_refused(tmp_path: Path) -> None:
     build_table().save(tmp_path / "chips.npz")
-    with pytest.raises(ChipTableError, match=r"chips\.npz: made for other annotations \(digest abc, not xyz\)"):
+    with pytest.raises(
+        ChipTableError, match=r"chips\.npz: made for other annotations \(digest abc, not xyz\)"
+    ):
         ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="xyz")
 
 

@@ -1,6 +1,7 @@
 """Training: what is drawn depends on the place in the run alone, and nothing that goes wrong is hidden."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -58,6 +59,7 @@ def train_killed_at(run: Run, spec: ExperimentSpec, annotations: Annotations, *,
 def test_a_run_that_was_killed_and_goes_on_ends_with_the_same_weights(
     annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=2.5))
     unbroken = Run.create(tmp_path / "unbroken", config="")
     train(unbroken, spec, annotations, device=CPU, watch=ignore)
     num_steps = metrics_of(unbroken)[-1]["step"]
@@ -101,6 +103,19 @@ def test_a_fraction_of_an_epoch_makes_a_fraction_of_its_steps(
     assert reports[-1].learning_rate == pytest.approx(0.001)
 
 
+def test_a_run_may_be_lengthened_and_takes_the_rest_of_the_epoch_first(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    whole = Run.create(tmp_path / "whole", config="")
+    parts = Run.create(tmp_path / "parts", config="")
+    plain = dataclasses.replace(spec.train, decay_at=())
+    for run, epochs in ((whole, 2.0), (parts, 0.5), (parts, 1.3), (parts, 2.0)):
+        longer = dataclasses.replace(spec, train=dataclasses.replace(plain, epochs=epochs))
+        train(run, longer, annotations, device=CPU, watch=ignore)
+    one, other = weights_of(whole), weights_of(parts)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_metrics_hold_a_line_for_each_step(
     annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
@@ -126,7 +141,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(
 ) -> None:
     wild = dataclasses.replace(spec.train, learning_rate=1e30, warm_up_steps=0, decay_at=())
     run = Run.create(tmp_path / "run", config="")
-    with pytest.raises(TrainingDiverged, match=r"step \d+: a loss is not finite \(.*\); images train_\d\.png"):
+    with pytest.raises(
+        TrainingDiverged, match=r"step \d+: a loss is not finite \(.*\); images train_\d\.png"
+    ):
         train(run, dataclasses.replace(spec, train=wild), annotations, device=CPU, watch=ignore)
     assert all(math.isfinite(entry["loss"]) for entry in metrics_of(run))
 
@@ -134,11 +151,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(
 def test_gradients_are_clipped_when_asked(
     annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
+    numbers = itertools.count()
+
     def step_length(clip: float | None) -> float:
         changed = dataclasses.replace(
             spec.train, clip_gradient=clip, epochs=0.1, warm_up_steps=0, decay_at=(), weight_decay=0.0
         )
-        run = Run.create(tmp_path / f"clip_{clip}", config="")
+        run = Run.create(tmp_path / f"run_{next(numbers)}", config="")
         model = build_detector(spec, num_classes=2)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         train(run, dataclasses.replace(spec, train=changed), annotations, device=CPU, watch=ignore)

@@ -88,9 +88,7 @@ def test_the_order_of_boxes_does_not_matter() -> None:
     anchors = torch.cat([low, low + 1 + torch.rand(40, 2, generator=generator) * 30], dim=1)
     boxes, standing = anchors[:6] + 0.7, [Standing(i % 3) for i in range(6)]
     order = [5, 2, 0, 4, 1, 3]
-    assert matched(boxes, standing, anchors) == matched(
-        boxes[order], [standing[i] for i in order], anchors
-    )
+    assert matched(boxes, standing, anchors) == matched(boxes[order], [standing[i] for i in order], anchors)
 
 
 @pytest.mark.parametrize(

@@ -125,16 +125,20 @@ def _cover_images(
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, "c 3"]]:
     """Cover some images; fills `moved_to`, gives chips per image and (level, x, y) of each chip."""
     num_levels = len(bounds)
-    room = np.empty((num_levels * len(boxes), 3), dtype=np.int32)  # a chip covers at least one box of its level
+    room = np.empty(
+        (num_levels * len(boxes), 3), dtype=np.int32
+    )  # a chip covers at least one box of its level
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
-    _cover_all(level_sides, image_sides, offsets, boxes, is_wanted, bounds, grid, seed, moved_to, room, counts)
+    _cover_all(
+        level_sides, image_sides, offsets, boxes, is_wanted, bounds, grid, seed, moved_to, room, counts
+    )
     starts = num_levels * offsets[:-1]
     firsts = np.cumsum(counts) - counts
     index = np.arange(counts.sum()) + np.repeat(starts - firsts, counts)
     return counts, room[index]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _mix(state: np.uint64) -> np.uint64:
     """Scramble 64 bits (the finaliser of SplitMix64)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -142,23 +146,21 @@ def _mix(state: np.uint64) -> np.uint64:
     return state ^ (state >> np.uint64(31))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _num_positions(side: int, chip_size: int, stride: int, shift: int) -> int:
     """Count the windows along one axis: on the grid, and flush with both borders."""
     room = side - chip_size
     return 1 if room <= 0 else (room + shift + stride - 1) // stride + 1
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _position(index: int, side: int, chip_size: int, stride: int, shift: int) -> int:
     """Give the edge of a window along one axis."""
     return min(max(index * stride - shift, 0), max(side - chip_size, 0))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _interval(
-    low: float, high: float, side: int, chip_size: int, stride: int, shift: int
-) -> tuple[int, int]:
+@numba.njit(cache=True)
+def _interval(low: float, high: float, side: int, chip_size: int, stride: int, shift: int) -> tuple[int, int]:
     """Give the first and last window along one axis that hold [low, high]; the last is less if none does."""
     last = _num_positions(side, chip_size, stride, shift) - 1
     room = side - chip_size
@@ -168,22 +170,19 @@ def _interval(
     return first_fit, last_fit
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _cover_level(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tuple[int, np.uint64]:
-    """Cover rectangles of grid positions by as few positions as greed finds.
+@numba.njit(cache=True)
+def _count_boxes(rects: np.ndarray, num_x: int, num_y: int) -> tuple[np.ndarray, int]:
+    """Count for each window the boxes that it holds, and give the largest count.
 
-    `rects` (k, 4) holds first and last column, first and last row of each box; it is reordered. The chosen columns and
-    rows go to `picked` (k, 2); their number and the new random state are returned.
+    `rects` (k, 4) holds the first and last column, first and last row of the windows that hold each box.
     """
-    left, top = rects[:, 0].min(), rects[:, 2].min()
-    num_x, num_y = rects[:, 1].max() - left + 1, rects[:, 3].max() - top + 1
     counts = np.zeros((num_y + 1, num_x + 1), dtype=np.int32)
     for r in range(len(rects)):
-        x1, x2, y1, y2 = rects[r, 0] - left, rects[r, 1] - left, rects[r, 2] - top, rects[r, 3] - top
-        counts[y1, x1] += 1
-        counts[y1, x2 + 1] -= 1
-        counts[y2 + 1, x1] -= 1
-        counts[y2 + 1, x2 + 1] += 1
+        left, right, top, bottom = rects[r]
+        counts[top, left] += 1
+        counts[top, right + 1] -= 1
+        counts[bottom + 1, left] -= 1
+        counts[bottom + 1, right + 1] += 1
     most = 0
     for y in range(num_y):
         run = 0
@@ -191,67 +190,94 @@ def _cover_level(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tup
             run += counts[y, x]
             counts[y, x] = run + (counts[y - 1, x] if y > 0 else 0)
             most = max(most, counts[y, x])
+    return counts[:num_y, :num_x], most
 
-    # Windows sorted by count, so that those of one count stand together: ends[c] is where count c ends.
-    ends = np.zeros(most + 1, dtype=np.int64)
+
+@numba.njit(cache=True)
+def _sort_by_count(counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort the windows that hold a box by their counts.
+
+    Gives the windows as y * num_x + x, those of one count side by side; the place of each window among them; and where
+    each count starts, with the end as the last.
+    """
+    num_y, num_x = counts.shape
+    starts = np.zeros(most + 2, dtype=np.int64)
     for y in range(num_y):
         for x in range(num_x):
-            ends[counts[y, x]] += 1
-    ends[0] = 0
-    starts = np.zeros(most + 1, dtype=np.int64)
-    for c in range(1, most + 1):
-        starts[c] = ends[c - 1]
-        ends[c] += ends[c - 1]
-    cells = np.empty(ends[most], dtype=np.int32)
+            starts[counts[y, x] + 1] += 1
+    starts[1] = 0
+    starts = np.cumsum(starts)
+    windows = np.empty(starts[-1], dtype=np.int32)
     place = np.empty((num_y, num_x), dtype=np.int32)
-    fill = starts.copy()
+    free = starts.copy()
     for y in range(num_y):
         for x in range(num_x):
-            c = counts[y, x]
-            if c > 0:
-                cells[fill[c]] = y * num_x + x
-                place[y, x] = fill[c]
-                fill[c] += 1
+            count = counts[y, x]
+            if count > 0:
+                windows[free[count]] = y * num_x + x
+                place[y, x] = free[count]
+                free[count] += 1
+    return windows, place, starts
 
-    num_left, num_picked, c = len(rects), 0, most
+
+@numba.njit(cache=True)
+def _forget_box(
+    rect: np.ndarray, counts: np.ndarray, windows: np.ndarray, place: np.ndarray, starts: np.ndarray
+) -> None:
+    """Take a covered box from every window that holds it: each swaps with the first of its count and falls by one."""
+    num_x = counts.shape[1]
+    for y in range(rect[2], rect[3] + 1):
+        for x in range(rect[0], rect[1] + 1):
+            count = counts[y, x]
+            front, here = starts[count], place[y, x]
+            other = windows[front]
+            windows[front], windows[here] = y * num_x + x, other
+            place[other // num_x, other % num_x] = here
+            place[y, x] = front
+            starts[count] += 1
+            counts[y, x] = count - 1
+
+
+@numba.njit(cache=True)
+def _cover_level(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tuple[int, np.uint64]:
+    """Cover boxes by as few windows as greed finds.
+
+    `rects` (k, 4) is as in `_count_boxes`, and is overwritten: the boxes left stand first. The columns and rows of the
+    chosen windows go to `picked` (k, 2); their number and the new random state are returned.
+    """
+    left, top = rects[:, 0].min(), rects[:, 2].min()
+    rects[:, :2] -= left
+    rects[:, 2:] -= top
+    num_x, num_y = rects[:, 1].max() + 1, rects[:, 3].max() + 1
+    counts, most = _count_boxes(rects, num_x, num_y)
+    windows, place, starts = _sort_by_count(counts, most)
+    num_left, num_picked = len(rects), 0
     while num_left > 0:
-        end = starts[c + 1] if c < most else len(cells)
-        if starts[c] == end:
-            c -= 1
+        num_best = starts[most + 1] - starts[most]
+        if num_best == 0:
+            most -= 1
             continue
         state += np.uint64(0x9E3779B97F4A7C15)
-        cell = cells[starts[c] + np.int64(_mix(state) % np.uint64(end - starts[c]))]
-        x0, y0 = cell % num_x + left, cell // num_x + top
-        picked[num_picked, 0] = x0
-        picked[num_picked, 1] = y0
+        window = windows[starts[most] + np.int64(_mix(state) % np.uint64(num_best))]
+        x, y = window % num_x, window // num_x
+        picked[num_picked, 0] = x + left
+        picked[num_picked, 1] = y + top
         num_picked += 1
-        first_covered = num_left
-        r = 0
-        while r < first_covered:
-            if rects[r, 0] <= x0 <= rects[r, 1] and rects[r, 2] <= y0 <= rects[r, 3]:
-                first_covered -= 1
+        before, r = num_left, 0
+        while r < num_left:
+            if rects[r, 0] <= x <= rects[r, 1] and rects[r, 2] <= y <= rects[r, 3]:
+                num_left -= 1
                 for k in range(4):
-                    rects[r, k], rects[first_covered, k] = rects[first_covered, k], rects[r, k]
+                    rects[r, k], rects[num_left, k] = rects[num_left, k], rects[r, k]
             else:
                 r += 1
-        if first_covered > 0:
-            for r in range(first_covered, num_left):
-                for y in range(rects[r, 2] - top, rects[r, 3] - top + 1):
-                    for x in range(rects[r, 0] - left, rects[r, 1] - left + 1):
-                        old = counts[y, x]
-                        front = starts[old]
-                        other = cells[front]
-                        here = place[y, x]
-                        cells[front], cells[here] = y * num_x + x, other
-                        place[other // num_x, other % num_x] = here
-                        place[y, x] = front
-                        starts[old] += 1
-                        counts[y, x] = old - 1
-        num_left = first_covered
+        if num_left > 0:
+            for r in range(num_left, before):
+                _forget_box(rects[r], counts, windows, place, starts)
     return num_picked, state
 
 
-@numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, parallel=True)
 def _cover_all(
     level_sides: np.ndarray,
     image_sides: np.ndarray,

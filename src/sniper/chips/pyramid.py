@@ -205,7 +205,8 @@ class PyramidSpec:
         last = self.levels[-1]
         if last.long_side is None or last.long_side > self.chip_size:
             raise ValueError(
-                f"the coarsest level must fit every image into one chip: give it a long_side of at most {self.chip_size}"
+                "the coarsest level must fit every image into one chip: "
+                f"give it a long_side of at most {self.chip_size}"
             )
         self._check_ranges()
 

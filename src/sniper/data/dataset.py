@@ -114,9 +114,7 @@ class ChipDataset(Dataset[ChipSample]):
         min_visible_side: chip pixels that a clipped box must show in both axes, or it is ignored.
     """
 
-    def __init__(
-        self, annotations: Annotations, plan: EpochPlan, *, min_visible_side: float = 10.0
-    ) -> None:
+    def __init__(self, annotations: Annotations, plan: EpochPlan, *, min_visible_side: float = 10.0) -> None:
         self._annotations = annotations
         self._plan = plan
         self._min_visible_side = min_visible_side

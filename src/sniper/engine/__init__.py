@@ -1,4 +1,5 @@
 """Introduces data to models: training, inference, and the folder in which a run lives.
 
-`spec` holds the numbers of an experiment, `schedule` the learning rate, `run` the folder, `train` and `predict` the work.
+`spec` holds the numbers of an experiment, `schedule` the learning rate, `run` the folder, `train` and `predict` do the
+work.
 """

@@ -1,4 +1,4 @@
-"""Inference: whole images at every level of the pyramid, each level's own sizes kept, all of them merged (SNIPER §4)."""
+"""Inference: whole images at every level, each level's own sizes kept, all of them merged (SNIPER §4)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

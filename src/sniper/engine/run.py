@@ -68,7 +68,9 @@ class Run:
             RunError: if a run is already there.
         """
         if (folder / "config.yaml").exists():
-            raise RunError(f"{folder}: a run is already there; go on with --resume, or name another with --run")
+            raise RunError(
+                f"{folder}: a run is already there; go on with --resume, or name another with --run"
+            )
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         run = cls(folder)
         write_atomically(run.config_path, config)
@@ -176,7 +178,7 @@ def _flatten_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Name the optimizer's tensors after the parameters they belong to."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():

@@ -1,7 +1,8 @@
 """Training: plans of chips to weights, without a step lost."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +89,7 @@ def train(
     progress = run.load_checkpoint(model=model, optimizer=optimizer)
     run.forget_after(progress.step)
     trainer = _Trainer(run, spec, annotations, device=device, watch=watch, model=model, optimizer=optimizer)
-    while progress.epoch < spec.train.epochs:
+    for _ in range(progress.epoch, math.ceil(spec.train.epochs)):
         progress = trainer.train_epoch(progress)
     return model
 
@@ -151,7 +152,6 @@ class _Trainer:
             progress = Progress(
                 step=progress.step + 1, epoch=progress.epoch, step_in_epoch=progress.step_in_epoch + 1
             )
-            is_last = progress.step_in_epoch == num_steps
             now = time.monotonic()
             report = StepReport(
                 progress=progress,
@@ -164,7 +164,8 @@ class _Trainer:
             )
             started = now
             self._tell(report, plan)
-            if is_last:
+            is_last = progress.step_in_epoch == num_steps
+            if progress.step_in_epoch == plan.num_steps:
                 progress = Progress(step=progress.step, epoch=progress.epoch + 1, step_in_epoch=0)
             if is_last or now - self.last_checkpoint > spec.checkpoint_minutes * 60:
                 self._save(progress)
@@ -180,7 +181,7 @@ class _Trainer:
             epoch=epoch,
         )
 
-    def _batches(self, plan: EpochPlan, *, first_step: int, num_steps: int) -> DataLoader[Batch]:
+    def _batches(self, plan: EpochPlan, *, first_step: int, num_steps: int) -> Iterable[Batch]:
         batch_size = self.spec.train.batch_size
         chips = ChipDataset(self.annotations, plan, min_visible_side=self.spec.data.min_visible_side)
         num_processes = self.spec.data.loader_processes

@@ -135,9 +135,7 @@ def iou(boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]) -> Fl
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def is_inside(
-    boxes: Float[np.ndarray, "n 4"], windows: Float[np.ndarray, "m 4"]
-) -> Bool[np.ndarray, "n m"]:
+def is_inside(boxes: Float[np.ndarray, "n 4"], windows: Float[np.ndarray, "m 4"]) -> Bool[np.ndarray, "n m"]:
     """Tell which boxes lie wholly inside which windows; shared borders count as inside.
 
     Args:
@@ -153,4 +151,4 @@ def is_inside(
     """
     low = (boxes[:, None, :2] >= windows[None, :, :2]).all(axis=2)
     high = (boxes[:, None, 2:] <= windows[None, :, 2:]).all(axis=2)
-    return low & high
+    return np.logical_and(low, high)

@@ -64,7 +64,7 @@ def _best_first(
     )
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _overlap(boxes: np.ndarray, one: int, other: int) -> float:
     width = min(boxes[one, 2], boxes[other, 2]) - max(boxes[one, 0], boxes[other, 0])
     height = min(boxes[one, 3], boxes[other, 3]) - max(boxes[one, 1], boxes[other, 1])
@@ -76,7 +76,7 @@ def _overlap(boxes: np.ndarray, one: int, other: int) -> float:
     return float(shared / (area_one + area_other - shared))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _decay_all(
     boxes: np.ndarray,
     scores: np.ndarray,

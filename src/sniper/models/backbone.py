@@ -39,7 +39,9 @@ class Backbone(nn.Module):
         self.register_buffer("std", _as_grey_levels(config["std"]), persistent=False)
         self._frozen = _frozen_modules(self.trunk, stride=spec.frozen_stride)
         if spec.batch_norm == "frozen":
-            self._frozen += [m for m in self.trunk.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            self._frozen += [
+                m for m in self.trunk.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            ]
         for module in self._frozen:
             module.requires_grad_(False)
 

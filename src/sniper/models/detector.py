@@ -127,8 +127,8 @@ class Detector(nn.Module):
         features, sides = self._features(images)
         proposals = [found.boxes for found in self._propose(features, sides)]
         results = []
-        for (boxes, scores), side in zip(self.roi_head.detect(features, proposals), sides, strict=True):
-            boxes = clip_boxes_to_image(boxes, side)
+        for (mended, scores), side in zip(self.roi_head.detect(features, proposals), sides, strict=True):
+            boxes = clip_boxes_to_image(mended, side)
             has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
             rows, labels = torch.where((scores >= self.spec.roi_head.score_floor) & has_area[:, None])
             results.append(

@@ -98,7 +98,9 @@ class RoIHead(nn.Module):
         state = torch.cat(states)
         counts = state != Match.IGNORED
         count = counts.sum().clamp(min=1)
-        class_loss = functional.cross_entropy(logits[counts], torch.cat(wanted_labels)[counts], reduction="sum")
+        class_loss = functional.cross_entropy(
+            logits[counts], torch.cat(wanted_labels)[counts], reduction="sum"
+        )
         box_loss = functional.smooth_l1_loss(
             deltas[state == Match.POSITIVE], torch.cat(wanted_deltas), reduction="sum"
         )
@@ -106,7 +108,7 @@ class RoIHead(nn.Module):
 
     def detect(
         self, features: Float[torch.Tensor, "b c y x"], proposals: Sequence[torch.Tensor]
-    ) -> list[tuple[Float[torch.Tensor, "n 4"], Float[torch.Tensor, "n c"]]]:
+    ) -> list[tuple[Float[torch.Tensor, "_ 4"], Float[torch.Tensor, "_ k"]]]:
         """Judge proposals at test: for each image (n, 4) mended boxes and (n, C) scores, background left out."""
         logits, deltas = self(features, proposals)
         scores = logits.softmax(dim=1)[:, :-1]

@@ -66,6 +66,6 @@ def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, sourc
         [f"it lacks {name}" for name in missing] + [f"it has {name} besides" for name in extra] + differing
     )
     if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""  # noqa: PLR2004
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{source}: belongs to another model: {'; '.join(problems[:3])}{more}")
     module.load_state_dict(dict(tensors))

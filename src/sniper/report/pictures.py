@@ -99,7 +99,7 @@ def _write(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
     """Put a line of text on a ground of one colour, above a box or, where there is no room, inside it."""
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    left, _, right, bottom = draw.textbbox((0, 0), text, font=font)
     height = bottom + 2
     y = box[1] - height if box[1] >= height else box[1]
     draw.rectangle((box[0], y, box[0] + right - left + 4, y + height), fill=color)
