@@ -1,0 +1,46 @@
+"""The learning rate: a straight rise, then steps down."""
+
+import pytest
+
+from sniper.engine.schedule import learning_rate
+from sniper.engine.spec import TrainSpec
+
+PAPER = TrainSpec()
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "rate"),
+    [
+        (0, 0.0, 0.0005),
+        (500, 0.05, (0.0005 + 0.12) / 2),
+        (1000, 0.09, 0.12),
+        (50_000, 5.3299, 0.12),
+        (50_001, 5.33, 0.012),
+    ],
+)
+def test_the_papers_rate_at_these_places(step: int, epoch: float, rate: float) -> None:
+    assert learning_rate(PAPER, step=step, epoch=epoch) == pytest.approx(rate)
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
+    assert learning_rate(TrainSpec(warm_up_steps=0, decay_at=()), step=0, epoch=0.0) == 0.12
+
+
+def test_each_step_down_multiplies() -> None:
+    spec = TrainSpec(warm_up_steps=0, decay_at=(1.0, 1.5), decay=0.5)
+    assert learning_rate(spec, step=9, epoch=1.6) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 0}, "epochs must be positive, not 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
+        ({"momentum": -0.1}, "momentum must not be negative"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"clip_gradient": 0.0}, "clip_gradient must be positive or null"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainSpec(**fields)  # type: ignore[arg-type]

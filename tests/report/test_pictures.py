@@ -1,0 +1,49 @@
+"""Pictures show what they should, where they should."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sniper.data.coco import Category, load_annotations
+from sniper.data.dataset import ChipDataset
+from sniper.data.plan import plan_epoch
+from sniper.geometry import Detections
+from sniper.report.pictures import draw_chips, draw_detections
+from tests.chips.worlds import SMALL_PYRAMID
+from tests.data.tiny import write_dataset
+
+CATEGORIES = (Category(category_id=1, name="dark"), Category(category_id=2, name="bright"))
+
+
+def test_a_sheet_holds_as_many_chips_as_there_are(tmp_path: Path) -> None:
+    annotations = load_annotations(write_dataset(tmp_path, sides=((160, 120),), boxes_per_image=1))
+    plan = plan_epoch(annotations, SMALL_PYRAMID, batch_size=1, flip=0.0, seed=0, epoch=0)
+    draw_chips(ChipDataset(annotations, plan), tmp_path / "chips.png", side=100)
+    with Image.open(tmp_path / "chips.png") as sheet:
+        colors = {color for _, color in sheet.getcolors(maxcolors=1_000_000) or []}
+        assert sheet.width == len(plan.table) * 108 + 8
+    assert (0x56, 0xB4, 0xE9) in colors  # the frame of a valid box
+
+
+def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
+    image = Image.new("RGB", (200, 100))
+    found = Detections(
+        boxes=np.array([[20.0, 40.0, 60.0, 80.0], [120.0, 40.0, 160.0, 80.0]]),
+        scores=np.array([0.9, 0.1]),
+        labels=np.array([0, 1]),
+    )
+    draw_detections(image, found, tmp_path / "found.png", categories=CATEGORIES)
+    with Image.open(tmp_path / "found.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels[60, 20].tolist() == [0xE6, 0x9F, 0x00]
+    assert pixels[:, 110:].sum() == 0
+
+
+def test_a_box_at_the_upper_border_has_its_name_inside(tmp_path: Path) -> None:
+    found = Detections(
+        boxes=np.array([[0.0, 0.0, 90.0, 90.0]]), scores=np.array([0.9]), labels=np.array([0])
+    )
+    draw_detections(Image.new("RGB", (100, 100)), found, tmp_path / "found.png", categories=CATEGORIES)
+    with Image.open(tmp_path / "found.png") as picture:
+        assert (np.asarray(picture)[4:12, 2:30] == [0xE6, 0x9F, 0x00]).all(axis=2).any()
