@@ -36,8 +36,9 @@ def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
     draw_detections(image, found, tmp_path / "found.png", categories=CATEGORIES)
     with Image.open(tmp_path / "found.png") as picture:
         pixels = np.asarray(picture)
-    assert pixels[60, 20].tolist() == [0xE6, 0x9F, 0x00]
-    assert pixels[:, 110:].sum() == 0
+    assert pixels.shape == (600, 1200, 3)  # enlarged six times
+    assert pixels[360, 120].tolist() == [0xE6, 0x9F, 0x00]
+    assert pixels[:, 700:].sum() == 0
 
 
 def test_a_box_at_the_upper_border_has_its_name_inside(tmp_path: Path) -> None:
@@ -46,4 +47,4 @@ def test_a_box_at_the_upper_border_has_its_name_inside(tmp_path: Path) -> None:
     )
     draw_detections(Image.new("RGB", (100, 100)), found, tmp_path / "found.png", categories=CATEGORIES)
     with Image.open(tmp_path / "found.png") as picture:
-        assert (np.asarray(picture)[4:12, 2:30] == [0xE6, 0x9F, 0x00]).all(axis=2).any()
+        assert (np.asarray(picture)[6:16, 4:60] == [0xE6, 0x9F, 0x00]).all(axis=2).any()

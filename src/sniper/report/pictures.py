@@ -20,6 +20,7 @@ _STANDING = {
     Standing.IGNORED: ("#BBBBBB", "ignored"),
 }
 _SHEET_BACKGROUND = "#202020"
+_LEAST_SIDE = 1200  # pixels; of the longer side of a picture, so that names beside small boxes can be read
 
 
 def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 384) -> None:
@@ -32,7 +33,7 @@ def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 3
         side: of each chip in the picture, pixels.
     """
     shown = [_draw_chip(chips[i], side=side) for i in range(min(count, len(chips)))]
-    columns = math.ceil(math.sqrt(len(shown) * 4 / 3))
+    columns = min(math.ceil(math.sqrt(len(shown) * 4 / 3)), len(shown))
     rows = math.ceil(len(shown) / columns)
     gap, legend = 8, 40
     sheet = Image.new(
@@ -58,7 +59,7 @@ def draw_detections(
     categories: Sequence[Category],
     at_least: float = 0.3,
 ) -> None:
-    """Write a picture of an image with what was found in it, a colour for each class.
+    """Write a picture of an image with what was found in it, a colour for each class; small images are enlarged.
 
     Args:
         image: RGB.
@@ -67,12 +68,13 @@ def draw_detections(
         categories: by label.
         at_least: detections below this score are not drawn.
     """
-    picture = image.convert("RGB")
+    zoom = max(1.0, _LEAST_SIDE / max(image.size))
+    picture = image.convert("RGB").resize((round(image.width * zoom), round(image.height * zoom)))
     draw = ImageDraw.Draw(picture)
-    unit = max(1.0, max(picture.size) / 1000)
-    font = _font(round(12 * unit))
+    unit = max(picture.size) / _LEAST_SIDE
+    font = _font(round(13 * unit))
     shown = detections.select(detections.scores >= at_least)
-    for box, score, label in zip(shown.boxes, shown.scores, shown.labels, strict=True):
+    for box, score, label in zip(shown.boxes * zoom, shown.scores, shown.labels, strict=True):
         color = _PALETTE[int(label) % len(_PALETTE)]
         draw.rectangle(tuple(box.tolist()), outline=color, width=round(2 * unit))
         _write(draw, f"{categories[int(label)].name} {score:.2f}", box, color=color, font=font)
