@@ -46,6 +46,11 @@ def test_anchors_near_or_within_an_ignored_box_are_ignored() -> None:
     assert matched(BOX, [Standing.IGNORED]) == [I, I, I, I, N]
 
 
+def test_an_object_in_a_crowd_keeps_its_anchors() -> None:
+    boxes = torch.cat([BOX, torch.tensor([[0.0, 0.0, 60.0, 60.0]])])
+    assert matched(boxes, [Standing.VALID, Standing.IGNORED]) == [P, P, I, I, I]
+
+
 def test_an_anchor_near_an_invalid_box_is_ignored_though_a_valid_one_wants_it() -> None:
     twice = BOX.repeat(2, 1)
     assert matched(twice, [Standing.VALID, Standing.INVALID]) == [I, I, I, N, N]

@@ -37,7 +37,7 @@ class Backbone(nn.Module):
         config = self.trunk.pretrained_cfg
         self.register_buffer("mean", _as_grey_levels(config["mean"]), persistent=False)
         self.register_buffer("std", _as_grey_levels(config["std"]), persistent=False)
-        self._frozen = _frozen_modules(self.trunk, stride=spec.frozen_stride)
+        self._frozen = _frozen_modules(self.trunk, name=spec.name, stride=spec.frozen_stride)
         if spec.batch_norm == "frozen":
             self._frozen += [
                 m for m in self.trunk.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
@@ -79,21 +79,53 @@ def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
                 f"model.backbone.name: {spec.name} gives no features at stride {STRIDE} ({error})"
             ) from error
     overlay = None if spec.weights is None else {"file": spec.weights}
+    before_drawing = torch.get_rng_state()
     try:
-        return build(pretrained=True, pretrained_cfg_overlay=overlay)
+        trunk = build(pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm, the hub, the network and the file each fail in their own way
         source = spec.weights or f"timm's weights of {spec.name}"
         raise WeightsError(f"{source}: cannot be loaded into {spec.name} ({error})") from error
+    if spec.weights is not None:
+        torch.set_rng_state(before_drawing)
+        _check_filled(trunk, spec, drawn=build())
+    return trunk
 
 
-def _frozen_modules(trunk: Any, *, stride: int) -> list[nn.Module]:
+def _check_filled(trunk: Any, spec: BackboneSpec, *, drawn: Any) -> None:
+    """Refuse a file that left layers as they were drawn: timm passes over tensors whose names it does not know."""
+    values = trunk.state_dict()
+    unfilled = [
+        name
+        for name, tensor in drawn.state_dict().items()
+        if tensor.dim() > 1 and torch.equal(tensor, values[name])
+    ]
+    if unfilled:
+        raise WeightsError(
+            f"{spec.weights}: lacks {len(unfilled)} layers of {spec.name}, such as {unfilled[0]}"
+        )
+
+
+def _frozen_modules(trunk: Any, *, name: str, stride: int) -> list[nn.Module]:
     """List the layers, in the order in which they are defined, up to the features of a stride."""
     stages = [entry["module"] for entry in trunk.feature_info.info if entry["reduction"] <= stride]
     if not stages:
+        if stride:
+            raise ConfigError(f"model.backbone.frozen_stride: {name} has no features of stride {stride} or less")
         return []
-    layers = [(name, module) for name, module in trunk.named_modules() if not list(module.children())]
-    ends = [i for i, (name, _) in enumerate(layers) if f"{name}.".startswith(f"{stages[-1]}.")]
-    return [module for _, module in layers[: ends[-1] + 1]]
+    # timm flattens some models, so that stages.0 becomes stages_0; dots are told apart from no other sign here.
+    last = stages[-1].replace(".", "_")
+    layers = [
+        (path.replace(".", "_"), module)
+        for path, module in trunk.named_modules()
+        if module._parameters or module._buffers
+    ]
+    ends = [i for i, (path, _) in enumerate(layers) if f"{path}_".startswith(f"{last}_")]
+    if ends:
+        return [module for _, module in layers[: ends[-1] + 1]]
+    # A stage without numbers of its own, such as an activation: up to what comes before the next stage.
+    names = [path.replace(".", "_") for path, _ in trunk.named_modules()]
+    before = set(names[: names.index(last)])
+    return [module for path, module in layers if path in before]
 
 
 def _as_grey_levels(channels: tuple[float, float, float]) -> Float[torch.Tensor, "1 3 1 1"]:

@@ -44,7 +44,7 @@ def match_anchors(
 
     An anchor is positive if it overlaps a valid box by `positive_iou`, or if no anchor overlaps that box more; negative
     if it overlaps each valid box by less than `negative_iou`. Whatever it was, it is then ignored if it overlaps an
-    invalid or ignored box by more than `ignored_iou`, or lies half inside an ignored one.
+    invalid or ignored box by more than `ignored_iou`; a negative one also if it lies half inside an ignored box.
 
     Args:
         anchors: (n, 4) xyxy, chip frame.
@@ -74,7 +74,8 @@ def match_anchors(
     others = boxes[standing != Standing.VALID]
     if len(others):
         state[box_iou(anchors, others).max(dim=1).values > ignored_iou] = Match.IGNORED
-    state[is_within_ignored(anchors, boxes=boxes, standing=standing)] = Match.IGNORED
+    is_within = is_within_ignored(anchors, boxes=boxes, standing=standing)
+    state[is_within & (state == Match.NEGATIVE)] = Match.IGNORED
     return Matches(state=state, box_index=box_index)
 
 
