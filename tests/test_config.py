@@ -48,7 +48,7 @@ def test_every_fault_is_told_at_once_with_the_nearest_name() -> None:
     [
         ("a: [1", "not YAML"),
         ("- 1", "wanted sections such as data and train, got list"),
-        ("train: {momentum: -1}", "train: momentum must not be negative, not -1"),
+        ("train: {momentum: 5}", r"train: momentum must be in \[0, 1\), not 5"),
         ("train: 3", "train: "),
         ("pyramid: {levels: []}", "at least one level"),
     ],

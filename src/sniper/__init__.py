@@ -39,7 +39,7 @@ _HOMES = {
     "train": "sniper.engine.train",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0605 - the names stand above
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """The command line: reads what the user said, calls the rooms, prints and exits.
 
-Exit 0 when done, 2 for a mistake of the user told in one paragraph, 1 for a fault of ours. With `--json` standard
-output holds one JSON object and nothing else; progress and words go to standard error. torch is imported only by the
-commands that need it.
+Exit 0 when done, 2 for a mistake of the user told in one paragraph, 130 when stopped, 1 for a fault of ours. With
+`--json` standard output holds one JSON object and nothing else; progress and words go to standard error. torch is
+imported only by the commands that need it.
 """
 
 import json as json_module
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
 
 from sniper.errors import ConfigError, SniperError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from sniper.data.coco import Annotations
+    from sniper.data.spec import SourceSpec
     from sniper.engine.train import StepReport
 
 _console = Console(stderr=True, highlight=False)
@@ -34,8 +35,11 @@ app = App(
     console=Console(),
     error_console=_console,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 Device = Annotated[str | None, Parameter(name="--device")]
 
@@ -55,8 +59,12 @@ def run(tokens: Sequence[str]) -> int:
     except SniperError as error:
         _console.print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
+    except OSError as error:  # a path that cannot be written, a disk that is full
+        place = f"{error.filename}: " if error.filename else ""
+        _console.print(f"error: {place}{error.strerror or error}", markup=False, soft_wrap=True)
+        return 2
     except KeyboardInterrupt:
-        _console.print("stopped; a run goes on with --resume")
+        _console.print("stopped")
         return 130
     return 0
 
@@ -68,7 +76,7 @@ def chips(
     *,
     output: Annotated[Path, Parameter(name=["-o", "--output"])],
     config: Path | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Choose the positive chips of a data set and write them to one file.
@@ -129,26 +137,26 @@ def train(
         config: the experiment, YAML.
         overrides: any field of it, as --section.field VALUE.
         run: folder of the run; runs/NAME otherwise, after the name of the experiment file.
-        resume: go on with a run that was stopped.
+        resume: go on with a run that was stopped; what neither config nor overrides say is as it was.
         device: where to compute, such as cpu or cuda:0; a GPU if there is one.
         json: print one JSON object and nothing else.
     """
     from sniper.config import check_resumable, dump_experiment, load_experiment
-    from sniper.data.coco import load_annotations
-    from sniper.engine.run import Run, write_atomically
+    from sniper.engine.run import Run
     from sniper.engine.train import train as train_run
 
-    spec = load_experiment(config, overrides=_as_overrides(overrides))
     folder = run or Path("runs") / config.stem
-    annotations = load_annotations(
-        _wanted(spec.data.train.annotations, "data.train.annotations", config),
-        image_root=None if spec.data.train.images is None else Path(spec.data.train.images),
-    )
-    _warn(annotations)
+    changes = _as_overrides(overrides)
     if resume:
         opened = Run.open(folder)
-        check_resumable(load_experiment(opened.config_path), spec, source=opened.config_path)
-        write_atomically(opened.config_path, dump_experiment(spec))
+        old = load_experiment(opened.config_path)
+        spec = load_experiment(config, overrides=changes, base=old)
+        check_resumable(old, spec, source=opened.config_path)
+    else:
+        spec = load_experiment(config, overrides=changes)
+    annotations = _load_source(spec.data.train, "data.train.annotations", config)
+    if resume:
+        opened.save_config(dump_experiment(spec))
     else:
         opened = Run.create(folder, config=dump_experiment(spec))
     last: dict[str, Any] = {}
@@ -171,7 +179,7 @@ def predict(
     image_root: Path | None = None,
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
     draw: Path | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -179,7 +187,7 @@ def predict(
 
     Args:
         run: folder of the run.
-        images: image files; or give --annotations.
+        images: image files; without any, those of --annotations, or else of the run's data.test.
         annotations: COCO JSON whose images are taken, under their ids.
         image_root: folder that the file names of the annotations start from, if not beside them.
         output: the COCO result file to write; RUN/detections.json otherwise.
@@ -199,7 +207,7 @@ def predict(
 
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
-    sources = _sources(images, annotations, image_root)[:limit]
+    sources = _sources(images, annotations, image_root, spec.data.test, run)[:limit]
     predictor = Predictor.load(opened, spec, device=_device(device))
     target = output or run / "detections.json"
     for folder in (target.parent, draw):
@@ -210,7 +218,8 @@ def predict(
     for image_id, path in track(sources, "predict", console=_console, transient=True):
         image = load_image(path)
         detections = predictor(image)
-        results += to_coco(detections, image_id=image_id, categories=predictor.categories)
+        found = to_coco(detections, image_id=image_id, categories=predictor.categories)
+        results += [{**entry, "file_name": str(path)} for entry in found] if images else found
         if draw is not None:
             name = f"{image_id:06d}_{path.stem}.png"
             draw_detections(image, detections, draw / name, categories=predictor.categories)
@@ -229,22 +238,31 @@ def predict(
 
 
 @app.command
-def evaluate(detections: Path, annotations: Path, /, *, json: Json = False) -> None:
+def evaluate(
+    detections: Path, annotations: Path, /, *, limit: Count | None = None, json: Json = False
+) -> None:
     """Score detections against the truth: the 12 COCO numbers.
 
     Args:
         detections: COCO result JSON.
         annotations: COCO JSON; its images are not needed.
+        limit: score only the first this many images.
         json: print one JSON object and nothing else.
     """
+    import numpy as np
+
     from sniper.data.coco import load_annotations
     from sniper.evaluation import check_detections_match, load_detections
     from sniper.evaluation import evaluate as score
 
-    truth = load_annotations(annotations, has_images=False).to_coco()
+    truth = load_annotations(annotations, has_images=False)
     found = load_detections(detections)
-    check_detections_match(found, truth)
-    _answer(json, score(found, truth).as_dict())
+    check_detections_match(found, truth.to_coco())
+    if limit is not None:
+        truth = truth.select(np.arange(min(limit, len(truth))))
+        kept = set(truth.image_ids.tolist())
+        found = [entry for entry in found if entry["image_id"] in kept]
+    _answer(json, score(found, truth.to_coco()).as_dict())
 
 
 @app.command
@@ -286,24 +304,33 @@ def _as_overrides(tokens: Sequence[str]) -> dict[str, str]:
 
 
 def _sources(
-    images: Sequence[Path], annotations: Path | None, image_root: Path | None
+    images: Sequence[Path], annotations: Path | None, image_root: Path | None, test: "SourceSpec", run: Path
 ) -> list[tuple[int, Path]]:
     """Give the id and file of each image to look at."""
     from sniper.data.coco import load_annotations
 
-    if bool(images) == (annotations is not None):
-        raise ConfigError("predict wants either image files or --annotations")
-    if annotations is None:
+    if images and annotations is not None:
+        raise ConfigError("predict wants either image files or --annotations, not both")
+    if images:
         return list(enumerate(images, start=1))
-    loaded = load_annotations(annotations, image_root=image_root)
-    _warn(loaded)
-    return [(record.image_id, record.path) for record in map(loaded.__getitem__, range(len(loaded)))]
+    if annotations is not None:
+        loaded = load_annotations(annotations, image_root=image_root)
+        _warn(loaded)
+    else:
+        loaded = _load_source(test, "data.test.annotations", run / "config.yaml")
+    return [(record.image_id, record.path) for record in loaded]
 
 
-def _wanted(value: str, name: str, config: Path) -> Path:
-    if not value:
+def _load_source(source: "SourceSpec", name: str, config: Path) -> "Annotations":
+    """Load a data set that an experiment names."""
+    from sniper.data.coco import load_annotations
+
+    if not source.annotations:
         raise ConfigError(f"{config}: {name} is missing")
-    return Path(value)
+    root = None if source.images is None else Path(source.images)
+    loaded = load_annotations(Path(source.annotations), image_root=root)
+    _warn(loaded)
+    return loaded
 
 
 def _check_folder(path: Path) -> None:

@@ -22,6 +22,9 @@ _PATHS = (
 
 # What may change when a run goes on: nothing that its finished steps depended on.
 _FREE_TO_CHANGE = (
+    "data.train",  # the checkpoint knows the digest of what it learnt from
+    "model.backbone.pretrained",
+    "model.backbone.weights",
     "train.epochs",
     "train.checkpoint_minutes",
     "train.keep_checkpoints",
@@ -31,13 +34,16 @@ _FREE_TO_CHANGE = (
 )
 
 
-def load_experiment(path: Path, *, overrides: Mapping[str, str] | None = None) -> ExperimentSpec:
+def load_experiment(
+    path: Path, *, overrides: Mapping[str, str] | None = None, base: ExperimentSpec | None = None
+) -> ExperimentSpec:
     """Read an experiment.
 
     Args:
         path: the YAML file. Paths in it start from its folder.
         overrides: values by dotted name, such as `train.epochs`, written as in YAML. Paths among them start from the
             working folder.
+        base: what holds where neither says anything; the paper's experiment if there is none.
 
     Raises:
         ConfigError: telling every fault of the file and the overrides, with the nearest known name for unknown ones.
@@ -46,11 +52,15 @@ def load_experiment(path: Path, *, overrides: Mapping[str, str] | None = None) -
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
-    return parse_experiment(text, source=path, overrides=overrides)
+    return parse_experiment(text, source=path, overrides=overrides, base=base)
 
 
 def parse_experiment(
-    text: str, *, source: Path, overrides: Mapping[str, str] | None = None
+    text: str,
+    *,
+    source: Path,
+    overrides: Mapping[str, str] | None = None,
+    base: ExperimentSpec | None = None,
 ) -> ExperimentSpec:
     """Read an experiment from YAML text; `source` is the file that it stands for, see `load_experiment`."""
     values = _parse_yaml(text, source=str(source))
@@ -59,13 +69,14 @@ def parse_experiment(
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: wanted sections such as data and train, got {type(values).__name__}")
     _resolve_paths(values, folder=source.parent)
-    changes: dict[str, Any] = {}
+    if base is not None:
+        values = _merged(_plain(asdict(base)), values)
     for name, value in (overrides or {}).items():
-        _set(changes, name, _parse_yaml(value, source=f"--{name}"))
-    _resolve_paths(changes, folder=Path())
-    _merge(values, changes)
+        change = _nested(name, _parse_yaml(value, source=f"--{name}"))
+        _resolve_paths(change, folder=Path())
+        values = _merged(values, change)
 
-    problems = _unknown_keys(values, ExperimentSpec, prefix="")
+    problems = _misfits(values, ExperimentSpec, prefix="")
     try:
         spec = TypeAdapter(ExperimentSpec).validate_python(values)
     except ValidationError as error:
@@ -105,19 +116,22 @@ def _parse_yaml(text: str, *, source: str) -> Any:
         raise ConfigError(f"{source}: not YAML ({told})") from error
 
 
-def _set(values: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-    values[last] = value
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    """Turn `a.b` and a value into sections."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
-def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Put changes over values, section by section; a list is replaced whole."""
+    merged = dict(values)
     for name, change in changes.items():
-        if isinstance(change, dict) and isinstance(values.get(name), dict):
-            _merge(values[name], change)
-        else:
-            values[name] = change
+        old = merged.get(name)
+        if isinstance(change, Mapping) and isinstance(old, Mapping):
+            change = _merged(old, change)
+        merged[name] = change
+    return merged
 
 
 def _resolve_paths(values: dict[str, Any], *, folder: Path) -> None:
@@ -129,8 +143,8 @@ def _resolve_paths(values: dict[str, Any], *, folder: Path) -> None:
             inner[last] = str((folder / inner[last]).absolute())
 
 
-def _unknown_keys(values: Any, spec: type, *, prefix: str) -> list[str]:
-    """Tell the keys that no field has, each with the nearest that one has."""
+def _misfits(values: Any, spec: type, *, prefix: str) -> list[str]:
+    """Tell the keys that no field has, each with the nearest that one has, and the flags that stand for no flag."""
     if not isinstance(values, dict):
         return []
     hints = get_type_hints(spec)
@@ -142,14 +156,24 @@ def _unknown_keys(values: Any, spec: type, *, prefix: str) -> list[str]:
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(names)}"
             problems.append(f"{prefix}{key} is not known; {hint}")
             continue
+        if isinstance(value, bool) and hints[key] is not bool:
+            problems.append(
+                f"{prefix}{key} is {str(value).lower()}, as YAML reads yes and no; no flag is wanted here"
+            )
         inner = [hints[key], *get_args(hints[key])]
         part = next((kind for kind in inner if is_dataclass(kind)), None)
         if isinstance(part, type):
             parts = enumerate(value) if isinstance(value, list) else [(None, value)]
             for index, one in parts:
                 place = f"{prefix}{key}." if index is None else f"{prefix}{key}[{index}]."
-                problems += _unknown_keys(one, part, prefix=place)
+                problems += _misfits(one, part, prefix=place)
     return problems
+
+
+_PLAIN_WORDS = {
+    "dataclass_type": "wanted a section with fields of its own",
+    "tuple_type": "wanted a list",
+}
 
 
 def _tell(fault: Mapping[str, Any]) -> str:
@@ -159,7 +183,8 @@ def _tell(fault: Mapping[str, Any]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{place}: {message}" if place else message
-    return f"{place}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"
+    message = _PLAIN_WORDS.get(fault["type"], f"{message[0].lower()}{message[1:]}")
+    return f"{place}: {message}, not {fault['input']!r}"
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from sniper.engine.predict import Predictor, to_coco
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.engine.train import StepReport, train
+from sniper.errors import RunError
 from sniper.evaluation import evaluate, save_detections
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.report.pictures import draw_chips, draw_detections
@@ -75,10 +76,12 @@ def run_demo(
         The scores, the minutes it took, and where to look.
 
     Raises:
-        RunError: if a run is already there.
+        RunError: if a demo or another run is already there.
     """
     started = time.monotonic()
     world = folder / "world"
+    if world.exists():
+        raise RunError(f"{folder}: a demo is already there; remove it, or name another folder with --run")
     spec = demo_experiment(world)
     run = Run.create(folder, config=dump_experiment(spec))
     say(f"drawing a world of {_NUM_TRAIN} images to learn from and {_NUM_TEST} to be tested on: {world}")

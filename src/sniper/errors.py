@@ -26,7 +26,7 @@ class ChipTableError(SniperError):
 
 
 class RunError(SniperError):
-    """A run folder that is not there, not complete, or already in use."""
+    """A run folder that is not there, or not empty, or has no checkpoint yet."""
 
 
 class CheckpointError(SniperError):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import hotcoco
 import numpy as np
 
 from sniper.errors import DetectionsError
+from sniper.files import replace_whole
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 _MOST_TOLD = 20
@@ -156,12 +156,8 @@ def save_detections(path: Path, detections: Sequence[Mapping[str, Any]]) -> None
         ValueError: if a number is not finite.
     """
     text = json.dumps([dict(detection) for detection in detections], allow_nan=False)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replace_whole(path) as file:
+        file.write(text.encode())
 
 
 def _as_coco(ground_truth: Mapping[str, Any]) -> hotcoco.COCO:

@@ -76,6 +76,7 @@ WHOLE = LevelSpec(long_side=512)
             "boxes of size 30 to 40",
         ),
         ({"levels": (LevelSpec(long_side=512, below=99),)}, "boxes of size 99 and above"),
+        ({"levels": (LevelSpec(factor=2.0, at_least=30), WHOLE)}, r"\[30, inf\) stands before \[0, inf\)"),
         ({"stride": 0}, "stride must be from 1"),
         ({"chip_size": 0}, "chip_size must be at least 1"),
     ],

@@ -13,6 +13,7 @@ from sniper.chips import Standing
 from sniper.data.coco import Annotations, load_annotations
 from sniper.data.dataset import Batch, ChipDataset, collate, flipped
 from sniper.data.plan import EpochPlan, plan_epoch
+from sniper.errors import AnnotationError
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 
@@ -45,7 +46,7 @@ def test_a_plan_is_a_function_of_seed_and_epoch(annotations: Annotations) -> Non
 
 def test_a_data_set_without_boxes_makes_no_plan(tmp_path: Path) -> None:
     empty = load_annotations(write_dataset(tmp_path, boxes_per_image=0))
-    with pytest.raises(ValueError, match="no box to learn from"):
+    with pytest.raises(AnnotationError, match=r"train\.json: has no box to learn from"):
         plan_of(empty)
 
 

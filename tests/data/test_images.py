@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sniper.chips import Chip, LevelSpec
-from sniper.data.images import cut_chip, load_image, resize_to_level
+from sniper.data.images import cut_chip, load_image, read_sides, resize_to_level
 from sniper.errors import ImageError
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (131, 203, 3), dtype=np.uint8))
@@ -47,6 +47,23 @@ def test_the_thinnest_images_are_cut_and_padded(width: int, height: int) -> None
 def test_a_whole_image_has_the_sides_of_its_level() -> None:
     level = RULES[1].at(width=NOISE.width, height=NOISE.height)
     assert resize_to_level(NOISE, level).shape == (level.height, level.width, 3)
+
+
+def test_more_than_8_bits_are_refused_rather_than_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20) * 160).save(path)
+    with pytest.raises(
+        ImageError, match=r"deep\.png: has more than 8 bits a channel \(mode I;16\), wanted 8"
+    ):
+        load_image(path)
+
+
+def test_an_image_of_a_hundred_megapixels_is_read_and_one_beyond_measure_is_not(tmp_path: Path) -> None:
+    Image.new("1", (12_000, 9_000)).save(tmp_path / "large.png")
+    assert read_sides(tmp_path / "large.png") == (12_000, 9_000)
+    Image.new("1", (40_000, 30_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match=r"bomb\.png: has 40000x30000 pixels, wanted at most 1,000,000,000"):
+        read_sides(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])

@@ -36,7 +36,7 @@ def test_each_step_down_multiplies() -> None:
     [
         ({"epochs": 0}, "epochs must be positive, not 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
-        ({"momentum": -0.1}, "momentum must not be negative"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"clip_gradient": 0.0}, "clip_gradient must be positive or null"),
     ],

@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(
     wild = dataclasses.replace(spec.train, learning_rate=1e30, warm_up_steps=0, decay_at=())
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(
-        TrainingDiverged, match=r"step \d+: a loss is not finite \(.*\); images train_\d\.png"
+        TrainingDiverged, match=r"step \d+: a loss or a gradient is not finite \(.*\); images train_\d\.png"
     ):
         train(run, dataclasses.replace(spec, train=wild), annotations, device=CPU, watch=ignore)
     assert all(math.isfinite(entry["loss"]) for entry in metrics_of(run))
@@ -193,7 +193,7 @@ def test_a_checkpoint_cut_short_is_refused(
 def test_annotations_without_a_single_box_are_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
     empty = load_annotations(write_dataset(tmp_path / "empty", boxes_per_image=0))
     run = Run.create(tmp_path / "run", config="")
-    with pytest.raises(AnnotationError, match=r"train\.json: no box to learn from"):
+    with pytest.raises(AnnotationError, match=r"train\.json: has no box to learn from"):
         train(run, spec, empty, device=CPU, watch=ignore)
 
 

@@ -77,7 +77,9 @@ def test_weights_that_leave_layers_unfilled_are_refused(tmp_path: Path) -> None:
     save_file(Backbone(BackboneSpec(name="test_resnet", pretrained=False)).trunk.state_dict(), path)
     tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("layer4")}
     save_file(tensors, path)
-    with pytest.raises(WeightsError, match=r"w\.safetensors: lacks \d+ layers of test_resnet, such as layer4"):
+    with pytest.raises(
+        WeightsError, match=r"w\.safetensors: lacks \d+ layers of test_resnet, such as layer4"
+    ):
         Backbone(BackboneSpec(name="test_resnet", weights=str(path)))
     save_file({"foo": torch.zeros(1)}, path)
     with pytest.raises(WeightsError, match="layers of test_resnet, such as conv1"):

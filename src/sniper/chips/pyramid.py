@@ -1,5 +1,6 @@
 """The levels of the image pyramid: how far each resizes an image, and which box sizes are valid there."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -212,7 +213,13 @@ class PyramidSpec:
 
     def _check_ranges(self) -> None:
         reached = 0.0
-        for level in sorted(self.levels, key=lambda level: level.at_least):
+        for finer, coarser in itertools.pairwise(self.levels):
+            if finer.at_least > coarser.at_least or finer.below > coarser.below:
+                raise ValueError(
+                    f"levels go from the finest to the coarsest, but the range [{finer.at_least:g}, {finer.below:g}) "
+                    f"stands before [{coarser.at_least:g}, {coarser.below:g})"
+                )
+        for level in self.levels:
             if level.at_least > reached:
                 raise ValueError(
                     f"no level learns from boxes of size {reached:g} to {level.at_least:g}; they would be lost"

@@ -1,7 +1,6 @@
 """All chips of a data set as flat arrays: made from boxes, kept in one file, read one chip at a time."""
 
 import json
-import os
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from sniper.chips.chip import Chip
 from sniper.chips.cover import Cover, cover
 from sniper.chips.pyramid import PyramidSpec
 from sniper.errors import ChipTableError
+from sniper.files import replace_whole
 
 _VERSION = 1
 
@@ -94,8 +94,7 @@ class ChipTable:
     def save(self, path: Path) -> None:
         """Write the table to one compressed `.npz`; a file already there is replaced whole or not at all."""
         head = {"version": _VERSION, "digest": self.digest, "pyramid": asdict(self.pyramid)}
-        unfinished = path.with_name(path.name + ".unfinished")
-        with unfinished.open("wb") as file:
+        with replace_whole(path) as file:
             np.savez_compressed(
                 file,
                 head=np.array(json.dumps(head)),
@@ -107,7 +106,6 @@ class ChipTable:
                 y=self.cover.y,
                 moved_to=self.cover.moved_to,
             )
-        os.replace(unfinished, path)
 
     @classmethod
     def load(cls, path: Path, *, pyramid: PyramidSpec, digest: str) -> "ChipTable":

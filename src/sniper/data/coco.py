@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped
-from PIL import Image
 
-from sniper.errors import AnnotationError
+from sniper.data.images import read_sides
+from sniper.errors import AnnotationError, ImageError
 from sniper.geometry.boxes import area, from_xywh, to_xywh
 
 _MOST_PROBLEMS_TOLD = 20
@@ -514,10 +514,9 @@ def _file_problem(real_root: str, name: str, *, size: tuple[int, int] | None) ->
     if not os.path.isfile(path):
         return f"{name} is not there, wanted {path}"
     try:
-        with Image.open(path) as image:
-            found = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{name} cannot be read as an image ({error})"
+        found = read_sides(Path(path))
+    except ImageError as error:
+        return str(error)
     if size is not None and found != size:
         return f"{name} has {found[0]}x{found[1]} pixels, but the annotations say {size[0]}x{size[1]}"
     return None

@@ -4,6 +4,8 @@ Pillow resizes a region given in fractions of a pixel on the very grid of the wh
 chip has the pixels of the fully resized image, but only its region is computed.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +16,45 @@ from sniper.chips import Chip, Level
 from sniper.errors import ImageError
 
 _FILTER = Image.Resampling.BILINEAR
+_MOST_PIXELS = 1_000_000_000  # 30,000 x 30,000 and a little; more is taken for a file made to exhaust memory
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+Image.MAX_IMAGE_PIXELS = None  # our own limit holds: Pillow's warns of images that are meant to be that large
 
 
 def load_image(path: Path) -> Image.Image:
     """Read an image as RGB, in its stored orientation.
 
     Raises:
-        ImageError: if the file is absent, truncated or no image.
+        ImageError: if the file is absent, truncated or no image, has more than 8 bits a channel, or is beyond all
+            measure.
     """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def read_sides(path: Path) -> tuple[int, int]:
+    """Read width and height of an image from its header, pixels as stored.
+
+    Raises:
+        ImageError: as `load_image`, but for what only the pixels tell.
+    """
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if image.mode in _DEEP_MODES:
+                raise ImageError(f"{path}: has more than 8 bits a channel (mode {image.mode}), wanted 8")
+            if image.width * image.height > _MOST_PIXELS:
+                raise ImageError(
+                    f"{path}: has {image.width}x{image.height} pixels, wanted at most {_MOST_PIXELS:,} in all"
+                )
+            yield image
+    except (OSError, ValueError, SyntaxError) as error:
         raise ImageError(f"{path}: cannot be read as an image ({error})") from error
 
 

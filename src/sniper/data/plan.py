@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from sniper.chips import ChipTable, PyramidSpec
 from sniper.chips.assign import is_learnable
 from sniper.data.coco import Annotations
+from sniper.errors import AnnotationError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,12 +74,12 @@ def plan_epoch(
         epoch: which pass, 0 the first. Equal (seed, epoch) give equal plans.
 
     Raises:
-        ValueError: if there is not a single chip, because no image has a box that can be covered.
+        AnnotationError: if there is no chip, because no image has a box that can be learnt from.
     """
     generator = np.random.default_rng([seed, epoch])
     table = build_table(annotations, pyramid, generator=generator)
     if len(table) == 0:
-        raise ValueError("no box to learn from, so no chip")
+        raise AnnotationError(f"{annotations.path}: has no box to learn from")
     order = generator.permutation(len(table))
     num_chips = -(-len(table) // batch_size) * batch_size
     return EpochPlan(

@@ -1,5 +1,6 @@
 """What there is to learn from, and how it is fed: the data part of an experiment."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -37,7 +38,7 @@ class DataSpec:
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is a share from 0 to 1, not {self.flip}")
-        if self.min_visible_side < 0:
+        if not 0 <= self.min_visible_side < math.inf:
             raise ValueError(f"min_visible_side must not be negative, not {self.min_visible_side}")
         if self.loader_processes < 0:
             raise ValueError(f"loader_processes must not be negative, not {self.loader_processes}")

@@ -1,8 +1,6 @@
 """Inference: whole images at every level, each level's own sizes kept, all of them merged (SNIPER §4)."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 from PIL import Image
 
 from sniper.data.coco import Category
-from sniper.data.images import load_image, resize_to_level
+from sniper.data.images import resize_to_level
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, PredictSpec
 from sniper.engine.train import autocast, build_detector
@@ -68,16 +66,6 @@ class Predictor:
         boxes = level.to_image(found.boxes)
         in_image = Detections(boxes=boxes, scores=found.scores, labels=found.labels)
         return in_image.select(level.valid_range.contains(boxes))
-
-
-def predict(predictor: Predictor, paths: Iterable[Path]) -> Iterator[Detections]:
-    """Find objects in many image files, one after the other.
-
-    Raises:
-        ImageError: if a file cannot be read.
-    """
-    for path in paths:
-        yield predictor(load_image(path))
 
 
 def to_coco(

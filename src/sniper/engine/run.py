@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sniper.data.coco import Category
+from sniper.data.coco import Annotations, Category
 from sniper.errors import CheckpointError, RunError
+from sniper.files import replace_whole
 from sniper.models.weights import fill_module, load_tensors, save_tensors
 
 
@@ -64,16 +65,22 @@ class Run:
     def create(cls, folder: Path, *, config: str) -> "Run":
         """Make a new run's folder.
 
+        A folder in which a run was begun, but never came to a checkpoint, is begun anew.
+
         Raises:
-            RunError: if a run is already there.
+            RunError: if a run with a checkpoint is already there, or the folder cannot be made.
         """
-        if (folder / "config.yaml").exists():
+        run = cls(folder)
+        if run.checkpoints:
             raise RunError(
                 f"{folder}: a run is already there; go on with --resume, or name another with --run"
             )
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        run = cls(folder)
-        write_atomically(run.config_path, config)
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be made a run's folder ({error.strerror})") from error
+        run.metrics_path.unlink(missing_ok=True)
+        run.save_config(config)
         return run
 
     @classmethod
@@ -86,6 +93,11 @@ class Run:
         if not (folder / "config.yaml").is_file():
             raise RunError(f"{folder}: no run is there (config.yaml is absent)")
         return cls(folder)
+
+    def save_config(self, config: str) -> None:
+        """Write the configuration."""
+        with replace_whole(self.config_path) as file:
+            file.write(config.encode())
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append a line to the metrics."""
@@ -104,7 +116,8 @@ class Run:
                 continue
             if entry["step"] <= step:
                 lines.append(line + "\n")
-        write_atomically(self.metrics_path, "".join(lines))
+        with replace_whole(self.metrics_path) as file:
+            file.write("".join(lines).encode())
 
     def save_checkpoint(
         self,
@@ -112,38 +125,60 @@ class Run:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         progress: Progress,
-        categories: tuple[Category, ...],
+        annotations: Annotations,
         keep: int,
     ) -> Path:
-        """Write a checkpoint, complete or not at all, and remove all but the newest few."""
+        """Write a checkpoint, complete or not at all, and remove all but the newest few.
+
+        Args:
+            model: its weights and statistics.
+            optimizer: of that model.
+            progress: how far the run has come.
+            annotations: what it learns from; their categories and digest are kept.
+            keep: how many checkpoints to leave.
+        """
         folder = self.folder / "checkpoints"
         unfinished = folder / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        head = {"categories": [asdict(category) for category in categories]}
+        categories = [asdict(category) for category in annotations.categories]
+        head = {"categories": categories, "digest": annotations.digest}
         save_tensors(unfinished / "weights.safetensors", model.state_dict(), head=head)
-        tensors, plain = _flatten_optimizer(optimizer, model)
-        save_tensors(unfinished / "optimizer.safetensors", tensors, head={**plain, **asdict(progress)})
+        state = _optimizer_state(optimizer, model)
+        save_tensors(unfinished / "optimizer.safetensors", state, head=asdict(progress))
         final = folder / f"{progress.step:08d}"
-        shutil.rmtree(final, ignore_errors=True)
         os.replace(unfinished, final)
         for old in self.checkpoints[:-keep]:
-            shutil.rmtree(old)
+            os.replace(old, unfinished)  # it bears a number no more before it stops being whole
+            shutil.rmtree(unfinished)
         return final
 
-    def load_checkpoint(self, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    def load_checkpoint(
+        self, *, model: nn.Module, optimizer: torch.optim.Optimizer, annotations: Annotations
+    ) -> Progress:
         """Go back to the newest checkpoint; a run without one starts at its beginning.
 
+        Args:
+            model: filled with its weights and statistics.
+            optimizer: of that model; filled with its state.
+            annotations: what the run goes on learning from.
+
         Raises:
-            CheckpointError: if it cannot be read, or belongs to another model.
+            CheckpointError: if it cannot be read, belongs to another model, or learnt from other annotations.
         """
         if not self.checkpoints:
             return Progress()
-        newest = self.checkpoints[-1]
-        weights, _ = load_tensors(newest / "weights.safetensors")
-        fill_module(model, weights, source=newest / "weights.safetensors")
-        tensors, head = load_tensors(newest / "optimizer.safetensors")
-        _fill_optimizer(optimizer, model, tensors)
+        source = self.checkpoints[-1] / "weights.safetensors"
+        weights, head = load_tensors(source)
+        categories = [asdict(category) for category in annotations.categories]
+        if head.get("categories") != categories or head.get("digest") != annotations.digest:
+            raise CheckpointError(
+                f"{source}: the run learnt from other images, boxes or categories than {annotations.path} has now"
+            )
+        fill_module(model, weights, source=source)
+        source = self.checkpoints[-1] / "optimizer.safetensors"
+        state, head = load_tensors(source)
+        _fill_optimizer(optimizer, model, state, source=source)
         return Progress(step=head["step"], epoch=head["epoch"], step_in_epoch=head["step_in_epoch"])
 
     def load_weights(self) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
@@ -164,34 +199,24 @@ class Run:
         return tensors, categories, path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file, complete or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-
-
-def _flatten_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
     """Name the optimizer's tensors after the parameters they belong to."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{names[parameter]}/{key}"] = value
-    return tensors, {"optimizer": type(optimizer).__name__}
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def _fill_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, torch.Tensor]
+    optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, torch.Tensor], *, source: Path
 ) -> None:
     parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        parameter_name, key = name.rsplit("/", 1)
-        parameter = parameters[parameter_name]
+    for name, tensor in state.items():
+        parameter_name, _, key = name.rpartition("/")
+        parameter = parameters.get(parameter_name)
+        if parameter is None:
+            raise CheckpointError(f"{source}: belongs to another model: it has {name}")
         optimizer.state[parameter][key] = tensor.to(parameter.device)

@@ -49,7 +49,11 @@ class TrainSpec:
         for name in ("epochs", "learning_rate", "decay", "checkpoint_minutes"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("warm_up_steps", "warm_up_rate", "momentum", "weight_decay"):
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
+        if not all(0 <= at < math.inf for at in self.decay_at):
+            raise ValueError(f"decay_at must be epochs from 0 on, not {list(self.decay_at)}")
+        for name in ("warm_up_steps", "warm_up_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("batch_size", "keep_checkpoints"):
@@ -114,3 +118,7 @@ class ExperimentSpec:
     model: DetectorSpec = DetectorSpec()
     train: TrainSpec = TrainSpec()
     predict: PredictSpec = PredictSpec()
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, not {self.seed}")

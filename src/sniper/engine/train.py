@@ -1,9 +1,13 @@
 """Training: plans of chips to weights, without a step lost."""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -14,7 +18,7 @@ from sniper.data.plan import EpochPlan, plan_epoch
 from sniper.engine.run import Progress, Run
 from sniper.engine.schedule import learning_rate
 from sniper.engine.spec import ExperimentSpec, Precision, TrainSpec
-from sniper.errors import AnnotationError, TrainingDiverged
+from sniper.errors import SniperError, TrainingDiverged
 from sniper.models.detector import Detector
 
 
@@ -78,19 +82,21 @@ def train(
 
     Raises:
         AnnotationError: if there is nothing to learn from.
-        TrainingDiverged: if a loss is not finite.
+        CheckpointError: if the newest checkpoint cannot be read, or belongs to something else.
+        ImageError: if an image cannot be read.
+        KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, when the step under way is done and a checkpoint written.
+        TrainingDiverged: if a loss or a gradient is not finite.
     """
-    if not annotations.categories or annotations.is_crowd.all():
-        raise AnnotationError(f"{annotations.path}: no box to learn from")
     has_checkpoint = bool(run.checkpoints)
     model = build_detector(spec, num_classes=len(annotations.categories), has_weights=not has_checkpoint)
     model.to(device).train()
     optimizer = build_optimizer(spec.train, model)
-    progress = run.load_checkpoint(model=model, optimizer=optimizer)
+    progress = run.load_checkpoint(model=model, optimizer=optimizer, annotations=annotations)
     run.forget_after(progress.step)
     trainer = _Trainer(run, spec, annotations, device=device, watch=watch, model=model, optimizer=optimizer)
-    for _ in range(progress.epoch, math.ceil(spec.train.epochs)):
-        progress = trainer.train_epoch(progress)
+    with _asked_to_stop() as trainer.is_asked_to_stop:
+        for _ in range(progress.epoch, math.ceil(spec.train.epochs)):
+            progress = trainer.train_epoch(progress)
     return model
 
 
@@ -115,6 +121,38 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+@contextmanager
+def _asked_to_stop() -> Iterator[Event]:
+    """Note SIGINT and SIGTERM instead of dying of them, so that the step under way can be finished."""
+    is_asked = Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+        yield is_asked
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {one: signal.signal(one, lambda *_: is_asked.set()) for one in signals}
+    try:
+        yield is_asked
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """Keep a loader process alive when Ctrl-C reaches it too: the step under way may still need its chips."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch ends its loader processes this way
+
+
+def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Pass batches on; what a user can mend is told without the traceback of the loader process it came from."""
+    try:
+        yield from batches
+    except SniperError as error:
+        kind = type(error)
+        message = str(error).rstrip().rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
+        raise kind(message) from error
+
+
 class _Trainer:
     """What stays the same from epoch to epoch."""
 
@@ -137,6 +175,7 @@ class _Trainer:
         self.model = model
         self.optimizer = optimizer
         self.last_checkpoint = time.monotonic()
+        self.is_asked_to_stop = Event()
 
     def train_epoch(self, progress: Progress) -> Progress:
         """Make the steps that are left of one pass; the last pass may be a fraction."""
@@ -145,7 +184,8 @@ class _Trainer:
         share = min(spec.epochs - progress.epoch, 1.0)
         num_steps = max(round(plan.num_steps * share), 1)
         started = time.monotonic()
-        for batch in self._batches(plan, first_step=progress.step_in_epoch, num_steps=num_steps):
+        batches = self._batches(plan, first_step=progress.step_in_epoch, num_steps=num_steps)
+        for batch in _told_plainly(batches):
             epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
             rate = learning_rate(spec, step=progress.step, epoch=epoch)
             losses = self._step(batch.to(self.device), rate=rate, step=progress.step)
@@ -153,11 +193,12 @@ class _Trainer:
                 step=progress.step + 1, epoch=progress.epoch, step_in_epoch=progress.step_in_epoch + 1
             )
             now = time.monotonic()
+            epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
             report = StepReport(
                 progress=progress,
-                epoch=progress.epoch + progress.step_in_epoch / plan.num_steps,
+                epoch=epoch,
                 epochs=spec.epochs,
-                steps_left=round((spec.epochs - progress.epoch) * plan.num_steps) - progress.step_in_epoch,
+                steps_left=max(round((spec.epochs - epoch) * plan.num_steps), 0),
                 losses=losses,
                 learning_rate=rate,
                 chips_per_second=spec.batch_size / (now - started),
@@ -167,8 +208,11 @@ class _Trainer:
             is_last = progress.step_in_epoch == num_steps
             if progress.step_in_epoch == plan.num_steps:
                 progress = Progress(step=progress.step, epoch=progress.epoch + 1, step_in_epoch=0)
-            if is_last or now - self.last_checkpoint > spec.checkpoint_minutes * 60:
+            is_stopping = self.is_asked_to_stop.is_set()
+            if is_last or is_stopping or now - self.last_checkpoint > spec.checkpoint_minutes * 60:
                 self._save(progress)
+            if is_stopping:
+                raise KeyboardInterrupt
         return progress
 
     def _plan(self, epoch: int) -> EpochPlan:
@@ -191,6 +235,7 @@ class _Trainer:
             num_workers=num_processes,
             prefetch_factor=2 if num_processes else None,
             collate_fn=collate,
+            worker_init_fn=_leave_signals_to_the_trainer,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -200,18 +245,20 @@ class _Trainer:
         generator = torch.Generator(device=self.device).manual_seed(self.spec.seed * 1_000_003 + step)
         with autocast(self.spec.train.precision, self.device):
             losses = self.model.losses(batch, generator=generator)
-        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
-        if not torch.isfinite(total):
+        if not all(map(math.isfinite, (*values.values(), float(norm)))):
             told = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise TrainingDiverged(
-                f"step {step}: a loss is not finite ({told}); images {', '.join(sorted(set(batch.file_names)))}. "
-                "A lower train.learning_rate, a longer warm-up or train.clip_gradient may help."
+                f"step {step}: a loss or a gradient is not finite ({told}, norm of the gradient {float(norm):g}); "
+                f"images {', '.join(sorted(set(batch.file_names)))}. A new run with a lower train.learning_rate, a "
+                "longer warm-up or train.clip_gradient may do better."
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
         if self.spec.train.clip_gradient is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.train.clip_gradient)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.spec.train.clip_gradient, norm)
         self.optimizer.step()
         return values
 
@@ -234,7 +281,7 @@ class _Trainer:
             model=self.model,
             optimizer=self.optimizer,
             progress=progress,
-            categories=self.annotations.categories,
+            annotations=self.annotations,
             keep=self.spec.train.keep_checkpoints,
         )
         self.last_checkpoint = time.monotonic()

@@ -110,7 +110,9 @@ def _frozen_modules(trunk: Any, *, name: str, stride: int) -> list[nn.Module]:
     stages = [entry["module"] for entry in trunk.feature_info.info if entry["reduction"] <= stride]
     if not stages:
         if stride:
-            raise ConfigError(f"model.backbone.frozen_stride: {name} has no features of stride {stride} or less")
+            raise ConfigError(
+                f"model.backbone.frozen_stride: {name} has no features of stride {stride} or less"
+            )
         return []
     # timm flattens some models, so that stages.0 becomes stages_0; dots are told apart from no other sign here.
     last = stages[-1].replace(".", "_")

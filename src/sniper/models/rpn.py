@@ -67,7 +67,8 @@ class RPN(nn.Module):
         rows, columns = features.shape[-2:]
         sides = (rows * STRIDE, columns * STRIDE)
         image = ImageList(torch.empty((1, 0, *sides), device=features.device), [sides])
-        anchors: torch.Tensor = self._anchors(image, [features.float()])[0]
+        shape = features.new_empty((1, 0, rows, columns), dtype=torch.float32)
+        anchors: torch.Tensor = self._anchors(image, [shape])[0]
         return anchors
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """The detector's numbers; the defaults are the paper's where it gives them (SNIPER §4)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,14 +63,17 @@ class RPNSpec:
     num_proposals: int = 300
 
     def __post_init__(self) -> None:
-        if not self.anchor_sizes or min(self.anchor_sizes) <= 0:
-            raise ValueError(f"anchor_sizes must be positive, not {self.anchor_sizes}")
-        if not self.aspect_ratios or min(self.aspect_ratios) <= 0:
-            raise ValueError(f"aspect_ratios must be positive, not {self.aspect_ratios}")
+        for name in ("anchor_sizes", "aspect_ratios"):
+            values = getattr(self, name)
+            if not values or not all(0 < value < math.inf for value in values):
+                raise ValueError(f"{name} must be positive numbers, not {list(values)}")
         if not 0 < self.negative_iou <= self.positive_iou <= 1:
             raise ValueError(
                 f"0 < negative_iou <= positive_iou <= 1 wanted, not {self.negative_iou} and {self.positive_iou}"
             )
+        for name in ("ignored_iou", "nms_iou", "positive_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         for name in ("channels", "anchors_per_chip", "num_candidates", "num_proposals"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -94,6 +98,9 @@ class RoIHeadSpec:
     score_floor: float = 0.001
 
     def __post_init__(self) -> None:
+        for name in ("positive_iou", "score_floor"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         for name in ("channels", "pooled_side", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
