@@ -222,7 +222,7 @@ def weights_of(run_folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_killed_process_leaves_a_run_that_ends_with_the_same_weights(world: Path) -> None:
-    length = ("--train.epochs", "6", "--data.loader_processes", "1")
+    length = ("--train.epochs", "3", "--data.loader_processes", "1")
     unbroken = start_process(world, world / "unbroken", *length)
     killed = start_process(world, world / "killed", *length)
     wait_for_checkpoint(world / "killed")

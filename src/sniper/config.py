@@ -128,9 +128,8 @@ def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     merged = dict(values)
     for name, change in changes.items():
         old = merged.get(name)
-        if isinstance(change, Mapping) and isinstance(old, Mapping):
-            change = _merged(old, change)
-        merged[name] = change
+        are_sections = isinstance(change, Mapping) and isinstance(old, dict)
+        merged[name] = _merged(old, change) if are_sections else change  # type: ignore[arg-type]
     return merged
 
 

@@ -516,7 +516,7 @@ def _file_problem(real_root: str, name: str, *, size: tuple[int, int] | None) ->
     try:
         found = read_sides(Path(path))
     except ImageError as error:
-        return str(error)
+        return f"{name} {str(error).removeprefix(f'{path}: ')}"
     if size is not None and found != size:
         return f"{name} has {found[0]}x{found[1]} pixels, but the annotations say {size[0]}x{size[1]}"
     return None
