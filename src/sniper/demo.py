@@ -35,23 +35,23 @@ def demo_experiment(world: Path) -> ExperimentSpec:
         world: folder of the made-up data set.
     """
     levels = (
-        LevelSpec(factor=2.0, below=48),
-        LevelSpec(factor=0.75, at_least=32, below=128),
-        LevelSpec(long_side=256, at_least=96),
+        LevelSpec(factor=3.0, below=48),
+        LevelSpec(factor=1.0, at_least=32, below=192),
+        LevelSpec(long_side=384, at_least=144),
     )
     return ExperimentSpec(
         data=DataSpec(
             train=SourceSpec(annotations=str((world / "train.json").absolute())),
             test=SourceSpec(annotations=str((world / "test.json").absolute())),
         ),
-        pyramid=PyramidSpec(chip_size=256, levels=levels),
+        pyramid=PyramidSpec(chip_size=384, levels=levels),
         model=DetectorSpec(
-            backbone=BackboneSpec(name="resnet10t", pretrained=False, frozen_stride=0),
-            rpn=RPNSpec(channels=128, anchor_sizes=(16, 32, 64, 128), num_candidates=1000, num_proposals=100),
-            roi_head=RoIHeadSpec(channels=64, width=256),
+            backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stride=0),
+            rpn=RPNSpec(channels=96, anchor_sizes=(24, 48, 96, 160), num_candidates=400, num_proposals=64),
+            roi_head=RoIHeadSpec(channels=32, width=256),
         ),
         train=TrainSpec(
-            epochs=6, batch_size=16, learning_rate=0.04, warm_up_steps=50, decay_at=(5.0,), weight_decay=1e-4
+            epochs=3.5, batch_size=8, learning_rate=0.03, warm_up_steps=50, decay_at=(2.8,), clip_gradient=10.0
         ),
         predict=PredictSpec(levels=levels),
     )
