@@ -51,7 +51,12 @@ def demo_experiment(world: Path) -> ExperimentSpec:
             roi_head=RoIHeadSpec(channels=32, width=256),
         ),
         train=TrainSpec(
-            epochs=3.5, batch_size=8, learning_rate=0.03, warm_up_steps=50, decay_at=(2.8,), clip_gradient=10.0
+            epochs=3.5,
+            batch_size=8,
+            learning_rate=0.03,
+            warm_up_steps=50,
+            decay_at=(2.8,),
+            clip_gradient=10.0,
         ),
         predict=PredictSpec(levels=levels),
     )
