@@ -120,11 +120,11 @@ class ChipTable:
             ChipTableError: if the file cannot be read, or was made for something else.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             head = json.loads(str(arrays["head"]))
             version = head["version"]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ChipTableError(f"{path}: not a chip table ({error})") from error
         if version != _VERSION:
             raise ChipTableError(f"{path}: chip table of version {version}; this program reads {_VERSION}")
