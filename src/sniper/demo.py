@@ -47,7 +47,9 @@ def demo_experiment(world: Path) -> ExperimentSpec:
         pyramid=PyramidSpec(chip_size=384, levels=levels),
         model=DetectorSpec(
             backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stride=0),
-            rpn=RPNSpec(channels=96, anchor_sizes=(24, 48, 96, 160), num_candidates=400, num_proposals=64),
+            rpn=RPNSpec(
+                channels=96, anchor_sizes=(24, 48, 96, 160), num_candidates=1000, num_training_proposals=64
+            ),
             roi_head=RoIHeadSpec(channels=32, width=256),
         ),
         train=TrainSpec(

@@ -11,7 +11,13 @@ from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 
 TINY = DetectorSpec(
     backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stride=0),
-    rpn=RPNSpec(channels=16, anchor_sizes=(16, 32, 64), num_candidates=200, num_proposals=30),
+    rpn=RPNSpec(
+        channels=16,
+        anchor_sizes=(16, 32, 64),
+        num_candidates=200,
+        num_proposals=30,
+        num_training_proposals=20,
+    ),
     roi_head=RoIHeadSpec(channels=8, width=32),
 )
 

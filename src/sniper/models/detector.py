@@ -97,6 +97,7 @@ class Detector(nn.Module):
             deltas,
             anchors=anchors,
             image_sides=[(batch.images.shape[2], batch.images.shape[3])] * len(boxes),
+            limit=self.spec.rpn.num_training_proposals,
             valid_sizes=batch.valid_sizes,
         )
         proposals = [
@@ -144,7 +145,13 @@ class Detector(nn.Module):
         self, features: Float[torch.Tensor, "b c y x"], sides: list[tuple[int, int]]
     ) -> list[Proposals]:
         objectness, deltas = self.rpn(features)
-        return self.rpn.propose(objectness, deltas, anchors=self.rpn.anchors(features), image_sides=sides)
+        return self.rpn.propose(
+            objectness,
+            deltas,
+            anchors=self.rpn.anchors(features),
+            image_sides=sides,
+            limit=self.spec.rpn.num_proposals,
+        )
 
     def _features(
         self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]

@@ -79,6 +79,7 @@ class RPN(nn.Module):
         *,
         anchors: Float[torch.Tensor, "n 4"],
         image_sides: Sequence[tuple[int, int]],
+        limit: int,
         valid_sizes: Float[torch.Tensor, "b 2"] | None = None,
     ) -> list[Proposals]:
         """Turn scores and shifts into the best proposals of each image.
@@ -88,10 +89,11 @@ class RPN(nn.Module):
             deltas: (B, n, 4) shifts.
             anchors: (n, 4) xyxy, image frame.
             image_sides: height and width of each image, pixels; proposals are clipped to them.
+            limit: proposals to keep for each image.
             valid_sizes: (B, 2) keep only proposals of at least the first and below the second size, pixels.
 
         Returns:
-            For each image at most `num_proposals`, after suppression.
+            For each image the best, after suppression.
         """
         spec = self.spec
         found = []
@@ -105,7 +107,7 @@ class RPN(nn.Module):
             boxes, scores = boxes[is_wanted], objectness[i][is_wanted]
             scores, best = scores.topk(min(spec.num_candidates, len(scores)))
             boxes = boxes[best]
-            kept = nms(boxes, scores, spec.nms_iou)[: spec.num_proposals]
+            kept = nms(boxes, scores, spec.nms_iou)[:limit]
             found.append(Proposals(boxes=boxes[kept], scores=scores[kept].sigmoid()))
         return found
 

@@ -47,7 +47,8 @@ class RPNSpec:
         positive_share: at most this share of them is positive.
         num_candidates: best anchors per image that enter suppression.
         nms_iou: of two proposals that overlap more, the worse is dropped.
-        num_proposals: proposals per image.
+        num_proposals: proposals per image and level at test.
+        num_training_proposals: proposals per chip in training; fewer cost less where chips show few objects.
     """
 
     channels: int = 512
@@ -61,6 +62,7 @@ class RPNSpec:
     num_candidates: int = 6000
     nms_iou: float = 0.7
     num_proposals: int = 300
+    num_training_proposals: int = 300
 
     def __post_init__(self) -> None:
         for name in ("anchor_sizes", "aspect_ratios"):
@@ -74,7 +76,13 @@ class RPNSpec:
         for name in ("ignored_iou", "nms_iou", "positive_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        for name in ("channels", "anchors_per_chip", "num_candidates", "num_proposals"):
+        for name in (
+            "channels",
+            "anchors_per_chip",
+            "num_candidates",
+            "num_proposals",
+            "num_training_proposals",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
