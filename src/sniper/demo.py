@@ -25,7 +25,7 @@ from sniper.evaluation import evaluate, save_detections
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.report.pictures import draw_chips, draw_detections
 
-_NUM_TRAIN, _NUM_TEST, _NUM_PICTURES = 120, 20, 4
+_NUM_TRAIN, _NUM_TEST, _NUM_PICTURES = 80, 20, 4
 
 
 def demo_experiment(world: Path) -> ExperimentSpec:
@@ -35,16 +35,17 @@ def demo_experiment(world: Path) -> ExperimentSpec:
         world: folder of the made-up data set.
     """
     levels = (
-        LevelSpec(factor=3.0, below=48),
-        LevelSpec(factor=1.0, at_least=32, below=192),
-        LevelSpec(long_side=384, at_least=144),
+        LevelSpec(factor=3.0, below=40),
+        LevelSpec(factor=1.0, at_least=32, below=120),
+        LevelSpec(factor=0.4, at_least=96, below=360),
+        LevelSpec(long_side=256, at_least=320),
     )
     return ExperimentSpec(
         data=DataSpec(
             train=SourceSpec(annotations=str((world / "train.json").absolute())),
             test=SourceSpec(annotations=str((world / "test.json").absolute())),
         ),
-        pyramid=PyramidSpec(chip_size=384, levels=levels),
+        pyramid=PyramidSpec(chip_size=256, levels=levels),
         model=DetectorSpec(
             backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stride=0),
             rpn=RPNSpec(
@@ -53,11 +54,11 @@ def demo_experiment(world: Path) -> ExperimentSpec:
             roi_head=RoIHeadSpec(channels=32, width=256),
         ),
         train=TrainSpec(
-            epochs=3.5,
+            epochs=3.0,
             batch_size=8,
             learning_rate=0.03,
             warm_up_steps=50,
-            decay_at=(2.8,),
+            decay_at=(2.4,),
             clip_gradient=10.0,
         ),
         predict=PredictSpec(levels=levels),
@@ -92,8 +93,8 @@ def run_demo(
     spec = demo_experiment(world)
     run = Run.create(folder, config=dump_experiment(spec))
     say(f"drawing a world of {_NUM_TRAIN} images to learn from and {_NUM_TEST} to be tested on: {world}")
-    draw_shapes(world, spec=ShapesSpec(num_images=_NUM_TRAIN), seed=1, name="train")
-    draw_shapes(world, spec=ShapesSpec(num_images=_NUM_TEST), seed=2, name="test")
+    draw_shapes(world, spec=_crowded(_NUM_TRAIN), seed=1, name="train")
+    draw_shapes(world, spec=_crowded(_NUM_TEST), seed=2, name="test")
     train_set = load_annotations(world / "train.json")
     test_set = load_annotations(world / "test.json")
 
@@ -117,6 +118,13 @@ def run_demo(
     scores = evaluate(results, json.loads((world / "test.json").read_text())).as_dict()
     minutes = round((time.monotonic() - started) / 60, 2)
     return {"run": str(folder), "pictures": str(pictures), "minutes": minutes, **scores}
+
+
+def _crowded(num_images: int) -> ShapesSpec:
+    """Ask for images with many objects: the more a chip shows, the sooner there is something to see."""
+    return ShapesSpec(
+        num_images=num_images, fewest_objects=30, most_objects=45, fewest_clutter=6, most_clutter=12
+    )
 
 
 def _detect(predictor: Predictor, annotations: Annotations, *, pictures: Path) -> list[dict[str, Any]]:
