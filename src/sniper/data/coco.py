@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped
 
+from sniper.chips.assign import is_learnable
 from sniper.data.images import read_sides
 from sniper.errors import AnnotationError, ImageError
 from sniper.geometry.boxes import area, from_xywh, to_xywh
 
 _MOST_PROBLEMS_TOLD = 20
 _MOST_EXAMPLES_TOLD = 3
-_SMALLEST_SIDE = 1.0  # pixels; a thinner box teaches nothing
 _ROUNDING = 1e-3  # pixels; tools that round decimals reach this far over the border without meaning it
 
 
@@ -644,8 +644,10 @@ def _warnings(
         yield f"{path}: {len(places)} {noun} {what} ({'; '.join(shown + rest)})"
 
     yield from tell((np.abs(given - clipped) > _ROUNDING).any(axis=1), "reaching over the border, clipped")
-    is_thin = ((clipped[:, 2:] - clipped[:, :2]) < _SMALLEST_SIDE).any(axis=1)
-    yield from tell(is_thin & ~boxes.is_crowd, "less than 1 pixel wide or high, too small to be learnt from")
+    yield from tell(
+        ~is_learnable(clipped) & ~boxes.is_crowd,
+        "less than 1 pixel wide or high, too small to be learnt from",
+    )
 
 
 def _show(value: Any) -> str:

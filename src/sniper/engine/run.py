@@ -141,8 +141,7 @@ class Run:
         unfinished = folder / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        categories = [asdict(category) for category in annotations.categories]
-        head = {"categories": categories, "digest": annotations.digest}
+        head = _identity(annotations)
         save_tensors(unfinished / "weights.safetensors", model.state_dict(), head=head)
         state = _optimizer_state(optimizer, model)
         save_tensors(unfinished / "optimizer.safetensors", state, head=asdict(progress))
@@ -170,8 +169,7 @@ class Run:
             return Progress()
         source = self.checkpoints[-1] / "weights.safetensors"
         weights, head = load_tensors(source)
-        categories = [asdict(category) for category in annotations.categories]
-        if head.get("categories") != categories or head.get("digest") != annotations.digest:
+        if head != _identity(annotations):
             raise CheckpointError(
                 f"{source}: the run learnt from other images, boxes or categories than {annotations.path} has now"
             )
@@ -197,6 +195,12 @@ class Run:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: names no categories ({error})") from error
         return tensors, categories, path
+
+
+def _identity(annotations: Annotations) -> dict[str, Any]:
+    """Say what a run learns from, in plain data: a checkpoint fits no other."""
+    categories = [asdict(category) for category in annotations.categories]
+    return {"categories": categories, "digest": annotations.digest}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
