@@ -1,5 +1,6 @@
 """Chips cover every box, by the same greed as brute force, and equal seeds give equal chips."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -8,113 +9,145 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sniper.chips import Chip, LevelSpec, PyramidSpec
+from sniper.chips import ImageBoxes, LevelSpec, PyramidSpec
 from sniper.chips.cover import Cover, cover
 from sniper.chips.pyramid import Level
 from sniper.geometry.boxes import is_inside
-from tests.chips.worlds import SMALL_PYRAMID, World, build_world, worlds
+from tests.chips.worlds import SMALL_PYRAMID, boxes_of, build_world, one_image, worlds
 
 
-def cover_world(world: World, *, pyramid: PyramidSpec = SMALL_PYRAMID, seed: int = 0) -> Cover:
-    return cover(
-        pyramid,
-        widths=world.widths,
-        heights=world.heights,
-        offsets=world.offsets,
-        boxes=world.boxes,
-        is_wanted=np.ones(len(world.boxes), dtype=bool),
-        generator=np.random.default_rng(seed),
-    )
+def cover_world(world: ImageBoxes, *, pyramid: PyramidSpec = SMALL_PYRAMID, seed: int = 0) -> Cover:
+    return cover(pyramid, world, generator=np.random.default_rng(seed))
 
 
-def chips_of(world: World, found: Cover, image: int, level: Level, size: int) -> list[Chip]:
-    index = range(found.offsets[image], found.offsets[image + 1])
-    return [
-        Chip(level=level, x=int(found.x[i]), y=int(found.y[i]), size=size)
-        for i in index
-        if found.level[i] == level.index
-    ]
+def chips_of(found: Cover, image: int, level: Level) -> np.ndarray:
+    """Give the corners of the chips of one level, (k, 2), in the order in which they were taken."""
+    own = slice(found.offsets[image], found.offsets[image + 1])
+    is_here = found.level[own] == level.index
+    return np.stack([found.x[own][is_here], found.y[own][is_here]], axis=1)
 
 
-def is_covered(boxes: np.ndarray, chip: Chip) -> np.ndarray:
-    """Tell which boxes of the image frame lie wholly inside a chip, rounding of the last bit allowed."""
-    inner = chip.level.to_level(boxes) + np.array([1e-9, 1e-9, -1e-9, -1e-9])
-    return is_inside(inner, chip.window[None])[:, 0]
+def coverage(boxes: np.ndarray, level: Level, corners: np.ndarray, size: int) -> np.ndarray:
+    """Tell which windows cover which boxes of the image frame: (windows, boxes); rounding of the last bit allowed."""
+    inner = level.to_level(boxes) + np.array([1e-9, 1e-9, -1e-9, -1e-9])
+    return is_inside(inner, np.concatenate([corners, corners + size], axis=1).astype(float)).T
 
 
-def coverage(boxes: np.ndarray, chips: list[Chip]) -> np.ndarray:
-    """Tell which chips cover which boxes: (chips, boxes)."""
-    return np.array([is_covered(boxes, chip) for chip in chips], dtype=bool).reshape(len(chips), len(boxes))
-
-
-def windows_of(level: Level, pyramid: PyramidSpec) -> list[Chip]:
+def windows_of(level: Level, pyramid: PyramidSpec) -> np.ndarray:
     """Every window of a level, told plainly: the stride grid, and flush with the right and bottom borders."""
     size, stride = pyramid.chip_size, pyramid.stride
     axes = [
         sorted({*range(0, side - size + 1, stride), side - size}) if side > size else [0]
         for side in (level.width, level.height)
     ]
-    return [Chip(level=level, x=x, y=y, size=size) for x, y in itertools.product(*axes)]
+    return np.array(list(itertools.product(*axes)))
 
 
 @given(worlds)
-def test_no_box_is_lost(world: World) -> None:
+def test_no_box_is_lost(world: ImageBoxes) -> None:
     found = cover_world(world)
     for image in range(len(world.widths)):
         levels = SMALL_PYRAMID.at(width=int(world.widths[image]), height=int(world.heights[image]))
-        boxes = world.boxes_of(image)
+        boxes = boxes_of(world, image)
         covered = np.zeros(len(boxes), dtype=bool)
         for level in levels:
-            for chip in chips_of(world, found, image, level, SMALL_PYRAMID.chip_size):
-                covered |= is_covered(boxes, chip)
+            corners = chips_of(found, image, level)
+            covered |= coverage(boxes, level, corners, SMALL_PYRAMID.chip_size).any(axis=0)
         assert covered.all()
 
 
 @given(worlds)
-def test_a_box_that_a_window_of_its_level_can_hold_is_covered_there(world: World) -> None:
+def test_a_box_that_a_window_of_its_level_can_hold_is_covered_there(world: ImageBoxes) -> None:
     found = cover_world(world)
     for image in range(len(world.widths)):
-        boxes = world.boxes_of(image)
+        boxes = boxes_of(world, image)
         for level in SMALL_PYRAMID.at(width=int(world.widths[image]), height=int(world.heights[image])):
-            chosen = chips_of(world, found, image, level, SMALL_PYRAMID.chip_size)
             moved_here = found.moved_to[world.offsets[image] : world.offsets[image + 1]] == level.index
             members = boxes[level.valid_range.contains(boxes) | moved_here]
-            holds = coverage(members, windows_of(level, SMALL_PYRAMID))
-            covered = coverage(members, chosen)
+            holds = coverage(members, level, windows_of(level, SMALL_PYRAMID), SMALL_PYRAMID.chip_size)
+            covered = coverage(members, level, chips_of(found, image, level), SMALL_PYRAMID.chip_size)
             np.testing.assert_array_equal(covered.any(axis=0), holds.any(axis=0))
 
 
 @given(worlds)
-def test_every_chip_lies_on_the_grid_and_covers_something_new(world: World) -> None:
+def test_every_chip_lies_on_the_grid_and_covers_something_new(world: ImageBoxes) -> None:
     found = cover_world(world)
     for image in range(len(world.widths)):
-        boxes = world.boxes_of(image)
+        boxes = boxes_of(world, image)
         moved_to = found.moved_to[world.offsets[image] : world.offsets[image + 1]]
         for level in SMALL_PYRAMID.at(width=int(world.widths[image]), height=int(world.heights[image])):
             members = boxes[level.valid_range.contains(boxes) | (moved_to == level.index)]
-            allowed = {(chip.x, chip.y) for chip in windows_of(level, SMALL_PYRAMID)}
+            corners = chips_of(found, image, level)
+            assert set(map(tuple, corners)) <= set(map(tuple, windows_of(level, SMALL_PYRAMID)))
             left = np.ones(len(members), dtype=bool)
-            for chip in chips_of(world, found, image, level, SMALL_PYRAMID.chip_size):
-                assert (chip.x, chip.y) in allowed
-                gained = is_covered(members, chip) & left
+            for covered in coverage(members, level, corners, SMALL_PYRAMID.chip_size):
+                gained = covered & left
                 assert gained.any()
                 left &= ~gained
 
 
-@given(worlds)
-def test_each_chip_is_among_the_best_that_greed_can_take(world: World) -> None:
-    found = cover_world(world)
-    for image in range(len(world.widths)):
-        boxes = world.boxes_of(image)
+def assert_greedy(world: ImageBoxes, found: Cover) -> None:
+    """Compare with brute force: each chip covers as many boxes that were still left as any window could."""
+    for image in range(len(world)):
+        boxes = boxes_of(world, image)
         moved_to = found.moved_to[world.offsets[image] : world.offsets[image + 1]]
         for level in SMALL_PYRAMID.at(width=int(world.widths[image]), height=int(world.heights[image])):
             members = boxes[level.valid_range.contains(boxes) | (moved_to == level.index)]
             left = np.ones(len(members), dtype=bool)
-            every = coverage(members, windows_of(level, SMALL_PYRAMID))
-            for chip in chips_of(world, found, image, level, SMALL_PYRAMID.chip_size):
-                covered = is_covered(members, chip)
+            every = coverage(members, level, windows_of(level, SMALL_PYRAMID), SMALL_PYRAMID.chip_size)
+            for covered in coverage(members, level, chips_of(found, image, level), SMALL_PYRAMID.chip_size):
                 assert (covered & left).sum() == (every & left).sum(axis=1).max()
                 left &= ~covered
+            assert not (every & left).any()
+
+
+@given(worlds)
+def test_each_chip_is_among_the_best_that_greed_can_take(world: ImageBoxes) -> None:
+    assert_greedy(world, cover_world(world))
+
+
+@given(worlds)
+def test_a_mirrored_world_has_the_mirrored_answers(world: ImageBoxes) -> None:
+    # On sides of whole strides the grid is its own mirror image; only the ties may fall otherwise.
+    def rounded(values: np.ndarray) -> np.ndarray:
+        return np.maximum(np.ceil(values / 8) * 8, 8).astype(np.int64)
+
+    low, high = np.floor(world.boxes[:, :2]), np.floor(world.boxes[:, 2:]) + 1
+    world = dataclasses.replace(
+        world,
+        widths=rounded(world.widths),
+        heights=rounded(world.heights),
+        boxes=np.concatenate([low, np.maximum(high, low + 1)], axis=1),
+    )
+    limits = np.stack([world.widths, world.heights] * 2, axis=1)[world.image_of_box]
+    world = dataclasses.replace(world, boxes=np.minimum(world.boxes, limits))
+    flipped = world.boxes[:, [2, 1, 0, 3]].copy()
+    flipped[:, [0, 2]] = limits[:, :1] - flipped[:, [0, 2]]
+    found = cover_world(dataclasses.replace(world, boxes=flipped))
+
+    sides = np.array([level.resized(world.widths, world.heights)[0] for level in SMALL_PYRAMID.levels])
+    images = np.repeat(np.arange(len(world)), np.diff(found.offsets))
+    room = np.maximum(sides[found.level, images] - SMALL_PYRAMID.chip_size, 0)
+    assert_greedy(world, dataclasses.replace(found, x=room - found.x))
+
+
+@given(st.integers(0, 100_000), st.integers(0, 20), st.integers(0, 20))
+def test_moving_the_boxes_by_whole_strides_moves_the_chips(seed: int, right: int, down: int) -> None:
+    world = build_world(seed, num_images=1, longest=150)
+    pyramid = PyramidSpec(
+        chip_size=64, stride=8, levels=(LevelSpec(factor=1.0, below=60), LevelSpec(long_side=64, at_least=32))
+    )
+    margin = 64  # away from the borders, where windows cannot follow
+    start = np.array([margin, margin, margin, margin], dtype=np.float64)
+    shift = 8 * np.array([right, down, right, down], dtype=np.float64)
+    one, two = (
+        cover_world(one_image(500, 500, world.boxes + place), pyramid=pyramid)
+        for place in (start, start + shift)
+    )
+    is_fine = one.level == 0
+    np.testing.assert_array_equal(is_fine, two.level == 0)
+    np.testing.assert_array_equal(one.x[is_fine] + 8 * right, two.x[is_fine])
+    np.testing.assert_array_equal(one.y[is_fine] + 8 * down, two.y[is_fine])
 
 
 def test_greed_takes_few_more_windows_than_the_exact_minimum(
@@ -131,7 +164,7 @@ def test_greed_takes_few_more_windows_than_the_exact_minimum(
         found = cover_world(world, pyramid=pyramid)
         level = pyramid.at(width=int(world.widths[0]), height=int(world.heights[0]))[0]
         members = world.boxes[level.valid_range.contains(world.boxes)]
-        every = coverage(members, windows_of(level, pyramid))
+        every = coverage(members, level, windows_of(level, pyramid), pyramid.chip_size)
         every = every[:, every.any(axis=0)]
         useful = np.unique(every, axis=0)
         taken = int((found.level == 0).sum())
@@ -148,15 +181,14 @@ def test_greed_takes_few_more_windows_than_the_exact_minimum(
 
 
 @given(worlds, st.integers(0, 5))
-def test_equal_seeds_give_equal_chips(world: World, seed: int) -> None:
+def test_equal_seeds_give_equal_chips(world: ImageBoxes, seed: int) -> None:
     one, other = cover_world(world, seed=seed), cover_world(world, seed=seed)
     for name in ("offsets", "level", "x", "y", "moved_to"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_ties_fall_on_every_window_alike() -> None:
-    one = np.array([[100.0, 100.0, 110.0, 110.0]])
-    world = World(widths=np.array([200]), heights=np.array([200]), offsets=np.array([0, 1]), boxes=one)
+    world = one_image(200, 200, np.array([[100.0, 100.0, 110.0, 110.0]]))
     places = [cover_world(world, seed=seed) for seed in range(400)]
     xs, counts = np.unique([found.x[found.level == 0][0] for found in places], return_counts=True)
     assert xs.tolist() == list(range(160, 201, 8))
@@ -164,7 +196,7 @@ def test_ties_fall_on_every_window_alike() -> None:
 
 
 @given(worlds)
-def test_mirroring_the_world_mirrors_which_boxes_move(world: World) -> None:
+def test_mirroring_the_world_mirrors_which_boxes_move(world: ImageBoxes) -> None:
     # The grid itself is not symmetric (it starts at the left), so only levels without a grid choice are compared.
     pyramid = PyramidSpec(
         chip_size=64, stride=1, levels=(LevelSpec(factor=2.0, below=40), LevelSpec(long_side=64, at_least=32))
@@ -172,20 +204,15 @@ def test_mirroring_the_world_mirrors_which_boxes_move(world: World) -> None:
     widths = np.repeat(world.widths, np.diff(world.offsets))
     mirrored = world.boxes.copy()
     mirrored[:, 0], mirrored[:, 2] = widths - world.boxes[:, 2], widths - world.boxes[:, 0]
-    other = World(widths=world.widths, heights=world.heights, offsets=world.offsets, boxes=mirrored)
+    other = dataclasses.replace(world, boxes=mirrored)
     one, two = cover_world(world, pyramid=pyramid), cover_world(other, pyramid=pyramid)
     np.testing.assert_array_equal(one.moved_to, two.moved_to)
 
 
 @given(worlds)
-def test_images_do_not_know_of_each_other(world: World) -> None:
+def test_images_do_not_know_of_each_other(world: ImageBoxes) -> None:
     together = cover_world(world)
-    first = World(
-        widths=world.widths[:1],
-        heights=world.heights[:1],
-        offsets=world.offsets[:2],
-        boxes=world.boxes[: world.offsets[1]],
-    )
+    first = world.select(np.array([0]))
     alone = cover_world(first)
     count = together.offsets[1]
     for name in ("level", "x", "y"):
@@ -193,16 +220,19 @@ def test_images_do_not_know_of_each_other(world: World) -> None:
 
 
 @given(worlds, st.integers(0, 20))
-def test_a_shifted_grid_loses_no_box_either(world: World, seed: int) -> None:
+def test_a_shifted_grid_loses_no_box_either(world: ImageBoxes, seed: int) -> None:
     pyramid = PyramidSpec(chip_size=64, stride=8, random_offset=True, levels=SMALL_PYRAMID.levels)
     found = cover_world(world, pyramid=pyramid, seed=seed)
     for image in range(len(world.widths)):
-        boxes = world.boxes_of(image)
+        boxes = boxes_of(world, image)
         covered = np.zeros(len(boxes), dtype=bool)
         for level in pyramid.at(width=int(world.widths[image]), height=int(world.heights[image])):
-            for chip in chips_of(world, found, image, level, pyramid.chip_size):
-                assert 0 <= chip.x <= max(level.width - chip.size, 0)
-                covered |= is_covered(boxes, chip)
+            corners = chips_of(found, image, level)
+            assert (corners >= 0).all()
+            assert (
+                corners <= np.maximum([level.width - pyramid.chip_size, level.height - pyramid.chip_size], 0)
+            ).all()
+            covered |= coverage(boxes, level, corners, pyramid.chip_size).any(axis=0)
         assert covered.all()
 
 
@@ -219,31 +249,19 @@ def test_a_shifted_grid_loses_no_box_either(world: World, seed: int) -> None:
 def test_a_box_of_the_papers_pyramid_goes_here(
     box: list[float], width: int, height: int, levels: list[int], moved_to: int
 ) -> None:
-    world = World(
-        widths=np.array([width]), heights=np.array([height]), offsets=np.array([0, 1]), boxes=np.array([box])
-    )
-    found = cover_world(world, pyramid=PyramidSpec())
+    found = cover_world(one_image(width, height, np.array([box])), pyramid=PyramidSpec())
     assert found.level.tolist() == levels
     assert found.moved_to.tolist() == [moved_to]
 
 
 def test_unwanted_boxes_get_no_chip() -> None:
-    found = cover(
-        PyramidSpec(),
-        widths=np.array([640]),
-        heights=np.array([480]),
-        offsets=np.array([0, 1]),
-        boxes=np.array([[10.0, 10.0, 40.0, 40.0]]),
-        is_wanted=np.array([False]),
-        generator=np.random.default_rng(0),
-    )
+    world = one_image(640, 480, np.array([[10.0, 10.0, 40.0, 40.0]]))
+    found = cover_world(dataclasses.replace(world, is_wanted=np.array([False])), pyramid=PyramidSpec())
     assert len(found.level) == 0
 
 
 def test_no_image_gives_no_chip() -> None:
-    none = np.zeros(0, dtype=np.int64)
-    world = World(widths=none, heights=none, offsets=np.zeros(1, np.int64), boxes=np.zeros((0, 4)))
-    found = cover_world(world)
+    found = cover_world(build_world(0).select(np.zeros(0, dtype=np.int64)))
     assert found.offsets.tolist() == [0]
     assert len(found.level) == 0
 
@@ -252,12 +270,9 @@ def test_five_thousand_boxes_in_a_huge_image_are_all_covered() -> None:
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 29_000, (5000, 2))
     boxes = np.concatenate([low, low + rng.uniform(4, 900, (5000, 2))], axis=1)
-    world = World(
-        widths=np.array([30_000]), heights=np.array([30_000]), offsets=np.array([0, 5000]), boxes=boxes
-    )
+    world = one_image(30_000, 30_000, boxes)
     found = cover_world(world, pyramid=PyramidSpec())
     covered = np.zeros(len(boxes), dtype=bool)
     for level in PyramidSpec().at(width=30_000, height=30_000):
-        for chip in chips_of(world, found, 0, level, 512):
-            covered |= is_covered(boxes, chip)
+        covered |= coverage(boxes, level, chips_of(found, 0, level), 512).any(axis=0)
     assert covered.all()

@@ -12,16 +12,7 @@ from tests.chips.worlds import SMALL_PYRAMID, build_world
 
 def build_table() -> ChipTable:
     world = build_world(3, num_images=6)
-    return ChipTable.build(
-        SMALL_PYRAMID,
-        digest="abc",
-        widths=world.widths,
-        heights=world.heights,
-        offsets=world.offsets,
-        boxes=world.boxes,
-        is_wanted=np.ones(len(world.boxes), dtype=bool),
-        generator=np.random.default_rng(0),
-    )
+    return ChipTable.build(SMALL_PYRAMID, world, digest="abc", generator=np.random.default_rng(0))
 
 
 def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:

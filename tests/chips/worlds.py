@@ -1,11 +1,9 @@
 """Images with random boxes, for the tests of chips."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from hypothesis import strategies as st
 
-from sniper.chips import LevelSpec, PyramidSpec
+from sniper.chips import ImageBoxes, LevelSpec, PyramidSpec
 
 SMALL_PYRAMID = PyramidSpec(
     chip_size=64,
@@ -18,20 +16,7 @@ SMALL_PYRAMID = PyramidSpec(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """Some images and their boxes, flat."""
-
-    widths: np.ndarray
-    heights: np.ndarray
-    offsets: np.ndarray
-    boxes: np.ndarray
-
-    def boxes_of(self, image: int) -> np.ndarray:
-        return self.boxes[self.offsets[image] : self.offsets[image + 1]]
-
-
-def build_world(seed: int, *, num_images: int = 3, most_boxes: int = 8, longest: int = 200) -> World:
+def build_world(seed: int, *, num_images: int = 3, most_boxes: int = 8, longest: int = 200) -> ImageBoxes:
     """Draw images of 1 to `longest` px and boxes of all sizes and shapes inside them."""
     rng = np.random.default_rng(seed)
     widths = rng.integers(1, longest + 1, num_images)
@@ -44,7 +29,29 @@ def build_world(seed: int, *, num_images: int = 3, most_boxes: int = 8, longest:
         parts.append(np.concatenate([low, low + sides], axis=1))
     boxes = np.minimum(np.concatenate(parts), np.repeat(np.stack([widths, heights] * 2, 1), counts, axis=0))
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    return World(widths=widths, heights=heights, offsets=offsets, boxes=boxes)
+    return ImageBoxes(
+        widths=widths,
+        heights=heights,
+        offsets=offsets,
+        boxes=boxes,
+        is_wanted=np.ones(len(boxes), dtype=bool),
+    )
+
+
+def one_image(width: int, height: int, boxes: np.ndarray) -> ImageBoxes:
+    """Give one image with (n, 4) boxes, all to be covered."""
+    return ImageBoxes(
+        widths=np.array([width]),
+        heights=np.array([height]),
+        offsets=np.array([0, len(boxes)]),
+        boxes=boxes,
+        is_wanted=np.ones(len(boxes), dtype=bool),
+    )
+
+
+def boxes_of(world: ImageBoxes, image: int) -> np.ndarray:
+    """Give the boxes of one image."""
+    return world.boxes[world.offsets[image] : world.offsets[image + 1]]
 
 
 worlds = st.integers(0, 100_000).map(build_world)

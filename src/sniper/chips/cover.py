@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import PyramidSpec
 
 _IMAGES_AT_ONCE = 65_536
@@ -37,16 +38,7 @@ class Cover:
     moved_to: Int[np.ndarray, " n"]
 
 
-def cover(
-    pyramid: PyramidSpec,
-    *,
-    widths: Int[np.ndarray, " m"],
-    heights: Int[np.ndarray, " m"],
-    offsets: Int[np.ndarray, " m_plus_1"],
-    boxes: Float[np.ndarray, "n 4"],
-    is_wanted: Bool[np.ndarray, " n"],
-    generator: np.random.Generator,
-) -> Cover:
+def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Generator) -> Cover:
     """Choose the positive chips of many images at all levels.
 
     Per image and level, windows are taken one by one, each time one that covers most still uncovered boxes; a box is
@@ -55,11 +47,7 @@ def cover(
 
     Args:
         pyramid: levels, chip size and stride.
-        widths: (m,) of the images, pixels.
-        heights: (m,) of the images, pixels.
-        offsets: (m + 1,) where the boxes of each image begin.
-        boxes: (n, 4) xyxy, image frame, inside their images. May be empty.
-        is_wanted: (n,) which boxes must be covered.
+        images: their sides, and the boxes to cover.
         generator: draws the ties and the offset of the grid. Equal states give equal chips.
 
     Returns:
@@ -68,11 +56,13 @@ def cover(
     Example:
         >>> one = cover(
         ...     PyramidSpec(),
-        ...     widths=np.array([640]),
-        ...     heights=np.array([480]),
-        ...     offsets=np.array([0, 2]),
-        ...     boxes=np.array([[10.0, 10.0, 40.0, 40.0], [300.0, 200.0, 460.0, 400.0]]),
-        ...     is_wanted=np.array([True, True]),
+        ...     ImageBoxes(
+        ...         widths=np.array([640]),
+        ...         heights=np.array([480]),
+        ...         offsets=np.array([0, 2]),
+        ...         boxes=np.array([[10.0, 10.0, 40.0, 40.0], [300.0, 200.0, 460.0, 400.0]]),
+        ...         is_wanted=np.array([True, True]),
+        ...     ),
         ...     generator=np.random.default_rng(0),
         ... )
         >>> one.level.tolist()
@@ -80,21 +70,21 @@ def cover(
     """
     seed = generator.integers(1, 2**63, dtype=np.int64)
     shift = generator.integers(0, pyramid.stride, size=2) if pyramid.random_offset else np.zeros(2, np.int64)
-    resized = [level.resized(widths, heights) for level in pyramid.levels]
+    resized = [level.resized(images.widths, images.heights) for level in pyramid.levels]
     bounds = np.array([[level.at_least, level.below] for level in pyramid.levels])
-    moved_to = np.full(len(boxes), -1, dtype=np.int8)
+    moved_to = np.full(len(images.boxes), -1, dtype=np.int8)
     parts = []
-    for first in range(0, len(widths), _IMAGES_AT_ONCE):
-        images = slice(first, first + _IMAGES_AT_ONCE)
-        starts = offsets[first : first + _IMAGES_AT_ONCE + 1]
+    for first in range(0, len(images), _IMAGES_AT_ONCE):
+        some = slice(first, first + _IMAGES_AT_ONCE)
+        starts = images.offsets[first : first + _IMAGES_AT_ONCE + 1]
         own = slice(starts[0], starts[-1])
         parts.append(
             _cover_images(
-                np.stack([np.stack([w[images], h[images]]) for w, h in resized]),
-                np.stack([widths[images], heights[images]]).astype(np.int64),
+                np.stack([np.stack([w[some], h[some]]) for w, h in resized]),
+                np.stack([images.widths[some], images.heights[some]]).astype(np.int64),
                 starts - starts[0],
-                np.ascontiguousarray(boxes[own], dtype=np.float64),
-                is_wanted[own],
+                np.ascontiguousarray(images.boxes[own], dtype=np.float64),
+                images.is_wanted[own],
                 bounds,
                 (pyramid.chip_size, pyramid.stride, int(shift[0]), int(shift[1])),
                 np.uint64(seed) + np.uint64(first),

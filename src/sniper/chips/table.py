@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 
 from sniper.chips.chip import Chip
 from sniper.chips.cover import Cover, cover
+from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import PyramidSpec
 from sniper.errors import ChipTableError
 from sniper.files import replace_whole
@@ -37,28 +38,23 @@ class ChipTable:
 
     @classmethod
     def build(
-        cls,
-        pyramid: PyramidSpec,
-        *,
-        digest: str,
-        widths: Int[np.ndarray, " m"],
-        heights: Int[np.ndarray, " m"],
-        offsets: Int[np.ndarray, " m_plus_1"],
-        boxes: Float[np.ndarray, "n 4"],
-        is_wanted: Bool[np.ndarray, " n"],
-        generator: np.random.Generator,
+        cls, pyramid: PyramidSpec, images: ImageBoxes, *, digest: str, generator: np.random.Generator
     ) -> "ChipTable":
-        """Choose the chips of a data set; the arguments are those of `cover`."""
-        chosen = cover(
-            pyramid,
-            widths=widths,
-            heights=heights,
-            offsets=offsets,
-            boxes=boxes,
-            is_wanted=is_wanted,
-            generator=generator,
+        """Choose the chips of a data set.
+
+        Args:
+            pyramid: what to cut.
+            images: their sides, and the boxes to cover.
+            digest: of the annotations that these stand for.
+            generator: see `cover`.
+        """
+        return cls(
+            pyramid=pyramid,
+            digest=digest,
+            widths=images.widths,
+            heights=images.heights,
+            cover=cover(pyramid, images, generator=generator),
         )
-        return cls(pyramid=pyramid, digest=digest, widths=widths, heights=heights, cover=chosen)
 
     def __len__(self) -> int:
         return len(self.cover.level)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sniper.chips import ChipTable, PyramidSpec
+from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
 from sniper.chips.assign import is_learnable
 from sniper.data.coco import Annotations
 from sniper.errors import AnnotationError
@@ -38,20 +38,23 @@ class EpochPlan:
         return len(self.order) - len(self.table)
 
 
-def build_table(
-    annotations: Annotations, pyramid: PyramidSpec, *, generator: np.random.Generator
-) -> ChipTable:
-    """Choose the positive chips of a data set; boxes that are no crowd and at least 1 px a side are covered."""
-    return ChipTable.build(
-        pyramid,
-        digest=annotations.digest,
+def to_image_boxes(annotations: Annotations) -> ImageBoxes:
+    """Give the boxes of a data set; those that are no crowd and at least 1 px a side are to be covered."""
+    return ImageBoxes(
         widths=annotations.widths.astype(np.int64),
         heights=annotations.heights.astype(np.int64),
         offsets=annotations.offsets,
         boxes=annotations.boxes,
         is_wanted=~annotations.is_crowd & is_learnable(annotations.boxes),
-        generator=generator,
     )
+
+
+def build_table(
+    annotations: Annotations, pyramid: PyramidSpec, *, generator: np.random.Generator
+) -> ChipTable:
+    """Choose the positive chips of a data set."""
+    images = to_image_boxes(annotations)
+    return ChipTable.build(pyramid, images, digest=annotations.digest, generator=generator)
 
 
 def plan_epoch(
