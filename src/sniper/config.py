@@ -17,6 +17,7 @@ _PATHS = (
     ("data", "train", "images"),
     ("data", "test", "annotations"),
     ("data", "test", "images"),
+    ("data", "chips"),
     ("model", "backbone", "weights"),
 )
 

@@ -41,6 +41,19 @@ def test_a_table_of_another_pyramid_is_refused(tmp_path: Path) -> None:
         ChipTable.load(tmp_path / "chips.npz", pyramid=other, digest="abc")
 
 
+def test_a_table_of_another_version_or_without_its_arrays_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chips.npz"
+    build_table().save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{name: value for name, value in arrays.items() if name != "moved_to"})
+    with pytest.raises(ChipTableError, match="not a chip table"):
+        ChipTable.load(path, pyramid=SMALL_PYRAMID, digest="abc")
+    np.savez(path, head=np.array('{"version": 99}'))
+    with pytest.raises(ChipTableError, match="of version 99; this program reads 1"):
+        ChipTable.load(path, pyramid=SMALL_PYRAMID, digest="abc")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut short"])
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "chips.npz").write_bytes(content)

@@ -12,7 +12,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from sniper.chips import Standing
 from sniper.data.coco import Annotations, load_annotations
 from sniper.data.dataset import Batch, ChipDataset, collate, flipped
-from sniper.data.plan import EpochPlan, plan_epoch
+from sniper.data.plan import EpochPlan, build_table, plan_epoch
 from sniper.errors import AnnotationError
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
@@ -42,6 +42,16 @@ def test_a_plan_is_a_function_of_seed_and_epoch(annotations: Annotations) -> Non
     assert told(plan_of(annotations)) == told(plan_of(annotations))
     assert told(plan_of(annotations)) != told(plan_of(annotations, epoch=1))
     assert told(plan_of(annotations)) != told(plan_of(annotations, seed=1))
+
+
+def test_a_table_chosen_before_is_shuffled_anew_each_epoch(annotations: Annotations) -> None:
+    table = build_table(annotations, SMALL_PYRAMID, generator=np.random.default_rng(5))
+    plans = [
+        plan_epoch(annotations, SMALL_PYRAMID, batch_size=4, flip=0.5, seed=0, epoch=epoch, table=table)
+        for epoch in range(2)
+    ]
+    assert all(plan.table is table for plan in plans)
+    assert plans[0].order.tolist() != plans[1].order.tolist()
 
 
 def test_a_data_set_without_boxes_makes_no_plan(tmp_path: Path) -> None:

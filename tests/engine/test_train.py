@@ -7,14 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from sniper.chips import PyramidSpec
 from sniper.data.coco import Annotations, load_annotations
+from sniper.data.plan import build_table
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec
 from sniper.engine.train import StepReport, autocast, build_detector, train
-from sniper.errors import AnnotationError, CheckpointError, TrainingDiverged
+from sniper.errors import AnnotationError, CheckpointError, ChipTableError, TrainingDiverged
 from tests.data.tiny import write_dataset
 from tests.engine.experiments import tiny_experiment
 
@@ -76,6 +79,35 @@ def test_a_run_that_was_killed_and_goes_on_ends_with_the_same_weights(
     assert strip == [
         {k: v for k, v in entry.items() if k != "chips_per_second"} for entry in metrics_of(broken)
     ]
+
+
+def test_a_chip_table_gives_every_epoch_its_chips_also_when_the_file_is_gone(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    table = build_table(annotations, spec.pyramid, generator=np.random.default_rng(8))
+    table.save(tmp_path / "table.npz")
+    spec = dataclasses.replace(
+        spec, data=dataclasses.replace(spec.data, chips=str(tmp_path / "table.npz"), flip=0.0)
+    )
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=2.0))
+    unbroken = Run.create(tmp_path / "unbroken", config="")
+    train(unbroken, spec, annotations, device=CPU, watch=ignore)
+    assert {entry["chips"] for entry in metrics_of(unbroken) if "chips" in entry} == {len(table)}
+    broken = Run.create(tmp_path / "broken", config="")
+    train_killed_at(broken, spec, annotations, step=3)
+    (tmp_path / "table.npz").unlink()
+    train(broken, spec, annotations, device=CPU, watch=ignore)
+    one, other = weights_of(unbroken), weights_of(broken)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_chip_table_of_another_pyramid_is_refused(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    build_table(annotations, PyramidSpec(), generator=np.random.default_rng(8)).save(tmp_path / "table.npz")
+    spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, chips=str(tmp_path / "table.npz")))
+    with pytest.raises(ChipTableError, match=r"table\.npz: made with another pyramid"):
+        train(Run.create(tmp_path / "run", config=""), spec, annotations, device=CPU, watch=ignore)
 
 
 def test_loader_processes_change_no_weight(

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from sniper.errors import ChipTableError
 from sniper.files import replace_whole
 
 _VERSION = 1
+_ARRAYS = ("widths", "heights", *(field.name for field in fields(Cover)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,11 +97,7 @@ class ChipTable:
                 head=np.array(json.dumps(head)),
                 widths=self.widths,
                 heights=self.heights,
-                offsets=self.cover.offsets,
-                level=self.cover.level,
-                x=self.cover.x,
-                y=self.cover.y,
-                moved_to=self.cover.moved_to,
+                **vars(self.cover),
             )
 
     @classmethod
@@ -117,31 +114,22 @@ class ChipTable:
         """
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            head = json.loads(str(arrays["head"]))
-            version = head["version"]
+                head = json.loads(str(file["head"]))
+                if head["version"] != _VERSION:
+                    raise ChipTableError(
+                        f"{path}: chip table of version {head['version']}; this program reads {_VERSION}"
+                    )
+                made_with, made_for = head["pyramid"], head["digest"]
+                arrays = {name: file[name] for name in _ARRAYS}
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ChipTableError(f"{path}: not a chip table ({error})") from error
-        if version != _VERSION:
-            raise ChipTableError(f"{path}: chip table of version {version}; this program reads {_VERSION}")
-        if head["digest"] != digest:
+        if made_for != digest:
             raise ChipTableError(
-                f"{path}: made for other annotations (digest {head['digest'][:12]}, not {digest[:12]})"
+                f"{path}: made for other annotations (digest {made_for[:12]}, not {digest[:12]})"
             )
         wanted = json.loads(json.dumps(asdict(pyramid)))
-        if head["pyramid"] != wanted:
-            names = [name for name in wanted if head["pyramid"].get(name) != wanted[name]]
+        if made_with != wanted:
+            names = [name for name in wanted if made_with.get(name) != wanted[name]]
             raise ChipTableError(f"{path}: made with another pyramid ({', '.join(names)} differ)")
-        return cls(
-            pyramid=pyramid,
-            digest=digest,
-            widths=arrays["widths"],
-            heights=arrays["heights"],
-            cover=Cover(
-                offsets=arrays["offsets"],
-                level=arrays["level"],
-                x=arrays["x"],
-                y=arrays["y"],
-                moved_to=arrays["moved_to"],
-            ),
-        )
+        sides = {name: arrays.pop(name) for name in ("widths", "heights")}
+        return cls(pyramid=pyramid, digest=digest, **sides, cover=Cover(**arrays))

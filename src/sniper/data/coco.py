@@ -7,6 +7,7 @@ import posixpath
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class Annotations:
             raise IndexError(index)
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of images, boxes and category ids, as hex: equal for what is equal to a trainer."""
         digest = hashlib.sha256()

@@ -65,6 +65,7 @@ def plan_epoch(
     flip: float,
     seed: int,
     epoch: int,
+    table: ChipTable | None = None,
 ) -> EpochPlan:
     """Choose, shuffle and flip the chips of one epoch.
 
@@ -75,12 +76,14 @@ def plan_epoch(
         flip: share of chips mirrored left to right.
         seed: of the run.
         epoch: which pass, 0 the first. Equal (seed, epoch) give equal plans.
+        table: the chips, if they were chosen before; None chooses them anew each epoch.
 
     Raises:
         AnnotationError: if there is no chip, because no image has a box that can be learnt from.
     """
     generator = np.random.default_rng([seed, epoch])
-    table = build_table(annotations, pyramid, generator=generator)
+    if table is None:
+        table = build_table(annotations, pyramid, generator=generator)
     if len(table) == 0:
         raise AnnotationError(f"{annotations.path}: has no box to learn from")
     order = generator.permutation(len(table))

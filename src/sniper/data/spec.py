@@ -24,6 +24,8 @@ class DataSpec:
     Attributes:
         train: what to train on.
         test: what to evaluate on.
+        chips: chip table of the training set, as `sniper chips` writes it, for all epochs; None chooses chips anew
+            each epoch.
         flip: share of chips mirrored left to right.
         min_visible_side: chip pixels that a clipped box must show in both axes, or it is ignored.
         loader_processes: processes that read chips beside the training; 0 reads them in the training process.
@@ -31,6 +33,7 @@ class DataSpec:
 
     train: SourceSpec = SourceSpec()
     test: SourceSpec = SourceSpec()
+    chips: str | None = None
     flip: float = 0.5
     min_visible_side: float = 10.0
     loader_processes: int = 1

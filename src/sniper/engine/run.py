@@ -57,6 +57,11 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def chips_path(self) -> Path:
+        """The chips of every epoch, where the experiment names a chip table."""
+        return self.folder / "chips.npz"
+
+    @property
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
@@ -79,7 +84,8 @@ class Run:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{folder}: cannot be made a run's folder ({error.strerror})") from error
-        run.metrics_path.unlink(missing_ok=True)
+        for old in (run.metrics_path, run.chips_path):
+            old.unlink(missing_ok=True)
         run.save_config(config)
         return run
 

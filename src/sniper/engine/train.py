@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from sniper.chips import ChipTable
 from sniper.data.coco import Annotations
 from sniper.data.dataset import Batch, ChipDataset, collate
 from sniper.data.plan import EpochPlan, plan_epoch
@@ -82,22 +84,40 @@ def train(
 
     Raises:
         AnnotationError: if there is nothing to learn from.
+        ChipTableError: if the chip table that the experiment names cannot be read, or belongs to something else.
         CheckpointError: if the newest checkpoint cannot be read, or belongs to something else.
         ImageError: if an image cannot be read.
         KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, when the step under way is done and a checkpoint written.
         TrainingDiverged: if a loss or a gradient is not finite.
     """
+    table = _fixed_table(run, spec, annotations)
     has_checkpoint = bool(run.checkpoints)
     model = build_detector(spec, num_classes=len(annotations.categories), has_weights=not has_checkpoint)
     model.to(device).train()
     optimizer = build_optimizer(spec.train, model)
     progress = run.load_checkpoint(model=model, optimizer=optimizer, annotations=annotations)
     run.forget_after(progress.step)
-    trainer = _Trainer(run, spec, annotations, device=device, watch=watch, model=model, optimizer=optimizer)
+    trainer = _Trainer(
+        run, spec, annotations, table, device=device, watch=watch, model=model, optimizer=optimizer
+    )
     with _asked_to_stop() as trainer.is_asked_to_stop:
         for _ in range(progress.epoch, math.ceil(spec.train.epochs)):
             progress = trainer.train_epoch(progress)
     return model
+
+
+def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Annotations) -> ChipTable | None:
+    """Read the chips of all epochs, if the experiment names a table.
+
+    The run keeps a copy: it goes on with the same chips, whatever became of the file.
+    """
+    if spec.data.chips is None:
+        return None
+    path = run.chips_path if run.chips_path.exists() else Path(spec.data.chips)
+    table = ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
+    if path != run.chips_path:
+        table.save(run.chips_path)
+    return table
 
 
 def build_optimizer(spec: TrainSpec, model: Detector) -> torch.optim.Optimizer:
@@ -161,6 +181,7 @@ class _Trainer:
         run: Run,
         spec: ExperimentSpec,
         annotations: Annotations,
+        table: ChipTable | None,
         *,
         device: torch.device,
         watch: Callable[[StepReport], None],
@@ -170,6 +191,7 @@ class _Trainer:
         self.run = run
         self.spec = spec
         self.annotations = annotations
+        self.table = table
         self.device = device
         self.watch = watch
         self.model = model
@@ -223,6 +245,7 @@ class _Trainer:
             flip=self.spec.data.flip,
             seed=self.spec.seed,
             epoch=epoch,
+            table=self.table,
         )
 
     def _batches(self, plan: EpochPlan, *, first_step: int, num_steps: int) -> Iterable[Batch]:
