@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from sniper.data.coco import Annotations
     from sniper.data.spec import SourceSpec
+    from sniper.engine.spec import ExperimentSpec
     from sniper.engine.train import StepReport
+    from sniper.report.plan_page import PlanPage
 
 _console = Console(stderr=True, highlight=False)
 
@@ -70,6 +72,85 @@ def run(tokens: Sequence[str]) -> int:
 
 
 @app.command
+def plan(
+    annotations: Path,
+    /,
+    *,
+    config: Path | None = None,
+    images: Path | None = None,
+    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    batch_size: Count | None = None,
+    crowd: Count = 100,
+    levels: Count | None = None,
+    share: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 0.99,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Tell what training on chips would cost, before anyone trains, and which pyramid would suit the data set.
+
+    Writes plan.html, a page to look at, and suggested.yaml, an experiment with the suggested pyramid.
+
+    Args:
+        annotations: COCO JSON; its images are not needed.
+        config: an experiment whose pyramid is planned with; the paper's otherwise.
+        images: folder that the file names of the annotations start from, if not beside them; for the page alone.
+        output: folder for page and suggestion; plans/NAME otherwise, after the name of the annotations.
+        batch_size: chips in a step; that of the experiment otherwise.
+        crowd: count the chips that show more boxes than this.
+        levels: suggest a pyramid of this many levels; otherwise the cheapest of 1 to 4.
+        share: of the boxes, that the suggestion must bring to a useful size.
+        seed: draws among equally good chips.
+        json: print one JSON object and nothing else.
+    """
+    started = time.monotonic()
+    import numpy as np
+
+    from sniper.chips.budget import measure
+    from sniper.chips.suggest import offers
+    from sniper.config import dump_changes
+    from sniper.data.coco import load_annotations
+    from sniper.data.plan import build_table, to_image_boxes
+    from sniper.data.spec import SourceSpec
+    from sniper.files import replace_whole
+    from sniper.report.plan_page import PlanPage
+
+    spec = _experiment(config)
+    loaded = load_annotations(annotations, image_root=images, has_images=False)
+    _warn(loaded)
+    boxes = to_image_boxes(loaded)
+    table = build_table(loaded, spec.pyramid, generator=np.random.default_rng(seed))
+    budget = measure(table, boxes)
+    with _console.status("looking for a pyramid that suits"):
+        found = offers(boxes, num_levels=[levels] if levels else range(1, 5), share=share)
+    folder = output or Path("plans") / annotations.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    suggested = None
+    if found:
+        source = SourceSpec(
+            annotations=str(annotations.absolute()), images=None if images is None else str(images.absolute())
+        )
+        suggested = spec.with_pyramid(found[0].budget.pyramid, train=source)
+    page = PlanPage(
+        annotations=loaded,
+        table=table,
+        budget=budget,
+        offers=found,
+        batch_size=batch_size or spec.train.batch_size,
+        crowd=crowd,
+        suggested="" if suggested is None else dump_changes(suggested),
+    )
+    page.save(folder / "plan.html")
+    if found:
+        with replace_whole(folder / "suggested.yaml") as file:
+            file.write(page.suggested.encode())
+    if json:
+        told = page.as_dict()
+        _answer(json, {**told, "seconds": round(time.monotonic() - started, 3), "output": str(folder)})
+    else:
+        _show_plan(page, folder)
+
+
+@app.command
 def chips(
     annotations: Path,
     /,
@@ -79,7 +160,7 @@ def chips(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Choose the positive chips of a data set and write them to one file.
+    """Choose the positive chips of a data set and write them to one file, for data.chips of an experiment.
 
     Args:
         annotations: COCO JSON; its images are not needed.
@@ -91,34 +172,19 @@ def chips(
     started = time.monotonic()
     import numpy as np
 
-    from sniper.chips import PyramidSpec
+    from sniper.chips.budget import measure
+    from sniper.chips.pyramid import PyramidSpec
     from sniper.data.coco import load_annotations
-    from sniper.data.plan import build_table
+    from sniper.data.plan import build_table, to_image_boxes
 
-    pyramid = PyramidSpec()
-    if config is not None:
-        from sniper.config import load_experiment
-
-        pyramid = load_experiment(config).pyramid
+    pyramid = PyramidSpec() if config is None else _experiment(config).pyramid
     loaded = load_annotations(annotations, has_images=False)
     _warn(loaded)
     table = build_table(loaded, pyramid, generator=np.random.default_rng(seed))
     _check_folder(output)
     table.save(output)
-    num_with_boxes = int((np.diff(loaded.offsets) > 0).sum())
-    _answer(
-        json,
-        {
-            "num_images": len(loaded),
-            "num_boxes": len(loaded.boxes),
-            "num_chips": len(table),
-            "chips_per_image": round(len(table) / max(num_with_boxes, 1), 4),
-            "chips_per_level": table.chips_per_level.tolist(),
-            "moved_boxes": int((table.cover.moved_to >= 0).sum()),
-            "seconds": round(time.monotonic() - started, 3),
-            "output": str(output),
-        },
-    )
+    told = measure(table, to_image_boxes(loaded)).as_dict()
+    _answer(json, {**told, "seconds": round(time.monotonic() - started, 3), "output": str(output)})
 
 
 @app.command
@@ -284,6 +350,34 @@ def demo(
     with _step_bar() as watch:
         told = run_demo(run, device=_device(device), watch=watch, say=_console.print)
     _answer(json, told)
+
+
+def _experiment(config: Path | None) -> "ExperimentSpec":
+    """Read an experiment; without one, the paper's."""
+    from sniper.config import load_experiment
+    from sniper.engine.spec import ExperimentSpec
+
+    return ExperimentSpec() if config is None else load_experiment(config)
+
+
+def _show_plan(page: "PlanPage", folder: Path) -> None:
+    """Print a plan as tables."""
+    from sniper.report.plan_tables import draw_costs, draw_levels, draw_offers
+
+    budget = page.budget
+    out = Console()
+    out.print(
+        f"{budget.num_images:,} images, {budget.num_images_with_boxes:,} with boxes; "
+        f"{budget.num_wanted:,} boxes to cover, {budget.num_uncovered} covered by no chip; "
+        f"{budget.num_steps(page.batch_size):,} steps of {page.batch_size} chips an epoch; "
+        f"{page.num_crowded:,} chips show more than {page.crowd} boxes",
+        highlight=False,
+    )
+    for table in (draw_levels(budget), draw_costs(budget), draw_offers(budget, page.offers)):
+        out.print(table)
+    out.print(f"to look at: {folder / 'plan.html'}", soft_wrap=True, markup=False)
+    if page.offers:
+        out.print(f"to train:   sniper train {folder / 'suggested.yaml'}", soft_wrap=True, markup=False)
 
 
 def _as_overrides(tokens: Sequence[str]) -> dict[str, str]:

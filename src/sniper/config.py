@@ -92,6 +92,11 @@ def dump_experiment(spec: ExperimentSpec) -> str:
     return yaml.safe_dump(_plain(asdict(spec)), sort_keys=False)
 
 
+def dump_changes(spec: ExperimentSpec) -> str:
+    """Write what an experiment says otherwise than the defaults, as YAML."""
+    return yaml.safe_dump(_changes(spec), sort_keys=False, default_flow_style=None, width=110)
+
+
 def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -> None:
     """Refuse to go on with a run under numbers that its finished steps did not have.
 
@@ -194,6 +199,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(one) for one in value]
     return value
+
+
+def _changes(spec: Any) -> Any:
+    """Give the fields of a spec that differ from their defaults, in its parts too; other values as YAML has them."""
+    if isinstance(spec, tuple):
+        return [_changes(one) for one in spec]
+    if not is_dataclass(spec):
+        return _plain(spec)
+    values = [(field, getattr(spec, field.name)) for field in fields(spec)]
+    return {field.name: _changes(value) for field, value in values if value != field.default}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """The numbers of an experiment: training and inference, and all parts put together."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sniper.chips import LevelSpec, PyramidSpec
-from sniper.data.spec import DataSpec
+from sniper.data.spec import DataSpec, SourceSpec
 from sniper.models.spec import DetectorSpec
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -70,6 +70,16 @@ PAPER_TEST_LEVELS = (
 )
 
 
+def widened(levels: tuple[LevelSpec, ...]) -> tuple[LevelSpec, ...]:
+    """Give test levels for a pyramid that was trained on: the same scales, ranges wider as in the paper's code.
+
+    There [0, 80) became (0, 90], [32, 150) (32, 180] and [120, ∞) (75, ∞).
+    """
+    *finer, last = levels
+    wider = [replace(level, below=round(level.below * 1.2)) for level in finer]
+    return (*wider, replace(last, at_least=round(last.at_least * 0.625)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictSpec:
     """How to find objects in whole images; the defaults are those of the paper's code.
@@ -122,3 +132,17 @@ class ExperimentSpec:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, not {self.seed}")
+
+    def with_pyramid(self, pyramid: PyramidSpec, *, train: SourceSpec) -> "ExperimentSpec":
+        """Give this experiment with another pyramid, for training and for the search in whole images.
+
+        Args:
+            pyramid: what to cut chips from.
+            train: the data set that it was made for.
+        """
+        return replace(
+            self,
+            data=replace(self.data, train=train, chips=None),
+            pyramid=pyramid,
+            predict=replace(self.predict, levels=widened(pyramid.levels)),
+        )

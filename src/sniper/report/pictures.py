@@ -11,9 +11,8 @@ from sniper.chips import Standing
 from sniper.data.coco import Category
 from sniper.data.dataset import ChipDataset, ChipSample
 from sniper.geometry import Detections
+from sniper.report.palette import PALETTE
 
-# Told apart by people who see colours differently, too (Okabe and Ito, 2008).
-_PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 _STANDING = {
     Standing.VALID: ("#56B4E9", "valid"),
     Standing.INVALID: ("#E69F00", "invalid"),
@@ -75,7 +74,7 @@ def draw_detections(
     font = _font(round(13 * unit))
     shown = detections.select(detections.scores >= at_least)
     for box, score, label in zip(shown.boxes * zoom, shown.scores, shown.labels, strict=True):
-        color = _PALETTE[int(label) % len(_PALETTE)]
+        color = PALETTE[int(label) % len(PALETTE)]
         draw.rectangle(tuple(box.tolist()), outline=color, width=round(2 * unit))
         _write(draw, f"{categories[int(label)].name} {score:.2f}", box, color=color, font=font)
     picture.save(path)
