@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sniper.cli import run
-from sniper.config import dump_experiment
+from sniper.config import dump_experiment, load_experiment
 from sniper.engine.run import Run
 from tests.data.tiny import write_dataset, write_image
 from tests.engine.experiments import tiny_experiment
@@ -71,6 +71,65 @@ def test_from_annotations_to_scores(world: Path, capsys: pytest.CaptureFixture[s
         "checkpoints",
         "detections.json",
     }
+
+
+PLAN_KEYS = {
+    "num_images", "num_boxes", "chips_per_image", "chips_per_level", "megapixels_per_image", "pixel_ratio_800x1333",
+    "uncovered_boxes", "moved_boxes", "seconds",
+}  # fmt: skip
+
+
+def test_a_plan_suggests_an_experiment_that_trains(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, config = world / "train.json", world / "experiment.yaml"
+    told = ask(
+        capsys,
+        "plan",
+        annotations,
+        "--config",
+        config,
+        "-o",
+        world / "plan",
+        "--share",
+        "0.9",
+        "--levels",
+        "2",
+    )
+    assert told.keys() >= PLAN_KEYS
+    assert told["uncovered_boxes"] == 0
+    assert (world / "plan" / "plan.html").is_file()
+    suggested = load_experiment(world / "plan" / "suggested.yaml")
+    assert len(suggested.pyramid.levels) == len(told["offers"][0]["levels"]) == 2
+    assert suggested.train == load_experiment(config).train
+
+    table = world / "chips.npz"
+    chips = ask(capsys, "chips", annotations, "-o", table, "--config", world / "plan" / "suggested.yaml")
+    assert chips.keys() >= PLAN_KEYS
+    assert chips["chips_per_image"] == told["offers"][0]["chips_per_image"]
+    trained = ask(
+        capsys, "train", world / "plan" / "suggested.yaml", "--run", world / "run", "--data.chips", table,
+        "--train.epochs", "0.5",
+    )  # fmt: skip
+    assert trained["step"] > 0
+    assert "made with another pyramid" in refused(
+        world, capsys, "train", config, "--run", world / "other", "--data.chips", table
+    )
+
+
+def test_a_plan_is_told_in_tables(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    assert run(["plan", "train.json", "--share", "0.9"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "12 boxes to cover",
+        "×1.667",
+        "one pass at 800×1333",
+        "as planned",
+        "plans/train/plan.html",
+    ):
+        assert words in out
+    assert (world / "plans" / "train" / "suggested.yaml").is_file()
 
 
 def test_image_files_are_searched_without_annotations(
@@ -135,6 +194,8 @@ def test_mistakes_are_told_in_a_paragraph(world: Path, capsys: pytest.CaptureFix
     assert "seed must not be negative" in told("train", config, "--seed", "-1")
     assert "Must be >= 0" in told("chips", annotations, "-o", world / "c.npz", "--seed", "-1")
     assert "a section with fields of its own" in told("train", config, "--train", "3")
+    assert "Must be <= 1" in told("plan", annotations, "--share", "1.5")
+    assert "exists" in told("plan", annotations, "-o", annotations)
     assert "Is a directory" in told("chips", annotations, "-o", world)
     assert "cannot be made a run's folder" in told("train", config, "--run", annotations)
     assert "exists" in told("predict", world / "run", world / "images" / "train_0.png", "--draw", annotations)

@@ -1,12 +1,14 @@
 """Experiments in YAML: complete, and refused with every fault at once."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 
-from sniper.chips import LevelSpec
-from sniper.config import check_resumable, dump_experiment, load_experiment, parse_experiment
+from sniper.chips import LevelSpec, PyramidSpec
+from sniper.config import check_resumable, dump_changes, dump_experiment, load_experiment, parse_experiment
+from sniper.data.spec import SourceSpec
 from sniper.engine.spec import ExperimentSpec, TrainSpec
 from sniper.errors import ConfigError
 
@@ -16,6 +18,19 @@ HERE = Path("folder/experiment.yaml")
 def test_an_experiment_comes_back_as_it_was_written() -> None:
     spec = ExperimentSpec(seed=3, train=TrainSpec(epochs=1.5, clip_gradient=10.0))
     assert parse_experiment(dump_experiment(spec), source=HERE) == spec
+
+
+def test_what_differs_from_the_defaults_is_enough_to_come_back() -> None:
+    assert dump_changes(ExperimentSpec()) == "{}\n"
+    levels = (LevelSpec(factor=2.0, below=50), LevelSpec(long_side=512, at_least=40))
+    spec = ExperimentSpec(train=TrainSpec(epochs=1.5)).with_pyramid(
+        PyramidSpec(levels=levels), train=SourceSpec(annotations="/a.json")
+    )
+    text = dump_changes(spec)
+    assert parse_experiment(text, source=HERE) == spec
+    assert "batch_size" not in text
+    assert [level.below for level in spec.predict.levels] == [60, math.inf]
+    assert [level.at_least for level in spec.predict.levels] == [0, 25]
 
 
 def test_an_empty_file_is_the_papers_experiment() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from sniper.chips import ChipTable
@@ -247,7 +247,7 @@ def _log_bins(low: float, high: float) -> Float[np.ndarray, " k"]:
 
 def _size_axis(axes: Axes) -> None:
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_ylabel("boxes")
     _tidy(axes)

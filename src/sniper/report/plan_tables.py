@@ -54,7 +54,7 @@ def draw_offers(budget: Budget, offers: Sequence[Offer]) -> Table:
         f"What would suit (useful: {USEFUL_SIZES[0]:g}–{USEFUL_SIZES[1]:g} px in a chip; MP: per image)",
         ("wanted", "levels: sizes", "chip", "useful", "chips/img", "MP, train", "MP, test"),
     )
-    names = ["as planned", *(f"{100 * offer.goal:g} % useful" for offer in offers)]
+    names = ["as planned", *(f"{100 * offer.goal:g} %" for offer in offers)]
     for name, offer in zip(names, [budget, *(offer.budget for offer in offers)], strict=True):
         specs = offer.pyramid.levels
         table.add_row(
