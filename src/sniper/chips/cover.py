@@ -161,8 +161,8 @@ def _interval(low: float, high: float, side: int, chip_size: int, stride: int, s
 
 
 @numba.njit(cache=True)
-def _count_boxes(rects: np.ndarray, num_x: int, num_y: int) -> tuple[np.ndarray, int]:
-    """Count for each window the boxes that it holds, and give the largest count.
+def _count_boxes(rects: np.ndarray, num_x: int, num_y: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count for each window the boxes that it holds, and for each such count the windows that have it.
 
     `rects` (k, 4) holds the first and last column, first and last row of the windows that hold each box.
     """
@@ -173,30 +173,28 @@ def _count_boxes(rects: np.ndarray, num_x: int, num_y: int) -> tuple[np.ndarray,
         counts[top, right + 1] -= 1
         counts[bottom + 1, left] -= 1
         counts[bottom + 1, right + 1] += 1
-    most = 0
+    num_windows = np.zeros(len(rects) + 1, dtype=np.int32)
     for y in range(num_y):
         run = 0
         for x in range(num_x):
             run += counts[y, x]
-            counts[y, x] = run + (counts[y - 1, x] if y > 0 else 0)
-            most = max(most, counts[y, x])
-    return counts[:num_y, :num_x], most
+            count = run + (counts[y - 1, x] if y > 0 else 0)
+            counts[y, x] = count
+            num_windows[count] += 1
+    return counts[:num_y, :num_x], num_windows
 
 
 @numba.njit(cache=True)
-def _sort_by_count(counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sort_by_count(counts: np.ndarray, num_windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sort the windows that hold a box by their counts.
 
     Gives the windows as y * num_x + x, those of one count side by side; the place of each window among them; and where
     each count starts, with the end as the last.
     """
     num_y, num_x = counts.shape
-    starts = np.zeros(most + 2, dtype=np.int64)
-    for y in range(num_y):
-        for x in range(num_x):
-            starts[counts[y, x] + 1] += 1
-    starts[1] = 0
-    starts = np.cumsum(starts)
+    starts = np.zeros(len(num_windows) + 1, dtype=np.int32)
+    for count in range(1, len(num_windows)):
+        starts[count + 1] = starts[count] + num_windows[count]
     windows = np.empty(starts[-1], dtype=np.int32)
     place = np.empty((num_y, num_x), dtype=np.int32)
     free = starts.copy()
@@ -229,42 +227,73 @@ def _forget_box(
 
 
 @numba.njit(cache=True)
+def _draw(state: np.uint64, count: int) -> tuple[np.uint64, np.int64]:
+    """Draw one of so many; gives the new random state and the number drawn."""
+    state += np.uint64(0x9E3779B97F4A7C15)
+    return state, np.int64(_mix(state) % np.uint64(count))
+
+
+@numba.njit(cache=True)
+def _pick_common(rects: np.ndarray, pick: np.ndarray, state: np.uint64) -> tuple[bool, np.uint64]:
+    """Draw one of the windows that hold all these boxes into `pick`; tells whether there is any."""
+    left, right, top, bottom = rects[0]
+    for r in range(1, len(rects)):
+        left, right = max(left, rects[r, 0]), min(right, rects[r, 1])
+        top, bottom = max(top, rects[r, 2]), min(bottom, rects[r, 3])
+    if right < left or bottom < top:
+        return False, state
+    num_x, num_y = right - left + 1, bottom - top + 1
+    state, drawn = _draw(state, num_x * num_y)
+    pick[0], pick[1] = left + drawn % num_x, top + drawn // num_x
+    return True, state
+
+
+@numba.njit(cache=True)
+def _take_covered(rects: np.ndarray, num_left: int, x: int, y: int) -> int:
+    """Move the boxes that a window holds behind those that are left; gives how many are left now."""
+    r = 0
+    while r < num_left:
+        if rects[r, 0] <= x <= rects[r, 1] and rects[r, 2] <= y <= rects[r, 3]:
+            num_left -= 1
+            for k in range(4):
+                rects[r, k], rects[num_left, k] = rects[num_left, k], rects[r, k]
+        else:
+            r += 1
+    return num_left
+
+
+@numba.njit(cache=True)
 def _cover_level(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tuple[int, np.uint64]:
     """Cover boxes by as few windows as greed finds.
 
-    `rects` (k, 4) is as in `_count_boxes`, and is overwritten: the boxes left stand first. The columns and rows of the
-    chosen windows go to `picked` (k, 2); their number and the new random state are returned.
+    `rects` (k, 4) is as in `_count_boxes`, and its order changes: the boxes left stand first. The columns and rows of
+    the chosen windows go to `picked` (k, 2); their number and the new random state are returned. Once a window holds
+    all boxes that are left, as one mostly does from the start, it is the last and nothing needs counting.
     """
-    left, top = rects[:, 0].min(), rects[:, 2].min()
-    rects[:, :2] -= left
-    rects[:, 2:] -= top
-    num_x, num_y = rects[:, 1].max() + 1, rects[:, 3].max() + 1
-    counts, most = _count_boxes(rects, num_x, num_y)
-    windows, place, starts = _sort_by_count(counts, most)
-    num_left, num_picked = len(rects), 0
-    while num_left > 0:
-        num_best = starts[most + 1] - starts[most]
-        if num_best == 0:
+    is_done, state = _pick_common(rects, picked[0], state)
+    if is_done:
+        return 1, state
+    first_x, first_y = rects[:, 0].min(), rects[:, 2].min()
+    rects[:, :2] -= first_x
+    rects[:, 2:] -= first_y
+    counts, num_windows = _count_boxes(rects, rects[:, 1].max() + 1, rects[:, 3].max() + 1)
+    windows, place, starts = _sort_by_count(counts, num_windows)
+    num_left, num_picked, most = len(rects), 0, len(rects)
+    while not is_done:
+        while starts[most + 1] == starts[most]:
             most -= 1
-            continue
-        state += np.uint64(0x9E3779B97F4A7C15)
-        window = windows[starts[most] + np.int64(_mix(state) % np.uint64(num_best))]
-        x, y = window % num_x, window // num_x
-        picked[num_picked, 0] = x + left
-        picked[num_picked, 1] = y + top
-        num_picked += 1
-        before, r = num_left, 0
-        while r < num_left:
-            if rects[r, 0] <= x <= rects[r, 1] and rects[r, 2] <= y <= rects[r, 3]:
-                num_left -= 1
-                for k in range(4):
-                    rects[r, k], rects[num_left, k] = rects[num_left, k], rects[r, k]
-            else:
-                r += 1
-        if num_left > 0:
+        state, drawn = _draw(state, starts[most + 1] - starts[most])
+        y, x = divmod(windows[starts[most] + drawn], counts.shape[1])
+        picked[num_picked, 0], picked[num_picked, 1] = x, y
+        before, num_left = num_left, _take_covered(rects, num_left, x, y)
+        is_done, state = _pick_common(rects[:num_left], picked[num_picked + 1], state)
+        if not is_done:
             for r in range(num_left, before):
                 _forget_box(rects[r], counts, windows, place, starts)
-    return num_picked, state
+        num_picked += 1
+    picked[: num_picked + 1, 0] += first_x
+    picked[: num_picked + 1, 1] += first_y
+    return num_picked + 1, state
 
 
 @numba.njit(cache=True, parallel=True)
