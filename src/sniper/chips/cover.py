@@ -3,7 +3,8 @@
 A box that fits a window is covered by an interval of grid positions in each axis. The number of boxes that each window
 covers is therefore a sum of rectangles: a two-dimensional difference array, summed up once. Windows then lie sorted by
 that number, and each box that is covered takes one from every window of its rectangle, which moves a window by one
-place among the sorted. So the cost grows with boxes plus grid cells, whatever the number of rounds.
+place among the sorted. So the cost grows with boxes plus grid cells, whatever the number of rounds. Boxes that share no
+window, not even by way of others, are covered apart: of a large image only the windows near boxes are looked at.
 """
 
 from dataclasses import dataclass
@@ -263,8 +264,8 @@ def _take_covered(rects: np.ndarray, num_left: int, x: int, y: int) -> int:
 
 
 @numba.njit(cache=True)
-def _cover_level(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tuple[int, np.uint64]:
-    """Cover boxes by as few windows as greed finds.
+def _cover_group(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tuple[int, np.uint64]:
+    """Cover boxes that lie near each other by as few windows as greed finds.
 
     `rects` (k, 4) is as in `_count_boxes`, and its order changes: the boxes left stand first. The columns and rows of
     the chosen windows go to `picked` (k, 2); their number and the new random state are returned. Once a window holds
@@ -294,6 +295,78 @@ def _cover_level(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tup
     picked[: num_picked + 1, 0] += first_x
     picked[: num_picked + 1, 1] += first_y
     return num_picked + 1, state
+
+
+@numba.njit(cache=True)
+def _group(rects: np.ndarray) -> np.ndarray:
+    """Bring boxes into an order in which those that share windows, if only by way of others, stand side by side.
+
+    Boxes are put into square cells as wide as the most windows that hold one box, so that those that share a window lie
+    in neighbouring cells; cells that hang together make a group. Gives where each group starts, with the end as last.
+    """
+    num_rects = len(rects)
+    first_x, first_y, last_x, last_y, span = rects[0, 0], rects[0, 2], rects[0, 0], rects[0, 2], 1
+    for r in range(num_rects):
+        left, right, top, bottom = rects[r]
+        first_x, last_x, first_y, last_y = (
+            min(first_x, left),
+            max(last_x, left),
+            min(first_y, top),
+            max(last_y, top),
+        )
+        span = max(span, right - left + 1, bottom - top + 1)
+    num_x, num_y = (last_x - first_x) // span + 1, (last_y - first_y) // span + 1
+    if num_x <= 2 and num_y <= 2:
+        return np.array([0, num_rects])
+    starts = np.zeros(num_rects + 1, dtype=np.int64)
+    columns, rows = (rects[:, 0] - first_x) // span, (rects[:, 2] - first_y) // span
+    newest = np.full((num_y, num_x), -1, dtype=np.int32)  # box of each cell; the one before it is in `older`
+    older = np.empty(num_rects, dtype=np.int32)
+    for r in range(num_rects):
+        older[r] = newest[rows[r], columns[r]]
+        newest[rows[r], columns[r]] = r
+    order = np.empty(num_rects, dtype=np.int32)
+    num_ordered, num_groups = 0, 0
+    for seed in range(num_rects):
+        if newest[rows[seed], columns[seed]] < 0:
+            continue  # its cell was emptied into a group
+        reached = num_ordered
+        num_ordered = _empty_cell(newest, older, columns[seed], rows[seed], order, num_ordered)
+        while reached < num_ordered:
+            box = order[reached]
+            for y in range(max(rows[box] - 1, 0), min(rows[box] + 2, num_y)):
+                for x in range(max(columns[box] - 1, 0), min(columns[box] + 2, num_x)):
+                    num_ordered = _empty_cell(newest, older, x, y, order, num_ordered)
+            reached += 1
+        num_groups += 1
+        starts[num_groups] = num_ordered
+    rects[:] = rects[order]
+    return starts[: num_groups + 1]
+
+
+@numba.njit(cache=True)
+def _empty_cell(
+    newest: np.ndarray, older: np.ndarray, x: int, y: int, order: np.ndarray, num_ordered: int
+) -> int:
+    """Append the boxes of a cell to an order; gives its new length."""
+    box = newest[y, x]
+    newest[y, x] = -1
+    while box >= 0:
+        order[num_ordered] = box
+        num_ordered += 1
+        box = older[box]
+    return num_ordered
+
+
+@numba.njit(cache=True)
+def _cover_level(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tuple[int, np.uint64]:
+    """Cover all boxes of a level, group by group; as `_cover_group`."""
+    starts = _group(rects)
+    num_picked = 0
+    for g in range(len(starts) - 1):
+        count, state = _cover_group(rects[starts[g] : starts[g + 1]], picked[num_picked:], state)
+        num_picked += count
+    return num_picked, state
 
 
 @numba.njit(cache=True, parallel=True)

@@ -44,7 +44,7 @@ def draw_costs(budget: Budget) -> Table:
     }
     for way, megapixels in ways.items():
         ratio = megapixels / costs.single if costs.single else 0.0
-        table.add_row(way, f"{megapixels:.3f}", f"{ratio:.2f}")
+        table.add_row(way, _megapixels(megapixels), f"{ratio:.2f}")
     return table
 
 
@@ -63,8 +63,8 @@ def draw_offers(budget: Budget, offers: Sequence[Offer]) -> Table:
             str(offer.pyramid.chip_size),
             f"{100 * offer.share_useful:.1f} %",
             f"{offer.mean_chips_per_image:.2f}",
-            f"{offer.megapixels.chips:.3f}",
-            f"{offer.megapixels.pyramid:.3f}",
+            _megapixels(offer.megapixels.chips),
+            _megapixels(offer.megapixels.pyramid),
         )
     return table
 
@@ -82,6 +82,10 @@ def _table(title: str, columns: Sequence[str]) -> Table:
         is_text = index == 0 or column in ("resize", "levels: sizes")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     return table
+
+
+def _megapixels(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3f}"
 
 
 def _sizes(at_least: float, below: float) -> str:
