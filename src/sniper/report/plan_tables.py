@@ -13,7 +13,7 @@ from sniper.report.plan_page import resize_rule
 
 def draw_levels(budget: Budget) -> Table:
     """Give a row for each level: what it takes, and what it costs."""
-    columns = ("level", "resize", "sizes", "boxes", "share", "moved", "covered", "cut", "chips", "per img")
+    columns = ("#", "resize", "sizes", "boxes", "share", "moved", "covered", "cut", "chips", "per img")
     table = _table("Levels", columns)
     for index, (spec, level) in enumerate(zip(budget.pyramid.levels, budget.levels, strict=True), start=1):
         share = 100 * level.num_valid / max(budget.num_wanted, 1)
