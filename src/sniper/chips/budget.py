@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sniper.chips.cover import Cover
 from sniper.chips.image_boxes import ImageBoxes
+from sniper.chips.look import Sight, look
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
 from sniper.geometry.boxes import size
@@ -19,7 +18,6 @@ USEFUL_SIZES = (32.0, 480.0)
 
 _SINGLE_PASS = LevelSpec(short_side=800, max_long_side=1333)
 _GRID_OVERLAP = 0.2
-_TOUCH = 1e-6  # pixels by which rounding may move an edge
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,17 +149,17 @@ def measure(table: ChipTable, images: ImageBoxes) -> Budget:
         1
     """
     pyramid = table.pyramid
-    seen, boxes_per_chip = _look(table, images)
+    seen, boxes_per_chip = look(table, images)
     is_valid, sizes = learnt_sizes(pyramid, images, np.full(len(images.boxes), -1))
     is_learnt, _ = learnt_sizes(pyramid, images, table.cover.moved_to)
-    is_whole, is_wanted = seen == _WHOLE, images.is_wanted
+    is_whole, is_wanted = seen == Sight.WHOLE, images.is_wanted
     levels = tuple(
         LevelBudget(
             num_chips=int(table.chips_per_level[index]),
             num_valid=int(is_valid[:, index].sum()),
             num_moved_here=int((table.cover.moved_to == index).sum()),
             num_covered=int((is_learnt & is_whole)[:, index].sum()),
-            num_cropped=int(((seen[:, index] == _CUT) & is_wanted).sum()),
+            num_cropped=int(((seen[:, index] == Sight.CUT) & is_wanted).sum()),
             sizes=sizes[(is_learnt & is_whole)[:, index], index],
         )
         for index in range(len(pyramid.levels))
@@ -248,53 +246,3 @@ def _megapixels(pyramid: PyramidSpec, images: ImageBoxes, *, num_chips: int) -> 
         pyramid=pyramid_megapixels(pyramid, images) / count,
         grid=chips_megapixels(pyramid, int(tiles.sum())) / count,
     )
-
-
-_CUT, _WHOLE = 1, 2
-
-
-def _look(table: ChipTable, images: ImageBoxes) -> tuple[Int[np.ndarray, "n l"], Int[np.ndarray, " c"]]:
-    """Look at every chip: which boxes it shows.
-
-    Returns:
-        (n, l) whether the chips of a level show a box not at all (0), only `_CUT`, or at least once `_WHOLE`; and (c,)
-        how many boxes each chip shows.
-    """
-    resized = [level.resized(images.widths, images.heights) for level in table.pyramid.levels]
-    scales = np.stack([np.stack([w / images.widths, h / images.heights]) for w, h in resized])  # (l, 2, m)
-    seen = np.zeros((len(images.boxes), len(resized)), dtype=np.int8)
-    shown = np.zeros(len(table), dtype=np.int32)
-    cover: Cover = table.cover
-    _look_at_all(
-        cover.offsets, cover.level, cover.x, cover.y, table.pyramid.chip_size, scales, images.offsets,
-        np.ascontiguousarray(images.boxes, dtype=np.float64), seen, shown,
-    )  # fmt: skip
-    return seen, shown
-
-
-@numba.njit(cache=True, parallel=True)
-def _look_at_all(
-    chip_offsets: np.ndarray,
-    levels: np.ndarray,
-    lefts: np.ndarray,
-    tops: np.ndarray,
-    chip_size: int,
-    scales: np.ndarray,
-    offsets: np.ndarray,
-    boxes: np.ndarray,
-    seen: np.ndarray,
-    shown: np.ndarray,
-) -> None:
-    """Fill `seen` and `shown`, see `_look`."""
-    for image in numba.prange(len(offsets) - 1):
-        for chip in range(chip_offsets[image], chip_offsets[image + 1]):
-            level = levels[chip]
-            scale_x, scale_y = scales[level, 0, image], scales[level, 1, image]
-            for b in range(offsets[image], offsets[image + 1]):
-                x1, x2 = boxes[b, 0] * scale_x - lefts[chip], boxes[b, 2] * scale_x - lefts[chip]
-                y1, y2 = boxes[b, 1] * scale_y - tops[chip], boxes[b, 3] * scale_y - tops[chip]
-                if min(x2, y2) <= 0 or max(x1, y1) >= chip_size:
-                    continue
-                shown[chip] += 1
-                is_whole = min(x1, y1) >= -_TOUCH and max(x2, y2) <= chip_size + _TOUCH
-                seen[b, level] = max(seen[b, level], _WHOLE if is_whole else _CUT)

@@ -69,6 +69,43 @@ def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Gene
         >>> one.level.tolist()
         [0, 2]
     """
+    is_taken = np.zeros((0, len(pyramid.levels)), dtype=np.bool_)
+    least = np.ones(len(pyramid.levels), dtype=np.int64)
+    return _choose(pyramid, images, is_taken=is_taken, least=least, generator=generator)
+
+
+def gather(
+    pyramid: PyramidSpec,
+    images: ImageBoxes,
+    *,
+    is_taken: Bool[np.ndarray, "n l"],
+    least: Int[np.ndarray, " l"],
+    generator: np.random.Generator,
+) -> Cover:
+    """Choose the windows in which enough boxes gather, by the greed of `cover`, until no window holds enough.
+
+    Args:
+        pyramid: levels, chip size and stride.
+        images: their sides and boxes; those that are wanted count at the levels in whose range their size lies.
+        is_taken: (n, l) the boxes that do not count at a level.
+        least: (l,) the fewest boxes that a window of each level must add.
+        generator: see `cover`.
+
+    Returns:
+        The windows; no box moves to another level.
+    """
+    return _choose(pyramid, images, is_taken=is_taken, least=least, generator=generator)
+
+
+def _choose(
+    pyramid: PyramidSpec,
+    images: ImageBoxes,
+    *,
+    is_taken: Bool[np.ndarray, "t l"],
+    least: Int[np.ndarray, " l"],
+    generator: np.random.Generator,
+) -> Cover:
+    """Choose windows; where no box is marked as taken or not, boxes move to other levels."""
     seed = generator.integers(1, 2**63, dtype=np.int64)
     shift = generator.integers(0, pyramid.stride, size=2) if pyramid.random_offset else np.zeros(2, np.int64)
     resized = [level.resized(images.widths, images.heights) for level in pyramid.levels]
@@ -80,7 +117,7 @@ def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Gene
         starts = images.offsets[first : first + _IMAGES_AT_ONCE + 1]
         own = slice(starts[0], starts[-1])
         parts.append(
-            _cover_images(
+            _choose_some(
                 np.stack([np.stack([w[some], h[some]]) for w, h in resized]),
                 np.stack([images.widths[some], images.heights[some]]).astype(np.int64),
                 starts - starts[0],
@@ -89,6 +126,8 @@ def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Gene
                 bounds,
                 (pyramid.chip_size, pyramid.stride, int(shift[0]), int(shift[1])),
                 np.uint64(seed) + np.uint64(first),
+                is_taken[own],
+                least,
                 moved_to[own],
             )
         )
@@ -103,7 +142,7 @@ def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Gene
     )
 
 
-def _cover_images(
+def _choose_some(
     level_sides: Int[np.ndarray, "l 2 m"],
     image_sides: Int[np.ndarray, "2 m"],
     offsets: Int[np.ndarray, " m_plus_1"],
@@ -112,17 +151,19 @@ def _cover_images(
     bounds: Float[np.ndarray, "l 2"],
     grid: tuple[int, int, int, int],
     seed: np.uint64,
+    is_taken: Bool[np.ndarray, "t l"],
+    least: Int[np.ndarray, " l"],
     moved_to: Int[np.ndarray, " n"],
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, "c 3"]]:
-    """Cover some images; fills `moved_to`, gives chips per image and (level, x, y) of each chip."""
+    """Choose windows of some images; fills `moved_to`, gives chips per image and (level, x, y) of each chip."""
     num_levels = len(bounds)
     room = np.empty(
         (num_levels * len(boxes), 3), dtype=np.int32
     )  # a chip covers at least one box of its level
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
     _cover_all(
-        level_sides, image_sides, offsets, boxes, is_wanted, bounds, grid, seed, moved_to, room, counts
-    )
+        level_sides, image_sides, offsets, boxes, is_wanted, bounds, grid, seed, is_taken, least, moved_to, room, counts
+    )  # fmt: skip
     starts = num_levels * offsets[:-1]
     firsts = np.cumsum(counts) - counts
     index = np.arange(counts.sum()) + np.repeat(starts - firsts, counts)
@@ -264,13 +305,18 @@ def _take_covered(rects: np.ndarray, num_left: int, x: int, y: int) -> int:
 
 
 @numba.njit(cache=True)
-def _cover_group(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tuple[int, np.uint64]:
+def _cover_group(
+    rects: np.ndarray, least: int, picked: np.ndarray, state: np.uint64
+) -> tuple[int, np.uint64]:
     """Cover boxes that lie near each other by as few windows as greed finds.
 
     `rects` (k, 4) is as in `_count_boxes`, and its order changes: the boxes left stand first. The columns and rows of
-    the chosen windows go to `picked` (k, 2); their number and the new random state are returned. Once a window holds
-    all boxes that are left, as one mostly does from the start, it is the last and nothing needs counting.
+    the chosen windows go to `picked` (k, 2); their number and the new random state are returned. Windows that add fewer
+    than `least` boxes are not taken. Once a window holds all boxes that are left, as one mostly does from the start, it
+    is the last and nothing needs counting.
     """
+    if len(rects) < least:
+        return 0, state
     is_done, state = _pick_common(rects, picked[0], state)
     if is_done:
         return 1, state
@@ -281,20 +327,25 @@ def _cover_group(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tup
     windows, place, starts = _sort_by_count(counts, num_windows)
     num_left, num_picked, most = len(rects), 0, len(rects)
     while not is_done:
-        while starts[most + 1] == starts[most]:
+        while most >= least and starts[most + 1] == starts[most]:
             most -= 1
+        if most < least:
+            break
         state, drawn = _draw(state, starts[most + 1] - starts[most])
         y, x = divmod(windows[starts[most] + drawn], counts.shape[1])
         picked[num_picked, 0], picked[num_picked, 1] = x, y
+        num_picked += 1
         before, num_left = num_left, _take_covered(rects, num_left, x, y)
-        is_done, state = _pick_common(rects[:num_left], picked[num_picked + 1], state)
+        if num_left < least:
+            break
+        is_done, state = _pick_common(rects[:num_left], picked[num_picked], state)
+        num_picked += is_done
         if not is_done:
             for r in range(num_left, before):
                 _forget_box(rects[r], counts, windows, place, starts)
-        num_picked += 1
-    picked[: num_picked + 1, 0] += first_x
-    picked[: num_picked + 1, 1] += first_y
-    return num_picked + 1, state
+    picked[:num_picked, 0] += first_x
+    picked[:num_picked, 1] += first_y
+    return num_picked, state
 
 
 @numba.njit(cache=True)
@@ -359,12 +410,14 @@ def _empty_cell(
 
 
 @numba.njit(cache=True)
-def _cover_level(rects: np.ndarray, picked: np.ndarray, state: np.uint64) -> tuple[int, np.uint64]:
+def _cover_level(
+    rects: np.ndarray, least: int, picked: np.ndarray, state: np.uint64
+) -> tuple[int, np.uint64]:
     """Cover all boxes of a level, group by group; as `_cover_group`."""
     starts = _group(rects)
     num_picked = 0
     for g in range(len(starts) - 1):
-        count, state = _cover_group(rects[starts[g] : starts[g + 1]], picked[num_picked:], state)
+        count, state = _cover_group(rects[starts[g] : starts[g + 1]], least, picked[num_picked:], state)
         num_picked += count
     return num_picked, state
 
@@ -379,6 +432,8 @@ def _cover_all(
     bounds: np.ndarray,
     grid: tuple[int, int, int, int],
     seed: np.uint64,
+    is_taken: np.ndarray,
+    least: np.ndarray,
     moved_to: np.ndarray,
     room: np.ndarray,
     counts: np.ndarray,
@@ -386,6 +441,7 @@ def _cover_all(
     """Cover every image at every level; fills `moved_to`, `room` and `counts`."""
     chip_size, stride, shift_x, shift_y = grid
     num_levels = len(bounds)
+    may_move = len(is_taken) == 0
     for image in numba.prange(len(counts)):
         first, last = offsets[image], offsets[image + 1]
         if first == last:
@@ -406,7 +462,7 @@ def _cover_all(
                 x1, y1, x2, y2 = boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3]
                 box_size = np.sqrt((x2 - x1) * (y2 - y1))
                 is_own = bounds[level, 0] <= box_size < bounds[level, 1]
-                if not (is_own or is_carried[b - first]):
+                if not (is_own or is_carried[b - first]) or (not may_move and is_taken[b, level]):
                     continue
                 left, right = _interval(
                     x1 * scale_x, min(x2 * scale_x, float(width)), width, chip_size, stride, shift_x
@@ -415,7 +471,7 @@ def _cover_all(
                     y1 * scale_y, min(y2 * scale_y, float(height)), height, chip_size, stride, shift_y
                 )
                 if right < left or bottom < top:
-                    is_carried[b - first] = not is_covered[b - first]
+                    is_carried[b - first] = may_move and not is_covered[b - first]
                     continue
                 if not is_own:
                     moved_to[b] = level
@@ -426,7 +482,7 @@ def _cover_all(
                 num_rects += 1
             if num_rects == 0:
                 continue
-            num_picked, state = _cover_level(rects[:num_rects], picked, state)
+            num_picked, state = _cover_level(rects[:num_rects], least[level], picked, state)
             for p in range(num_picked):
                 row = num_levels * first + num_chips
                 room[row, 0] = level
