@@ -25,6 +25,10 @@ class ChipTableError(SniperError):
     """A chip table that cannot be read, or does not belong to its annotations."""
 
 
+class ProposalsError(SniperError):
+    """Proposals that cannot be read, or do not belong to their annotations."""
+
+
 class RunError(SniperError):
     """A run folder that is not there, or not empty, or has no checkpoint yet."""
 

@@ -16,11 +16,13 @@ class Standing(IntEnum):
     VALID: an object to be found here: anchors and proposals may match it.
     INVALID: an object too small or too large for this level: no anchor learns from it, but a proposal may match it.
     IGNORED: a crowd, or a sliver of an object: nothing learns from it, neither for nor against.
+    ASIDE: an object in a negative chip: what overlaps it learns nothing, and what is merely inside it is background.
     """
 
     VALID = 0
     INVALID = 1
     IGNORED = 2
+    ASIDE = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +47,7 @@ def assign(
     labels: Int[np.ndarray, " n"],
     is_crowd: Bool[np.ndarray, " n"],
     is_moved_here: Bool[np.ndarray, " n"],
+    is_negative: bool = False,
     min_visible_side: float = 10.0,
 ) -> ChipTarget:
     """Tell what a chip teaches: every box that it touches, clipped, with its standing.
@@ -58,6 +61,7 @@ def assign(
         labels: (n,) their labels.
         is_crowd: (n,) whether each is a region of many objects.
         is_moved_here: (n,) whether each was passed to this chip's level because finer windows could not hold it.
+        is_negative: whether the chip is there for what the detector takes for objects; it teaches no box.
         min_visible_side: chip pixels that a clipped box must show in both axes to count (authors' code: 10).
 
     Returns:
@@ -72,6 +76,8 @@ def assign(
     is_ignored = is_crowd | is_sliver | ~is_learnable(boxes)
     is_valid = chip.level.valid_range.contains(boxes) | is_moved_here
     standing = np.where(is_valid, Standing.VALID, Standing.INVALID)
+    if is_negative:
+        standing = np.full(len(boxes), Standing.ASIDE)
     standing = np.where(is_ignored, Standing.IGNORED, standing)
     return ChipTarget(boxes=clipped[shown], labels=labels[shown], standing=standing[shown].astype(np.int64))
 

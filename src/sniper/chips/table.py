@@ -2,11 +2,12 @@
 
 import json
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from sniper.chips.chip import Chip
 from sniper.chips.cover import Cover, cover
@@ -15,8 +16,8 @@ from sniper.chips.pyramid import PyramidSpec
 from sniper.errors import ChipTableError
 from sniper.files import replace_whole
 
-_VERSION = 1
-_ARRAYS = ("widths", "heights", *(field.name for field in fields(Cover)))
+_VERSION = 2
+_ARRAYS = ("widths", "heights", "is_negative", *(field.name for field in fields(Cover)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +30,7 @@ class ChipTable:
         widths: (m,) of the images, pixels.
         heights: (m,) of the images, pixels.
         cover: the chips and the boxes that moved to another level.
+        is_negative: (c,) which chips are there for what the detector takes for objects.
     """
 
     pyramid: PyramidSpec
@@ -36,12 +38,13 @@ class ChipTable:
     widths: Int[np.ndarray, " m"]
     heights: Int[np.ndarray, " m"]
     cover: Cover
+    is_negative: Bool[np.ndarray, " c"]
 
     @classmethod
     def build(
         cls, pyramid: PyramidSpec, images: ImageBoxes, *, digest: str, generator: np.random.Generator
     ) -> "ChipTable":
-        """Choose the chips of a data set.
+        """Choose the positive chips of a data set.
 
         Args:
             pyramid: what to cut.
@@ -49,18 +52,56 @@ class ChipTable:
             digest: of the annotations that these stand for.
             generator: see `cover`.
         """
+        chosen = cover(pyramid, images, generator=generator)
         return cls(
             pyramid=pyramid,
             digest=digest,
             widths=images.widths,
             heights=images.heights,
-            cover=cover(pyramid, images, generator=generator),
+            cover=chosen,
+            is_negative=np.zeros(len(chosen.level), dtype=np.bool_),
+        )
+
+    def select(self, indices: Int[np.ndarray, " k"]) -> "ChipTable":
+        """Keep some chips.
+
+        Args:
+            indices: (k,) of the chips, rising. May be empty.
+        """
+        counts = np.bincount(self.image_indices[indices], minlength=len(self.widths))
+        return replace(
+            self,
+            cover=replace(
+                self.cover,
+                offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+                level=self.cover.level[indices],
+                x=self.cover.x[indices],
+                y=self.cover.y[indices],
+            ),
+            is_negative=self.is_negative[indices],
+        )
+
+    def of_images(self, images: range) -> "ChipTable":
+        """Keep the chips of some images that follow each other, and forget the others; no box counts as moved."""
+        first, last = self.cover.offsets[[images.start, images.stop]]
+        return replace(
+            self,
+            widths=self.widths[images.start : images.stop],
+            heights=self.heights[images.start : images.stop],
+            cover=Cover(
+                offsets=self.cover.offsets[images.start : images.stop + 1] - first,
+                level=self.cover.level[first:last],
+                x=self.cover.x[first:last],
+                y=self.cover.y[first:last],
+                moved_to=np.zeros(0, dtype=np.int8),
+            ),
+            is_negative=self.is_negative[first:last],
         )
 
     def __len__(self) -> int:
         return len(self.cover.level)
 
-    @property
+    @cached_property
     def image_indices(self) -> Int[np.ndarray, " c"]:
         """The image of each chip, as an index into the data set."""
         return np.repeat(np.arange(len(self.widths)), np.diff(self.cover.offsets))
@@ -97,6 +138,7 @@ class ChipTable:
                 head=np.array(json.dumps(head)),
                 widths=self.widths,
                 heights=self.heights,
+                is_negative=self.is_negative,
                 **vars(self.cover),
             )
 
@@ -131,5 +173,5 @@ class ChipTable:
         if made_with != wanted:
             names = [name for name in wanted if made_with.get(name) != wanted[name]]
             raise ChipTableError(f"{path}: made with another pyramid ({', '.join(names)} differ)")
-        sides = {name: arrays.pop(name) for name in ("widths", "heights")}
-        return cls(pyramid=pyramid, digest=digest, **sides, cover=Cover(**arrays))
+        own = {name: arrays.pop(name) for name in ("widths", "heights", "is_negative")}
+        return cls(pyramid=pyramid, digest=digest, **own, cover=Cover(**arrays))

@@ -137,6 +137,7 @@ class ChipDataset(Dataset[ChipSample]):
             labels=record.labels,
             is_crowd=record.is_crowd,
             is_moved_here=moved_to == chip.level.index,
+            is_negative=bool(self._plan.table.is_negative[chip_index]),
             min_visible_side=self._min_visible_side,
         )
         sample = ChipSample(

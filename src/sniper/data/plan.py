@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 
 from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
 from sniper.chips.assign import is_learnable
+from sniper.chips.negatives import draw_negatives
 from sniper.data.coco import Annotations
 from sniper.errors import AnnotationError
 
@@ -66,6 +67,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     table: ChipTable | None = None,
+    negatives_per_image: int = 2,
 ) -> EpochPlan:
     """Choose, shuffle and flip the chips of one epoch.
 
@@ -76,7 +78,8 @@ def plan_epoch(
         flip: share of chips mirrored left to right.
         seed: of the run.
         epoch: which pass, 0 the first. Equal (seed, epoch) give equal plans.
-        table: the chips, if they were chosen before; None chooses them anew each epoch.
+        table: the chips, if they were chosen before; None chooses positive ones anew each epoch.
+        negatives_per_image: of the table's negative chips, at most this many of each image are drawn.
 
     Raises:
         AnnotationError: if there is no chip, because no image has a box that can be learnt from.
@@ -84,6 +87,8 @@ def plan_epoch(
     generator = np.random.default_rng([seed, epoch])
     if table is None:
         table = build_table(annotations, pyramid, generator=generator)
+    elif table.is_negative.any():
+        table = table.select(draw_negatives(table, per_image=negatives_per_image, generator=generator))
     if len(table) == 0:
         raise AnnotationError(f"{annotations.path}: has no box to learn from")
     order = generator.permutation(len(table))

@@ -89,7 +89,7 @@ def match_proposals(
     """Match the proposals of one chip to its objects, valid or not.
 
     A proposal is positive if it overlaps an object by `positive_iou`, so that a part of a large object can still teach.
-    It is ignored if it lies half inside an ignored box; else it is negative.
+    It is ignored if it so overlaps an object of a negative chip, or lies half inside an ignored box; else negative.
 
     Args:
         proposals: (n, 4) xyxy, chip frame. May be empty.
@@ -106,8 +106,11 @@ def match_proposals(
     objects = torch.where(standing != Standing.IGNORED)[0]
     if len(objects):
         best, nearest = box_iou(proposals, boxes[objects]).max(dim=1)
-        state[best >= positive_iou] = Match.POSITIVE
         box_index = objects[nearest]
+        is_match = best >= positive_iou
+        is_aside = standing[box_index] == Standing.ASIDE
+        state[is_match & ~is_aside] = Match.POSITIVE
+        state[is_match & is_aside] = Match.IGNORED
     return Matches(state=state, box_index=box_index)
 
 

@@ -17,6 +17,7 @@ _STANDING = {
     Standing.VALID: ("#56B4E9", "valid"),
     Standing.INVALID: ("#E69F00", "invalid"),
     Standing.IGNORED: ("#BBBBBB", "ignored"),
+    Standing.ASIDE: ("#CC79A7", "aside"),
 }
 _SHEET_BACKGROUND = "#202020"
 _LEAST_SIDE = 1200  # pixels; of the longer side of a picture, so that names beside small boxes can be read

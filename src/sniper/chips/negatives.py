@@ -1,0 +1,120 @@
+"""Chips where proposals gather and no object is: what the detector is wrong about (SNIPER §3.2)."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from sniper.chips.cover import Cover, gather
+from sniper.chips.image_boxes import ImageBoxes
+from sniper.chips.look import Sight, look
+from sniper.chips.table import ChipTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativeSpec:
+    """Which chips without objects to learn from.
+
+    Attributes:
+        source: `mined` trains an RPN first and looks with it where it is wrong; `none` mines nothing. A chip table that
+            has negative chips brings its own.
+        at_least: proposals that a window must add to be taken, for each level from the finest; the last number stands
+            for all coarser levels.
+        rule: proposals that positive chips of their level have taken: those wholly inside one (`cover`, the paper's),
+            or all that touch one (`overlap`, the authors' code).
+        per_image: at most this many negative chips of each image are drawn for an epoch.
+    """
+
+    source: Literal["none", "mined"] = "none"
+    at_least: tuple[int, ...] = (11, 26)
+    rule: Literal["cover", "overlap"] = "cover"
+    per_image: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.at_least or min(self.at_least) < 1:
+            raise ValueError(f"at_least must be numbers from 1 on, not {list(self.at_least)}")
+        if self.per_image < 0:
+            raise ValueError(f"per_image must not be negative, not {self.per_image}")
+
+
+def leftovers(
+    positives: ChipTable, proposals: ImageBoxes, *, rule: Literal["cover", "overlap"]
+) -> Bool[np.ndarray, "n l"]:
+    """Tell which proposals no positive chip of a level has taken.
+
+    Args:
+        positives: the positive chips.
+        proposals: of the same images.
+        rule: see `NegativeSpec`.
+
+    Returns:
+        (n, l) one flag for each proposal and level.
+    """
+    seen, _ = look(positives, proposals)
+    return seen < (Sight.WHOLE if rule == "cover" else Sight.CUT)
+
+
+def choose_negatives(
+    positives: ChipTable, proposals: ImageBoxes, spec: NegativeSpec, *, generator: np.random.Generator
+) -> Cover:
+    """Choose the windows in which enough leftover proposals gather, at all levels, in images without objects too.
+
+    Args:
+        positives: the positive chips.
+        proposals: of the same images; each counts at the levels in whose range its size lies.
+        spec: how many are enough, and which are left over.
+        generator: draws among equally good windows.
+    """
+    num_levels = len(positives.pyramid.levels)
+    least = (spec.at_least + spec.at_least[-1:] * num_levels)[:num_levels]
+    return gather(
+        positives.pyramid,
+        proposals,
+        is_taken=~leftovers(positives, proposals, rule=spec.rule),
+        least=np.array(least, dtype=np.int64),
+        generator=generator,
+    )
+
+
+def with_negatives(positives: ChipTable, negatives: Cover) -> ChipTable:
+    """Put the negative chips of all images beside the positive ones."""
+    counts = [np.diff(cover.offsets) for cover in (positives.cover, negatives)]
+    images = np.concatenate([np.repeat(np.arange(len(count)), count) for count in counts])
+    order = np.argsort(images, kind="stable")  # image after image, the positive ones first
+
+    def merged(name: str) -> np.ndarray:
+        return np.concatenate([getattr(positives.cover, name), getattr(negatives, name)])[order]
+
+    return replace(
+        positives,
+        cover=Cover(
+            offsets=positives.cover.offsets + negatives.offsets,
+            level=merged("level"),
+            x=merged("x"),
+            y=merged("y"),
+            moved_to=positives.cover.moved_to,
+        ),
+        is_negative=np.concatenate([positives.is_negative, np.ones(counts[1].sum(), dtype=np.bool_)])[order],
+    )
+
+
+def draw_negatives(
+    table: ChipTable, *, per_image: int, generator: np.random.Generator
+) -> Int[np.ndarray, " k"]:
+    """Draw the chips of an epoch: all positive ones, and at most so many negative ones of each image.
+
+    Args:
+        table: all chips.
+        per_image: negative chips of an image.
+        generator: draws them.
+
+    Returns:
+        (k,) indices of the chips, in the order of the table.
+    """
+    pool = np.flatnonzero(table.is_negative)
+    pool = pool[np.lexsort((generator.random(len(pool)), table.image_indices[pool]))]
+    images = table.image_indices[pool]
+    first_of_image = np.searchsorted(images, images)  # (p,)
+    drawn = pool[np.arange(len(pool)) - first_of_image < per_image]
+    return np.sort(np.concatenate([np.flatnonzero(~table.is_negative), drawn]))
