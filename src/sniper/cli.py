@@ -21,7 +21,9 @@ from sniper.errors import ConfigError, SniperError
 
 if TYPE_CHECKING:
     import torch
+    from rich.progress import Progress, TaskID
 
+    from sniper.chips import ChipTable
     from sniper.data.coco import Annotations
     from sniper.data.spec import SourceSpec
     from sniper.engine.spec import ExperimentSpec
@@ -77,6 +79,7 @@ def plan(
     /,
     *,
     config: Path | None = None,
+    proposals: Path | None = None,
     images: Path | None = None,
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
     batch_size: Count | None = None,
@@ -93,6 +96,7 @@ def plan(
     Args:
         annotations: COCO JSON; its images are not needed.
         config: an experiment whose pyramid is planned with; the paper's otherwise.
+        proposals: a folder of `sniper mine`; negative chips are planned from it, too.
         images: folder that the file names of the annotations start from, if not beside them; for the page alone.
         output: folder for page and suggestion; plans/NAME otherwise, after the name of the annotations.
         batch_size: chips in a step; that of the experiment otherwise.
@@ -103,13 +107,11 @@ def plan(
         json: print one JSON object and nothing else.
     """
     started = time.monotonic()
-    import numpy as np
-
     from sniper.chips.budget import measure
     from sniper.chips.suggest import offers
     from sniper.config import dump_changes
     from sniper.data.coco import load_annotations
-    from sniper.data.plan import build_table, to_image_boxes
+    from sniper.data.plan import to_image_boxes
     from sniper.data.spec import SourceSpec
     from sniper.files import replace_whole
     from sniper.report.plan_page import PlanPage
@@ -118,8 +120,8 @@ def plan(
     loaded = load_annotations(annotations, image_root=images, has_images=False)
     _warn(loaded)
     boxes = to_image_boxes(loaded)
-    table = build_table(loaded, spec.pyramid, generator=np.random.default_rng(seed))
-    budget = measure(table, boxes)
+    table = _choose_chips(loaded, spec, proposals, seed=seed)
+    budget = measure(table, boxes, negatives_per_image=spec.negatives.per_image)
     with _console.status("looking for a pyramid that suits"):
         found = offers(boxes, num_levels=[levels] if levels else range(1, 5), share=share)
     folder = output or Path("plans") / annotations.stem
@@ -157,33 +159,33 @@ def chips(
     *,
     output: Annotated[Path, Parameter(name=["-o", "--output"])],
     config: Path | None = None,
+    proposals: Path | None = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Choose the positive chips of a data set and write them to one file, for data.chips of an experiment.
+    """Choose the chips of a data set and write them to one file, for data.chips of an experiment.
 
     Args:
         annotations: COCO JSON; its images are not needed.
         output: the .npz file to write.
         config: an experiment whose pyramid is used; the paper's otherwise.
+        proposals: a folder of `sniper mine`; negative chips are chosen from it, too.
         seed: draws among equally good chips.
         json: print one JSON object and nothing else.
     """
     started = time.monotonic()
-    import numpy as np
-
     from sniper.chips.budget import measure
-    from sniper.chips.pyramid import PyramidSpec
     from sniper.data.coco import load_annotations
-    from sniper.data.plan import build_table, to_image_boxes
+    from sniper.data.plan import to_image_boxes
 
-    pyramid = PyramidSpec() if config is None else _experiment(config).pyramid
+    spec = _experiment(config)
     loaded = load_annotations(annotations, has_images=False)
     _warn(loaded)
-    table = build_table(loaded, pyramid, generator=np.random.default_rng(seed))
+    table = _choose_chips(loaded, spec, proposals, seed=seed)
     _check_folder(output)
     table.save(output)
-    told = measure(table, to_image_boxes(loaded)).as_dict()
+    budget = measure(table, to_image_boxes(loaded), negatives_per_image=spec.negatives.per_image)
+    told = budget.as_dict()
     _answer(json, {**told, "seconds": round(time.monotonic() - started, 3), "output": str(output)})
 
 
@@ -209,7 +211,7 @@ def train(
     """
     from sniper.config import check_resumable, dump_experiment, load_experiment
     from sniper.engine.run import Run
-    from sniper.engine.train import train as train_run
+    from sniper.stages import train_experiment
 
     folder = run or Path("runs") / config.stem
     changes = _as_overrides(overrides)
@@ -226,14 +228,79 @@ def train(
     else:
         opened = Run.create(folder, config=dump_experiment(spec))
     last: dict[str, Any] = {}
-    with _step_bar() as watch:
+    with _step_bar() as bars:
 
         def note(report: "StepReport") -> None:
             last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
-            watch(report)
+            bars.step(report)
 
-        train_run(opened, spec, annotations, device=_device(device), watch=note)
+        train_experiment(
+            opened, spec, annotations, device=_device(device), watch=note, watch_mining=bars.mining
+        )
     _answer(json, {"run": str(folder), "step": int(opened.checkpoints[-1].name), **last})
+
+
+@app.command
+def mine(
+    run: Path,
+    annotations: Path | None = None,
+    /,
+    *,
+    image_root: Path | None = None,
+    detections: Annotated[Path | None, Parameter(name="--from")] = None,
+    output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Find what a run's detector takes for objects in every training image, for negative chips.
+
+    Goes on where it was stopped. Under torchrun, each process takes its share of the images.
+
+    Args:
+        run: folder of the run.
+        annotations: COCO JSON of the images; the run's data.train otherwise.
+        image_root: folder that the file names of the annotations start from, if not beside them.
+        detections: take these, of any detector, COCO results, instead of looking.
+        output: folder for the proposals; RUN/proposals otherwise.
+        device: where to compute, such as cpu or cuda:0; a GPU if there is one.
+        json: print one JSON object and nothing else.
+    """
+    started = time.monotonic()
+    from sniper.config import load_experiment
+    from sniper.data.coco import load_annotations
+    from sniper.engine.mine import mine as mine_run
+    from sniper.engine.mine import take_detections
+    from sniper.engine.run import Run
+    from sniper.evaluation import load_detections
+
+    opened = Run.open(run)
+    spec = load_experiment(opened.config_path)
+    if annotations is None:
+        loaded = _load_source(spec.data.train, "data.train.annotations", opened.config_path)
+    else:
+        loaded = load_annotations(annotations, image_root=image_root, has_images=detections is None)
+        _warn(loaded)
+    folder = output or run / "proposals"
+    if detections is not None:
+        store = take_detections(
+            load_detections(detections), loaded, folder, spec=spec.mine, source=detections
+        )
+    else:
+        with _step_bar() as bars:
+            store = mine_run(opened, spec, loaded, folder, device=_device(device), watch=bars.mining)
+    seconds = time.monotonic() - started
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    _answer(
+        json,
+        {
+            "num_images": len(loaded),
+            "missing_shards": len(store.missing),
+            "num_proposals": None if store.missing else sum(len(found.boxes) for _, found in store),
+            "bytes_per_image": round(num_bytes / max(len(loaded), 1), 1),
+            "seconds": round(seconds, 3),
+            "output": str(folder),
+        },
+    )
 
 
 @app.command
@@ -273,6 +340,8 @@ def predict(
 
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
+    if spec.train.rpn_only:
+        raise ConfigError(f"{run}: has trained its proposals only (train.rpn_only); it can be mined with")
     sources = _sources(images, annotations, image_root, spec.data.test, run)[:limit]
     predictor = Predictor.load(opened, spec, device=_device(device))
     target = output or run / "detections.json"
@@ -347,8 +416,8 @@ def demo(
     """
     from sniper.demo import run_demo
 
-    with _step_bar() as watch:
-        told = run_demo(run, device=_device(device), watch=watch, say=_console.print)
+    with _step_bar() as bars:
+        told = run_demo(run, device=_device(device), watch=bars.step, say=_console.print)
     _answer(json, told)
 
 
@@ -358,6 +427,23 @@ def _experiment(config: Path | None) -> "ExperimentSpec":
     from sniper.engine.spec import ExperimentSpec
 
     return ExperimentSpec() if config is None else load_experiment(config)
+
+
+def _choose_chips(
+    annotations: "Annotations", spec: "ExperimentSpec", proposals: Path | None, *, seed: int
+) -> "ChipTable":
+    """Choose the positive chips of a data set and, from proposals, the negative ones."""
+    import numpy as np
+
+    from sniper.data.plan import build_table
+    from sniper.data.proposals import ProposalStore, add_negatives
+
+    generator = np.random.default_rng(seed)
+    table = build_table(annotations, spec.pyramid, generator=generator)
+    if proposals is None:
+        return table
+    store = ProposalStore.open(proposals, annotations)
+    return add_negatives(table, store, spec.negatives, generator=generator)
 
 
 def _show_plan(page: "PlanPage", folder: Path) -> None:
@@ -370,7 +456,12 @@ def _show_plan(page: "PlanPage", folder: Path) -> None:
         f"{budget.num_images:,} images, {budget.num_images_with_boxes:,} with boxes; "
         f"{budget.num_wanted:,} boxes to cover, {budget.num_uncovered} covered by no chip; "
         f"{budget.num_steps(page.batch_size):,} steps of {page.batch_size} chips an epoch; "
-        f"{page.num_crowded:,} chips show more than {page.crowd} boxes",
+        f"{page.num_crowded:,} chips show more than {page.crowd} boxes"
+        + (
+            f"; {budget.num_negatives:,} negative chips an epoch, out of {budget.num_pooled:,}"
+            if budget.num_pooled
+            else ""
+        ),
         highlight=False,
     )
     for table in (draw_levels(budget), draw_costs(budget), draw_offers(budget, page.offers)):
@@ -462,31 +553,46 @@ def _answer(is_json: bool, values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _step_bar() -> Iterator[Any]:
-    """Show a bar with loss, speed and time left; on a console that is no terminal, a line now and then."""
+def _step_bar() -> Iterator["_Bars"]:
+    """Show a bar for each stage; on a console that is no terminal, a line now and then."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("train"),
+        TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}  {task.fields[speed]} chips/s"),
+        TextColumn("{task.fields[told]}"),
         TimeRemainingColumn(),
     )
-    spoken = time.monotonic()
-    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as bar:
-        task = bar.add_task("train", total=None, epoch="", loss="", speed="")
+    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
+        yield _Bars(progress)
 
-        def watch(report: "StepReport") -> None:
-            nonlocal spoken
-            epoch = f"{report.epoch:.2f}/{report.epochs:g}"
-            loss, speed = f"{report.loss:.3f}", f"{report.chips_per_second:.1f}"
-            done = report.progress.step
-            bar.update(
-                task, completed=done, total=done + report.steps_left, epoch=epoch, loss=loss, speed=speed
-            )
-            now = time.monotonic()
-            if not _console.is_terminal and (now - spoken > 30 or report.steps_left == 0):
-                _console.print(f"step {done}  epoch {epoch}  loss {loss}  {speed} chips/s")
-                spoken = now
 
-        yield watch
+class _Bars:
+    """One bar for each stage, as it begins."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._spoken = time.monotonic()
+
+    def step(self, report: "StepReport") -> None:
+        """Show how far a training is."""
+        epoch = f"{report.epoch:.2f}/{report.epochs:g}"
+        told = f"epoch {epoch}  loss {report.loss:.3f}  {report.chips_per_second:.1f} chips/s"
+        done = report.progress.step
+        self._show(report.stage, told, done=done, total=done + report.steps_left, unit="step")
+
+    def mining(self, num_done: int, num_images: int) -> None:
+        """Show how far a mining is."""
+        self._show(
+            "mine", f"{num_done} of {num_images} images", done=num_done, total=num_images, unit="image"
+        )
+
+    def _show(self, stage: str, told: str, *, done: int, total: int, unit: str) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, told=told)
+        self._progress.update(self._tasks[stage], completed=done, total=total, told=told)
+        now = time.monotonic()
+        if not _console.is_terminal and (now - self._spoken > 30 or done == total):
+            _console.print(f"{stage}  {unit} {done}  {told}")
+            self._spoken = now

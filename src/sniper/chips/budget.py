@@ -70,6 +70,8 @@ class Budget:
     Attributes:
         pyramid: what they are cut from.
         num_images: in the data set.
+        num_pooled: negative chips there are to draw from.
+        num_negatives: of these, drawn for an epoch.
         num_images_with_boxes: those with a box to be covered.
         num_boxes: of all kinds.
         num_wanted: boxes to be covered: no crowds, none under 1 px a side.
@@ -83,6 +85,8 @@ class Budget:
 
     pyramid: PyramidSpec
     num_images: int
+    num_pooled: int
+    num_negatives: int
     num_images_with_boxes: int
     num_boxes: int
     num_wanted: int
@@ -95,7 +99,7 @@ class Budget:
 
     @property
     def num_chips(self) -> int:
-        """All chips of an epoch."""
+        """All positive chips."""
         return len(self.boxes_per_chip)
 
     @property
@@ -118,6 +122,8 @@ class Budget:
             "uncovered_boxes": self.num_uncovered,
             "moved_boxes": self.num_moved,
             "num_chips": self.num_chips,
+            "negative_chips_pool": self.num_pooled,
+            "negative_chips_per_epoch": self.num_negatives,
             "chips_per_image": round(self.mean_chips_per_image, 4),
             "chips_per_level": [level.num_chips for level in self.levels],
             "megapixels_per_image": round(self.megapixels.chips, 4),
@@ -125,16 +131,18 @@ class Budget:
         }
 
     def num_steps(self, batch_size: int) -> int:
-        """Count the steps of an epoch, for batches of this many chips."""
-        return -(-self.num_chips // batch_size)
+        """Count the steps of an epoch, for batches of this many chips, negative ones included."""
+        return -(-(self.num_chips + self.num_negatives) // batch_size)
 
 
-def measure(table: ChipTable, images: ImageBoxes) -> Budget:
+def measure(table: ChipTable, images: ImageBoxes, *, negatives_per_image: int = 0) -> Budget:
     """Tell what the chips of a data set cost, by looking at each chip and each box.
 
     Args:
         table: the chips.
         images: what they were chosen for.
+        negatives_per_image: at most this many negative chips of each image are drawn for an epoch. What is told of
+            chips otherwise is of the positive ones.
 
     Example:
         >>> images = ImageBoxes(
@@ -149,6 +157,8 @@ def measure(table: ChipTable, images: ImageBoxes) -> Budget:
         1
     """
     pyramid = table.pyramid
+    pool = np.bincount(table.image_indices[table.is_negative], minlength=len(images))
+    table = table.select(np.flatnonzero(~table.is_negative))
     seen, boxes_per_chip = look(table, images)
     is_valid, sizes = learnt_sizes(pyramid, images, np.full(len(images.boxes), -1))
     is_learnt, _ = learnt_sizes(pyramid, images, table.cover.moved_to)
@@ -168,6 +178,8 @@ def measure(table: ChipTable, images: ImageBoxes) -> Budget:
     return Budget(
         pyramid=pyramid,
         num_images=len(images),
+        num_pooled=int(pool.sum()),
+        num_negatives=int(np.minimum(pool, negatives_per_image).sum()),
         num_images_with_boxes=int(has_boxes.sum()),
         num_boxes=len(images.boxes),
         num_wanted=int(is_wanted.sum()),

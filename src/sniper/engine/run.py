@@ -84,7 +84,7 @@ class Run:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{folder}: cannot be made a run's folder ({error.strerror})") from error
-        for old in (run.metrics_path, run.chips_path):
+        for old in (run.metrics_path, run.chips_path, *folder.glob("chips_*.npz")):
             old.unlink(missing_ok=True)
         run.save_config(config)
         return run
@@ -184,6 +184,17 @@ class Run:
         state, head = load_tensors(source)
         _fill_optimizer(optimizer, model, state, source=source)
         return Progress(step=head["step"], epoch=head["epoch"], step_in_epoch=head["step_in_epoch"])
+
+    def learnt_from(self, annotations: Annotations) -> bool:
+        """Tell whether the newest checkpoint, if there is one, learnt from these annotations.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+        """
+        if not self.checkpoints:
+            return True
+        _, head = load_tensors(self.checkpoints[-1] / "weights.safetensors")
+        return head == _identity(annotations)
 
     def load_weights(self) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
         """Read the newest weights: tensors, categories by label, and the file they came from.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sniper.chips import LevelSpec, PyramidSpec
+from sniper.chips.negatives import NegativeSpec
 from sniper.data.spec import DataSpec, SourceSpec
 from sniper.models.spec import DetectorSpec
 
@@ -29,6 +30,7 @@ class TrainSpec:
         precision: `bf16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively.
         checkpoint_minutes: minutes between checkpoints; one is always written at the end of an epoch.
         keep_checkpoints: the newest this many are kept.
+        rpn_only: train the region proposal network alone, on positive chips: enough to mine with.
     """
 
     epochs: float = 6.0
@@ -44,6 +46,7 @@ class TrainSpec:
     precision: Precision = "auto"
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
+    rpn_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "decay", "checkpoint_minutes"):
@@ -61,6 +64,34 @@ class TrainSpec:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.clip_gradient is not None and not self.clip_gradient > 0:
             raise ValueError(f"clip_gradient must be positive or null, not {self.clip_gradient}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineSpec:
+    """How to look for what the detector is wrong about: with `negatives.source: mined`, or by `sniper mine`.
+
+    Images are searched at the levels of inference; each level gives as many proposals as `model.rpn.num_proposals`.
+
+    Attributes:
+        rpn_epochs: passes over the positive chips that train the RPN alone first; fractions allowed.
+        every_epochs: mine again with the newest weights after so many epochs; None mines once, with the RPN.
+        nms_iou: of two proposals of an image that overlap more, the worse is dropped.
+        batch_megapixels: millions of pixels, padding included, to compute on at once.
+    """
+
+    rpn_epochs: float = 2.0
+    every_epochs: int | None = None
+    nms_iou: float = 0.7
+    batch_megapixels: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("rpn_epochs", "batch_megapixels"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.every_epochs is not None and self.every_epochs < 1:
+            raise ValueError(f"every_epochs must be at least 1 or null, not {self.every_epochs}")
+        if not 0 <= self.nms_iou <= 1:
+            raise ValueError(f"nms_iou is a share from 0 to 1, not {self.nms_iou}")
 
 
 PAPER_TEST_LEVELS = (
@@ -117,6 +148,8 @@ class ExperimentSpec:
         seed: of the first weights, the chips, their order and the anchors drawn.
         data: what to learn from.
         pyramid: how to cut it into chips.
+        negatives: which chips without objects to learn from.
+        mine: how to find them.
         model: the detector.
         train: how to train it.
         predict: how to use it.
@@ -125,6 +158,8 @@ class ExperimentSpec:
     seed: int = 0
     data: DataSpec = DataSpec()
     pyramid: PyramidSpec = PyramidSpec()
+    negatives: NegativeSpec = NegativeSpec()
+    mine: MineSpec = MineSpec()
     model: DetectorSpec = DetectorSpec()
     train: TrainSpec = TrainSpec()
     predict: PredictSpec = PredictSpec()
@@ -132,6 +167,14 @@ class ExperimentSpec:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, not {self.seed}")
+        if self.negatives.source == "mined" and self.data.chips is not None:
+            raise ValueError(
+                "data.chips brings its own negative chips; with it, negatives.source must be none"
+            )
+        if self.negatives.source == "mined" and self.train.rpn_only:
+            raise ValueError(
+                "train.rpn_only trains on positive chips; with it, negatives.source must be none"
+            )
 
     def with_pyramid(self, pyramid: PyramidSpec, *, train: SourceSpec) -> "ExperimentSpec":
         """Give this experiment with another pyramid, for training and for the search in whole images.

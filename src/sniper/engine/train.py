@@ -29,6 +29,7 @@ class StepReport:
     """What is known after a step, for whoever watches.
 
     Attributes:
+        stage: `rpn` or `train`.
         progress: how far the run has come.
         epoch: passes made, fractions included.
         epochs: passes to make.
@@ -38,6 +39,7 @@ class StepReport:
         chips_per_second: over the step, reading included.
     """
 
+    stage: str
     progress: Progress
     epoch: float
     epochs: float
@@ -66,6 +68,7 @@ def train(
     *,
     device: torch.device,
     watch: Callable[[StepReport], None],
+    table_of: Callable[[int], ChipTable | None] | None = None,
 ) -> Detector:
     """Train, from the newest checkpoint of the run if it has one, to the last epoch.
 
@@ -78,6 +81,8 @@ def train(
         annotations: what to train on.
         device: where to compute.
         watch: told after every step.
+        table_of: gives the chips of an epoch, or None for such as are chosen anew; by default the table that the
+            experiment names, if it names one.
 
     Returns:
         The trained detector.
@@ -90,7 +95,7 @@ def train(
         KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, when the step under way is done and a checkpoint written.
         TrainingDiverged: if a loss or a gradient is not finite.
     """
-    table = _fixed_table(run, spec, annotations)
+    fixed = _fixed_table(run, spec, annotations)
     has_checkpoint = bool(run.checkpoints)
     model = build_detector(spec, num_classes=len(annotations.categories), has_weights=not has_checkpoint)
     model.to(device).train()
@@ -98,7 +103,14 @@ def train(
     progress = run.load_checkpoint(model=model, optimizer=optimizer, annotations=annotations)
     run.forget_after(progress.step)
     trainer = _Trainer(
-        run, spec, annotations, table, device=device, watch=watch, model=model, optimizer=optimizer
+        run,
+        spec,
+        annotations,
+        table_of or (lambda _: fixed),
+        device=device,
+        watch=watch,
+        model=model,
+        optimizer=optimizer,
     )
     with _asked_to_stop() as trainer.is_asked_to_stop:
         for _ in range(progress.epoch, math.ceil(spec.train.epochs)):
@@ -181,7 +193,7 @@ class _Trainer:
         run: Run,
         spec: ExperimentSpec,
         annotations: Annotations,
-        table: ChipTable | None,
+        table_of: Callable[[int], ChipTable | None],
         *,
         device: torch.device,
         watch: Callable[[StepReport], None],
@@ -191,7 +203,7 @@ class _Trainer:
         self.run = run
         self.spec = spec
         self.annotations = annotations
-        self.table = table
+        self.table_of = table_of
         self.device = device
         self.watch = watch
         self.model = model
@@ -217,6 +229,7 @@ class _Trainer:
             now = time.monotonic()
             epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
             report = StepReport(
+                stage="rpn" if spec.rpn_only else "train",
                 progress=progress,
                 epoch=epoch,
                 epochs=spec.epochs,
@@ -245,7 +258,8 @@ class _Trainer:
             flip=self.spec.data.flip,
             seed=self.spec.seed,
             epoch=epoch,
-            table=self.table,
+            table=self.table_of(epoch),
+            negatives_per_image=0 if self.spec.train.rpn_only else self.spec.negatives.per_image,
         )
 
     def _batches(self, plan: EpochPlan, *, first_step: int, num_steps: int) -> Iterable[Batch]:
@@ -267,7 +281,8 @@ class _Trainer:
             group["lr"] = rate
         generator = torch.Generator(device=self.device).manual_seed(self.spec.seed * 1_000_003 + step)
         with autocast(self.spec.train.precision, self.device):
-            losses = self.model.losses(batch, generator=generator)
+            compute = self.model.rpn_losses if self.spec.train.rpn_only else self.model.losses
+            losses = compute(batch, generator=generator)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -287,6 +302,7 @@ class _Trainer:
 
     def _tell(self, report: StepReport, plan: EpochPlan) -> None:
         entry = {
+            "stage": report.stage,
             "step": report.progress.step,
             "epoch": round(report.epoch, 4),
             "loss": report.loss,
@@ -295,7 +311,11 @@ class _Trainer:
             "chips_per_second": round(report.chips_per_second, 2),
         }
         if report.progress.step_in_epoch == 1:
-            entry |= {"chips": len(plan.table), "padding_chips": plan.num_padding}
+            entry |= {
+                "chips": len(plan.table),
+                "negative_chips": int(plan.table.is_negative.sum()),
+                "padding_chips": plan.num_padding,
+            }
         self.run.log(entry)
         self.watch(report)
 

@@ -84,19 +84,13 @@ class Detector(nn.Module):
             Four losses by name; their sum is what training lowers. A chip without valid boxes adds nothing to the box
             loss of the RPN, one without any box nothing to either.
         """
-        boxes = [target.boxes for target in batch.targets]
-        standings = [target.standing for target in batch.targets]
-        features = self.backbone(batch.images)
-        objectness, deltas = self.rpn(features)
-        anchors = self.rpn.anchors(features)
-        losses = self.rpn.losses(
-            objectness, deltas, anchors=anchors, boxes=boxes, standings=standings, generator=generator
-        )
+        features, objectness, deltas = self._judge_anchors(batch)
+        losses = self._rpn_losses(batch, features, objectness, deltas, generator=generator)
         found = self.rpn.propose(
             objectness,
             deltas,
-            anchors=anchors,
-            image_sides=[(batch.images.shape[2], batch.images.shape[3])] * len(boxes),
+            anchors=self.rpn.anchors(features),
+            image_sides=[(batch.images.shape[2], batch.images.shape[3])] * len(batch.targets),
             limit=self.spec.rpn.num_training_proposals,
             valid_sizes=batch.valid_sizes,
         )
@@ -104,9 +98,45 @@ class Detector(nn.Module):
             torch.cat([one.boxes, target.boxes[target.standing == Standing.VALID]])
             for one, target in zip(found, batch.targets, strict=True)
         ]
-        labels = [target.labels for target in batch.targets]
-        head = self.roi_head.losses(features, proposals, boxes=boxes, labels=labels, standings=standings)
+        head = self.roi_head.losses(
+            features,
+            proposals,
+            boxes=[target.boxes for target in batch.targets],
+            labels=[target.labels for target in batch.targets],
+            standings=[target.standing for target in batch.targets],
+        )
         return losses | head
+
+    def rpn_losses(
+        self, batch: BatchLike, *, generator: torch.Generator
+    ) -> dict[str, Float[torch.Tensor, ""]]:
+        """Compute the losses of the RPN alone; the second stage is not run. See `losses`."""
+        features, objectness, deltas = self._judge_anchors(batch)
+        return self._rpn_losses(batch, features, objectness, deltas, generator=generator)
+
+    def _judge_anchors(self, batch: BatchLike) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give features, scores and shifts of a batch."""
+        features = self.backbone(batch.images)
+        objectness, deltas = self.rpn(features)
+        return features, objectness, deltas
+
+    def _rpn_losses(
+        self,
+        batch: BatchLike,
+        features: Float[torch.Tensor, "b c y x"],
+        objectness: Float[torch.Tensor, "b n"],
+        deltas: Float[torch.Tensor, "b n 4"],
+        *,
+        generator: torch.Generator,
+    ) -> dict[str, Float[torch.Tensor, ""]]:
+        return self.rpn.losses(
+            objectness,
+            deltas,
+            anchors=self.rpn.anchors(features),
+            boxes=[target.boxes for target in batch.targets],
+            standings=[target.standing for target in batch.targets],
+            generator=generator,
+        )
 
     @torch.no_grad()
     def propose(self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]) -> list[Proposals]:

@@ -139,7 +139,10 @@ class PlanPage:
             chip = self.table.chip(chip_index, image_index=index)
             width, height = chip.visible
             window = np.array([[0, 0, width, height]], dtype=np.float64)
-            frames.append(_Frame(level=chip.level.index, corners=chip.to_image(window)[0]))
+            is_negative = bool(self.table.is_negative[chip_index])
+            frames.append(
+                _Frame(level=chip.level.index, is_negative=is_negative, corners=chip.to_image(window)[0])
+            )
         return _Picture(record=record, pixels=_thumbnail(record), frames=frames)
 
 
@@ -148,6 +151,7 @@ class _Frame:
     """The outline of a chip, xyxy, image frame."""
 
     level: int
+    is_negative: bool
     corners: Float[np.ndarray, "4"]
 
 

@@ -1,0 +1,266 @@
+"""Mining: what an RPN takes for objects in the training images, at every level, kept as proposals (SNIPER §3.2).
+
+Shards of images are the unit of work: a miner that was killed goes on with the first shard missing, and miners started
+side by side by torchrun each take their own.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torchvision.ops import nms
+
+from sniper.chips import Level, LevelSpec
+from sniper.data.coco import Annotations
+from sniper.data.images import load_image, resize_to_level
+from sniper.data.proposals import ProposalStore, ShardProposals
+from sniper.engine.run import Run
+from sniper.engine.spec import ExperimentSpec, MineSpec, Precision
+from sniper.engine.train import autocast, build_detector
+from sniper.errors import DetectionsError
+from sniper.geometry.boxes import clip, from_xywh
+from sniper.models.detector import Detector
+from sniper.models.weights import fill_module
+
+_GROUP_PIXELS = 64_000_000  # of decoded images kept at a time
+_GROUP_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Miner:
+    """A detector whose proposals are wanted.
+
+    Attributes:
+        model: in evaluation mode.
+        levels: the scales at which whole images are searched.
+        spec: how to merge and batch.
+        device: where to compute.
+        precision: see `PredictSpec`.
+    """
+
+    model: Detector
+    levels: tuple[LevelSpec, ...]
+    spec: MineSpec
+    device: torch.device
+    precision: Precision
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Find the proposals of some RGB images.
+
+        Returns:
+            For each image (n, 4) xyxy boxes, image frame, and (n,) scores, best first: those of all levels, after
+            suppression.
+        """
+        found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in images]
+        for index, spec in enumerate(self.levels):
+            levels = [spec.at(width=image.width, height=image.height, index=index) for image in images]
+            for batch in self._batches(levels):
+                for place, proposals in zip(batch, self._propose(images, levels, batch), strict=True):
+                    found[place].append(proposals)
+        return [
+            _merged(
+                np.concatenate([boxes for boxes, _ in parts]),
+                np.concatenate([scores for _, scores in parts]),
+                sides=image.size,
+                nms_iou=self.spec.nms_iou,
+            )
+            for image, parts in zip(images, found, strict=True)
+        ]
+
+    def _batches(self, levels: Sequence[Level]) -> Iterator[list[int]]:
+        """Put images of like shape together, as many as may be computed at once."""
+        batch: list[int] = []
+        height = width = 0
+        for place in sorted(
+            range(len(levels)), key=lambda place: (levels[place].height, levels[place].width)
+        ):
+            taller, wider = max(height, levels[place].height), max(width, levels[place].width)
+            if batch and (len(batch) + 1) * taller * wider > self.spec.batch_megapixels * 1e6:
+                yield batch
+                batch, taller, wider = [], levels[place].height, levels[place].width
+            batch.append(place)
+            height, width = taller, wider
+        if batch:
+            yield batch
+
+    def _propose(
+        self, images: Sequence[Image.Image], levels: Sequence[Level], batch: Sequence[int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        pixels = [
+            torch.from_numpy(resize_to_level(images[place], levels[place]).copy()).permute(2, 0, 1)
+            for place in batch
+        ]
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            found = self.model.propose([one.to(self.device) for one in pixels])
+        for place, proposals in zip(batch, found, strict=True):
+            boxes = levels[place].to_image(proposals.boxes.double().cpu().numpy())
+            yield boxes, proposals.scores.double().cpu().numpy()
+
+
+def mine(
+    run: Run,
+    spec: ExperimentSpec,
+    annotations: Annotations,
+    folder: Path,
+    *,
+    device: torch.device,
+    watch: Callable[[int, int], None],
+) -> ProposalStore:
+    """Find the proposals of every image with the newest weights of a run; goes on where it was stopped.
+
+    Args:
+        run: whose weights are taken.
+        spec: of the run.
+        annotations: the images.
+        folder: where the proposals go; found by the same weights in the same way before, they are not looked for again.
+        device: where to compute.
+        watch: told after every group of images how many are done, and how many there are.
+
+    Returns:
+        The store; complete, unless other miners are at work beside this one.
+
+    Raises:
+        RunError: if the run has no checkpoint.
+        CheckpointError: if it cannot be read, or belongs to another model.
+        ImageError: if an image cannot be read.
+        ProposalsError: if the folder holds something else.
+    """
+    tensors, categories, path = run.load_weights()
+    source = {
+        "weights": _sha256(path),
+        "levels": [asdict(level) for level in spec.predict.levels],
+        "num_proposals": spec.model.rpn.num_proposals,
+        "nms_iou": spec.mine.nms_iou,
+    }
+    store = ProposalStore.begin(folder, annotations, source=source)
+    shards = _own_share(store)
+    if not shards:
+        return store
+    model = build_detector(spec, num_classes=len(categories), has_weights=False)
+    fill_module(model, tensors, source=path)
+    miner = Miner(
+        model=model.to(device).eval(),
+        levels=spec.predict.levels,
+        spec=spec.mine,
+        device=device,
+        precision=spec.predict.precision,
+    )
+    num_images = sum(len(store.images_of(shard)) for shard in shards)
+    num_done = 0
+    for shard in shards:
+        found = []
+        for images in _decoded_ahead(annotations, store.images_of(shard)):
+            found += miner(images)
+            num_done += len(images)
+            watch(num_done, num_images)
+        store.write(shard, _packed(found))
+    return store
+
+
+def take_detections(
+    detections: Sequence[Mapping[str, Any]],
+    annotations: Annotations,
+    folder: Path,
+    *,
+    spec: MineSpec,
+    source: Path,
+) -> ProposalStore:
+    """Take the detections of any detector for proposals, whatever their classes.
+
+    Args:
+        detections: COCO results.
+        annotations: the images.
+        folder: where the proposals go.
+        spec: how to merge.
+        source: the file that the detections came from.
+
+    Raises:
+        DetectionsError: if a detection is of an image that the annotations do not have.
+        ProposalsError: if the folder holds something else.
+    """
+    place_of = {image_id: place for place, image_id in enumerate(annotations.image_ids.tolist())}
+    strangers = [entry["image_id"] for entry in detections if entry["image_id"] not in place_of]
+    if strangers:
+        raise DetectionsError(f"{source}: {annotations.path} has no image {strangers[0]}")
+    store = ProposalStore.begin(
+        folder, annotations, source={"detections": _sha256(source), "nms_iou": spec.nms_iou}
+    )
+    images = np.array([place_of[entry["image_id"]] for entry in detections], dtype=np.int64)
+    boxes = from_xywh(np.array([entry["bbox"] for entry in detections], dtype=np.float64).reshape(-1, 4))
+    scores = np.array([entry["score"] for entry in detections], dtype=np.float64)
+    order = np.argsort(images, kind="stable")
+    starts = np.searchsorted(images[order], np.arange(len(annotations) + 1))
+    for shard in _own_share(store):
+        found = []
+        for image in store.images_of(shard):
+            own = order[starts[image] : starts[image + 1]]
+            sides = (int(annotations.widths[image]), int(annotations.heights[image]))
+            found.append(_merged(boxes[own], scores[own], sides=sides, nms_iou=spec.nms_iou))
+        store.write(shard, _packed(found))
+    return store
+
+
+def _merged(
+    boxes: Float[np.ndarray, "n 4"],
+    scores: Float[np.ndarray, " n"],
+    *,
+    sides: tuple[int, int],
+    nms_iou: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clip boxes to an image and drop the worse of those that overlap; best first."""
+    boxes = clip(boxes, width=sides[0], height=sides[1])
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    boxes, scores = boxes[has_area], scores[has_area]
+    kept = nms(torch.from_numpy(boxes), torch.from_numpy(scores), nms_iou).numpy()
+    return boxes[kept], scores[kept]
+
+
+def _packed(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> ShardProposals:
+    counts = [len(boxes) for boxes, _ in found]
+    return ShardProposals(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _ in found)]),
+        scores=np.concatenate([np.zeros(0), *(scores for _, scores in found)]),
+    )
+
+
+def _own_share(store: ProposalStore) -> list[int]:
+    """Give the missing shards that this process is to write; torchrun tells it which of how many it is."""
+    rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return [shard for shard in store.missing if shard % num_processes == rank]
+
+
+def _decoded_ahead(annotations: Annotations, images: range) -> Iterator[list[Image.Image]]:
+    """Read images in groups of bounded size, the next group while the last is looked at."""
+    groups: list[list[int]] = [[]]
+    pixels = 0
+    for image in images:
+        size = int(annotations.widths[image]) * int(annotations.heights[image])
+        if groups[-1] and (len(groups[-1]) == _GROUP_IMAGES or pixels + size > _GROUP_PIXELS):
+            groups.append([])
+            pixels = 0
+        groups[-1].append(image)
+        pixels += size
+
+    def read(group: list[int]) -> list[Image.Image]:
+        return [load_image(annotations[image].path) for image in group]
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting = reader.submit(read, groups[0])
+        for following in groups[1:]:
+            ready, waiting = waiting.result(), reader.submit(read, following)
+            yield ready
+        yield waiting.result()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
