@@ -115,6 +115,47 @@ def test_a_plan_suggests_an_experiment_that_trains(world: Path, capsys: pytest.C
     )
 
 
+def test_negative_chips_are_mined_planned_and_trained_on(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations, config, folder = world / "train.json", world / "experiment.yaml", world / "run"
+    mined = ["--negatives.source", "mined", "--negatives.at_least", "[1]", "--mine.rpn_epochs", "1"]
+    trained = ask(capsys, "train", config, "--run", folder, *mined, "--train.epochs", "0.5")
+    assert trained["step"] > 0
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "checkpoints", "rpn", "proposals", "chips_000.npz"
+    }  # fmt: skip
+    further = ask(capsys, "train", config, "--run", folder, *mined, "--resume", "--train.epochs", "1")
+    assert further["step"] > trained["step"]
+
+    told = ask(capsys, "mine", folder / "rpn", "-o", world / "found")
+    assert told["missing_shards"] == 0
+    assert told["num_proposals"] > 0
+    options = ["--config", folder / "config.yaml", "--proposals", world / "found"]
+    chips = ask(capsys, "chips", annotations, "-o", world / "chips.npz", *options)
+    assert chips["negative_chips_pool"] >= chips["negative_chips_per_epoch"] > 0
+    plan = ask(capsys, "plan", annotations, *options, "-o", world / "plan", "--share", "0.5", "--levels", "2")
+    assert plan["negative_chips_pool"] == chips["negative_chips_pool"]
+    page = (world / "plan" / "plan.html").read_text()
+    assert "Dashed: negative chips" in page
+    assert "stroke-dasharray" in page
+    ask(
+        capsys, "train", config, "--run", world / "other", "--data.chips", world / "chips.npz",
+        "--train.epochs", "0.5",
+    )  # fmt: skip
+    first = json.loads((world / "other" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["negative_chips"] == chips["negative_chips_per_epoch"]
+
+    ask(capsys, "predict", folder, "--annotations", annotations, "-o", world / "detections.json")
+    taken = ask(capsys, "mine", folder, "--from", world / "detections.json", "-o", world / "taken")
+    assert taken["missing_shards"] == 0
+    assert "has trained its proposals only" in refused(world, capsys, "predict", folder / "rpn")
+    assert "something else than proposals" in refused(world, capsys, "mine", folder, "-o", world)
+    assert "holds no proposals" in refused(
+        world, capsys, "plan", annotations, "--proposals", world, "-o", world / "p"
+    )
+
+
 def test_a_plan_is_told_in_tables(
     world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,18 @@ def test_a_box_stands_like_this(
     assert target.labels.tolist() == [3]
 
 
+def test_a_negative_chip_sets_its_objects_aside_and_ignores_crowds() -> None:
+    target = assign(
+        CHIP,
+        boxes=np.array([[60.0, 60, 80, 80], [60, 60, 69, 69], [60, 60, 80, 80]]),
+        labels=np.array([0, 0, 0]),
+        is_crowd=np.array([False, False, True]),
+        is_moved_here=np.array([False, True, False]),
+        is_negative=True,
+    )
+    assert target.standing.tolist() == [Standing.ASIDE, Standing.ASIDE, Standing.IGNORED]
+
+
 def test_a_whole_box_stays_valid_however_small() -> None:
     chip = Chip(level=LevelSpec(factor=1.0, below=50).at(width=400, height=400), x=0, y=0, size=200)
     flag = np.array([False])

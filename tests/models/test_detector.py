@@ -10,6 +10,7 @@ from sniper.chips import Standing
 from sniper.data.dataset import Batch, Target
 from sniper.models.detector import Detector
 from sniper.models.spec import BackboneSpec
+from sniper.models.targets import Match, match_anchors, match_proposals
 from tests.models.batches import TINY, build_batch, build_target, build_tiny
 
 V, INV, IGN = Standing.VALID, Standing.INVALID, Standing.IGNORED
@@ -45,6 +46,38 @@ def test_a_chip_without_boxes_has_box_losses_of_exactly_zero() -> None:
     assert losses["head_box"] == 0
     assert losses["rpn_objectness"] > 0
     assert losses["head_class"] > 0
+
+
+def test_a_negative_chip_teaches_no_box_and_spares_what_overlaps_an_object() -> None:
+    model = build_tiny()
+    aside = build_target([[20, 20, 60, 60]], [Standing.ASIDE])
+    batch = build_batch(aside, build_target([], []))
+    losses = losses_of(model, batch)
+    assert losses["rpn_box"] == losses["head_box"] == 0.0
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["rpn_objectness"] > 0
+
+    anchors = torch.tensor([[20.0, 20, 60, 60], [30.0, 20, 70, 60], [25.0, 25, 35, 35], [90.0, 90, 120, 120]])
+    matches = match_anchors(
+        anchors,
+        boxes=aside.boxes,
+        standing=aside.standing,
+        positive_iou=0.5,
+        negative_iou=0.4,
+        ignored_iou=0.3,
+    )
+    assert matches.state.tolist() == [Match.IGNORED, Match.IGNORED, Match.NEGATIVE, Match.NEGATIVE]
+    matches = match_proposals(anchors, boxes=aside.boxes, standing=aside.standing, positive_iou=0.5)
+    assert matches.state.tolist() == [Match.IGNORED, Match.IGNORED, Match.NEGATIVE, Match.NEGATIVE]
+
+
+def test_the_rpn_alone_has_the_losses_it_has_with_the_head() -> None:
+    model = build_tiny()
+    batch = build_batch(build_target([[20, 20, 60, 60]], [Standing.VALID]))
+    both = model.losses(batch, generator=torch.Generator().manual_seed(1))
+    alone = model.rpn_losses(batch, generator=torch.Generator().manual_seed(1))
+    assert alone.keys() == {"rpn_objectness", "rpn_box"}
+    assert all(torch.equal(alone[name], both[name]) for name in alone)
 
 
 def test_nine_hundred_boxes_in_a_chip_are_learnt_from() -> None:
