@@ -167,10 +167,10 @@ def test_a_plan_is_told_in_tables(
         "×1.667",
         "one pass at 800×1333",
         "as planned",
-        "plans/train/plan.html",
+        f"plans/{world.name}_train/plan.html",
     ):
         assert words in out
-    assert (world / "plans" / "train" / "suggested.yaml").is_file()
+    assert (world / "plans" / f"{world.name}_train" / "suggested.yaml").is_file()
 
 
 def test_image_files_are_searched_without_annotations(
@@ -237,6 +237,7 @@ def test_mistakes_are_told_in_a_paragraph(world: Path, capsys: pytest.CaptureFix
     assert "a section with fields of its own" in told("train", config, "--train", "3")
     assert "Must be <= 1" in told("plan", annotations, "--share", "1.5")
     assert "exists" in told("plan", annotations, "-o", annotations)
+    assert "there is no such folder" in told("plan", annotations, "--images", world / "none")
     assert "Is a directory" in told("chips", annotations, "-o", world)
     assert "cannot be made a run's folder" in told("train", config, "--run", annotations)
     assert "exists" in told("predict", world / "run", world / "images" / "train_0.png", "--draw", annotations)

@@ -98,8 +98,8 @@ def plan(
         config: an experiment whose pyramid is planned with; the paper's otherwise.
         proposals: a folder of `sniper mine`; negative chips are planned from it, too.
         images: folder that the file names of the annotations start from, if not beside them; for the page alone.
-        output: folder for page and suggestion; plans/NAME otherwise, after the name of the annotations.
-        batch_size: chips in a step; that of the experiment otherwise.
+        output: folder for page and suggestion; plans/FOLDER_NAME otherwise, after folder and name of the annotations.
+        batch_size: chips in a step, of the suggestion too; that of the experiment otherwise.
         crowd: count the chips that show more boxes than this.
         levels: suggest a pyramid of this many levels; otherwise the cheapest of 1 to 4.
         share: of the boxes, that the suggestion must bring to a useful size.
@@ -107,7 +107,9 @@ def plan(
         json: print one JSON object and nothing else.
     """
     started = time.monotonic()
-    from sniper.chips.budget import measure
+    from dataclasses import replace
+
+    from sniper.chips.budget import levels_megapixels, measure
     from sniper.chips.suggest import offers
     from sniper.config import dump_changes
     from sniper.data.coco import load_annotations
@@ -117,19 +119,27 @@ def plan(
     from sniper.report.plan_page import PlanPage
 
     spec = _experiment(config)
+    if batch_size is not None:
+        spec = replace(spec, train=replace(spec.train, batch_size=batch_size))
+    if images is not None and not images.is_dir():
+        raise ConfigError(f"--images {images}: there is no such folder")
     loaded = load_annotations(annotations, image_root=images, has_images=False)
     _warn(loaded)
+    folder = output or Path("plans") / f"{annotations.absolute().parent.name}_{annotations.stem}"
+    folder.mkdir(parents=True, exist_ok=True)
     boxes = to_image_boxes(loaded)
     table = _choose_chips(loaded, spec, proposals, seed=seed)
     budget = measure(table, boxes, negatives_per_image=spec.negatives.per_image)
     with _console.status("looking for a pyramid that suits"):
-        found = offers(boxes, num_levels=[levels] if levels else range(1, 5), share=share)
-    folder = output or Path("plans") / annotations.stem
-    folder.mkdir(parents=True, exist_ok=True)
+        num_levels = [levels] if levels else range(1, 5)
+        found = offers(boxes, like=spec.pyramid, num_levels=num_levels, share=share)
     suggested = None
     if found:
+        old = spec.data.train
+        root = old.images if images is None and Path(old.annotations) == annotations.absolute() else images
         source = SourceSpec(
-            annotations=str(annotations.absolute()), images=None if images is None else str(images.absolute())
+            annotations=str(annotations.absolute()),
+            images=None if root is None else str(Path(root).absolute()),
         )
         suggested = spec.with_pyramid(found[0].budget.pyramid, train=source)
     page = PlanPage(
@@ -137,11 +147,13 @@ def plan(
         table=table,
         budget=budget,
         offers=found,
-        batch_size=batch_size or spec.train.batch_size,
+        test_megapixels=levels_megapixels(spec.predict.levels, boxes) / max(budget.num_images, 1),
+        batch_size=spec.train.batch_size,
         crowd=crowd,
         suggested="" if suggested is None else dump_changes(suggested),
     )
     page.save(folder / "plan.html")
+    (folder / "suggested.yaml").unlink(missing_ok=True)  # of an earlier plan
     if found:
         with replace_whole(folder / "suggested.yaml") as file:
             file.write(page.suggested.encode())
@@ -464,10 +476,12 @@ def _show_plan(page: "PlanPage", folder: Path) -> None:
         ),
         highlight=False,
     )
-    for table in (draw_levels(budget), draw_costs(budget), draw_offers(budget, page.offers)):
+    for table in (draw_levels(budget), draw_costs(budget), draw_offers(page)):
         out.print(table)
     out.print(f"to look at: {folder / 'plan.html'}", soft_wrap=True, markup=False)
-    if page.offers:
+    if not page.offers:
+        out.print("no pyramid was found that brings so many boxes to a useful size; try a lower --share")
+    else:
         out.print(f"to train:   sniper train {folder / 'suggested.yaml'}", soft_wrap=True, markup=False)
 
 

@@ -29,7 +29,7 @@ def chips_of(found: Cover, image: int, level: Level) -> np.ndarray:
 
 def coverage(boxes: np.ndarray, level: Level, corners: np.ndarray, size: int) -> np.ndarray:
     """Tell which windows cover which boxes of the image frame: (windows, boxes); rounding of the last bit allowed."""
-    inner = level.to_level(boxes) + np.array([1e-9, 1e-9, -1e-9, -1e-9])
+    inner = level.to_level(boxes) + np.array([2e-6, 2e-6, -2e-6, -2e-6])
     return is_inside(inner, np.concatenate([corners, corners + size], axis=1).astype(float)).T
 
 

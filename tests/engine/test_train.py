@@ -101,6 +101,17 @@ def test_a_chip_table_gives_every_epoch_its_chips_also_when_the_file_is_gone(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_chip_table_in_the_runs_own_place_is_kept(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    own = tmp_path / "run" / "chips.npz"
+    own.parent.mkdir()
+    build_table(annotations, spec.pyramid, generator=np.random.default_rng(8)).save(own)
+    spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, chips=str(own)))
+    train(Run.create(tmp_path / "run", config=""), spec, annotations, device=CPU, watch=ignore)
+    assert own.exists()
+
+
 def test_a_chip_table_of_another_pyramid_is_refused(
     annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
 ) -> None:

@@ -24,7 +24,8 @@ def page_of(path: Path, *, pyramid: PyramidSpec = SMALL_PYRAMID) -> PlanPage:
         annotations=annotations,
         table=table,
         budget=measure(table, boxes),
-        offers=offers(boxes, num_levels=[1, 2], share=0.5),
+        offers=offers(boxes, like=PyramidSpec(), num_levels=[1, 2], share=0.5),
+        test_megapixels=0.5,
         batch_size=4,
         crowd=1,
         suggested="pyramid: <this & that>",
@@ -56,6 +57,19 @@ def test_images_that_are_not_there_are_blank(tmp_path: Path) -> None:
     html = html_of(page_of(path), tmp_path)
     assert "Blank where the image file is not at hand" in html
     assert "data:image/jpeg" not in html
+
+
+def test_an_image_that_cannot_be_read_is_told_in_its_place(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path)
+    for image in (tmp_path / "images").iterdir():
+        image.write_bytes(b"no image")
+    html = html_of(page_of(path), tmp_path)
+    assert "cannot be read as an image" in html
+
+
+def test_equal_plans_give_equal_pages(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path)
+    assert html_of(page_of(path), tmp_path) == html_of(page_of(path), tmp_path)
 
 
 def test_a_data_set_without_boxes_has_a_page(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a pyramid costs on a data set, before anyone trains: chips, pixels, and what becomes of the boxes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -237,9 +238,9 @@ def chips_megapixels(pyramid: PyramidSpec, num_chips: int) -> float:
     return num_chips * pyramid.chip_size**2 / 1e6
 
 
-def pyramid_megapixels(pyramid: PyramidSpec, images: ImageBoxes) -> float:
+def levels_megapixels(levels: Sequence[LevelSpec], images: ImageBoxes) -> float:
     """Give the pixels of the whole images at all levels, in millions."""
-    return sum(_level_megapixels(level, images) for level in pyramid.levels)
+    return sum(_level_megapixels(level, images) for level in levels)
 
 
 def _level_megapixels(level: LevelSpec, images: ImageBoxes) -> float:
@@ -255,6 +256,6 @@ def _megapixels(pyramid: PyramidSpec, images: ImageBoxes, *, num_chips: int) -> 
     return Megapixels(
         chips=chips_megapixels(pyramid, num_chips) / count,
         single=_level_megapixels(_SINGLE_PASS, images) / count,
-        pyramid=pyramid_megapixels(pyramid, images) / count,
+        pyramid=levels_megapixels(pyramid.levels, images) / count,
         grid=chips_megapixels(pyramid, int(tiles.sum())) / count,
     )

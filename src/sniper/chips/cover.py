@@ -17,6 +17,7 @@ from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import PyramidSpec
 
 _IMAGES_AT_ONCE = 65_536
+_SLACK = 1e-6  # level pixels by which rounding may move an edge
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +73,32 @@ def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Gene
     is_taken = np.zeros((0, len(pyramid.levels)), dtype=np.bool_)
     least = np.ones(len(pyramid.levels), dtype=np.int64)
     return _choose(pyramid, images, is_taken=is_taken, least=least, generator=generator)
+
+
+def fits(pyramid: PyramidSpec, images: ImageBoxes) -> Bool[np.ndarray, "n l"]:
+    """Tell which boxes some window of each level can hold, the grid not shifted.
+
+    Args:
+        pyramid: levels, chip size and stride.
+        images: with their boxes.
+
+    Returns:
+        (n, l) one flag for each box and level.
+    """
+    can_hold = []
+    for level in pyramid.levels:
+        resized = level.resized(images.widths, images.heights)
+        is_held = np.ones(len(images.boxes), dtype=np.bool_)
+        for axis, (sides, old) in enumerate(zip(resized, (images.widths, images.heights), strict=True)):
+            scale, side = (sides / old)[images.image_of_box], sides[images.image_of_box]
+            low, high = images.boxes[:, axis] * scale, np.minimum(images.boxes[:, axis + 2] * scale, side)
+            room = np.maximum(side - pyramid.chip_size, 0)
+            last = -(-room // pyramid.stride)
+            first_fit = np.clip(np.ceil((high - pyramid.chip_size - _SLACK) / pyramid.stride), 0, last)
+            last_fit = np.where(low + _SLACK >= room, last, np.floor((low + _SLACK) / pyramid.stride))
+            is_held &= first_fit <= last_fit
+        can_hold.append(is_held)
+    return np.stack(can_hold, axis=1)
 
 
 def gather(
@@ -196,9 +223,9 @@ def _interval(low: float, high: float, side: int, chip_size: int, stride: int, s
     """Give the first and last window along one axis that hold [low, high]; the last is less if none does."""
     last = _num_positions(side, chip_size, stride, shift) - 1
     room = side - chip_size
-    start = high - chip_size
+    start = high - chip_size - _SLACK
     first_fit = 0 if start <= 0 else min(int(np.ceil((start + shift) / stride)), last)
-    last_fit = last if low >= room else int(np.floor((low + shift) / stride))
+    last_fit = last if low + _SLACK >= room else int(np.floor((low + _SLACK + shift) / stride))
     return first_fit, last_fit
 
 

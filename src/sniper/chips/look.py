@@ -9,7 +9,7 @@ from jaxtyping import Int
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.table import ChipTable
 
-_TOUCH = 1e-6  # pixels by which rounding may move an edge
+_TOUCH = 2e-6  # pixels by which rounding may move an edge
 
 
 class Sight(IntEnum):

@@ -17,11 +17,11 @@ from sniper.chips.budget import (
     Budget,
     chips_megapixels,
     learnt_sizes,
+    levels_megapixels,
     measure,
-    pyramid_megapixels,
     share_useful,
 )
-from sniper.chips.cover import cover
+from sniper.chips.cover import cover, fits
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
@@ -57,27 +57,29 @@ class Offer:
     budget: Budget
 
 
-def offers(images: ImageBoxes, *, num_levels: Sequence[int], share: float) -> list[Offer]:
+def offers(images: ImageBoxes, *, like: PyramidSpec, num_levels: Sequence[int], share: float) -> list[Offer]:
     """Give the cheapest pyramid found for each number of levels, cheapest first; then what a lower share would save.
 
     Args:
         images: with their boxes.
+        like: the pyramid whose stride and offset are kept.
         num_levels: the numbers of levels to try, the whole image among them.
         share: of the boxes to be covered that must come out at a useful size in some chip.
     """
-    found = [offer for number in num_levels if (offer := _offer(images, num_levels=number, share=share))]
+    found = [offer for number in num_levels if (offer := _offer(images, like, number, share))]
     found.sort(key=lambda offer: offer.budget.megapixels.chips)
-    if found:
-        number = len(found[0].budget.pyramid.levels)
-        lower = [_offer(images, num_levels=number, share=goal) for goal in _LOWER_SHARES if goal < share]
-        found += [offer for offer in lower if offer]
+    likely = [len(found[0].budget.pyramid.levels)] if found else num_levels
+    for goal in _LOWER_SHARES:
+        lower = [offer for number in likely if goal < share and (offer := _offer(images, like, number, goal))]
+        found += sorted(lower, key=lambda offer: offer.budget.megapixels.chips)[:1]
     return found
 
 
-def _offer(images: ImageBoxes, *, num_levels: int, share: float) -> Offer | None:
-    pyramid = suggest(images, num_levels=num_levels, share=share)
-    if pyramid is None:
+def _offer(images: ImageBoxes, like: PyramidSpec, num_levels: int, share: float) -> Offer | None:
+    found = suggest(images, num_levels=num_levels, share=share)
+    if found is None:
         return None
+    pyramid = replace(found, stride=like.stride, random_offset=like.random_offset)
     table = ChipTable.build(pyramid, images, digest="", generator=np.random.default_rng(0))
     return Offer(goal=share, budget=measure(table, images))
 
@@ -95,7 +97,7 @@ def suggest(images: ImageBoxes, *, num_levels: int, share: float = 0.99) -> Pyra
     """
     if not images.is_wanted.any():
         return None
-    goal = share + _MARGIN
+    goal = min(share + _MARGIN, 1.0)
     for _ in range(_TRIES):
         found = _search(images, num_levels=num_levels, share=goal)
         if found is None:
@@ -105,7 +107,7 @@ def suggest(images: ImageBoxes, *, num_levels: int, share: float = 0.99) -> Pyra
         )
         if reached >= share:
             return found
-        goal += share - reached + _MARGIN  # the sample promised more than the whole set keeps
+        goal = min(goal + share - reached + _MARGIN, 1.0)  # the sample promised more than the whole set keeps
     return None
 
 
@@ -221,13 +223,16 @@ def _evaluate(shape: _Shape, sample: ImageBoxes, *, share: float) -> _Candidate 
     chosen = cover(pyramid, sample, generator=np.random.default_rng(0))
     if _share(pyramid, sample, moved_to=chosen.moved_to) < share:
         return None
-    cost = chips_megapixels(pyramid, len(chosen.level)) + _TEST_WEIGHT * pyramid_megapixels(pyramid, sample)
+    cost = chips_megapixels(pyramid, len(chosen.level)) + _TEST_WEIGHT * levels_megapixels(
+        pyramid.levels, sample
+    )
     return _Candidate(shape=shape, pyramid=pyramid, cost=cost)
 
 
 def _share(pyramid: PyramidSpec, images: ImageBoxes, *, moved_to: Int[np.ndarray, " n"]) -> float:
-    """Give the share of boxes at a useful size; 0 if a level learns from none."""
+    """Give the share of boxes at a useful size; 0 if a level learns from none, but for the whole image."""
     is_learnt, sizes = learnt_sizes(pyramid, images, moved_to)
-    if not is_learnt.any(axis=0).all():
+    is_learnt &= fits(pyramid, images)
+    if not is_learnt[:, :-1].any(axis=0).all():
         return 0.0
     return share_useful(is_learnt, sizes, images.is_wanted)

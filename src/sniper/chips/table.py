@@ -163,7 +163,9 @@ class ChipTable:
                     )
                 made_with, made_for = head["pyramid"], head["digest"]
                 arrays = {name: file[name] for name in _ARRAYS}
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except OSError as error:
+            raise ChipTableError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except (EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ChipTableError(f"{path}: not a chip table ({error})") from error
         if made_for != digest:
             raise ChipTableError(

@@ -84,7 +84,7 @@ class Run:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{folder}: cannot be made a run's folder ({error.strerror})") from error
-        for old in (run.metrics_path, run.chips_path, *folder.glob("chips_*.npz")):
+        for old in (run.metrics_path, *folder.glob("chips_*.npz")):
             old.unlink(missing_ok=True)
         run.save_config(config)
         return run

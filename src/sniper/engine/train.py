@@ -121,13 +121,14 @@ def train(
 def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Annotations) -> ChipTable | None:
     """Read the chips of all epochs, if the experiment names a table.
 
-    The run keeps a copy: it goes on with the same chips, whatever became of the file.
+    A run keeps a copy: it goes on with the same chips, whatever became of the file.
     """
     if spec.data.chips is None:
         return None
-    path = run.chips_path if run.chips_path.exists() else Path(spec.data.chips)
+    is_going_on = bool(run.checkpoints) and run.chips_path.exists()
+    path = run.chips_path if is_going_on else Path(spec.data.chips)
     table = ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
-    if path != run.chips_path:
+    if not is_going_on:
         table.save(run.chips_path)
     return table
 

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from jaxtyping import Float
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -22,6 +23,7 @@ from sniper.chips.pyramid import LevelSpec
 from sniper.chips.suggest import Offer
 from sniper.data.coco import Annotations, ImageRecord
 from sniper.data.images import load_image
+from sniper.errors import ImageError
 from sniper.files import replace_whole
 from sniper.geometry.boxes import size
 from sniper.report.palette import PALETTE
@@ -40,6 +42,7 @@ class PlanPage:
         table: its chips.
         budget: of these chips.
         offers: pyramids that would suit the data set, the suggested one first. May be empty.
+        test_megapixels: of the whole images at the experiment's test levels, per image.
         batch_size: chips in a step.
         crowd: a chip that shows more boxes than this is counted as crowded.
         suggested: the YAML of the suggestion; empty if there is none.
@@ -49,6 +52,7 @@ class PlanPage:
     table: ChipTable
     budget: Budget
     offers: Sequence[Offer]
+    test_megapixels: float
     batch_size: int
     crowd: int
     suggested: str
@@ -68,7 +72,7 @@ class PlanPage:
         environment.filters["resize"] = resize_rule
         html = environment.get_template("plan.html.j2").render(
             page=self,
-            offers=[(offer.goal, offer.budget) for offer in self.offers],
+            offers=[(offer.goal, offer.budget, offer.budget.megapixels.pyramid) for offer in self.offers],
             infinity=math.inf,
             num_crowded=self.num_crowded,
             budget=self.budget,
@@ -76,7 +80,7 @@ class PlanPage:
             useful=USEFUL_SIZES,
             pictures=self._pictures(),
             costs=_draw_costs(self.budget),
-            sizes=_draw_sizes(self.budget, size(self.annotations.boxes)),
+            sizes=_draw_sizes(self.budget, size(self.annotations.boxes[~self.annotations.is_crowd])),
             counts=_draw_counts(self.budget),
         )
         with replace_whole(path) as file:
@@ -143,7 +147,11 @@ class PlanPage:
             frames.append(
                 _Frame(level=chip.level.index, is_negative=is_negative, corners=chip.to_image(window)[0])
             )
-        return _Picture(record=record, pixels=_thumbnail(record), frames=frames)
+        try:
+            pixels, problem = _thumbnail(record), ""
+        except ImageError as error:  # a plan needs no image: one that cannot be shown is told in its place
+            pixels, problem = None, str(error)
+        return _Picture(record=record, pixels=pixels, problem=problem, frames=frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +165,11 @@ class _Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class _Picture:
-    """An image with its chips; without pixels, a blank canvas."""
+    """An image with its chips; without pixels, a blank canvas, and why if the image is there."""
 
     record: ImageRecord
     pixels: str | None
+    problem: str
     frames: list[_Frame]
 
 
@@ -185,9 +194,10 @@ def _thumbnail(record: ImageRecord) -> str | None:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _to_svg(figure: Figure) -> str:
+def _to_svg(figure: Figure, *, name: str) -> str:
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": name}):  # equal figures have equal names inside, others other ones
+        figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :]
 
@@ -214,7 +224,7 @@ def _draw_costs(budget: Budget) -> str:
     axes.set_xlabel("megapixels per image that has boxes")
     axes.margins(x=0.1)
     _tidy(axes)
-    return _to_svg(figure)
+    return _to_svg(figure, name="costs")
 
 
 def _draw_sizes(budget: Budget, image_sizes: Float[np.ndarray, " n"]) -> str:
@@ -223,7 +233,9 @@ def _draw_sizes(budget: Budget, image_sizes: Float[np.ndarray, " n"]) -> str:
     figure = Figure(figsize=(8, 1.9 * (len(levels) + 1)), layout="constrained")
     top, *rest = figure.subplots(len(levels) + 1, 1)
     largest = max(image_sizes.max(initial=1.0), 1.0)
-    top.hist(image_sizes, bins=_log_bins(1, largest), color=_GREY)
+    top.hist(
+        image_sizes, bins=_log_bins(max(min(1.0, image_sizes.min(initial=1.0)), 1e-3), largest), color=_GREY
+    )
     height = top.get_ylim()[1]
     for index, level in enumerate(levels):
         right = min(level.below, largest)
@@ -236,13 +248,15 @@ def _draw_sizes(budget: Budget, image_sizes: Float[np.ndarray, " n"]) -> str:
     for index, (axes, level, cost) in enumerate(zip(rest, levels, budget.levels, strict=True)):
         axes.axvspan(*USEFUL_SIZES, color=_BAND, zorder=0)
         axes.hist(
-            cost.sizes, bins=_log_bins(4, budget.pyramid.chip_size), color=PALETTE[index % len(PALETTE)]
+            cost.sizes,
+            bins=_log_bins(min(4.0, cost.sizes.min(initial=4.0)), budget.pyramid.chip_size),
+            color=PALETTE[index % len(PALETTE)],
         )
         axes.set_title(
             f"in the chips of level {index + 1}: {resize_rule(level)} (pixels of the chip)", loc="left"
         )
         _size_axis(axes)
-    return _to_svg(figure)
+    return _to_svg(figure, name="sizes")
 
 
 def _log_bins(low: float, high: float) -> Float[np.ndarray, " k"]:
@@ -273,4 +287,4 @@ def _draw_counts(budget: Budget) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         _tidy(axes)
-    return _to_svg(figure)
+    return _to_svg(figure, name="counts")

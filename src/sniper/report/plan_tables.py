@@ -7,8 +7,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from sniper.chips.budget import USEFUL_SIZES, Budget
-from sniper.chips.suggest import Offer
-from sniper.report.plan_page import resize_rule
+from sniper.report.plan_page import PlanPage, resize_rule
 
 
 def draw_levels(budget: Budget) -> Table:
@@ -48,23 +47,26 @@ def draw_costs(budget: Budget) -> Table:
     return table
 
 
-def draw_offers(budget: Budget, offers: Sequence[Offer]) -> Table:
+def draw_offers(page: PlanPage) -> Table:
     """Give a row for the pyramid planned with and for each that would suit, the suggested one first."""
     table = _table(
         f"What would suit (useful: {USEFUL_SIZES[0]:g}–{USEFUL_SIZES[1]:g} px in a chip; MP: per image)",
-        ("wanted", "levels: sizes", "chip", "useful", "chips/img", "MP, train", "MP, test"),
+        ("wanted", "levels: sizes", "chip", "useful", "chips/img", "train MP", "test MP"),
     )
-    names = ["as planned", *(f"{100 * offer.goal:g} %" for offer in offers)]
-    for name, offer in zip(names, [budget, *(offer.budget for offer in offers)], strict=True):
-        specs = offer.pyramid.levels
+    rows = [("as planned", page.budget, page.test_megapixels)]
+    rows += [
+        (f"{100 * offer.goal:g} %", offer.budget, offer.budget.megapixels.pyramid) for offer in page.offers
+    ]
+    for name, budget, test_megapixels in rows:
+        specs = budget.pyramid.levels
         table.add_row(
             name,
             "\n".join(f"{resize_rule(spec)}: {_sizes(spec.at_least, spec.below)}" for spec in specs),
-            str(offer.pyramid.chip_size),
-            f"{100 * offer.share_useful:.1f} %",
-            f"{offer.mean_chips_per_image:.2f}",
-            _megapixels(offer.megapixels.chips),
-            _megapixels(offer.megapixels.pyramid),
+            str(budget.pyramid.chip_size),
+            f"{100 * budget.share_useful:.1f} %" if budget.num_wanted else "–",
+            f"{budget.mean_chips_per_image:.2f}",
+            _megapixels(budget.megapixels.chips),
+            _megapixels(test_megapixels),
         )
     return table
 
@@ -85,7 +87,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _megapixels(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
 
 
 def _sizes(at_least: float, below: float) -> str:
