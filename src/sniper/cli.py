@@ -7,6 +7,7 @@ imported only by the commands that need it.
 
 import json as json_module
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -541,7 +542,11 @@ def _device(name: str | None) -> "torch.device":
     import torch
 
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -17,7 +17,7 @@ from sniper.engine.mine import Miner, mine, take_detections
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, MineSpec
 from sniper.engine.train import train
-from sniper.errors import DetectionsError, RunError
+from sniper.errors import DetectionsError, ProposalsError, RunError
 from sniper.geometry.boxes import iou
 from tests.data.tiny import write_dataset
 from tests.engine.experiments import tiny_experiment
@@ -114,10 +114,20 @@ def test_processes_side_by_side_share_the_images(
     run: Run, spec: ExperimentSpec, annotations: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    for rank, missing in ((2, [0, 1, 3]), (0, [1]), (1, [])):
+    for rank, missing in ((0, [1, 2]), (2, [1]), (1, [])):
         monkeypatch.setenv("RANK", str(rank))
         store = mine(run, spec, annotations, tmp_path / "found", device=CPU, watch=ignore)
         assert store.missing == missing
+
+
+def test_a_process_waits_for_the_first_one_to_begin(
+    run: Run, spec: ExperimentSpec, annotations: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sniper.engine.mine._LONGEST_WAIT", 0.2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ProposalsError, match="the first process has not begun it"):
+        mine(run, spec, annotations, tmp_path / "found", device=CPU, watch=ignore)
 
 
 def test_a_run_without_weights_cannot_mine(

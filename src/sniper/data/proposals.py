@@ -77,18 +77,25 @@ class ProposalStore:
         Raises:
             ProposalsError: if the folder holds something else than proposals.
         """
-        head = {"version": _VERSION, "digest": annotations.digest, "source": dict(source)}
         path = folder / "head.json"
+        if cls.is_begun(folder, annotations, source=source):
+            return cls(folder, annotations)
         if folder.exists():
-            if path.is_file() and _read_head(folder) == head:
-                return cls(folder, annotations)
             if not path.is_file() and any(folder.iterdir()):
                 raise ProposalsError(f"{folder}: holds something else than proposals; name another folder")
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         with replace_whole(path) as file:
-            file.write(json.dumps(head).encode())
+            file.write(json.dumps(_head_of(annotations, source)).encode())
         return cls(folder, annotations)
+
+    @classmethod
+    def is_begun(cls, folder: Path, annotations: Annotations, *, source: Mapping[str, Any]) -> bool:
+        """Tell whether a folder was begun with these images and this source."""
+        try:
+            return _read_head(folder) == _head_of(annotations, source)
+        except ProposalsError:
+            return False
 
     @classmethod
     def open(cls, folder: Path, annotations: Annotations) -> "ProposalStore":
@@ -194,6 +201,11 @@ def add_negatives(
             moved_to=positives.cover.moved_to,
         ),
     )
+
+
+def _head_of(annotations: Annotations, source: Mapping[str, Any]) -> dict[str, Any]:
+    head = {"version": _VERSION, "digest": annotations.digest, "source": dict(source)}
+    return dict(json.loads(json.dumps(head)))  # as it comes back: an infinite bound, a list for a tuple
 
 
 def _read_head(folder: Path) -> dict[str, Any]:

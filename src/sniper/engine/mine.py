@@ -6,6 +6,7 @@ side by side by torchrun each take their own.
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,13 +26,14 @@ from sniper.data.proposals import ProposalStore, ShardProposals
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, MineSpec, Precision
 from sniper.engine.train import autocast, build_detector
-from sniper.errors import DetectionsError
+from sniper.errors import DetectionsError, ProposalsError
 from sniper.geometry.boxes import clip, from_xywh
 from sniper.models.detector import Detector
 from sniper.models.weights import fill_module
 
 _GROUP_PIXELS = 64_000_000  # of decoded images kept at a time
 _GROUP_IMAGES = 32
+_LONGEST_WAIT = 600  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ def mine(
         "num_proposals": spec.model.rpn.num_proposals,
         "nms_iou": spec.mine.nms_iou,
     }
-    store = ProposalStore.begin(folder, annotations, source=source)
+    store = _begin(folder, annotations, source=source)
     shards = _own_share(store)
     if not shards:
         return store
@@ -190,9 +192,7 @@ def take_detections(
     strangers = [entry["image_id"] for entry in detections if entry["image_id"] not in place_of]
     if strangers:
         raise DetectionsError(f"{source}: {annotations.path} has no image {strangers[0]}")
-    store = ProposalStore.begin(
-        folder, annotations, source={"detections": _sha256(source), "nms_iou": spec.nms_iou}
-    )
+    store = _begin(folder, annotations, source={"detections": _sha256(source), "nms_iou": spec.nms_iou})
     images = np.array([place_of[entry["image_id"]] for entry in detections], dtype=np.int64)
     boxes = from_xywh(np.array([entry["bbox"] for entry in detections], dtype=np.float64).reshape(-1, 4))
     scores = np.array([entry["score"] for entry in detections], dtype=np.float64)
@@ -232,9 +232,25 @@ def _packed(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> ShardProposals:
     )
 
 
+def _process() -> tuple[int, int]:
+    """Tell which of how many processes this is, as torchrun says it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _begin(folder: Path, annotations: Annotations, *, source: Mapping[str, Any]) -> ProposalStore:
+    """Begin a store, or join the one that the first process begins."""
+    rank, _ = _process()
+    deadline = time.monotonic() + _LONGEST_WAIT
+    while rank > 0 and not ProposalStore.is_begun(folder, annotations, source=source):
+        if time.monotonic() > deadline:
+            raise ProposalsError(f"{folder}: the first process has not begun it in {_LONGEST_WAIT} s")
+        time.sleep(0.1)
+    return ProposalStore.begin(folder, annotations, source=source)
+
+
 def _own_share(store: ProposalStore) -> list[int]:
-    """Give the missing shards that this process is to write; torchrun tells it which of how many it is."""
-    rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """Give the missing shards that this process is to write."""
+    rank, num_processes = _process()
     return [shard for shard in store.missing if shard % num_processes == rank]
 
 
