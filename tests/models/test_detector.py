@@ -1,6 +1,7 @@
 """Chips to losses and images to detections, down to the odd cases."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -176,3 +177,25 @@ def test_frozen_batch_norm_keeps_its_statistics_and_its_weights() -> None:
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+
+
+def test_a_deformable_detector_starts_out_as_the_plain_one_and_learns() -> None:
+    spec = dataclasses.replace(
+        TINY,
+        backbone=dataclasses.replace(TINY.backbone, deformable=True),
+        roi_head=dataclasses.replace(TINY.roi_head, pooling="deformable"),
+    )
+    batch = build_batch(build_target([[20, 20, 60, 60]], [Standing.VALID]))
+    plain, deformable = build_tiny(), build_tiny(spec)
+    weights = {
+        re.sub(r"(layer4\..*conv\d)\.weight", r"\1.taps.weight", name): value
+        for name, value in plain.state_dict().items()
+    }
+    missing, strange = deformable.load_state_dict(weights, strict=False)
+    assert not strange
+    assert all(".offsets." in name or "pool.hidden" in name for name in missing)
+    wanted, found = losses_of(plain, batch), losses_of(deformable, batch)
+    for name, loss in found.items():
+        torch.testing.assert_close(loss, wanted[name], atol=1e-4, rtol=1e-4)
+    sum(found.values()).backward()
+    assert deformable.roi_head.pool.offsets.weight.grad is not None

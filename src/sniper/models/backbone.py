@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import nn
 
 from sniper.errors import ConfigError, WeightsError
+from sniper.models.deformable import make_deformable
 from sniper.models.spec import BackboneSpec
 
 STRIDE = 16
@@ -33,6 +34,8 @@ class Backbone(nn.Module):
     def __init__(self, spec: BackboneSpec, *, has_weights: bool = True) -> None:
         super().__init__()
         self.trunk = _build_trunk(spec, has_weights=has_weights)
+        if spec.deformable:
+            make_deformable(_last_stage(self.trunk), name=spec.name)
         self.num_channels = sum(self.trunk.feature_info.channels())
         config = self.trunk.pretrained_cfg
         self.register_buffer("mean", _as_grey_levels(config["mean"]), persistent=False)
@@ -103,6 +106,12 @@ def _check_filled(trunk: Any, spec: BackboneSpec, *, drawn: Any) -> None:
         raise WeightsError(
             f"{spec.weights}: lacks {len(unfilled)} layers of {spec.name}, such as {unfilled[0]}"
         )
+
+
+def _last_stage(trunk: Any) -> nn.Module:
+    """Find the layers that make the last feature map."""
+    name = trunk.feature_info.info[-1]["module"].replace(".", "_")
+    return next(module for path, module in trunk.named_modules() if path.replace(".", "_") == name)
 
 
 def _frozen_modules(trunk: Any, *, name: str, stride: int) -> list[nn.Module]:

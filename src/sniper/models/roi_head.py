@@ -10,6 +10,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import RoIAlign
 
 from sniper.models.backbone import STRIDE
+from sniper.models.deformable import DeformableRoIPool
 from sniper.models.spec import RoIHeadSpec
 from sniper.models.targets import Match, match_proposals
 
@@ -27,7 +28,11 @@ class RoIHead(nn.Module):
         super().__init__()
         self.spec = spec
         self.reduce = nn.Conv2d(num_channels, spec.channels, 1)
-        self.pool = RoIAlign(spec.pooled_side, spatial_scale=1 / STRIDE, sampling_ratio=2, aligned=True)
+        self.pool: nn.Module
+        if spec.pooling == "deformable":
+            self.pool = DeformableRoIPool(spec.channels, side=spec.pooled_side, scale=1 / STRIDE)
+        else:
+            self.pool = RoIAlign(spec.pooled_side, spatial_scale=1 / STRIDE, sampling_ratio=2, aligned=True)
         self.first = nn.Linear(spec.channels * spec.pooled_side**2, spec.width)
         self.second = nn.Linear(spec.width, spec.width)
         self.classes = nn.Linear(spec.width, num_classes + 1)

@@ -16,6 +16,7 @@ class BackboneSpec:
         batch_norm: whether batch norm learns its scale and keeps statistics of the chips, or stays as pretrained.
         frozen_stride: layers up to the features of this stride do not learn (4: stem and first stage); 0 for none.
         features: the last this many feature maps are joined (2: conv4 and conv5).
+        deformable: whether the plain 3×3 convolutions of the last stage learn where to look (four groups of channels).
     """
 
     name: str = "resnet50"
@@ -24,6 +25,7 @@ class BackboneSpec:
     batch_norm: Literal["trained", "frozen"] = "trained"
     frozen_stride: int = 4
     features: int = 2
+    deformable: bool = False
 
     def __post_init__(self) -> None:
         if self.frozen_stride not in (0, 2, 4, 8):
@@ -94,6 +96,7 @@ class RoIHeadSpec:
     Attributes:
         channels: features are brought to this many before pooling.
         pooled_side: side of the pooled grid, cells.
+        pooling: `align` (RoIAlign), or `deformable`: its cells are moved by offsets that are learnt.
         width: of the two fully connected layers.
         positive_iou: a proposal that overlaps a box this much takes its label.
         score_floor: detections below this score are not reported.
@@ -101,6 +104,7 @@ class RoIHeadSpec:
 
     channels: int = 256
     pooled_side: int = 7
+    pooling: Literal["align", "deformable"] = "align"
     width: int = 1024
     positive_iou: float = 0.5
     score_floor: float = 0.001
