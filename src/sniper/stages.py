@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from sniper.chips import ChipTable
+from sniper.chips.negatives import NegativeSpec
 from sniper.config import check_resumable, dump_experiment, load_experiment
 from sniper.data.coco import Annotations
 from sniper.data.plan import build_table
 from sniper.data.proposals import add_negatives
 from sniper.engine.mine import mine
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec
+from sniper.engine.spec import ExperimentSpec, MineSpec
 from sniper.engine.train import StepReport, train
 from sniper.errors import ConfigError
 from sniper.models.detector import Detector
@@ -62,9 +63,13 @@ def train_experiment(
         if path.exists():
             return ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
         started = time.monotonic()
-        source, source_spec = (rpn_run, rpn_spec) if round_start == 0 else (run, spec)
         store = mine(
-            source, source_spec, annotations, run.folder / "proposals", device=device, watch=watch_mining
+            rpn_run if round_start == 0 else run,
+            spec,
+            annotations,
+            run.folder / "proposals",
+            device=device,
+            watch=watch_mining,
         )
         generator = np.random.default_rng([spec.seed, round_start, 1])
         positives = build_table(annotations, spec.pyramid, generator=generator)
@@ -86,11 +91,12 @@ def train_experiment(
 
 
 def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
-    """Give the experiment that trains the RPN alone, on positive chips, to mine with."""
+    """Give the experiment that trains the RPN alone, on positive chips, to mine with; how to mine is no part of it."""
     return replace(
         spec,
         train=replace(spec.train, epochs=spec.mine.rpn_epochs, rpn_only=True),
-        negatives=replace(spec.negatives, source="none"),
+        negatives=NegativeSpec(),
+        mine=MineSpec(),
     )
 
 
