@@ -123,7 +123,7 @@ def test_negative_chips_are_mined_planned_and_trained_on(
     trained = ask(capsys, "train", config, "--run", folder, *mined, "--train.epochs", "0.5")
     assert trained["step"] > 0
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "checkpoints", "rpn", "proposals", "chips_000.npz"
+        "config.yaml", "metrics.jsonl", "checkpoints", "rpn", "mined", "chips_000.npz"
     }  # fmt: skip
     further = ask(capsys, "train", config, "--run", folder, *mined, "--resume", "--train.epochs", "1")
     assert further["step"] > trained["step"]

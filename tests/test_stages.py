@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from sniper.data.coco import Annotations, load_annotations
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, MineSpec
 from sniper.engine.train import StepReport
+from sniper.errors import CheckpointError
+from sniper.models.spec import BackboneSpec
 from sniper.stages import train_experiment
 from tests.data.tiny import write_dataset
 from tests.engine.experiments import tiny_experiment
@@ -152,6 +157,56 @@ def test_a_stage_is_run_again_only_when_its_inputs_change(
     assert stages_of(longer) == ["rpn", "mine", "train"]
     fewer = load_annotations(write_dataset(tmp_path / "other", boxes_per_image=2))
     assert stages_of(longer, fewer) == ["rpn", "mine", "train"]
+    deeper = dataclasses.replace(
+        longer,
+        model=dataclasses.replace(longer.model, backbone=BackboneSpec(name="test_resnet", pretrained=False)),
+    )
+    assert stages_of(deeper, fewer) == ["rpn", "mine", "train"]
+
+
+def test_a_finished_run_needs_its_earlier_stages_no_more(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    run = created(tmp_path / "run", spec)
+    go(run, spec, annotations)
+    shutil.rmtree(run.folder / "rpn")
+    seen: list[str] = []
+    longer = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=2.0))
+    go(run, longer, annotations, watch=lambda report: seen.append(report.stage))
+    assert set(seen) == {"train"}
+    fewer = load_annotations(write_dataset(tmp_path / "other", boxes_per_image=2))
+    with pytest.raises(CheckpointError, match="learnt from other images"):
+        go(run, longer, fewer, watch=lambda report: seen.append(report.stage))
+    assert set(seen) == {"train"}
+
+
+def test_a_stage_half_removed_is_begun_anew(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    run = created(tmp_path / "run", spec)
+    (run.folder / "rpn.old" / "checkpoints").mkdir(parents=True)
+    go(run, spec, annotations)
+    assert not (run.folder / "rpn.old").exists()
+
+
+def test_a_signal_ends_a_mining_at_once(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(
+        spec, mine=MineSpec(rpn_epochs=1.0, every_epochs=1), train=dataclasses.replace(spec.train, epochs=2.0)
+    )
+    run = created(tmp_path / "run", spec)
+    searched: list[int] = []
+
+    def interrupt_second_mining(num_done: int, num_images: int) -> None:
+        searched.append(num_done)
+        if len(searched) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(run, spec, annotations, watch_mining=interrupt_second_mining)
+    assert len(searched) == 3
+    assert metrics_of(run)[-1]["epoch"] == 1.0
 
 
 def test_negatives_are_mined_again_with_the_newest_weights(

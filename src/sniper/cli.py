@@ -289,27 +289,34 @@ def mine(
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
     if annotations is None:
-        loaded = _load_source(spec.data.train, "data.train.annotations", opened.config_path)
-    else:
-        loaded = load_annotations(annotations, image_root=image_root, has_images=detections is None)
-        _warn(loaded)
+        if image_root is not None:
+            raise ConfigError("--image-root goes with ANNOTATIONS; the run knows where its own images are")
+        source = spec.data.train
+        annotations = Path(source.annotations) if source.annotations else None
+        image_root = None if source.images is None else Path(source.images)
+    if annotations is None:
+        raise ConfigError(f"{opened.config_path}: data.train.annotations is missing")
+    loaded = load_annotations(annotations, image_root=image_root, has_images=detections is None)
+    _warn(loaded)
+    share = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun says
     folder = output or run / "proposals"
     if detections is not None:
         store = take_detections(
-            load_detections(detections), loaded, folder, spec=spec.mine, source=detections
+            load_detections(detections), loaded, folder, spec=spec.mine, source=detections, share=share
         )
     else:
         with _step_bar() as bars:
-            store = mine_run(opened, spec, loaded, folder, device=_device(device), watch=bars.mining)
+            store = mine_run(
+                opened, spec, loaded, folder, device=_device(device), watch=bars.mining, share=share
+            )
     seconds = time.monotonic() - started
-    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     _answer(
         json,
         {
             "num_images": len(loaded),
             "missing_shards": len(store.missing),
-            "num_proposals": None if store.missing else sum(len(found.boxes) for _, found in store),
-            "bytes_per_image": round(num_bytes / max(len(loaded), 1), 1),
+            "num_proposals": store.num_proposals,
+            "bytes_per_image": round(store.num_bytes / max(len(loaded), 1), 1),
             "seconds": round(seconds, 3),
             "output": str(folder),
         },

@@ -32,6 +32,7 @@ _FREE_TO_CHANGE = (
     "data.test",
     "data.loader_processes",
     "predict",
+    "mine.batch_megapixels",
 )
 
 
@@ -104,11 +105,12 @@ def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -
         ConfigError: naming each field that differs and must not.
     """
     before, after = _flat(_plain(asdict(old))), _flat(_plain(asdict(new)))
+    free = [name for name in _FREE_TO_CHANGE if name != "predict" or new.mine.every_epochs is None]
     differing = [
         f"{name} was {before.get(name)}, not {after.get(name)}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
-        and not any(name == free or name.startswith(free + ".") for free in _FREE_TO_CHANGE)
+        and not any(name == one or name.startswith(one + ".") for one in free)
     ]
     if differing:
         raise ConfigError(f"{source}: the run to go on with was started otherwise: {'; '.join(differing)}")

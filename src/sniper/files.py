@@ -1,10 +1,15 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and what goes wrong when others are read."""
 
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises for an `.npz` file that is absent, cut short, damaged or of another kind."""
 
 
 @contextmanager

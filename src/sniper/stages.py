@@ -3,6 +3,7 @@
 Each stage goes on where it was stopped, and is not run again while what it depends on is the same.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -14,13 +15,14 @@ import torch
 
 from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
-from sniper.config import check_resumable, dump_experiment, load_experiment
+from sniper.config import dump_experiment, load_experiment
 from sniper.data.coco import Annotations
 from sniper.data.plan import build_table
 from sniper.data.proposals import add_negatives
+from sniper.data.spec import SourceSpec
 from sniper.engine.mine import mine
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec, MineSpec
+from sniper.engine.spec import ExperimentSpec, MineSpec, PredictSpec
 from sniper.engine.train import StepReport, train
 from sniper.errors import ConfigError
 from sniper.models.detector import Detector
@@ -38,7 +40,7 @@ def train_experiment(
     """Run all stages that an experiment asks for; what is raised is what `train` and `mine` raise.
 
     Args:
-        run: its folder. The RPN's training is a run of its own in `rpn` there, its proposals are in `proposals`.
+        run: its folder. The RPN's training is a run of its own in `rpn` there, what is mined is in `mined`.
         spec: the experiment.
         annotations: what to train on.
         device: where to compute.
@@ -50,30 +52,25 @@ def train_experiment(
     """
     if spec.negatives.source == "none":
         return train(run, spec, annotations, device=device, watch=watch)
-    rpn_spec = rpn_experiment(spec)
-    rpn_run = _begun(run.folder / "rpn", rpn_spec, annotations)
-    train(rpn_run, rpn_spec, annotations, device=device, watch=watch)
+    run.check_learnt_from(annotations)
 
     def mined_table(epoch: int) -> ChipTable:
         """Give the chips of an epoch; at the start of every round, mine with the newest weights."""
-        round_start = (
-            epoch // spec.mine.every_epochs * spec.mine.every_epochs if spec.mine.every_epochs else 0
-        )
+        every = spec.mine.every_epochs
+        round_start = epoch // every * every if every else 0
         path = run.folder / f"chips_{round_start:03d}.npz"
         if path.exists():
             return ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
+        source = run
+        if round_start == 0:
+            source = _begun(run.folder / "rpn", rpn_experiment(spec), annotations)
+            train(source, rpn_experiment(spec), annotations, device=device, watch=watch)
         started = time.monotonic()
-        store = mine(
-            rpn_run if round_start == 0 else run,
-            spec,
-            annotations,
-            run.folder / "proposals",
-            device=device,
-            watch=watch_mining,
-        )
+        store = mine(source, spec, annotations, run.folder / "mined", device=device, watch=watch_mining)
         generator = np.random.default_rng([spec.seed, round_start, 1])
         positives = build_table(annotations, spec.pyramid, generator=generator)
         table = add_negatives(positives, store, spec.negatives, generator=generator)
+        table.save(path)
         run.log(
             {
                 "stage": "mine",
@@ -84,37 +81,49 @@ def train_experiment(
                 "seconds": round(time.monotonic() - started, 3),
             }
         )
-        table.save(path)
         return table
 
+    if not run.checkpoints:
+        mined_table(0)  # before the detector takes its place in memory
     return train(run, spec, annotations, device=device, watch=watch, table_of=mined_table)
 
 
 def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
-    """Give the experiment that trains the RPN alone, on positive chips, to mine with; how to mine is no part of it."""
+    """Give the experiment that trains the RPN alone, on positive chips, to mine with."""
     return replace(
         spec,
         train=replace(spec.train, epochs=spec.mine.rpn_epochs, rpn_only=True),
         negatives=NegativeSpec(),
-        mine=MineSpec(),
     )
 
 
 def _begun(folder: Path, spec: ExperimentSpec, annotations: Annotations) -> Run:
     """Find the run of a stage, or begin it; one that was begun otherwise is begun anew."""
+    aside = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
     if (folder / "config.yaml").is_file():
         opened = Run.open(folder)
         if _is_same(opened, spec) and opened.learnt_from(annotations):
             return opened
-        shutil.rmtree(folder)
+        os.replace(folder, aside)  # it is no run any more before it stops being whole
+        shutil.rmtree(aside)
     return Run.create(folder, config=dump_experiment(spec))
 
 
 def _is_same(run: Run, spec: ExperimentSpec) -> bool:
     """Tell whether a run was begun as it would be now."""
     try:
-        old = load_experiment(run.config_path)
-        check_resumable(old, spec, source=run.config_path)
+        return _inputs(load_experiment(run.config_path)) == _inputs(spec)
     except ConfigError:
         return False
-    return old.train.epochs == spec.train.epochs
+
+
+def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
+    """Leave out what the RPN's training does not depend on; the annotations themselves are compared by content."""
+    return replace(
+        spec,
+        data=replace(spec.data, train=SourceSpec(), test=SourceSpec(), loader_processes=0),
+        train=replace(spec.train, checkpoint_minutes=1.0, keep_checkpoints=1),
+        mine=MineSpec(),
+        predict=PredictSpec(),
+    )

@@ -62,6 +62,29 @@ def test_what_is_missing_is_told_and_gone_on_with(annotations: Annotations, tmp_
     assert ProposalStore.begin(folder, annotations, source={"weights": "other"}).missing == [0, 1]
 
 
+def test_a_damaged_shard_is_told(annotations: Annotations, tmp_path: Path) -> None:
+    store = filled(tmp_path / "found", annotations)
+    path = tmp_path / "found" / "00000.npz"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    num_told = 0
+    for place in rng.integers(0, len(whole), 60):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            store.read(0)
+        except ProposalsError as error:
+            num_told += "00000.npz" in str(error)
+    assert num_told > 30
+
+
+def test_an_unfinished_store_is_begun_anew(annotations: Annotations, tmp_path: Path) -> None:
+    folder = tmp_path / "found"
+    folder.mkdir()
+    for name in ("00001.npz", ".head.json.123", ".00000.npz.77"):
+        (folder / name).write_bytes(b"")
+    assert ProposalStore.begin(folder, annotations, source={}).missing == [0, 1]
+
+
 def test_what_does_not_belong_is_refused(annotations: Annotations, tmp_path: Path) -> None:
     filled(tmp_path / "found", annotations)
     with pytest.raises(ProposalsError, match="found in other images"):
@@ -73,6 +96,14 @@ def test_what_does_not_belong_is_refused(annotations: Annotations, tmp_path: Pat
     (tmp_path / "found" / "00001.npz").write_bytes(b"cut short")
     with pytest.raises(ProposalsError, match=r"00001\.npz: not proposals"):
         list(ProposalStore.open(tmp_path / "found", annotations))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "head.json").write_text('{"mine": 1}')
+    with pytest.raises(ProposalsError, match="something else than proposals"):
+        ProposalStore.begin(tmp_path / "other", annotations, source={})
+    assert (tmp_path / "other" / "head.json").exists()
+    (tmp_path / "found" / "thesis.txt").write_text("")
+    with pytest.raises(ProposalsError, match="something else than proposals"):
+        ProposalStore.begin(tmp_path / "found", annotations, source={"weights": "other"})
     (tmp_path / "found" / "head.json").write_text("{}")
     with pytest.raises(ProposalsError, match="keys are missing"):
         ProposalStore.open(tmp_path / "found", annotations)

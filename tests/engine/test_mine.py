@@ -111,12 +111,10 @@ def test_a_miner_that_was_killed_goes_on_and_finds_the_same(
 
 
 def test_processes_side_by_side_share_the_images(
-    run: Run, spec: ExperimentSpec, annotations: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, spec: ExperimentSpec, annotations: Annotations, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
     for rank, missing in ((0, [1, 2]), (2, [1]), (1, [])):
-        monkeypatch.setenv("RANK", str(rank))
-        store = mine(run, spec, annotations, tmp_path / "found", device=CPU, watch=ignore)
+        store = mine(run, spec, annotations, tmp_path / "found", device=CPU, watch=ignore, share=(rank, 3))
         assert store.missing == missing
 
 
@@ -124,10 +122,8 @@ def test_a_process_waits_for_the_first_one_to_begin(
     run: Run, spec: ExperimentSpec, annotations: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sniper.engine.mine._LONGEST_WAIT", 0.2)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
     with pytest.raises(ProposalsError, match="the first process has not begun it"):
-        mine(run, spec, annotations, tmp_path / "found", device=CPU, watch=ignore)
+        mine(run, spec, annotations, tmp_path / "found", device=CPU, watch=ignore, share=(1, 2))
 
 
 def test_a_run_without_weights_cannot_mine(

@@ -1,7 +1,6 @@
 """All chips of a data set as flat arrays: made from boxes, kept in one file, read one chip at a time."""
 
 import json
-import zipfile
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from sniper.chips.cover import Cover, cover
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import PyramidSpec
 from sniper.errors import ChipTableError
-from sniper.files import replace_whole
+from sniper.files import UNREADABLE, replace_whole
 
 _VERSION = 2
 _ARRAYS = ("widths", "heights", "is_negative", *(field.name for field in fields(Cover)))
@@ -165,7 +164,7 @@ class ChipTable:
                 arrays = {name: file[name] for name in _ARRAYS}
         except OSError as error:
             raise ChipTableError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except (EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (*UNREADABLE, TypeError) as error:
             raise ChipTableError(f"{path}: not a chip table ({error})") from error
         if made_for != digest:
             raise ChipTableError(

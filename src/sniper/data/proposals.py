@@ -6,8 +6,7 @@ write their own.
 """
 
 import json
-import shutil
-import zipfile
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ from sniper.chips.cover import Cover
 from sniper.chips.negatives import NegativeSpec, choose_negatives, with_negatives
 from sniper.data.coco import Annotations
 from sniper.errors import ProposalsError
-from sniper.files import replace_whole
+from sniper.files import UNREADABLE, replace_whole
 
 IMAGES_PER_SHARD = 256
 _VERSION = 1
+_OURS = re.compile(r"head\.json|\d{5}\.npz|\.head\.json\.\d+|\.\d{5}\.npz\.\d+")  # and unfinished ones
 _FINENESS = 65_535  # steps that a side of an image is divided into: boxes are kept as 16-bit numbers
 
 
@@ -67,7 +67,7 @@ class ProposalStore:
 
     @classmethod
     def begin(cls, folder: Path, annotations: Annotations, *, source: Mapping[str, Any]) -> "ProposalStore":
-        """Make the folder, or go on in one that was begun with the same images and source; any other is emptied.
+        """Make the folder, or go on in one that was begun with the same images and source; others' shards are removed.
 
         Args:
             folder: where to.
@@ -77,15 +77,16 @@ class ProposalStore:
         Raises:
             ProposalsError: if the folder holds something else than proposals.
         """
-        path = folder / "head.json"
         if cls.is_begun(folder, annotations, source=source):
             return cls(folder, annotations)
-        if folder.exists():
-            if not path.is_file() and any(folder.iterdir()):
-                raise ProposalsError(f"{folder}: holds something else than proposals; name another folder")
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        with replace_whole(path) as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        old = list(folder.iterdir())
+        if any(_OURS.fullmatch(path.name) is None for path in old) or not _has_our_head(folder):
+            raise ProposalsError(f"{folder}: holds something else than proposals; name another folder")
+        for path in old:
+            if path.name != "head.json":  # the last to go, as it says what the others are
+                path.unlink()
+        with replace_whole(folder / "head.json") as file:
             file.write(json.dumps(_head_of(annotations, source)).encode())
         return cls(folder, annotations)
 
@@ -118,6 +119,22 @@ class ProposalStore:
             )
         return store
 
+    @property
+    def num_bytes(self) -> int:
+        """The size of the shards that are written."""
+        paths = [self._path(shard) for shard in range(self.num_shards)]
+        return sum(path.stat().st_size for path in paths if path.exists())
+
+    @property
+    def num_proposals(self) -> int:
+        """How many proposals the shards hold that are written."""
+        missing = set(self.missing)
+        return sum(
+            int(self._load(shard, "offsets")[0][-1])
+            for shard in range(self.num_shards)
+            if shard not in missing
+        )
+
     def images_of(self, shard: int) -> range:
         """Give the indices of the images of a shard."""
         first = shard * IMAGES_PER_SHARD
@@ -141,11 +158,7 @@ class ProposalStore:
             ProposalsError: if it cannot be read.
         """
         path = self._path(shard)
-        try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                offsets, boxes, scores = (file[name] for name in ("offsets", "boxes", "scores"))
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ProposalsError(f"{path}: not proposals ({error})") from error
+        offsets, boxes, scores = self._load(shard, "offsets", "boxes", "scores")
         if len(offsets) != len(self.images_of(shard)) + 1:
             raise ProposalsError(f"{path}: of {len(offsets) - 1} images, not {len(self.images_of(shard))}")
         offsets = offsets.astype(np.int64)
@@ -156,6 +169,14 @@ class ProposalStore:
 
     def __iter__(self) -> Iterator[tuple[range, ShardProposals]]:
         return ((self.images_of(shard), self.read(shard)) for shard in range(self.num_shards))
+
+    def _load(self, shard: int, *names: str) -> list[np.ndarray]:
+        path = self._path(shard)
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                return [file[name] for name in names]
+        except UNREADABLE as error:
+            raise ProposalsError(f"{path}: not proposals ({error})") from error
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.npz"
@@ -201,6 +222,17 @@ def add_negatives(
             moved_to=positives.cover.moved_to,
         ),
     )
+
+
+def _has_our_head(folder: Path) -> bool:
+    """Tell whether a folder says of itself that it holds proposals, or nothing."""
+    if not (folder / "head.json").exists():
+        return True
+    try:
+        _read_head(folder)
+    except ProposalsError:
+        return False
+    return True
 
 
 def _head_of(annotations: Annotations, source: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ side by side by torchrun each take their own.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +114,7 @@ def mine(
     *,
     device: torch.device,
     watch: Callable[[int, int], None],
+    share: tuple[int, int] = (0, 1),
 ) -> ProposalStore:
     """Find the proposals of every image with the newest weights of a run; goes on where it was stopped.
 
@@ -125,6 +125,7 @@ def mine(
         folder: where the proposals go; found by the same weights in the same way before, they are not looked for again.
         device: where to compute.
         watch: told after every group of images how many are done, and how many there are.
+        share: which of how many miners this is; the first begins the store, each takes its shards.
 
     Returns:
         The store; complete, unless other miners are at work beside this one.
@@ -139,11 +140,12 @@ def mine(
     source = {
         "weights": _sha256(path),
         "levels": [asdict(level) for level in spec.predict.levels],
-        "num_proposals": spec.model.rpn.num_proposals,
+        "rpn": asdict(spec.model.rpn),
+        "precision": spec.predict.precision,
         "nms_iou": spec.mine.nms_iou,
     }
-    store = _begin(folder, annotations, source=source)
-    shards = _own_share(store)
+    store = _begin(folder, annotations, source=source, rank=share[0])
+    shards = _own_share(store, share)
     if not shards:
         return store
     model = build_detector(spec, num_classes=len(categories), has_weights=False)
@@ -174,6 +176,7 @@ def take_detections(
     *,
     spec: MineSpec,
     source: Path,
+    share: tuple[int, int] = (0, 1),
 ) -> ProposalStore:
     """Take the detections of any detector for proposals, whatever their classes.
 
@@ -183,6 +186,7 @@ def take_detections(
         folder: where the proposals go.
         spec: how to merge.
         source: the file that the detections came from.
+        share: see `mine`.
 
     Raises:
         DetectionsError: if a detection is of an image that the annotations do not have.
@@ -192,13 +196,15 @@ def take_detections(
     strangers = [entry["image_id"] for entry in detections if entry["image_id"] not in place_of]
     if strangers:
         raise DetectionsError(f"{source}: {annotations.path} has no image {strangers[0]}")
-    store = _begin(folder, annotations, source={"detections": _sha256(source), "nms_iou": spec.nms_iou})
+    store = _begin(
+        folder, annotations, source={"detections": _sha256(source), "nms_iou": spec.nms_iou}, rank=share[0]
+    )
     images = np.array([place_of[entry["image_id"]] for entry in detections], dtype=np.int64)
     boxes = from_xywh(np.array([entry["bbox"] for entry in detections], dtype=np.float64).reshape(-1, 4))
     scores = np.array([entry["score"] for entry in detections], dtype=np.float64)
     order = np.argsort(images, kind="stable")
     starts = np.searchsorted(images[order], np.arange(len(annotations) + 1))
-    for shard in _own_share(store):
+    for shard in _own_share(store, share):
         found = []
         for image in store.images_of(shard):
             own = order[starts[image] : starts[image + 1]]
@@ -232,14 +238,8 @@ def _packed(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> ShardProposals:
     )
 
 
-def _process() -> tuple[int, int]:
-    """Tell which of how many processes this is, as torchrun says it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _begin(folder: Path, annotations: Annotations, *, source: Mapping[str, Any]) -> ProposalStore:
+def _begin(folder: Path, annotations: Annotations, *, source: Mapping[str, Any], rank: int) -> ProposalStore:
     """Begin a store, or join the one that the first process begins."""
-    rank, _ = _process()
     deadline = time.monotonic() + _LONGEST_WAIT
     while rank > 0 and not ProposalStore.is_begun(folder, annotations, source=source):
         if time.monotonic() > deadline:
@@ -248,10 +248,10 @@ def _begin(folder: Path, annotations: Annotations, *, source: Mapping[str, Any])
     return ProposalStore.begin(folder, annotations, source=source)
 
 
-def _own_share(store: ProposalStore) -> list[int]:
-    """Give the missing shards that this process is to write."""
-    rank, num_processes = _process()
-    return [shard for shard in store.missing if shard % num_processes == rank]
+def _own_share(store: ProposalStore, share: tuple[int, int]) -> list[int]:
+    """Give the missing shards that this miner is to write."""
+    rank, num_miners = share
+    return [shard for shard in store.missing if shard % num_miners == rank]
 
 
 def _decoded_ahead(annotations: Annotations, images: range) -> Iterator[list[Image.Image]]:

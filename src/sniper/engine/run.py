@@ -173,12 +173,9 @@ class Run:
         """
         if not self.checkpoints:
             return Progress()
+        self.check_learnt_from(annotations)
         source = self.checkpoints[-1] / "weights.safetensors"
-        weights, head = load_tensors(source)
-        if head != _identity(annotations):
-            raise CheckpointError(
-                f"{source}: the run learnt from other images, boxes or categories than {annotations.path} has now"
-            )
+        weights, _ = load_tensors(source)
         fill_module(model, weights, source=source)
         source = self.checkpoints[-1] / "optimizer.safetensors"
         state, head = load_tensors(source)
@@ -195,6 +192,18 @@ class Run:
             return True
         _, head = load_tensors(self.checkpoints[-1] / "weights.safetensors")
         return head == _identity(annotations)
+
+    def check_learnt_from(self, annotations: Annotations) -> None:
+        """Refuse to go on with other annotations.
+
+        Raises:
+            CheckpointError: if the newest checkpoint learnt from others, or cannot be read.
+        """
+        if not self.learnt_from(annotations):
+            raise CheckpointError(
+                f"{self.checkpoints[-1]}: the run learnt from other images, boxes or categories than "
+                f"{annotations.path} has now"
+            )
 
     def load_weights(self) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
         """Read the newest weights: tensors, categories by label, and the file they came from.

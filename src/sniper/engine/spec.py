@@ -171,6 +171,10 @@ class ExperimentSpec:
             raise ValueError(
                 "data.chips brings its own negative chips; with it, negatives.source must be none"
             )
+        if len(self.negatives.at_least) > max(len(self.pyramid.levels), len(NegativeSpec().at_least)):
+            raise ValueError(
+                f"negatives.at_least has {len(self.negatives.at_least)} numbers for {len(self.pyramid.levels)} levels"
+            )
         if self.negatives.source == "mined" and self.train.rpn_only:
             raise ValueError(
                 "train.rpn_only trains on positive chips; with it, negatives.source must be none"

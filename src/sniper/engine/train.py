@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -22,6 +23,12 @@ from sniper.engine.schedule import learning_rate
 from sniper.engine.spec import ExperimentSpec, Precision, TrainSpec
 from sniper.errors import SniperError, TrainingDiverged
 from sniper.models.detector import Detector
+
+_PLAIN: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+_SIGNALS = tuple(_PLAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +119,7 @@ def train(
         model=model,
         optimizer=optimizer,
     )
-    with _asked_to_stop() as trainer.is_asked_to_stop:
+    with trainer.ears.open():
         for _ in range(progress.epoch, math.ceil(spec.train.epochs)):
             progress = trainer.train_epoch(progress)
     return model
@@ -154,20 +161,37 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[Event]:
-    """Note SIGINT and SIGTERM instead of dying of them, so that the step under way can be finished."""
-    is_asked = Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
-        yield is_asked
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {one: signal.signal(one, lambda *_: is_asked.set()) for one in signals}
-    try:
-        yield is_asked
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+class _Ears:
+    """Notes SIGINT and SIGTERM instead of dying of them, so that the step under way can be finished."""
+
+    def __init__(self) -> None:
+        self.is_asked = Event()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Listen."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+            yield
+            return
+        before = {one: signal.signal(one, lambda *_: self.is_asked.set()) for one in _SIGNALS}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Let signals do what they do, for work that may end anywhere, such as mining."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        listening = {one: signal.signal(one, _PLAIN[one]) for one in _SIGNALS}
+        try:
+            yield
+        finally:
+            for one, handler in listening.items():
+                signal.signal(one, handler)
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
@@ -210,12 +234,13 @@ class _Trainer:
         self.model = model
         self.optimizer = optimizer
         self.last_checkpoint = time.monotonic()
-        self.is_asked_to_stop = Event()
+        self.ears = _Ears()
 
     def train_epoch(self, progress: Progress) -> Progress:
         """Make the steps that are left of one pass; the last pass may be a fraction."""
         spec = self.spec.train
-        plan = self._plan(progress.epoch)
+        with self.ears.closed():  # it may mine, and every step so far is saved
+            plan = self._plan(progress.epoch)
         share = min(spec.epochs - progress.epoch, 1.0)
         num_steps = max(round(plan.num_steps * share), 1)
         started = time.monotonic()
@@ -244,7 +269,7 @@ class _Trainer:
             is_last = progress.step_in_epoch == num_steps
             if progress.step_in_epoch == plan.num_steps:
                 progress = Progress(step=progress.step, epoch=progress.epoch + 1, step_in_epoch=0)
-            is_stopping = self.is_asked_to_stop.is_set()
+            is_stopping = self.ears.is_asked.is_set()
             if is_last or is_stopping or now - self.last_checkpoint > spec.checkpoint_minutes * 60:
                 self._save(progress)
             if is_stopping:
