@@ -98,7 +98,7 @@ def plan(
         annotations: COCO JSON; its images are not needed.
         config: an experiment whose pyramid is planned with; the paper's otherwise.
         proposals: a folder of `sniper mine`; negative chips are planned from it, too.
-        images: folder that the file names of the annotations start from, if not beside them; for the page alone.
+        images: folder that the file names of the annotations start from, if not beside them; for page and suggestion.
         output: folder for page and suggestion; plans/FOLDER_NAME otherwise, after folder and name of the annotations.
         batch_size: chips in a step, of the suggestion too; that of the experiment otherwise.
         crowd: count the chips that show more boxes than this.
