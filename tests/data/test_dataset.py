@@ -114,9 +114,9 @@ def test_a_loader_with_and_without_processes_gives_the_same_batches(annotations:
     beside = list(DataLoader(chips, batch_size=4, collate_fn=collate, num_workers=2))
     for one, other in zip(alone, beside, strict=True):
         assert torch.equal(one.images, other.images)
-        assert one.file_names == other.file_names
-        for mine, theirs in zip(one.targets, other.targets, strict=True):
-            assert torch.equal(mine.boxes, theirs.boxes)
+        assert one.names == other.names
+        assert one.seeds == other.seeds
+        assert torch.equal(one.boxes, other.boxes)
 
 
 def batch_of(annotations: Annotations) -> Batch:
@@ -129,7 +129,7 @@ def test_a_batch_has_one_shape(annotations: Annotations) -> None:
     assert batch.images.shape == (4, 3, 64, 64)
     assert batch.images.dtype == torch.uint8
     assert batch.valid_sizes.shape == (4, 2)
-    assert len(batch.targets) == len(batch.file_names) == 4
+    assert len(batch) == len(batch.boxes) == len(batch.names) == len(set(batch.seeds)) == 4
 
 
 def test_a_torchvision_detector_trains_on_a_batch(annotations: Annotations) -> None:
@@ -144,8 +144,23 @@ def test_a_torchvision_detector_trains_on_a_batch(annotations: Annotations) -> N
 
 def test_torchvision_is_given_no_ignored_boxes(annotations: Annotations) -> None:
     batch = batch_of(annotations)
-    ignored = dataclasses.replace(
-        batch.targets[0], standing=torch.full_like(batch.targets[0].standing, Standing.IGNORED)
-    )
-    _, targets = dataclasses.replace(batch, targets=(ignored, *batch.targets[1:])).to_torchvision()
+    standing = batch.standing.clone()
+    standing[0] = Standing.IGNORED
+    _, targets = dataclasses.replace(batch, standing=standing).to_torchvision()
     assert targets[0]["boxes"].shape == (0, 4)
+    assert [len(one["boxes"]) for one in targets[1:]] == (standing[1:] != Standing.ABSENT).sum(1).tolist()
+
+
+def test_a_batch_has_the_valid_boxes_of_each_chip_first_and_a_part_of_it_its_own(
+    annotations: Annotations,
+) -> None:
+    batch = batch_of(annotations)
+    for standing, count in zip(batch.standing, batch.num_valid, strict=True):
+        assert (standing[:count] == Standing.VALID).all()
+        assert (standing[count:] != Standing.VALID).all()
+    part = batch.part(1, 3)
+    assert part.names == batch.names[1:3]
+    assert part.seeds == batch.seeds[1:3]
+    assert part.num_valid == batch.num_valid[1:3]
+    assert torch.equal(part.images, batch.images[1:3])
+    assert torch.equal(part.boxes, batch.boxes[1:3])

@@ -1,11 +1,13 @@
 """Small detectors and made-up batches, for the tests of models."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 
-from sniper.chips import Standing
-from sniper.data.dataset import Batch, Target
+from sniper.chips import ChipTarget, Standing
+from sniper.data.dataset import Batch, ChipSample, collate
 from sniper.models.detector import Detector
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 
@@ -27,22 +29,27 @@ def build_tiny(spec: DetectorSpec = TINY, *, num_classes: int = 3, seed: int = 0
     return Detector(spec, num_classes=num_classes)
 
 
-def build_target(
-    boxes: Sequence[Sequence[float]], standing: Sequence[Standing], labels: Sequence[int] | None = None
-) -> Target:
-    return Target(
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor(labels if labels is not None else [0] * len(boxes), dtype=torch.int64),
-        standing=torch.tensor(standing, dtype=torch.int64),
+def build_sample(
+    boxes: Sequence[Sequence[float]],
+    standing: Sequence[Standing],
+    labels: Sequence[int] | None = None,
+    *,
+    side: int = 128,
+    seed: int = 0,
+    largest: float = float("inf"),
+) -> ChipSample:
+    return ChipSample(
+        pixels=np.random.default_rng(seed).integers(256, size=(side, side, 3), dtype=np.uint8),
+        target=ChipTarget(
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            labels=np.array(labels if labels is not None else [0] * len(boxes), dtype=np.int64),
+            standing=np.array(standing, dtype=np.int64),
+        ),
+        valid_sizes=(0.0, largest),
+        seed=seed,
+        name=f"{seed}.jpg",
     )
 
 
-def build_batch(*targets: Target, side: int = 128, seed: int = 0, largest: float = float("inf")) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(targets), 3, side, side)
-    return Batch(
-        images=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
-        targets=targets,
-        valid_sizes=torch.tensor([[0.0, largest]] * len(targets)),
-        file_names=tuple(f"{i}.jpg" for i in range(len(targets))),
-    )
+def build_batch(*samples: ChipSample) -> Batch:
+    return collate([replace(sample, seed=sample.seed + i) for i, sample in enumerate(samples)])

@@ -41,7 +41,7 @@ def test_stem_and_first_stage_are_frozen_and_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_050", "test_convnext"])
 def test_features_are_joined_at_stride_16(name: str) -> None:
     backbone = Backbone(BackboneSpec(name=name, pretrained=False)).eval()
-    features = backbone(torch.zeros((2, 3, 64, 96), dtype=torch.uint8))
+    (features,) = backbone(torch.zeros((2, 3, 64, 96), dtype=torch.uint8))
     assert features.shape == (2, backbone.num_channels, 4, 6)
     one = Backbone(BackboneSpec(name=name, pretrained=False, features=1))
     assert one.num_channels < backbone.num_channels
@@ -90,3 +90,18 @@ def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     with pytest.raises(WeightsError, match=r"w\.safetensors: cannot be loaded into test_resnet"):
         Backbone(BackboneSpec(name="test_resnet", weights=str(tmp_path / "w.safetensors")))
+
+
+def test_a_feature_pyramid_has_five_maps_each_half_the_one_before() -> None:
+    spec = BackboneSpec(name="test_resnet", pretrained=False, neck="fpn")
+    backbone = Backbone(spec, pyramid_channels=24).eval()
+    maps = backbone(torch.zeros((2, 3, 128, 192), dtype=torch.uint8))
+    assert backbone.strides == (4, 8, 16, 32, 64)
+    assert [features.shape for features in maps] == [
+        (2, 24, 128 // stride, 192 // stride) for stride in backbone.strides
+    ]
+
+
+def test_a_model_without_the_strides_of_a_pyramid_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a pyramid is made of"):
+        Backbone(BackboneSpec(name="test_vit", pretrained=False, neck="fpn", frozen_stride=0))

@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import box_iou
 
 from sniper.chips import Standing
-from sniper.models.targets import Match, draw_sample, match_anchors, match_proposals
+from sniper.models.targets import Match, Matches, draw_sample, match_anchors, match_proposals
 
 ANCHORS = torch.tensor(
     [
@@ -20,15 +20,33 @@ BOX = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
 
 
 def matched(boxes: torch.Tensor, standing: list[Standing], anchors: torch.Tensor = ANCHORS) -> list[int]:
+    """Match beside a chip that has more boxes and one that has none; neither may matter."""
+    absent = torch.zeros(2, 4)
+    others = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
+    least = max(len(boxes), 2)
+    rows = [torch.cat([one, torch.zeros(least - len(one), 4)]) for one in (others, boxes, absent)]
+    flags = [[Standing.VALID, Standing.IGNORED], standing, []]
+    padded = [[*one, *([Standing.ABSENT] * (least - len(one)))] for one in flags]
     matches = match_anchors(
         anchors,
-        boxes=boxes,
-        standing=torch.tensor(standing, dtype=torch.int64),
+        boxes=torch.stack(rows),
+        standing=torch.tensor(padded, dtype=torch.int64),
         positive_iou=0.5,
         negative_iou=0.4,
         ignored_iou=0.3,
     )
-    return matches.state.tolist()
+    assert matches.state[2].tolist() == [Match.NEGATIVE] * len(anchors)
+    return matches.state[1].tolist()
+
+
+def matched_proposals(proposals: torch.Tensor, boxes: torch.Tensor, standing: list[Standing]) -> Matches:
+    return match_proposals(
+        proposals,
+        chips=torch.ones(len(proposals), dtype=torch.int64),
+        boxes=torch.stack([torch.zeros_like(boxes), boxes]),
+        standing=torch.tensor([[Standing.ABSENT] * len(boxes), standing]),
+        positive_iou=0.5,
+    )
 
 
 P, N, I = Match.POSITIVE, Match.NEGATIVE, Match.IGNORED  # noqa: E741
@@ -75,16 +93,16 @@ def test_the_best_anchor_of_a_box_learns_that_box() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 11.0], [0.0, 0.0, 2.0, 3.0]])
     matches = match_anchors(
         ANCHORS[2:4],
-        boxes=boxes,
-        standing=torch.tensor([Standing.VALID, Standing.VALID]),
+        boxes=boxes[None],
+        standing=torch.tensor([[Standing.VALID, Standing.VALID]]),
         positive_iou=0.9,
         negative_iou=0.8,
         ignored_iou=0.3,
     )
     overlaps = box_iou(boxes, ANCHORS[2:4])
     best_of_second = int(overlaps[1].argmax())
-    assert matches.state[best_of_second] == Match.POSITIVE
-    assert matches.box_index[best_of_second] == 1
+    assert matches.state[0, best_of_second] == Match.POSITIVE
+    assert matches.box_index[0, best_of_second] == 1
 
 
 def test_the_order_of_boxes_does_not_matter() -> None:
@@ -105,22 +123,19 @@ def test_the_order_of_boxes_does_not_matter() -> None:
     ],
 )
 def test_proposals_match_every_object_valid_or_not(standing: Standing, states: list[int]) -> None:
-    matches = match_proposals(ANCHORS, boxes=BOX, standing=torch.tensor([standing]), positive_iou=0.5)
+    matches = matched_proposals(ANCHORS, BOX, [standing])
     assert matches.state.tolist() == states
 
 
 def test_a_proposal_on_an_object_counts_though_it_lies_in_a_crowd() -> None:
     boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0], [0.0, 0.0, 10.0, 10.0]])
-    standing = torch.tensor([Standing.IGNORED, Standing.VALID])
-    matches = match_proposals(ANCHORS, boxes=boxes, standing=standing, positive_iou=0.5)
+    matches = matched_proposals(ANCHORS, boxes, [Standing.IGNORED, Standing.VALID])
     assert matches.state.tolist() == [P, P, I, I, N]
     assert matches.box_index[:2].tolist() == [1, 1]
 
 
 def test_no_proposals_match_nothing() -> None:
-    matches = match_proposals(
-        torch.zeros(0, 4), boxes=BOX, standing=torch.tensor([Standing.VALID]), positive_iou=0.5
-    )
+    matches = matched_proposals(torch.zeros(0, 4), BOX, [Standing.VALID])
     assert matches.state.shape == (0,)
 
 
@@ -131,9 +146,43 @@ def test_no_proposals_match_nothing() -> None:
 def test_the_sample_has_at_most_half_positives(
     num_positive: int, num_negative: int, drawn_positive: int, drawn_negative: int
 ) -> None:
-    state = torch.tensor([P] * num_positive + [N] * num_negative + [I] * 50)
-    generator = torch.Generator().manual_seed(0)
-    drawn = draw_sample(state, count=20, positive_share=0.5, generator=generator)
-    assert int((drawn & (state == P)).sum()) == drawn_positive
-    assert int((drawn & (state == N)).sum()) == drawn_negative
+    other = [P] * 30 + [N] * (num_positive + num_negative + 20)
+    state = torch.tensor([[P] * num_positive + [N] * num_negative + [I] * 50, other])
+    drawn = draw_sample(state, count=20, positive_share=0.5, seeds=[3, 4])
+    assert (drawn & (state == P)).sum(dim=1).tolist() == [drawn_positive, 10]
+    assert int((drawn & (state == N))[0].sum()) == drawn_negative
     assert not (drawn & (state == I)).any()
+
+
+def test_what_is_drawn_for_a_chip_depends_on_its_own_seed_alone() -> None:
+    state = torch.tensor([[P] * 30 + [N] * 60]).repeat(3, 1)
+    drawn = draw_sample(state, count=20, positive_share=0.5, seeds=[5, 6, 5])
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[1:2], draw_sample(state[:1], count=20, positive_share=0.5, seeds=[6]))
+
+
+def test_a_batch_taken_in_parts_is_matched_as_one_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(5, 60, 2, generator=generator) * 50
+    boxes = torch.cat([low, low + 1 + torch.rand(5, 60, 2, generator=generator) * 30], dim=2)
+    standing = torch.randint(5, (5, 6), generator=generator)
+
+    def both() -> list[torch.Tensor]:
+        anchors = match_anchors(
+            boxes[0],
+            boxes=boxes[:, :6] + 0.7,
+            standing=standing,
+            positive_iou=0.5,
+            negative_iou=0.4,
+            ignored_iou=0.3,
+        )
+        chips = torch.arange(5).repeat_interleave(60)
+        proposals = match_proposals(
+            boxes.flatten(0, 1), chips=chips, boxes=boxes[:, :6], standing=standing, positive_iou=0.5
+        )
+        return [anchors.state, anchors.box_index, proposals.state, proposals.box_index]
+
+    whole = both()
+    monkeypatch.setattr("sniper.models.targets._MOST_PAIRS", 700)
+    assert all(torch.equal(one, other) for one, other in zip(whole, both(), strict=True))

@@ -17,12 +17,14 @@ class Standing(IntEnum):
     INVALID: an object too small or too large for this level: no anchor learns from it, but a proposal may match it.
     IGNORED: a crowd, or a sliver of an object: nothing learns from it, neither for nor against.
     ASIDE: an object in a negative chip: what overlaps it learns nothing, and what is merely inside it is background.
+    ABSENT: no box: fills the place of one where chips with different numbers of boxes stand side by side.
     """
 
     VALID = 0
     INVALID = 1
     IGNORED = 2
     ASIDE = 3
+    ABSENT = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -60,5 +60,10 @@ class Chip:
         """Cut (n, 4) xyxy boxes of the chip frame at the borders of the chip."""
         return clip(boxes, width=self.size, height=self.size)
 
+    def describe(self) -> str:
+        """Say in words where the chip was cut, in image pixels."""
+        x1, y1, x2, y2 = self.level.to_image(self.window[None])[0].round().astype(int).tolist()
+        return f"level {self.level.index}, x {x1} to {x2}, y {y1} to {y2}"
+
     def _origin(self) -> Float[np.ndarray, "4"]:
         return np.array([self.x, self.y, self.x, self.y], dtype=np.float64)

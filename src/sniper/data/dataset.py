@@ -1,7 +1,7 @@
 """Chips read from disk, one by one and in batches, for torch's `DataLoader`."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -23,70 +23,70 @@ class ChipSample:
         pixels: (K, K, 3) grey levels, chip frame.
         target: what it teaches.
         valid_sizes: the valid range of its level in chip pixels: at least the first, below the second.
-        file_name: of the image it was cut from.
+        seed: what is drawn when this chip is learnt from depends on this number alone.
+        name: the image it was cut from, and where.
     """
 
     pixels: UInt8[np.ndarray, "k k 3"]
     target: ChipTarget
     valid_sizes: tuple[float, float]
-    file_name: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Target:
-    """The ground truth of one chip as tensors.
-
-    Attributes:
-        boxes: (n, 4) float32 xyxy, chip frame. May be empty.
-        labels: (n,) int64, 0..C-1.
-        standing: (n,) int64 values of `Standing`.
-    """
-
-    boxes: Float[torch.Tensor, "n 4"]
-    labels: Int[torch.Tensor, " n"]
-    standing: Int[torch.Tensor, " n"]
-
-    def to(self, device: torch.device) -> "Target":
-        """Copy to a device."""
-        return Target(
-            boxes=self.boxes.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            standing=self.standing.to(device, non_blocking=True),
-        )
+    seed: int
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """A batch of chips.
+    """A batch of chips. What belongs to a chip does not depend on which others share its batch.
 
     Attributes:
         images: (B, 3, K, K) uint8 grey levels.
-        targets: B ground truths.
+        boxes: (B, M, 4) float32 xyxy, chip frame: the valid ones of each chip first, zeros after its last.
+        labels: (B, M) int64, 0..C-1; 0 after the last.
+        standing: (B, M) int64 values of `Standing`; `ABSENT` after the last.
+        num_valid: how many valid boxes each of the B chips has.
         valid_sizes: (B, 2) float32, valid box sizes in chip pixels: at least the first, below the second.
-        file_names: of the B images the chips were cut from.
+        seeds: of the B chips, for what is drawn when they are learnt from.
+        names: of the B images the chips were cut from, and where.
     """
 
     images: UInt8[torch.Tensor, "b 3 k k"]
-    targets: tuple[Target, ...]
+    boxes: Float[torch.Tensor, "b m 4"]
+    labels: Int[torch.Tensor, "b m"]
+    standing: Int[torch.Tensor, "b m"]
+    num_valid: tuple[int, ...]
     valid_sizes: Float[torch.Tensor, "b 2"]
-    file_names: tuple[str, ...]
+    seeds: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def to(self, device: torch.device) -> Self:
         """Copy to a device."""
-        return type(self)(
-            images=self.images.to(device, non_blocking=True),
-            targets=tuple(target.to(device) for target in self.targets),
-            valid_sizes=self.valid_sizes.to(device, non_blocking=True),
-            file_names=self.file_names,
-        )
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
         """Copy to page-locked memory, from which copies to a GPU need no waiting; called by torch's loader."""
-        return type(self)(
-            images=self.images.pin_memory(),
-            targets=self.targets,
-            valid_sizes=self.valid_sizes.pin_memory(),
-            file_names=self.file_names,
+        return self._changed(torch.Tensor.pin_memory)
+
+    def part(self, start: int, stop: int) -> Self:
+        """Give the chips from `start` up to `stop`."""
+        chosen = self._changed(lambda tensor: tensor[start:stop])
+        return replace(
+            chosen,
+            num_valid=self.num_valid[start:stop],
+            seeds=self.seeds[start:stop],
+            names=self.names[start:stop],
+        )
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        return replace(
+            self,
+            images=change(self.images),
+            boxes=change(self.boxes),
+            labels=change(self.labels),
+            standing=change(self.standing),
+            valid_sizes=change(self.valid_sizes),
         )
 
     def to_torchvision(self) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
@@ -99,9 +99,9 @@ class Batch:
         """
         images = list(self.images.float() / 255)
         targets = []
-        for target in self.targets:
-            is_object = target.standing != Standing.IGNORED
-            targets.append({"boxes": target.boxes[is_object], "labels": target.labels[is_object] + 1})
+        for boxes, labels, standing in zip(self.boxes, self.labels, self.standing, strict=True):
+            is_object = (standing != Standing.IGNORED) & (standing != Standing.ABSENT)
+            targets.append({"boxes": boxes[is_object], "labels": labels[is_object] + 1})
         return images, targets
 
 
@@ -144,7 +144,8 @@ class ChipDataset(Dataset[ChipSample]):
             pixels=cut_chip(load_image(record.path), chip),
             target=target,
             valid_sizes=chip.level.valid_sizes,
-            file_name=record.file_name,
+            seed=int(self._plan.seeds[index]),
+            name=f"{record.file_name} ({chip.describe()})",
         )
         return flipped(sample) if self._plan.is_flipped[index] else sample
 
@@ -154,27 +155,30 @@ def flipped(sample: ChipSample) -> ChipSample:
     width = sample.pixels.shape[1]
     boxes = sample.target.boxes
     mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    return ChipSample(
-        pixels=sample.pixels[:, ::-1],
-        target=ChipTarget(boxes=mirrored, labels=sample.target.labels, standing=sample.target.standing),
-        valid_sizes=sample.valid_sizes,
-        file_name=sample.file_name,
-    )
+    target = ChipTarget(boxes=mirrored, labels=sample.target.labels, standing=sample.target.standing)
+    return replace(sample, pixels=sample.pixels[:, ::-1], target=target)
 
 
 def collate(samples: Sequence[ChipSample]) -> Batch:
     """Put chips of one size together; here NumPy becomes torch."""
     pixels = np.stack([sample.pixels for sample in samples])  # (b, k, k, 3)
+    most = max(1, *(len(sample.target.labels) for sample in samples))
+    boxes = np.zeros((len(samples), most, 4), dtype=np.float32)
+    labels = np.zeros((len(samples), most), dtype=np.int64)
+    standing = np.full((len(samples), most), Standing.ABSENT, dtype=np.int64)
+    for i, sample in enumerate(samples):
+        target = sample.target
+        order = np.argsort(target.standing != Standing.VALID, kind="stable")  # valid boxes first
+        boxes[i, : len(order)] = target.boxes[order]
+        labels[i, : len(order)] = target.labels[order]
+        standing[i, : len(order)] = target.standing[order]
     return Batch(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        targets=tuple(
-            Target(
-                boxes=torch.from_numpy(sample.target.boxes.astype(np.float32)),
-                labels=torch.from_numpy(sample.target.labels),
-                standing=torch.from_numpy(sample.target.standing),
-            )
-            for sample in samples
-        ),
+        boxes=torch.from_numpy(boxes),
+        labels=torch.from_numpy(labels),
+        standing=torch.from_numpy(standing),
+        num_valid=tuple((standing == Standing.VALID).sum(axis=1).tolist()),
         valid_sizes=torch.tensor([sample.valid_sizes for sample in samples], dtype=torch.float32),
-        file_names=tuple(sample.file_name for sample in samples),
+        seeds=tuple(sample.seed for sample in samples),
+        names=tuple(sample.name for sample in samples),
     )

@@ -20,12 +20,14 @@ class EpochPlan:
         table: the chips of this epoch.
         order: (k,) indices into the table; every chip once, then the first few again to fill the last batch.
         is_flipped: (k,) whether each is mirrored left to right.
+        seeds: (k,) a number for each, from which is drawn what learning from it draws.
         batch_size: chips in a batch; divides k.
     """
 
     table: ChipTable
     order: Int[np.ndarray, " k"]
     is_flipped: Bool[np.ndarray, " k"]
+    seeds: Int[np.ndarray, " k"]
     batch_size: int
 
     @property
@@ -97,5 +99,6 @@ def plan_epoch(
         table=table,
         order=np.resize(order, num_chips),
         is_flipped=generator.random(num_chips) < flip,
+        seeds=generator.integers(2**63 - 1, size=num_chips),
         batch_size=batch_size,
     )

@@ -305,10 +305,9 @@ class _Trainer:
     def _step(self, batch: Batch, *, rate: float, step: int) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        generator = torch.Generator(device=self.device).manual_seed(self.spec.seed * 1_000_003 + step)
         with autocast(self.spec.train.precision, self.device):
             compute = self.model.rpn_losses if self.spec.train.rpn_only else self.model.losses
-            losses = compute(batch, generator=generator)
+            losses = compute(batch)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -318,7 +317,7 @@ class _Trainer:
             told = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise TrainingDiverged(
                 f"step {step}: a loss or a gradient is not finite ({told}, norm of the gradient {float(norm):g}); "
-                f"images {', '.join(sorted(set(batch.file_names)))}. A new run with a lower train.learning_rate, a "
+                f"images {'; '.join(batch.names)}. A new run with a lower train.learning_rate, a "
                 "longer warm-up or train.clip_gradient may do better."
             )
         if self.spec.train.clip_gradient is not None:

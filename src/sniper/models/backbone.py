@@ -1,4 +1,8 @@
-"""The trunk: pixels to one map of features at stride 16, conv4 and conv5 joined (SNIPER §4)."""
+"""The trunk: pixels to features.
+
+Either one map at stride 16, conv4 and conv5 joined (SNIPER §4), or a feature pyramid of strides 4 to 64 (Lin et al.
+2017), which most detectors use today.
+"""
 
 import difflib
 import functools
@@ -8,35 +12,49 @@ import timm
 import torch
 from jaxtyping import Float, UInt8
 from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from sniper.errors import ConfigError, WeightsError
 from sniper.models.deformable import make_deformable
 from sniper.models.spec import BackboneSpec
 
-STRIDE = 16
+JOINED_STRIDE = 16
+PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # the last is the one before it, halved
 
 
 class Backbone(nn.Module):
-    """A timm model without its head, its last stage dilated so that the stride stays 16.
+    """A timm model without its head. For one map, its last stage is dilated so that the stride stays 16.
 
     Args:
         spec: which model, and which of its layers learn.
+        pyramid_channels: of each map of a feature pyramid.
         has_weights: whether to load the pretrained weights that the spec names; a checkpoint brings its own.
 
     Raises:
-        ConfigError: if timm does not know the model, or it has no features at stride 16.
+        ConfigError: if timm does not know the model, or it has no features at the strides wanted.
         WeightsError: if the weights cannot be had or do not fit.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, spec: BackboneSpec, *, has_weights: bool = True) -> None:
+    def __init__(self, spec: BackboneSpec, *, pyramid_channels: int = 256, has_weights: bool = True) -> None:
         super().__init__()
         self.trunk = _build_trunk(spec, has_weights=has_weights)
         if spec.deformable:
             make_deformable(_last_stage(self.trunk), name=spec.name)
-        self.num_channels = sum(self.trunk.feature_info.channels())
+        channels = self.trunk.feature_info.channels()
+        self.fpn: nn.Module | None = None
+        if spec.neck == "fpn":
+            if tuple(self.trunk.feature_info.reduction()) != PYRAMID_STRIDES[:-1]:
+                raise ConfigError(
+                    f"model.backbone.neck: {spec.name} has features of strides "
+                    f"{self.trunk.feature_info.reduction()}; a pyramid is made of {list(PYRAMID_STRIDES[:-1])}"
+                )
+            self.fpn = FeaturePyramidNetwork(channels, pyramid_channels, extra_blocks=LastLevelMaxPool())
+        self.num_channels = sum(channels) if self.fpn is None else pyramid_channels
+        self.strides = (JOINED_STRIDE,) if self.fpn is None else PYRAMID_STRIDES
         config = self.trunk.pretrained_cfg
         self.register_buffer("mean", _as_grey_levels(config["mean"]), persistent=False)
         self.register_buffer("std", _as_grey_levels(config["std"]), persistent=False)
@@ -55,11 +73,13 @@ class Backbone(nn.Module):
             module.eval()
         return self
 
-    def forward(self, images: UInt8[torch.Tensor, "b 3 h w"]) -> Float[torch.Tensor, "b c y x"]:
-        """Compute the features of (B, 3, H, W) grey levels: (B, C, H/16, W/16), sides rounded up."""
+    def forward(self, images: UInt8[torch.Tensor, "b 3 h w"]) -> list[Float[torch.Tensor, "b c _ _"]]:
+        """Compute the features of (B, 3, H, W) grey levels: (B, C, H/s, W/s) for each stride s, sides rounded up."""
         pixels = (images.float() - self.mean) / self.std
         maps = self.trunk(pixels.contiguous(memory_format=torch.channels_last))
-        return torch.cat(maps, dim=1)
+        if self.fpn is None:
+            return [torch.cat(maps, dim=1)]
+        return list(self.fpn({str(i): features for i, features in enumerate(maps)}).values())
 
 
 def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
@@ -67,19 +87,19 @@ def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
         near = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise ConfigError(f"model.backbone.name: timm knows no model {spec.name!r}{hint}")
-    build = functools.partial(
-        timm.create_model,
-        spec.name,
-        features_only=True,
-        output_stride=STRIDE,
-        out_indices=tuple(range(-spec.features, 0)),
+    shape = (
+        {"output_stride": JOINED_STRIDE, "out_indices": tuple(range(-spec.features, 0))}
+        if spec.neck == "joined"
+        else {"out_indices": (-4, -3, -2, -1)}
     )
+    build = functools.partial(timm.create_model, spec.name, features_only=True, **shape)
     if not has_weights or (not spec.pretrained and spec.weights is None):
         try:
             return build()
         except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
+            wanted = f"at stride {JOINED_STRIDE}" if spec.neck == "joined" else "of four strides"
             raise ConfigError(
-                f"model.backbone.name: {spec.name} gives no features at stride {STRIDE} ({error})"
+                f"model.backbone.name: {spec.name} gives no features {wanted} ({error})"
             ) from error
     overlay = None if spec.weights is None else {"file": spec.weights}
     before_drawing = torch.get_rng_state()

@@ -8,29 +8,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
-from sniper.chips import Standing
 from sniper.geometry import Detections
-from sniper.models.backbone import STRIDE, Backbone
+from sniper.models.backbone import Backbone
 from sniper.models.roi_head import RoIHead
 from sniper.models.rpn import RPN, Proposals
 from sniper.models.spec import DetectorSpec
-
-
-@runtime_checkable
-class TargetLike(Protocol):
-    """The ground truth of one chip, as the detector reads it."""
-
-    @property
-    def boxes(self) -> Float[torch.Tensor, "n 4"]:
-        """(n, 4) xyxy, chip frame, clipped to the chip."""
-
-    @property
-    def labels(self) -> Int[torch.Tensor, " n"]:
-        """(n,) 0..C-1."""
-
-    @property
-    def standing(self) -> Int[torch.Tensor, " n"]:
-        """(n,) values of `Standing`."""
 
 
 @runtime_checkable
@@ -42,12 +24,28 @@ class BatchLike(Protocol):
         """(B, 3, K, K) grey levels."""
 
     @property
-    def targets(self) -> Sequence[TargetLike]:
-        """B ground truths."""
+    def boxes(self) -> Float[torch.Tensor, "b m 4"]:
+        """(B, M, 4) xyxy, chip frame, clipped to the chip, the valid ones of each chip first; M at least 1."""
+
+    @property
+    def labels(self) -> Int[torch.Tensor, "b m"]:
+        """(B, M) 0..C-1."""
+
+    @property
+    def standing(self) -> Int[torch.Tensor, "b m"]:
+        """(B, M) values of `Standing`."""
+
+    @property
+    def num_valid(self) -> Sequence[int]:
+        """How many valid boxes each of the B chips has; numbers rather than tensors, so that nothing waits."""
 
     @property
     def valid_sizes(self) -> Float[torch.Tensor, "b 2"]:
         """(B, 2) valid box sizes in chip pixels: at least the first, below the second."""
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Of the B chips; what is drawn when a chip is learnt from depends on its own."""
 
 
 class Detector(nn.Module):
@@ -67,82 +65,86 @@ class Detector(nn.Module):
         super().__init__()
         self.spec = spec
         self.num_classes = num_classes
-        self.backbone = Backbone(spec.backbone, has_weights=has_weights)
-        self.rpn = RPN(spec.rpn, num_channels=self.backbone.num_channels)
+        self.backbone = Backbone(
+            spec.backbone, pyramid_channels=spec.roi_head.channels, has_weights=has_weights
+        )
+        num_channels, strides = self.backbone.num_channels, self.backbone.strides
+        self.rpn = RPN(spec.rpn, num_channels=num_channels, strides=strides)
         self.roi_head = RoIHead(
-            spec.roi_head, num_channels=self.backbone.num_channels, num_classes=num_classes
+            spec.roi_head, num_channels=num_channels, strides=strides, num_classes=num_classes
         )
 
-    def losses(self, batch: BatchLike, *, generator: torch.Generator) -> dict[str, Float[torch.Tensor, ""]]:
+    def losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:
         """Compute the losses of a batch of chips.
+
+        Each is a mean over chips, of what that chip alone says: the losses of a batch are the mean of those of its
+        parts, on however many devices those are computed (batch norm's statistics apart).
 
         Args:
             batch: chips and what they teach, on the detector's device.
-            generator: draws the RPN's anchors, on that device.
 
         Returns:
             Four losses by name; their sum is what training lowers. A chip without valid boxes adds nothing to the box
             loss of the RPN, one without any box nothing to either.
         """
-        features, objectness, deltas = self._judge_anchors(batch)
-        losses = self._rpn_losses(batch, features, objectness, deltas, generator=generator)
+        maps, objectness, deltas, anchors = self._judge_anchors(batch)
+        losses = self._rpn_losses(batch, objectness, deltas, anchors)
         found = self.rpn.propose(
             objectness,
             deltas,
-            anchors=self.rpn.anchors(features),
-            image_sides=[(batch.images.shape[2], batch.images.shape[3])] * len(batch.targets),
+            anchors=anchors,
+            image_sides=[(batch.images.shape[2], batch.images.shape[3])] * len(batch.seeds),
             limit=self.spec.rpn.num_training_proposals,
             valid_sizes=batch.valid_sizes,
         )
-        proposals = [
-            torch.cat([one.boxes, target.boxes[target.standing == Standing.VALID]])
-            for one, target in zip(found, batch.targets, strict=True)
-        ]
+        own = [boxes[:count] for boxes, count in zip(batch.boxes, batch.num_valid, strict=True)]
         head = self.roi_head.losses(
-            features,
-            proposals,
-            boxes=[target.boxes for target in batch.targets],
-            labels=[target.labels for target in batch.targets],
-            standings=[target.standing for target in batch.targets],
+            maps,
+            [torch.cat(parts) for parts in zip(found.boxes, own, strict=True)],
+            is_real=[
+                torch.cat([flags, flags.new_ones(len(boxes))])
+                for flags, boxes in zip(found.is_real, own, strict=True)
+            ],
+            boxes=batch.boxes,
+            labels=batch.labels,
+            standing=batch.standing,
         )
         return losses | head
 
-    def rpn_losses(
-        self, batch: BatchLike, *, generator: torch.Generator
-    ) -> dict[str, Float[torch.Tensor, ""]]:
+    def rpn_losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:
         """Compute the losses of the RPN alone; the second stage is not run. See `losses`."""
-        features, objectness, deltas = self._judge_anchors(batch)
-        return self._rpn_losses(batch, features, objectness, deltas, generator=generator)
+        _, objectness, deltas, anchors = self._judge_anchors(batch)
+        return self._rpn_losses(batch, objectness, deltas, anchors)
 
-    def _judge_anchors(self, batch: BatchLike) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give features, scores and shifts of a batch."""
-        features = self.backbone(batch.images)
-        objectness, deltas = self.rpn(features)
-        return features, objectness, deltas
+    def _judge_anchors(
+        self, batch: BatchLike
+    ) -> tuple[Sequence[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give features, and of all anchors scores, shifts and places."""
+        maps = self.backbone(batch.images)
+        objectness, deltas = self.rpn(maps)
+        return maps, objectness, deltas, self.rpn.anchors(maps)
 
     def _rpn_losses(
         self,
         batch: BatchLike,
-        features: Float[torch.Tensor, "b c y x"],
         objectness: Float[torch.Tensor, "b n"],
         deltas: Float[torch.Tensor, "b n 4"],
-        *,
-        generator: torch.Generator,
+        anchors: Float[torch.Tensor, "n 4"],
     ) -> dict[str, Float[torch.Tensor, ""]]:
         return self.rpn.losses(
             objectness,
             deltas,
-            anchors=self.rpn.anchors(features),
-            boxes=[target.boxes for target in batch.targets],
-            standings=[target.standing for target in batch.targets],
-            generator=generator,
+            anchors=anchors,
+            boxes=batch.boxes,
+            standing=batch.standing,
+            seeds=batch.seeds,
         )
 
     @torch.no_grad()
     def propose(self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]) -> list[Proposals]:
         """Give the class-less proposals of some images, each in its own frame."""
-        features, sides = self._features(images)
-        return self._propose(features, sides)
+        maps, sides = self._features(images)
+        return self._propose(maps, sides)
 
     @torch.no_grad()
     def detect(self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]) -> list[Detections]:
@@ -155,10 +157,10 @@ class Detector(nn.Module):
             For each image its detections, in that image's frame, not yet merged: one for each proposal and class whose
             score reaches the floor.
         """
-        features, sides = self._features(images)
-        proposals = [found.boxes for found in self._propose(features, sides)]
+        maps, sides = self._features(images)
+        proposals = [found.boxes for found in self._propose(maps, sides)]
         results = []
-        for (mended, scores), side in zip(self.roi_head.detect(features, proposals), sides, strict=True):
+        for (mended, scores), side in zip(self.roi_head.detect(maps, proposals), sides, strict=True):
             boxes = clip_boxes_to_image(mended, side)
             has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
             rows, labels = torch.where((scores >= self.spec.roi_head.score_floor) & has_area[:, None])
@@ -171,25 +173,25 @@ class Detector(nn.Module):
             )
         return results
 
-    def _propose(
-        self, features: Float[torch.Tensor, "b c y x"], sides: list[tuple[int, int]]
-    ) -> list[Proposals]:
-        objectness, deltas = self.rpn(features)
-        return self.rpn.propose(
+    def _propose(self, maps: Sequence[torch.Tensor], sides: list[tuple[int, int]]) -> list[Proposals]:
+        objectness, deltas = self.rpn(maps)
+        found = self.rpn.propose(
             objectness,
             deltas,
-            anchors=self.rpn.anchors(features),
+            anchors=self.rpn.anchors(maps),
             image_sides=sides,
             limit=self.spec.rpn.num_proposals,
         )
+        return found.split()
 
     def _features(
         self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]
-    ) -> tuple[Float[torch.Tensor, "b c y x"], list[tuple[int, int]]]:
-        """Pad images on the right and below to one size that the stride divides, and compute their features."""
+    ) -> tuple[Sequence[torch.Tensor], list[tuple[int, int]]]:
+        """Pad images on the right and below to one size that all strides divide, and compute their features."""
         sides = [(image.shape[1], image.shape[2]) for image in images]
-        height = -(-max(side[0] for side in sides) // STRIDE) * STRIDE
-        width = -(-max(side[1] for side in sides) // STRIDE) * STRIDE
+        largest = self.backbone.strides[-1]
+        height = -(-max(side[0] for side in sides) // largest) * largest
+        width = -(-max(side[1] for side in sides) // largest) * largest
         padded = torch.zeros((len(images), 3, height, width), dtype=torch.uint8, device=images[0].device)
         for i, image in enumerate(images):
             padded[i, :, : image.shape[1], : image.shape[2]] = image

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import nn
 from torch.nn import functional
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import RoIAlign
+from torchvision.ops import MultiScaleRoIAlign, RoIAlign
 
-from sniper.models.backbone import STRIDE
 from sniper.models.deformable import DeformableRoIPool
 from sniper.models.spec import RoIHeadSpec
 from sniper.models.targets import Match, match_proposals
@@ -20,103 +19,148 @@ class RoIHead(nn.Module):
 
     Args:
         spec: its numbers.
-        num_channels: of the features.
+        num_channels: of each map of features.
+        strides: of the maps, finest first; of several, all but the last are pooled from, each its sizes.
         num_classes: without background.
     """
 
-    def __init__(self, spec: RoIHeadSpec, *, num_channels: int, num_classes: int) -> None:
+    def __init__(
+        self, spec: RoIHeadSpec, *, num_channels: int, strides: Sequence[int], num_classes: int
+    ) -> None:
         super().__init__()
         self.spec = spec
-        self.reduce = nn.Conv2d(num_channels, spec.channels, 1)
-        self.pool: nn.Module
-        if spec.pooling == "deformable":
-            self.pool = DeformableRoIPool(spec.channels, side=spec.pooled_side, scale=1 / STRIDE)
-        else:
-            self.pool = RoIAlign(spec.pooled_side, spatial_scale=1 / STRIDE, sampling_ratio=2, aligned=True)
+        self.pool = _build_pool(spec, num_channels=num_channels, strides=strides)
         self.first = nn.Linear(spec.channels * spec.pooled_side**2, spec.width)
         self.second = nn.Linear(spec.width, spec.width)
         self.classes = nn.Linear(spec.width, num_classes + 1)
         self.deltas = nn.Linear(spec.width, 4)
         self._coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
-        for hidden in (self.reduce, self.first, self.second):
+        for hidden in (self.first, self.second):
             nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
-            nn.init.zeros_(hidden.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(hidden.bias)
         nn.init.normal_(self.classes.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.001)
         for output in (self.classes, self.deltas):
             nn.init.zeros_(output.bias)
 
     def forward(
-        self, features: Float[torch.Tensor, "b c y x"], proposals: Sequence[torch.Tensor]
+        self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Sequence[torch.Tensor]
     ) -> tuple[Float[torch.Tensor, "r k"], Float[torch.Tensor, "r 4"]]:
         """Judge the proposals of all images.
 
         Args:
-            features: (B, C, y, x).
+            maps: of features, (B, C, y, x) each.
             proposals: B arrays (n, 4) xyxy, image frame; r in all.
 
         Returns:
             (r, C + 1) class logits, background last, and (r, 4) shifts, in the order given.
         """
-        reduced = functional.relu(self.reduce(features))
-        pooled = self.pool(reduced, list(proposals))  # (r, c, 7, 7)
+        pooled = self.pool(maps, list(proposals))  # (r, c, 7, 7)
         hidden = functional.relu(self.first(pooled.flatten(1)))
         hidden = functional.relu(self.second(hidden))
         return self.classes(hidden).float(), self.deltas(hidden).float()
 
     def losses(
         self,
-        features: Float[torch.Tensor, "b c y x"],
+        maps: Sequence[Float[torch.Tensor, "b c _ _"]],
         proposals: Sequence[torch.Tensor],
         *,
-        boxes: Sequence[torch.Tensor],
-        labels: Sequence[torch.Tensor],
-        standings: Sequence[torch.Tensor],
+        is_real: Sequence[Bool[torch.Tensor, " _"]],
+        boxes: Float[torch.Tensor, "b m 4"],
+        labels: Int[torch.Tensor, "b m"],
+        standing: Int[torch.Tensor, "b m"],
     ) -> dict[str, Float[torch.Tensor, ""]]:
         """Compare the judgement of all proposals with the boxes of each chip, valid or not.
 
         Args:
-            features: (B, C, y, x).
+            maps: of features, (B, C, y, x) each.
             proposals: of each chip, (n, 4) xyxy, chip frame.
-            boxes: of each chip, (m, 4) xyxy, chip frame.
-            labels: of each chip, (m,) 0..C-1.
-            standings: of each chip, (m,) values of `Standing`.
+            is_real: of each chip, (n,) whether a proposal is there.
+            boxes: (B, M, 4) xyxy, chip frame.
+            labels: (B, M) 0..C-1.
+            standing: (B, M) values of `Standing`.
 
         Returns:
-            `head_class`, the mean over all proposals that are not ignored, and `head_box`, the sum over positive ones
-            divided by the same number.
+            `head_class`, the mean over all proposals of a chip that are not ignored, and `head_box`, the sum over
+            positive ones divided by the same number; both as the mean over chips.
         """
-        logits, deltas = self(features, proposals)
+        logits, deltas = self(maps, proposals)
+        candidates = torch.cat(list(proposals))
+        chips = torch.cat([labels.new_full((len(one),), i) for i, one in enumerate(proposals)])
+        matches = match_proposals(
+            candidates, chips=chips, boxes=boxes, standing=standing, positive_iou=self.spec.positive_iou
+        )
+        is_positive = matches.state == Match.POSITIVE
+        counts = (matches.state != Match.IGNORED) & torch.cat(list(is_real))
+        num_counted = torch.zeros(len(boxes), device=boxes.device).index_add_(0, chips, counts.float())
+        weights = counts / num_counted.clamp(min=1)[chips] / len(boxes)  # (r,)
+
         background = logits.shape[1] - 1
-        wanted_labels, wanted_deltas, states = [], [], []
-        for i, candidates in enumerate(proposals):
-            matches = match_proposals(
-                candidates, boxes=boxes[i], standing=standings[i], positive_iou=self.spec.positive_iou
-            )
-            label = torch.full_like(matches.state, background)
-            positive = matches.state == Match.POSITIVE
-            matched = matches.box_index[positive]
-            label[positive] = labels[i][matched]
-            wanted_labels.append(label)
-            wanted_deltas.append(self._coder.encode_single(boxes[i][matched], candidates[positive]))
-            states.append(matches.state)
-        state = torch.cat(states)
-        counts = state != Match.IGNORED
-        count = counts.sum().clamp(min=1)
-        class_loss = functional.cross_entropy(
-            logits[counts], torch.cat(wanted_labels)[counts], reduction="sum"
-        )
-        box_loss = functional.smooth_l1_loss(
-            deltas[state == Match.POSITIVE], torch.cat(wanted_deltas), reduction="sum"
-        )
-        return {"head_class": class_loss / count, "head_box": box_loss / count}
+        wanted_labels = torch.where(is_positive, labels[chips, matches.box_index], background)
+        class_losses = functional.cross_entropy(logits, wanted_labels, reduction="none")
+        # A box for every proposal; where there is none to learn, any with an area does.
+        is_learnt = (is_positive & counts)[:, None]
+        unit = candidates.new_tensor((0.0, 0.0, 1.0, 1.0))
+        learnt = torch.where(is_learnt, boxes[chips, matches.box_index], unit)
+        wanted = self._coder.encode_single(learnt, torch.where(is_learnt, candidates, unit))
+        box_losses = functional.smooth_l1_loss(deltas, wanted, reduction="none").sum(dim=1)
+        return {
+            "head_class": (class_losses * weights).sum(),
+            "head_box": (box_losses * weights * is_positive).sum(),
+        }
 
     def detect(
-        self, features: Float[torch.Tensor, "b c y x"], proposals: Sequence[torch.Tensor]
+        self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Sequence[torch.Tensor]
     ) -> list[tuple[Float[torch.Tensor, "_ 4"], Float[torch.Tensor, "_ k"]]]:
         """Judge proposals at test: for each image (n, 4) mended boxes and (n, C) scores, background left out."""
-        logits, deltas = self(features, proposals)
+        logits, deltas = self(maps, proposals)
         scores = logits.softmax(dim=1)[:, :-1]
         boxes = self._coder.decode_single(deltas, torch.cat(list(proposals)))
         counts = [len(candidates) for candidates in proposals]
         return list(zip(boxes.split(counts), scores.split(counts), strict=True))
+
+
+class _OneMapPool(nn.Module):
+    """A 1×1 convolution to fewer channels, then RoIAlign or its deformable kin."""
+
+    def __init__(self, spec: RoIHeadSpec, *, num_channels: int, stride: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(num_channels, spec.channels, 1)
+        nn.init.kaiming_normal_(self.reduce.weight, nonlinearity="relu")
+        nn.init.zeros_(self.reduce.bias)  # type: ignore[arg-type]
+        self.cells: nn.Module
+        if spec.pooling == "deformable":
+            self.cells = DeformableRoIPool(spec.channels, side=spec.pooled_side, scale=1 / stride)
+        else:
+            self.cells = RoIAlign(spec.pooled_side, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+
+    def forward(
+        self, maps: Sequence[Float[torch.Tensor, "b c y x"]], rois: list[torch.Tensor]
+    ) -> Float[torch.Tensor, "r d s s"]:
+        (features,) = maps
+        pooled: torch.Tensor = self.cells(functional.relu(self.reduce(features)), rois)
+        return pooled
+
+
+class _PyramidPool(nn.Module):
+    """RoIAlign from the map that suits the size of each RoI (Lin et al. 2017, §4.2)."""
+
+    def __init__(self, spec: RoIHeadSpec, *, strides: Sequence[int]) -> None:
+        super().__init__()
+        self._strides = tuple(strides[:-1])
+        names = [str(stride) for stride in self._strides]
+        self.cells = MultiScaleRoIAlign(names, output_size=spec.pooled_side, sampling_ratio=2)
+
+    def forward(
+        self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], rois: list[torch.Tensor]
+    ) -> Float[torch.Tensor, "r c s s"]:
+        used = {str(stride): features for stride, features in zip(self._strides, maps, strict=False)}
+        sides = tuple(side * self._strides[0] for side in maps[0].shape[-2:])
+        pooled: torch.Tensor = self.cells(used, rois, [sides] * len(rois))
+        return pooled
+
+
+def _build_pool(spec: RoIHeadSpec, *, num_channels: int, strides: Sequence[int]) -> nn.Module:
+    if len(strides) > 1:
+        return _PyramidPool(spec, strides=strides)
+    return _OneMapPool(spec, num_channels=num_channels, stride=strides[0])

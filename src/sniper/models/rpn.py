@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import nn
 from torch.nn import functional
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import clip_boxes_to_image
 
-from sniper.models.backbone import STRIDE
 from sniper.models.spec import RPNSpec
+from sniper.models.suppression import suppress
 from sniper.models.targets import Match, draw_sample, match_anchors
 
 
@@ -30,19 +30,44 @@ class Proposals:
     scores: Float[torch.Tensor, " n"]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProposalBatch:
+    """The proposals of a batch, the same number of places for each image, so that nothing waits to know how many.
+
+    Attributes:
+        boxes: (B, p, 4) xyxy, frame of each image; zeros where there is none.
+        scores: (B, p) objectness from 0 to 1, best first.
+        is_real: (B, p) whether a proposal is there.
+    """
+
+    boxes: Float[torch.Tensor, "b p 4"]
+    scores: Float[torch.Tensor, "b p"]
+    is_real: Bool[torch.Tensor, "b p"]
+
+    def split(self) -> list[Proposals]:
+        """Give those of each image."""
+        return [
+            Proposals(boxes=boxes[is_real], scores=scores[is_real])
+            for boxes, scores, is_real in zip(self.boxes, self.scores, self.is_real, strict=True)
+        ]
+
+
 class RPN(nn.Module):
     """Slides over the features and tells objects from background.
 
     Args:
         spec: its numbers.
-        num_channels: of the features.
+        num_channels: of each map of features.
+        strides: of the maps, finest first. One map has anchors of all sizes; of several, each has one size.
     """
 
-    def __init__(self, spec: RPNSpec, *, num_channels: int) -> None:
+    def __init__(self, spec: RPNSpec, *, num_channels: int, strides: Sequence[int]) -> None:
         super().__init__()
         self.spec = spec
-        self._anchors = AnchorGenerator(sizes=(spec.anchor_sizes,), aspect_ratios=(spec.aspect_ratios,))
-        num_anchors = len(spec.anchor_sizes) * len(spec.aspect_ratios)
+        self._strides = tuple(strides)
+        sizes = (spec.anchor_sizes,) if len(strides) == 1 else tuple((size,) for size in spec.anchor_sizes)
+        self._anchors = AnchorGenerator(sizes=sizes, aspect_ratios=(spec.aspect_ratios,) * len(sizes))
+        num_anchors = len(sizes[0]) * len(spec.aspect_ratios)
         self.hidden = nn.Conv2d(num_channels, spec.channels, 3, padding=1)
         self.objectness = nn.Conv2d(spec.channels, num_anchors, 1)
         self.deltas = nn.Conv2d(spec.channels, 4 * num_anchors, 1)
@@ -54,21 +79,24 @@ class RPN(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, features: Float[torch.Tensor, "b c y x"]
+        self, maps: Sequence[Float[torch.Tensor, "b c _ _"]]
     ) -> tuple[Float[torch.Tensor, "b n"], Float[torch.Tensor, "b n 4"]]:
-        """Score every anchor and predict its shift: (B, n) logits and (B, n, 4) deltas."""
-        hidden = functional.relu(self.hidden(features))
-        objectness = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)  # (b, y, x, a) -> (b, n)
-        deltas = self.deltas(hidden).permute(0, 2, 3, 1)  # (b, y, x, 4a)
-        return objectness.float(), deltas.reshape(len(features), -1, 4).float()
+        """Score every anchor and predict its shift: (B, n) logits and (B, n, 4) deltas, map after map."""
+        scores, shifts = [], []
+        for features in maps:
+            hidden = functional.relu(self.hidden(features))
+            scores.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))  # (b, y, x, a) -> (b, n)
+            deltas = self.deltas(hidden).permute(0, 2, 3, 1)  # (b, y, x, 4a)
+            shifts.append(deltas.reshape(len(features), -1, 4))
+        return torch.cat(scores, dim=1).float(), torch.cat(shifts, dim=1).float()
 
-    def anchors(self, features: Float[torch.Tensor, "b c y x"]) -> Float[torch.Tensor, "n 4"]:
+    def anchors(self, maps: Sequence[Float[torch.Tensor, "b c _ _"]]) -> Float[torch.Tensor, "n 4"]:
         """Lay the anchors over one image: (n, 4) xyxy in its frame, in the order of the scores."""
-        rows, columns = features.shape[-2:]
-        sides = (rows * STRIDE, columns * STRIDE)
-        image = ImageList(torch.empty((1, 0, *sides), device=features.device), [sides])
-        shape = features.new_empty((1, 0, rows, columns), dtype=torch.float32)
-        anchors: torch.Tensor = self._anchors(image, [shape])[0]
+        device, grids = maps[0].device, [features.shape[-2:] for features in maps]
+        sides = (grids[0][0] * self._strides[0], grids[0][1] * self._strides[0])
+        image = ImageList(torch.empty((1, 0, *sides), device=device), [sides])
+        shapes = [torch.empty((1, 0, *grid), device=device) for grid in grids]
+        anchors: torch.Tensor = self._anchors(image, shapes)[0]
         return anchors
 
     @torch.no_grad()
@@ -81,7 +109,7 @@ class RPN(nn.Module):
         image_sides: Sequence[tuple[int, int]],
         limit: int,
         valid_sizes: Float[torch.Tensor, "b 2"] | None = None,
-    ) -> list[Proposals]:
+    ) -> ProposalBatch:
         """Turn scores and shifts into the best proposals of each image.
 
         Args:
@@ -93,23 +121,31 @@ class RPN(nn.Module):
             valid_sizes: (B, 2) keep only proposals of at least the first and below the second size, pixels.
 
         Returns:
-            For each image the best, after suppression.
+            The best of each image, after suppression.
         """
         spec = self.spec
-        found = []
-        for i, sides in enumerate(image_sides):
-            boxes = clip_boxes_to_image(self._coder.decode_single(deltas[i], anchors), sides)
-            extents = boxes[:, 2:] - boxes[:, :2]
-            is_wanted = extents.min(dim=1).values > 0
-            if valid_sizes is not None:
-                box_sizes = extents.prod(dim=1).sqrt()
-                is_wanted &= (box_sizes >= valid_sizes[i, 0]) & (box_sizes < valid_sizes[i, 1])
-            boxes, scores = boxes[is_wanted], objectness[i][is_wanted]
-            scores, best = scores.topk(min(spec.num_candidates, len(scores)))
-            boxes = boxes[best]
-            kept = nms(boxes, scores, spec.nms_iou)[:limit]
-            found.append(Proposals(boxes=boxes[kept], scores=scores[kept].sigmoid()))
-        return found
+        boxes = self._coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1))
+        boxes = torch.stack(
+            [
+                clip_boxes_to_image(own, sides)
+                for own, sides in zip(boxes.reshape(deltas.shape), image_sides, strict=True)
+            ]
+        )
+        extents = boxes[..., 2:] - boxes[..., :2]  # (b, n, 2)
+        is_wanted = extents.amin(dim=2) > 0
+        if valid_sizes is not None:
+            sizes = extents.prod(dim=2).sqrt()
+            is_wanted &= (sizes >= valid_sizes[:, :1]) & (sizes < valid_sizes[:, 1:])
+        scores, best = objectness.masked_fill(~is_wanted, -torch.inf).topk(
+            min(spec.num_candidates, objectness.shape[1]), dim=1
+        )
+        boxes = _taken(boxes, best)
+        kept, is_real = suppress(boxes, scores, iou=spec.nms_iou, limit=limit)
+        return ProposalBatch(
+            boxes=_taken(boxes, kept).masked_fill(~is_real[..., None], 0),  # also what is no number
+            scores=scores.gather(1, kept).sigmoid().masked_fill(~is_real, 0),
+            is_real=is_real,
+        )
 
     def losses(
         self,
@@ -117,9 +153,9 @@ class RPN(nn.Module):
         deltas: Float[torch.Tensor, "b n 4"],
         *,
         anchors: Float[torch.Tensor, "n 4"],
-        boxes: Sequence[torch.Tensor],
-        standings: Sequence[torch.Tensor],
-        generator: torch.Generator,
+        boxes: Float[torch.Tensor, "b m 4"],
+        standing: Int[torch.Tensor, "b m"],
+        seeds: Sequence[int],
     ) -> dict[str, Float[torch.Tensor, ""]]:
         """Compare scores and shifts with the boxes of each chip.
 
@@ -127,41 +163,45 @@ class RPN(nn.Module):
             objectness: (B, n) logits.
             deltas: (B, n, 4) shifts.
             anchors: (n, 4) xyxy, chip frame.
-            boxes: of each chip, (m, 4) xyxy, chip frame.
-            standings: of each chip, (m,) values of `Standing`.
-            generator: draws the anchors that count.
+            boxes: (B, M, 4) xyxy, chip frame.
+            standing: (B, M) values of `Standing`.
+            seeds: of the B chips; they draw the anchors that count.
 
         Returns:
-            `rpn_objectness`, the mean over the drawn anchors of the batch, and `rpn_box`, the sum over positive ones
-            divided by the number of all drawn.
+            `rpn_objectness`, the mean over the drawn anchors of a chip, and `rpn_box`, the sum over its positive ones
+            divided by the number of all drawn; both as the mean over chips.
         """
         spec = self.spec
-        num_drawn = 0
-        score_loss, box_loss = objectness.sum() * 0, deltas.sum() * 0
-        for i in range(len(boxes)):
-            matches = match_anchors(
-                anchors,
-                boxes=boxes[i],
-                standing=standings[i],
-                positive_iou=spec.positive_iou,
-                negative_iou=spec.negative_iou,
-                ignored_iou=spec.ignored_iou,
-            )
-            drawn = draw_sample(
-                matches.state,
-                count=spec.anchors_per_chip,
-                positive_share=spec.positive_share,
-                generator=generator,
-            )
-            is_positive = matches.state == Match.POSITIVE
-            score_loss = score_loss + functional.binary_cross_entropy_with_logits(
-                objectness[i][drawn], is_positive[drawn].float(), reduction="sum"
-            )
-            positive = drawn & is_positive
-            wanted = self._coder.encode_single(boxes[i][matches.box_index[positive]], anchors[positive])
-            box_loss = box_loss + functional.smooth_l1_loss(
-                deltas[i][positive], wanted, beta=1 / 9, reduction="sum"
-            )
-            num_drawn += int(drawn.sum())
-        count = max(num_drawn, 1)
-        return {"rpn_objectness": score_loss / count, "rpn_box": box_loss / count}
+        matches = match_anchors(
+            anchors,
+            boxes=boxes,
+            standing=standing,
+            positive_iou=spec.positive_iou,
+            negative_iou=spec.negative_iou,
+            ignored_iou=spec.ignored_iou,
+        )
+        is_drawn = draw_sample(
+            matches.state, count=spec.anchors_per_chip, positive_share=spec.positive_share, seeds=seeds
+        )
+        weights = is_drawn / is_drawn.sum(dim=1, keepdim=True).clamp(min=1) / len(boxes)  # (b, n)
+        is_positive = matches.state == Match.POSITIVE
+        score_losses = functional.binary_cross_entropy_with_logits(
+            objectness, is_positive.float(), reduction="none"
+        )
+        # A box for every anchor; where there is none to learn, its own, which is a shift of zero.
+        learnt = torch.where(is_positive[..., None], _taken(boxes, matches.box_index), anchors)
+        wanted = self._coder.encode_single(learnt.flatten(0, 1), anchors.repeat(len(boxes), 1))
+        box_losses = functional.smooth_l1_loss(
+            deltas, wanted.reshape(deltas.shape), beta=1 / 9, reduction="none"
+        ).sum(dim=2)
+        return {
+            "rpn_objectness": (score_losses * weights).sum(),
+            "rpn_box": (box_losses * weights * is_positive).sum(),
+        }
+
+
+def _taken(
+    boxes: Float[torch.Tensor, "b m 4"], index: Int[torch.Tensor, "b n"]
+) -> Float[torch.Tensor, "b n 4"]:
+    """Take boxes of each image by their index."""
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))

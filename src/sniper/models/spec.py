@@ -15,7 +15,9 @@ class BackboneSpec:
         weights: start from this safetensors file instead.
         batch_norm: whether batch norm learns its scale and keeps statistics of the chips, or stays as pretrained.
         frozen_stride: layers up to the features of this stride do not learn (4: stem and first stage); 0 for none.
-        features: the last this many feature maps are joined (2: conv4 and conv5).
+        neck: `joined` gives one map at stride 16, the paper's; `fpn` a feature pyramid of strides 4 to 64, whose maps
+            have `roi_head.channels` channels.
+        features: the last this many feature maps are joined (2: conv4 and conv5); a pyramid is made of four.
         deformable: whether the plain 3×3 convolutions of the last stage learn where to look (four groups of channels).
     """
 
@@ -24,6 +26,7 @@ class BackboneSpec:
     weights: str | None = None
     batch_norm: Literal["trained", "frozen"] = "trained"
     frozen_stride: int = 4
+    neck: Literal["joined", "fpn"] = "joined"
     features: int = 2
     deformable: bool = False
 
@@ -40,7 +43,8 @@ class RPNSpec:
 
     Attributes:
         channels: of its hidden layer.
-        anchor_sizes: square root of the anchors' areas, chip pixels.
+        anchor_sizes: square root of the anchors' areas, chip pixels; with a feature pyramid one for each of its
+            five maps.
         aspect_ratios: heights divided by widths of the anchors.
         positive_iou: an anchor that overlaps a valid box this much is positive.
         negative_iou: an anchor that overlaps every valid box less than this is negative.
@@ -131,3 +135,15 @@ class DetectorSpec:
     backbone: BackboneSpec = BackboneSpec()
     rpn: RPNSpec = RPNSpec()
     roi_head: RoIHeadSpec = RoIHeadSpec()
+
+    def __post_init__(self) -> None:
+        if self.backbone.neck == "fpn":
+            if len(self.rpn.anchor_sizes) != 5:
+                raise ValueError(
+                    "rpn.anchor_sizes: a feature pyramid has five maps, each with anchors of one size, not "
+                    f"{len(self.rpn.anchor_sizes)}"
+                )
+            if self.roi_head.pooling == "deformable":
+                raise ValueError(
+                    "roi_head.pooling: deformable pools from one map, not from a feature pyramid"
+                )

@@ -1,13 +1,19 @@
-"""What anchors and proposals must learn: valid, invalid and ignored boxes matched to them (SNIPER §3.3)."""
+"""What anchors and proposals must learn: valid, invalid and ignored boxes matched to them (SNIPER §3.3).
 
+Whole batches are matched at once, on their device and without waiting for it; a batch with many boxes is taken in parts
+of bounded memory.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torchvision.ops import box_area, box_iou
 
 from sniper.chips import Standing
+
+_MOST_PAIRS = 2**25  # of candidates and boxes, compared at a time
 
 
 class Match(IntEnum):
@@ -20,136 +26,171 @@ class Match(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Matches:
-    """The matching of one chip.
+    """What became of candidates.
 
     Attributes:
-        state: (n,) values of `Match`, for each anchor or proposal.
-        box_index: (n,) the box that each positive one matches; meaningless for the others.
+        state: values of `Match`, for each anchor or proposal.
+        box_index: the box of its chip that each positive one matches; meaningless for the others.
     """
 
-    state: Int[torch.Tensor, " n"]
-    box_index: Int[torch.Tensor, " n"]
+    state: Int[torch.Tensor, "*n"]
+    box_index: Int[torch.Tensor, "*n"]
 
 
 def match_anchors(
     anchors: Float[torch.Tensor, "n 4"],
     *,
-    boxes: Float[torch.Tensor, "m 4"],
-    standing: Int[torch.Tensor, " m"],
+    boxes: Float[torch.Tensor, "b m 4"],
+    standing: Int[torch.Tensor, "b m"],
     positive_iou: float,
     negative_iou: float,
     ignored_iou: float,
 ) -> Matches:
-    """Match the anchors of one chip to its valid boxes, and set those near other boxes aside.
+    """Match the anchors of each chip to its valid boxes, and set those near other boxes aside.
 
     An anchor is positive if it overlaps a valid box by `positive_iou`, or if no anchor overlaps that box more; negative
     if it overlaps each valid box by less than `negative_iou`. Whatever it was, it is then ignored if it overlaps an
     invalid or ignored box by more than `ignored_iou`; a negative one also if it lies half inside an ignored box.
 
     Args:
-        anchors: (n, 4) xyxy, chip frame.
-        boxes: (m, 4) xyxy, chip frame. May be empty.
-        standing: (m,) values of `Standing`.
+        anchors: (n, 4) xyxy, chip frame, the same for all chips.
+        boxes: (B, M, 4) xyxy, chip frame; M at least 1.
+        standing: (B, M) values of `Standing`.
         positive_iou: see above.
         negative_iou: see above.
         ignored_iou: see above.
 
     Returns:
-        A state for each anchor; indices point into `boxes`.
+        (B, n) states and indices.
     """
-    state = torch.full((len(anchors),), Match.NEGATIVE, device=anchors.device)
-    box_index = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
-    valid = torch.where(standing == Standing.VALID)[0]
-    if len(valid):
-        overlaps = box_iou(anchors, boxes[valid])  # (n, v)
-        best, nearest = overlaps.max(dim=1)
+
+    def match(part: slice) -> Matches:
+        shared, overlaps = _compare(anchors, boxes[part])  # (b, n, m)
+        is_valid = (standing[part] == Standing.VALID)[:, None]  # (b, 1, m)
+        is_other = ~is_valid & (standing[part] != Standing.ABSENT)[:, None]
+        valid = overlaps.masked_fill(~is_valid, 0)
+        best, nearest = valid.max(dim=2)
+        best_of_box = valid.amax(dim=1, keepdim=True)  # (b, 1, m)
+        is_best = (valid == best_of_box) & (best_of_box > 0)
+        is_forced = is_best.any(dim=2)
+        state = torch.full_like(nearest, Match.NEGATIVE)
         state[best >= negative_iou] = Match.IGNORED
-        state[best >= positive_iou] = Match.POSITIVE
-        best_of_box = overlaps.max(dim=0).values  # (v,)
-        is_best = (overlaps == best_of_box) & (best_of_box > 0)
-        is_forced = is_best.any(dim=1)
-        state[is_forced] = Match.POSITIVE
-        nearest = torch.where(is_forced & (best < positive_iou), is_best.int().argmax(dim=1), nearest)
-        box_index = valid[nearest]
-    others = boxes[standing != Standing.VALID]
-    if len(others):
-        state[box_iou(anchors, others).max(dim=1).values > ignored_iou] = Match.IGNORED
-    is_within = is_within_ignored(anchors, boxes=boxes, standing=standing)
-    state[is_within & (state == Match.NEGATIVE)] = Match.IGNORED
-    return Matches(state=state, box_index=box_index)
+        state[(best >= positive_iou) | is_forced] = Match.POSITIVE
+        box_index = torch.where(is_forced & (best < positive_iou), is_best.int().argmax(dim=2), nearest)
+        is_near = overlaps.masked_fill(~is_other, 0).amax(dim=2) > ignored_iou
+        is_within = _is_within_ignored(anchors, shared, standing[part]) & (state == Match.NEGATIVE)
+        state[is_near | is_within] = Match.IGNORED
+        return Matches(state=state, box_index=box_index)
+
+    return _joined([match(part) for part in _parts(len(boxes), size=len(anchors) * boxes.shape[1])])
 
 
 def match_proposals(
     proposals: Float[torch.Tensor, "n 4"],
     *,
-    boxes: Float[torch.Tensor, "m 4"],
-    standing: Int[torch.Tensor, " m"],
+    chips: Int[torch.Tensor, " n"],
+    boxes: Float[torch.Tensor, "b m 4"],
+    standing: Int[torch.Tensor, "b m"],
     positive_iou: float,
 ) -> Matches:
-    """Match the proposals of one chip to its objects, valid or not.
+    """Match proposals to the objects of their chips, valid or not.
 
     A proposal is positive if it overlaps an object by `positive_iou`, so that a part of a large object can still teach.
     It is ignored if it so overlaps an object of a negative chip, or lies half inside an ignored box; else negative.
 
     Args:
         proposals: (n, 4) xyxy, chip frame. May be empty.
-        boxes: (m, 4) xyxy, chip frame. May be empty.
-        standing: (m,) values of `Standing`.
+        chips: (n,) the chip of each, 0..B-1.
+        boxes: (B, M, 4) xyxy, chip frame; M at least 1.
+        standing: (B, M) values of `Standing`.
         positive_iou: see above.
 
     Returns:
-        A state for each proposal; indices point into `boxes`.
+        (n,) states and indices.
     """
-    state = torch.full((len(proposals),), Match.NEGATIVE, device=proposals.device)
-    box_index = torch.zeros(len(proposals), dtype=torch.int64, device=proposals.device)
-    state[is_within_ignored(proposals, boxes=boxes, standing=standing)] = Match.IGNORED
-    objects = torch.where(standing != Standing.IGNORED)[0]
-    if len(objects):
-        best, nearest = box_iou(proposals, boxes[objects]).max(dim=1)
-        box_index = objects[nearest]
+
+    def match(part: slice) -> Matches:
+        candidates, own = proposals[part, None], standing[chips[part]]  # (n, 1, 4), (n, m)
+        shared, overlaps = _compare(candidates, boxes[chips[part]])  # (n, 1, m)
+        is_object = (own != Standing.IGNORED) & (own != Standing.ABSENT)
+        best, nearest = overlaps[:, 0].masked_fill(~is_object, 0).max(dim=1)
         is_match = best >= positive_iou
-        is_aside = standing[box_index] == Standing.ASIDE
-        state[is_match & ~is_aside] = Match.POSITIVE
+        is_aside = own.gather(1, nearest[:, None])[:, 0] == Standing.ASIDE
+        state = torch.full_like(nearest, Match.NEGATIVE)
+        state[_is_within_ignored(candidates, shared, own)[:, 0]] = Match.IGNORED
+        state[is_match] = Match.POSITIVE
         state[is_match & is_aside] = Match.IGNORED
-    return Matches(state=state, box_index=box_index)
+        return Matches(state=state, box_index=nearest)
 
-
-def is_within_ignored(
-    candidates: Float[torch.Tensor, "n 4"],
-    *,
-    boxes: Float[torch.Tensor, "m 4"],
-    standing: Int[torch.Tensor, " m"],
-) -> Bool[torch.Tensor, " n"]:
-    """Tell which (n, 4) candidates lie with at least half of their area inside one ignored box."""
-    ignored = boxes[standing == Standing.IGNORED]
-    if not len(ignored):
-        return torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
-    low = torch.maximum(candidates[:, None, :2], ignored[None, :, :2])  # (n, i, 2)
-    high = torch.minimum(candidates[:, None, 2:], ignored[None, :, 2:])  # (n, i, 2)
-    shared = (high - low).clamp(min=0).prod(dim=2)  # (n, i)
-    return (shared >= 0.5 * box_area(candidates)[:, None]).any(dim=1)
+    return _joined([match(part) for part in _parts(len(proposals), size=boxes.shape[1])])
 
 
 def draw_sample(
-    state: Int[torch.Tensor, " n"], *, count: int, positive_share: float, generator: torch.Generator
-) -> Bool[torch.Tensor, " n"]:
-    """Draw the anchors that enter the losses: at most a share of positives, the rest negatives.
+    state: Int[torch.Tensor, "b n"], *, count: int, positive_share: float, seeds: Sequence[int]
+) -> Bool[torch.Tensor, "b n"]:
+    """Draw the anchors that enter the losses: of each chip at most a share of positives, the rest negatives.
 
     Args:
-        state: (n,) values of `Match`.
-        count: how many to draw; fewer if there are not so many.
+        state: (B, n) values of `Match`.
+        count: how many to draw of each chip; fewer if there are not so many.
         positive_share: at most this share of `count` is positive.
-        generator: draws them; on the device of `state`.
+        seeds: of the B chips; what is drawn for a chip depends on its own alone.
 
     Returns:
-        (n,) one flag for each anchor.
+        (B, n) one flag for each anchor.
     """
-    rank = torch.rand(len(state), device=state.device, generator=generator)
-    is_drawn = torch.zeros(len(state), dtype=torch.bool, device=state.device)
-    positives = torch.where(state == Match.POSITIVE)[0]
-    positives = positives[rank[positives].argsort()][: int(count * positive_share)]
-    negatives = torch.where(state == Match.NEGATIVE)[0]
-    negatives = negatives[rank[negatives].argsort()][: count - len(positives)]
-    is_drawn[positives] = True
-    is_drawn[negatives] = True
+    device, num_anchors = state.device, state.shape[1]
+    rank = torch.stack(
+        [
+            torch.rand(num_anchors, device=device, generator=torch.Generator(device).manual_seed(seed))
+            for seed in seeds
+        ]
+    )
+    is_drawn = torch.zeros_like(state, dtype=torch.bool)
+    room = torch.full((len(state), 1), count, device=device)
+    limits = {Match.POSITIVE: int(count * positive_share), Match.NEGATIVE: count}
+    for wanted, limit in limits.items():
+        ranks, first = rank.masked_fill(state != wanted, 2.0).topk(
+            min(limit, num_anchors), dim=1, largest=False, sorted=True
+        )  # (b, limit)
+        is_taken = (ranks < 2.0) & (torch.arange(ranks.shape[1], device=device) < room)
+        is_drawn |= torch.zeros_like(is_drawn).scatter(1, first, is_taken)
+        room = room - is_taken.sum(dim=1, keepdim=True)
     return is_drawn
+
+
+def _compare(
+    candidates: Float[torch.Tensor, "*b n 4"], boxes: Float[torch.Tensor, "b m 4"]
+) -> tuple[Float[torch.Tensor, "b n m"], Float[torch.Tensor, "b n m"]]:
+    """Give the areas that candidates share with the boxes of their chips, and the intersections over unions."""
+    x1, y1, x2, y2 = (side[..., None] for side in candidates.unbind(-1))  # (..., n, 1)
+    u1, v1, u2, v2 = (side[..., None, :] for side in boxes.unbind(-1))  # (b, 1, m)
+    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
+    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0)
+    shared = width * height
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
+    return shared, shared / union.clamp_(min=1e-9)
+
+
+def _is_within_ignored(
+    candidates: Float[torch.Tensor, "*b n 4"],
+    shared: Float[torch.Tensor, "b n m"],
+    standing: Int[torch.Tensor, "b m"],
+) -> Bool[torch.Tensor, "b n"]:
+    """Tell which candidates lie with at least half of their area inside one ignored box."""
+    areas = (candidates[..., 2:] - candidates[..., :2]).prod(dim=-1)  # (..., n)
+    is_ignored = (standing == Standing.IGNORED)[:, None]  # (b, 1, m)
+    return (is_ignored & (shared >= 0.5 * areas[..., None])).any(dim=2)
+
+
+def _parts(count: int, *, size: int) -> Iterator[slice]:
+    """Cut a range of things of a size into parts of bounded size; at least one part, which may be empty."""
+    step = max(1, _MOST_PAIRS // max(size, 1))
+    return (slice(start, start + step) for start in range(0, max(count, 1), step))
+
+
+def _joined(parts: Sequence[Matches]) -> Matches:
+    return Matches(
+        state=torch.cat([part.state for part in parts]),
+        box_index=torch.cat([part.box_index for part in parts]),
+    )
