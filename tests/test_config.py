@@ -42,7 +42,7 @@ def test_every_fault_is_told_at_once_with_the_nearest_name() -> None:
     sed: 1
     train: {batchsize: 4, epochs: many, momentum: -1}
     pyramid: {levels: [{factor: 2, below: 50}, {long_sid: 512}]}
-    model: {backbone: {batch_norm: synced}}
+    model: {backbone: {batch_norm: shared}}
     """
     with pytest.raises(ConfigError) as caught:
         parse_experiment(text, source=HERE)
@@ -53,7 +53,7 @@ def test_every_fault_is_told_at_once_with_the_nearest_name() -> None:
         "train.epochs: input should be a valid number, unable to parse string as a number, not 'many'",
         "pyramid.levels[1].long_sid is not known; did you mean pyramid.levels[1].long_side?",
         "pyramid.levels[1]: a level needs exactly one of factor, long_side, short_side; got none",
-        "model.backbone.batch_norm: input should be 'trained' or 'frozen', not 'synced'",
+        "model.backbone.batch_norm: input should be 'trained', 'synced' or 'frozen', not 'shared'",
     ):
         assert part in str(caught.value)
 

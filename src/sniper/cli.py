@@ -209,25 +209,30 @@ def train(
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=True)],
     run: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
+    step: Count | None = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Train a detector.
+    """Train a detector. Under torchrun, each process takes its share of every batch.
 
     Args:
         config: the experiment, YAML.
         overrides: any field of it, as --section.field VALUE.
         run: folder of the run; runs/NAME otherwise, after the name of the experiment file.
         resume: go on with a run that was stopped; what neither config nor overrides say is as it was.
+        step: with --resume, go on from the checkpoint of this step; later ones are put aside.
         device: where to compute, such as cpu or cuda:0; a GPU if there is one.
         json: print one JSON object and nothing else.
     """
     from sniper.config import check_resumable, dump_experiment, load_experiment
+    from sniper.engine.ranks import Ranks
     from sniper.engine.run import Run
     from sniper.stages import train_experiment
 
     folder = run or Path("runs") / config.stem
     changes = _as_overrides(overrides)
+    if step is not None and not resume:
+        raise ConfigError("--step goes with --resume: it says which checkpoint to go on from")
     if resume:
         opened = Run.open(folder)
         old = load_experiment(opened.config_path)
@@ -236,21 +241,35 @@ def train(
     else:
         spec = load_experiment(config, overrides=changes)
     annotations = _load_source(spec.data.train, "data.train.annotations", config)
-    if resume:
-        opened.save_config(dump_experiment(spec))
-    else:
-        opened = Run.create(folder, config=dump_experiment(spec))
+    place = _device(device)
     last: dict[str, Any] = {}
-    with _step_bar() as bars:
+    with Ranks.of_environment().joined(place) as ranks:
+        if not resume and ranks.is_first:
+            Run.create(folder, config=dump_experiment(spec))
+        elif ranks.is_first:
+            opened.save_config(dump_experiment(spec))
+            if step is not None:
+                opened.go_back_to(step)
+        ranks.wait()
+        opened = Run.open(folder)
+        with _step_bar(is_shown=ranks.is_first) as bars:
 
-        def note(report: "StepReport") -> None:
-            last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
-            bars.step(report)
+            def note(report: "StepReport") -> None:
+                last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
+                bars.step(report)
 
-        train_experiment(
-            opened, spec, annotations, device=_device(device), watch=note, watch_mining=bars.mining
-        )
-    _answer(json, {"run": str(folder), "step": int(opened.checkpoints[-1].name), **last})
+            train_experiment(
+                opened,
+                spec,
+                annotations,
+                device=place,
+                watch=note,
+                watch_mining=bars.mining,
+                watch_scores=bars.scores,
+                ranks=ranks,
+            )
+    if ranks.is_first:
+        _answer(json, {"run": str(folder), "step": int(opened.checkpoints[-1].name), **last})
 
 
 @app.command
@@ -283,6 +302,7 @@ def mine(
     from sniper.data.coco import load_annotations
     from sniper.engine.mine import mine as mine_run
     from sniper.engine.mine import take_detections
+    from sniper.engine.ranks import Ranks
     from sniper.engine.run import Run
     from sniper.evaluation import load_detections
 
@@ -298,7 +318,8 @@ def mine(
         raise ConfigError(f"{opened.config_path}: data.train.annotations is missing")
     loaded = load_annotations(annotations, image_root=image_root, has_images=detections is None)
     _warn(loaded)
-    share = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun says
+    ranks = Ranks.of_environment()
+    share = ranks.rank, ranks.count
     folder = output or run / "proposals"
     if detections is not None:
         store = take_detections(
@@ -579,7 +600,7 @@ def _answer(is_json: bool, values: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _step_bar() -> Iterator["_Bars"]:
+def _step_bar(*, is_shown: bool = True) -> Iterator["_Bars"]:
     """Show a bar for each stage; on a console that is no terminal, a line now and then."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -589,15 +610,17 @@ def _step_bar() -> Iterator["_Bars"]:
         TextColumn("{task.fields[told]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal) as progress:
-        yield _Bars(progress)
+    is_bar = is_shown and _console.is_terminal
+    with Progress(*columns, console=_console, transient=True, disable=not is_bar) as progress:
+        yield _Bars(progress, is_shown=is_shown)
 
 
 class _Bars:
     """One bar for each stage, as it begins."""
 
-    def __init__(self, progress: "Progress") -> None:
+    def __init__(self, progress: "Progress", *, is_shown: bool) -> None:
         self._progress = progress
+        self._is_shown = is_shown
         self._tasks: dict[str, TaskID] = {}
         self._spoken = time.monotonic()
 
@@ -614,11 +637,16 @@ class _Bars:
             "mine", f"{num_done} of {num_images} images", done=num_done, total=num_images, unit="image"
         )
 
+    def scores(self, epoch: float, scores: Mapping[str, float]) -> None:
+        """Tell the scores on the test images."""
+        told = "  ".join(f"{name} {scores[name]:.3f}" for name in ("ap", "ap50", "ap75", "ar_100"))
+        _console.print(f"epoch {epoch:g}  {told}")
+
     def _show(self, stage: str, told: str, *, done: int, total: int, unit: str) -> None:
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, told=told)
         self._progress.update(self._tasks[stage], completed=done, total=total, told=told)
         now = time.monotonic()
-        if not _console.is_terminal and (now - self._spoken > 30 or done == total):
+        if self._is_shown and not _console.is_terminal and (now - self._spoken > 30 or done == total):
             _console.print(f"{stage}  {unit} {done}  {told}")
             self._spoken = now

@@ -57,6 +57,7 @@ def demo_experiment(world: Path) -> ExperimentSpec:
             epochs=3.0,
             batch_size=8,
             learning_rate=0.03,
+            reference_batch=8,
             warm_up_steps=50,
             decay_at=(2.4,),
             clip_gradient=10.0,

@@ -42,4 +42,8 @@ class WeightsError(SniperError):
 
 
 class TrainingDiverged(SniperError):
-    """A loss that is not finite; the message names the step and the images."""
+    """A loss that is not finite; the message names the step and the chips."""
+
+
+class OutOfMemory(SniperError):
+    """A batch that does not fit into the memory of its device; the message tells how many chips would."""

@@ -6,7 +6,7 @@ Each stage goes on where it was stopped, and is not run again while what it depe
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +16,19 @@ import torch
 from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
 from sniper.config import dump_experiment, load_experiment
-from sniper.data.coco import Annotations
+from sniper.data.coco import Annotations, load_annotations
+from sniper.data.images import load_image
 from sniper.data.plan import build_table
-from sniper.data.proposals import add_negatives
+from sniper.data.proposals import ProposalStore, add_negatives
 from sniper.data.spec import SourceSpec
 from sniper.engine.mine import mine
+from sniper.engine.predict import Predictor, to_coco
+from sniper.engine.ranks import ALONE, Ranks
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, MineSpec, PredictSpec
 from sniper.engine.train import StepReport, train
-from sniper.errors import ConfigError
+from sniper.errors import AnnotationError, ConfigError
+from sniper.evaluation import evaluate
 from sniper.models.detector import Detector
 
 
@@ -36,6 +40,8 @@ def train_experiment(
     device: torch.device,
     watch: Callable[[StepReport], None],
     watch_mining: Callable[[int, int], None],
+    watch_scores: Callable[[float, Mapping[str, float]], None] = lambda epoch, scores: None,
+    ranks: Ranks = ALONE,
 ) -> Detector:
     """Run all stages that an experiment asks for; what is raised is what `train` and `mine` raise.
 
@@ -46,12 +52,19 @@ def train_experiment(
         device: where to compute.
         watch: told after every step.
         watch_mining: told how many images are searched, and how many there are.
+        watch_scores: told the scores on the test images after so many epochs.
+        ranks: the processes that train together; all call this.
 
     Returns:
         The trained detector.
+
+    Raises:
+        ConfigError: also if the experiment is to be scored and names no test images.
+        AnnotationError: also if the test images have other categories than those trained on.
     """
+    score = _scorer(spec, annotations, device=device, ranks=ranks, watch=watch_scores)
     if spec.negatives.source == "none":
-        return train(run, spec, annotations, device=device, watch=watch)
+        return train(run, spec, annotations, device=device, watch=watch, score=score, ranks=ranks)
     run.check_learnt_from(annotations)
 
     def mined_table(epoch: int) -> ChipTable:
@@ -63,10 +76,28 @@ def train_experiment(
             return ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
         source = run
         if round_start == 0:
-            source = _begun(run.folder / "rpn", rpn_experiment(spec), annotations)
-            train(source, rpn_experiment(spec), annotations, device=device, watch=watch)
+            source = Run(run.folder / "rpn")
+            if ranks.is_first:
+                source = _begun(source.folder, rpn_experiment(spec), annotations)
+            ranks.wait()
+            train(source, rpn_experiment(spec), annotations, device=device, watch=watch, ranks=ranks)
         started = time.monotonic()
-        store = mine(source, spec, annotations, run.folder / "mined", device=device, watch=watch_mining)
+        store = mine(
+            source,
+            spec,
+            annotations,
+            run.folder / "mined",
+            device=device,
+            watch=watch_mining,
+            share=(ranks.rank, ranks.count),
+        )
+        ranks.wait()
+        if ranks.is_first:
+            keep_table(path, store, round_start=round_start, started=started)
+        ranks.wait()
+        return ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
+
+    def keep_table(path: Path, store: ProposalStore, *, round_start: int, started: float) -> None:
         generator = np.random.default_rng([spec.seed, round_start, 1])
         positives = build_table(annotations, spec.pyramid, generator=generator)
         table = add_negatives(positives, store, spec.negatives, generator=generator)
@@ -81,18 +112,64 @@ def train_experiment(
                 "seconds": round(time.monotonic() - started, 3),
             }
         )
-        return table
 
     if not run.checkpoints:
         mined_table(0)  # before the detector takes its place in memory
-    return train(run, spec, annotations, device=device, watch=watch, table_of=mined_table)
+    return train(
+        run,
+        spec,
+        annotations,
+        device=device,
+        watch=watch,
+        table_of=mined_table,
+        score=score,
+        ranks=ranks,
+    )
+
+
+def _scorer(
+    spec: ExperimentSpec,
+    annotations: Annotations,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    watch: Callable[[float, Mapping[str, float]], None],
+) -> Callable[[Detector, float], Mapping[str, float]] | None:
+    """Give what scores a detector on the test images, each process searching its share; None if that is not wanted."""
+    if spec.train.evaluate_every is None:
+        return None
+    if not spec.data.test.annotations:
+        raise ConfigError("train.evaluate_every: data.test.annotations is missing")
+    source = spec.data.test
+    root = None if source.images is None else Path(source.images)
+    test = load_annotations(Path(source.annotations), image_root=root)
+    if test.categories != annotations.categories:
+        raise AnnotationError(f"{test.path}: has other categories than {annotations.path}")
+    truth = test.to_coco()
+
+    def score(model: Detector, epoch: float) -> Mapping[str, float]:
+        predictor = Predictor(
+            model=model, spec=spec.predict, categories=annotations.categories, device=device
+        )
+        own = []
+        for index in range(ranks.rank, len(test), ranks.count):
+            record = test[index]
+            found = predictor(load_image(record.path))
+            own += to_coco(found, image_id=record.image_id, categories=predictor.categories)
+        results = [entry for part in ranks.gather(own) for entry in part]
+        scores = evaluate(results, truth).as_dict()
+        if ranks.is_first:
+            watch(epoch, scores)
+        return scores
+
+    return score
 
 
 def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
     """Give the experiment that trains the RPN alone, on positive chips, to mine with."""
     return replace(
         spec,
-        train=replace(spec.train, epochs=spec.mine.rpn_epochs, rpn_only=True),
+        train=replace(spec.train, epochs=spec.mine.rpn_epochs, rpn_only=True, evaluate_every=None),
         negatives=NegativeSpec(),
     )
 
@@ -123,7 +200,9 @@ def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
     return replace(
         spec,
         data=replace(spec.data, train=SourceSpec(), test=SourceSpec(), loader_processes=0),
-        train=replace(spec.train, checkpoint_minutes=1.0, keep_checkpoints=1),
+        train=replace(
+            spec.train, checkpoint_minutes=1.0, keep_checkpoints=1, tensorboard=False, compile=False
+        ),
         mine=MineSpec(),
         predict=PredictSpec(),
     )

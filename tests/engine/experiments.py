@@ -18,6 +18,7 @@ def tiny_experiment(annotations: Path) -> ExperimentSpec:
             epochs=1.5,
             batch_size=4,
             learning_rate=0.01,
+            reference_batch=4,
             warm_up_steps=2,
             decay_at=(1.0,),
             precision="fp32",

@@ -22,9 +22,9 @@ from sniper.chips import Level, LevelSpec
 from sniper.data.coco import Annotations
 from sniper.data.images import load_image, resize_to_level
 from sniper.data.proposals import ProposalStore, ShardProposals
+from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, MineSpec, Precision
-from sniper.engine.train import autocast, build_detector
 from sniper.errors import DetectionsError, ProposalsError
 from sniper.geometry.boxes import clip, from_xywh
 from sniper.models.detector import Detector

@@ -9,9 +9,9 @@ from PIL import Image
 
 from sniper.data.coco import Category
 from sniper.data.images import resize_to_level
+from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, PredictSpec
-from sniper.engine.train import autocast, build_detector
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
 from sniper.geometry.suppression import soft_nms

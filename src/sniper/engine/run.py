@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -110,26 +111,31 @@ class Run:
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def entries(self) -> list[dict[str, Any]]:
+        """Read the metrics; a last line that was cut short when the run was killed is left out."""
+        if not self.metrics_path.exists():
+            return []
+        entries = []
+        for line in self.metrics_path.read_text().splitlines():
+            with suppress(json.JSONDecodeError):
+                entries.append(json.loads(line))
+        return entries
+
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that were made after the checkpoint from which the run goes on."""
         if not self.metrics_path.exists():
             return
-        lines = []
-        for line in self.metrics_path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a killed run, cut short
-                continue
-            if entry["step"] <= step:
-                lines.append(line + "\n")
+        lines = [json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= step]
         with replace_whole(self.metrics_path) as file:
             file.write("".join(lines).encode())
 
     def save_checkpoint(
         self,
         *,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        weights: Mapping[str, torch.Tensor],
+        average: Mapping[str, torch.Tensor] | None,
+        optimizer: Mapping[str, torch.Tensor],
+        counters: Mapping[str, Any],
         progress: Progress,
         annotations: Annotations,
         keep: int,
@@ -137,50 +143,107 @@ class Run:
         """Write a checkpoint, complete or not at all, and remove all but the newest few.
 
         Args:
-            model: its weights and statistics.
-            optimizer: of that model.
+            weights: the model's, and its statistics.
+            average: of the weights, if one is kept: what the trained detector is to use.
+            optimizer: its tensors, see `optimizer_tensors`.
+            counters: plain data that goes with the optimizer.
             progress: how far the run has come.
             annotations: what it learns from; their categories and digest are kept.
             keep: how many checkpoints to leave.
+
+        Raises:
+            CheckpointError: if it cannot be written; those written before are as they were.
         """
         folder = self.folder / "checkpoints"
         unfinished = folder / "unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        head = _identity(annotations)
-        save_tensors(unfinished / "weights.safetensors", model.state_dict(), head=head)
-        state = _optimizer_state(optimizer, model)
-        save_tensors(unfinished / "optimizer.safetensors", state, head=asdict(progress))
         final = folder / f"{progress.step:08d}"
-        os.replace(unfinished, final)
+        head = _identity(annotations)
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            save_tensors(unfinished / "weights.safetensors", weights, head=head)
+            if average is not None:
+                save_tensors(unfinished / "average.safetensors", average, head=head)
+            place = {**asdict(progress), **counters}
+            save_tensors(unfinished / "optimizer.safetensors", optimizer, head=place)
+            shutil.rmtree(final, ignore_errors=True)  # of the same step, written before
+            os.replace(unfinished, final)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            left = self.checkpoints
+            state = f"the last one that is whole is {left[-1]}" if left else "there is none before it"
+            raise CheckpointError(
+                f"{final}: the checkpoint of step {progress.step} cannot be written "
+                f"({error.strerror or error}); {state}. Once that is mended, go on with --resume."
+            ) from error
         for old in self.checkpoints[:-keep]:
             os.replace(old, unfinished)  # it bears a number no more before it stops being whole
             shutil.rmtree(unfinished)
         return final
 
     def load_checkpoint(
-        self, *, model: nn.Module, optimizer: torch.optim.Optimizer, annotations: Annotations
-    ) -> Progress:
+        self,
+        *,
+        model: nn.Module,
+        average: nn.Module | None,
+        optimizer: torch.optim.Optimizer,
+        annotations: Annotations,
+    ) -> tuple[Progress, dict[str, Any]]:
         """Go back to the newest checkpoint; a run without one starts at its beginning.
 
         Args:
             model: filled with its weights and statistics.
+            average: filled with the average of the weights, if one is kept.
             optimizer: of that model; filled with its state.
             annotations: what the run goes on learning from.
+
+        Returns:
+            How far the run has come, and the counters that were saved.
 
         Raises:
             CheckpointError: if it cannot be read, belongs to another model, or learnt from other annotations.
         """
         if not self.checkpoints:
-            return Progress()
+            return Progress(), {}
         self.check_learnt_from(annotations)
-        source = self.checkpoints[-1] / "weights.safetensors"
-        weights, _ = load_tensors(source)
-        fill_module(model, weights, source=source)
-        source = self.checkpoints[-1] / "optimizer.safetensors"
-        state, head = load_tensors(source)
+        folder = self.checkpoints[-1]
+        for module, name in ((model, "weights"), (average, "average")):
+            if module is not None:
+                source = folder / f"{name}.safetensors"
+                fill_module(module, self._read(source)[0], source=source)
+        source = folder / "optimizer.safetensors"
+        state, head = self._read(source)
         _fill_optimizer(optimizer, model, state, source=source)
-        return Progress(step=head["step"], epoch=head["epoch"], step_in_epoch=head["step_in_epoch"])
+        names = [field.name for field in fields(Progress)]
+        try:
+            progress = Progress(**{name: head.pop(name) for name in names})
+        except KeyError as error:
+            raise CheckpointError(f"{source}: does not say how far the run has come ({error})") from error
+        return progress, head
+
+    def go_back_to(self, step: int) -> None:
+        """Put the checkpoints after that of a step aside, under names that end in `.aside`.
+
+        Raises:
+            RunError: if there is no checkpoint of that step.
+        """
+        steps = [int(path.name) for path in self.checkpoints]
+        if step not in steps:
+            known = ", ".join(map(str, steps)) or "none"
+            raise RunError(f"{self.folder}: has no checkpoint of step {step}; there are {known}")
+        for path in self.checkpoints[steps.index(step) + 1 :]:
+            aside = path.with_name(f"{path.name}.aside")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+
+    def _read(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Read a part of the newest checkpoint; if that fails, say which one is before it."""
+        try:
+            return load_tensors(path)
+        except CheckpointError as error:
+            older = self.checkpoints[:-1]
+            hint = f". --resume --step {int(older[-1].name)} goes back to the one before" if older else ""
+            raise CheckpointError(f"{error}{hint}") from error
 
     def learnt_from(self, annotations: Annotations) -> bool:
         """Tell whether the newest checkpoint, if there is one, learnt from these annotations.
@@ -190,7 +253,7 @@ class Run:
         """
         if not self.checkpoints:
             return True
-        _, head = load_tensors(self.checkpoints[-1] / "weights.safetensors")
+        _, head = self._read(self.checkpoints[-1] / "weights.safetensors")
         return head == _identity(annotations)
 
     def check_learnt_from(self, annotations: Annotations) -> None:
@@ -206,7 +269,7 @@ class Run:
             )
 
     def load_weights(self) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
-        """Read the newest weights: tensors, categories by label, and the file they came from.
+        """Read the newest weights, their average if one is kept: tensors, categories by label, and the file.
 
         Raises:
             RunError: if there is no checkpoint yet.
@@ -214,8 +277,10 @@ class Run:
         """
         if not self.checkpoints:
             raise RunError(f"{self.folder}: the run has no checkpoint yet")
-        path = self.checkpoints[-1] / "weights.safetensors"
-        tensors, head = load_tensors(path)
+        path = self.checkpoints[-1] / "average.safetensors"
+        if not path.exists():
+            path = path.with_name("weights.safetensors")
+        tensors, head = self._read(path)
         try:
             categories = tuple(Category(**entry) for entry in head["categories"])
         except (KeyError, TypeError) as error:
@@ -229,7 +294,7 @@ def _identity(annotations: Annotations) -> dict[str, Any]:
     return {"categories": categories, "digest": annotations.digest}
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
     """Name the optimizer's tensors after the parameters they belong to."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
@@ -243,10 +308,14 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict
 def _fill_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, torch.Tensor], *, source: Path
 ) -> None:
+    """Put tensors back in their places: what has a parameter's shape in its memory layout and on its device."""
     parameters = dict(model.named_parameters())
     for name, tensor in state.items():
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters.get(parameter_name)
         if parameter is None:
             raise CheckpointError(f"{source}: belongs to another model: it has {name}")
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
+        is_alike = tensor.shape == parameter.shape and tensor.dim() > 0
+        # AdamW counts steps in tensors without dimensions, which stay on the processor.
+        own = torch.empty_like(parameter).copy_(tensor) if is_alike else tensor
+        optimizer.state[parameter][key] = own.detach()

@@ -9,25 +9,37 @@ from sniper.chips.negatives import NegativeSpec
 from sniper.data.spec import DataSpec, SourceSpec
 from sniper.models.spec import DetectorSpec
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """How to train; the defaults are the paper's, stated for its batch of 128 chips (SNIPER §4).
 
+    Rates are for gradients averaged over a batch of `reference_batch` chips, and scaled to the batch that is used: in
+    proportion with SGD, with the square root of the ratio with AdamW.
+
     Attributes:
         epochs: passes over the plan; fractions allowed.
-        batch_size: chips in a step.
-        learning_rate: after warm-up, for gradients averaged over the batch.
+        batch_size: chips in a step, on all devices together.
+        accumulate: parts into which a device cuts its share of a batch, one after the other in its memory; batch norm
+            sees one part at a time.
+        optimizer: `sgd`, or `adamw` with torch's other numbers.
+        learning_rate: after warm-up, for the reference batch.
+        reference_batch: chips in the batch that the rates are stated for.
         warm_up_steps: steps over which the rate rises in a straight line.
-        warm_up_rate: the rate of the first step.
+        warm_up_rate: the rate of the first step, for the reference batch.
         decay_at: epochs at which the rate is multiplied by `decay`; fractions allowed.
         decay: see above.
         momentum: of SGD.
-        weight_decay: of SGD.
+        weight_decay: of either optimizer.
         clip_gradient: scale gradients down to this norm; None leaves them alone.
-        precision: `bf16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively.
+        ema_decay: keep an average of the weights, to be used after training, that forgets no faster than with this
+            decay a step; at first it forgets faster. None keeps none.
+        precision: `bf16` or `fp16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively, else fp32.
+        compile: let torch compile the backbone; takes a minute at the start.
+        evaluate_every: score the test images after this many epochs, and at the end; None does not.
+        tensorboard: write the metrics for TensorBoard, too.
         checkpoint_minutes: minutes between checkpoints; one is always written at the end of an epoch.
         keep_checkpoints: the newest this many are kept.
         rpn_only: train the region proposal network alone, on positive chips: enough to mine with.
@@ -35,7 +47,10 @@ class TrainSpec:
 
     epochs: float = 6.0
     batch_size: int = 128
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.12
+    reference_batch: int = 128
     warm_up_steps: int = 1000
     warm_up_rate: float = 0.0005
     decay_at: tuple[float, ...] = (5.33,)
@@ -43,7 +58,11 @@ class TrainSpec:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     clip_gradient: float | None = None
+    ema_decay: float | None = None
     precision: Precision = "auto"
+    compile: bool = False
+    evaluate_every: int | None = None
+    tensorboard: bool = False
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
     rpn_only: bool = False
@@ -59,11 +78,25 @@ class TrainSpec:
         for name in ("warm_up_steps", "warm_up_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        for name in ("batch_size", "keep_checkpoints"):
+        for name in ("batch_size", "accumulate", "reference_batch", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate: {self.batch_size} chips (batch_size) cannot be cut into {self.accumulate} equal parts"
+            )
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        """Refuse what makes no sense among the fields that may be null."""
         if self.clip_gradient is not None and not self.clip_gradient > 0:
             raise ValueError(f"clip_gradient must be positive or null, not {self.clip_gradient}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be between 0 and 1, or null, not {self.ema_decay}")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every must be at least 1 or null, not {self.evaluate_every}")
+        if self.evaluate_every is not None and self.rpn_only:
+            raise ValueError("evaluate_every: an RPN alone (rpn_only) names no objects to be scored")
 
 
 @dataclass(frozen=True, kw_only=True)

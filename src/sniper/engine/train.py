@@ -1,14 +1,11 @@
 """Training: plans of chips to weights, without a step lost."""
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import torch
@@ -18,17 +15,15 @@ from sniper.chips import ChipTable
 from sniper.data.coco import Annotations
 from sniper.data.dataset import Batch, ChipDataset, collate
 from sniper.data.plan import EpochPlan, plan_epoch
+from sniper.engine.board import Board
+from sniper.engine.learner import Learner, own_share
+from sniper.engine.optimizer import learning_rate
+from sniper.engine.ranks import ALONE, Ranks
 from sniper.engine.run import Progress, Run
-from sniper.engine.schedule import learning_rate
-from sniper.engine.spec import ExperimentSpec, Precision, TrainSpec
-from sniper.errors import SniperError, TrainingDiverged
+from sniper.engine.signals import Ears, leave_signals_to_the_trainer
+from sniper.engine.spec import ExperimentSpec
+from sniper.errors import SniperError
 from sniper.models.detector import Detector
-
-_PLAIN: dict[signal.Signals, Any] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-}
-_SIGNALS = tuple(_PLAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +37,11 @@ class StepReport:
         epochs: passes to make.
         steps_left: to the end of the run, as far as the plan of this epoch tells.
         losses: by name.
+        gradient_norm: of the sum of all losses.
         learning_rate: of the step.
-        chips_per_second: over the step, reading included.
+        chips_per_second: of all devices, over the step, reading included.
+        data_wait: share of the step's time that was spent waiting for chips.
+        peak_memory: the most memory that was in use so far on the first device, bytes.
     """
 
     stage: str
@@ -52,20 +50,16 @@ class StepReport:
     epochs: float
     steps_left: int
     losses: dict[str, float]
+    gradient_norm: float
     learning_rate: float
     chips_per_second: float
+    data_wait: float
+    peak_memory: int
 
     @property
     def loss(self) -> float:
         """The sum of all losses."""
         return sum(self.losses.values())
-
-
-def build_detector(spec: ExperimentSpec, *, num_classes: int, has_weights: bool = True) -> Detector:
-    """Make the detector of an experiment; its fresh layers are drawn from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
-        return Detector(spec.model, num_classes=num_classes, has_weights=has_weights)
 
 
 def train(
@@ -76,6 +70,8 @@ def train(
     device: torch.device,
     watch: Callable[[StepReport], None],
     table_of: Callable[[int], ChipTable | None] | None = None,
+    score: Callable[[Detector, float], Mapping[str, float]] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Detector:
     """Train, from the newest checkpoint of the run if it has one, to the last epoch.
 
@@ -87,9 +83,11 @@ def train(
         spec: the experiment.
         annotations: what to train on.
         device: where to compute.
-        watch: told after every step.
+        watch: told after every step, in the first process.
         table_of: gives the chips of an epoch, or None for such as are chosen anew; by default the table that the
             experiment names, if it names one.
+        score: gives the scores of a detector after so many epochs; called as `evaluate_every` says.
+        ranks: the processes that train together; all call this, the first writes.
 
     Returns:
         The trained detector.
@@ -97,35 +95,46 @@ def train(
     Raises:
         AnnotationError: if there is nothing to learn from.
         ChipTableError: if the chip table that the experiment names cannot be read, or belongs to something else.
-        CheckpointError: if the newest checkpoint cannot be read, or belongs to something else.
+        CheckpointError: if the newest checkpoint cannot be read or belongs to something else, or one cannot be written.
+        ConfigError: if the batch cannot be shared by these processes.
         ImageError: if an image cannot be read.
         KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, when the step under way is done and a checkpoint written.
+        OutOfMemory: if the chips do not fit into the memory of the device.
         TrainingDiverged: if a loss or a gradient is not finite.
     """
-    fixed = _fixed_table(run, spec, annotations)
-    has_checkpoint = bool(run.checkpoints)
-    model = build_detector(spec, num_classes=len(annotations.categories), has_weights=not has_checkpoint)
-    model.to(device).train()
-    optimizer = build_optimizer(spec.train, model)
-    progress = run.load_checkpoint(model=model, optimizer=optimizer, annotations=annotations)
-    run.forget_after(progress.step)
+    fixed = _fixed_table(run, spec, annotations, ranks)
+    learner = Learner(
+        spec,
+        num_classes=len(annotations.categories),
+        device=device,
+        ranks=ranks,
+        has_weights=not run.checkpoints,
+    )
+    progress = learner.load(run, annotations)
+    if ranks.is_first:
+        run.forget_after(progress.step)
+    board = None
+    if spec.train.tensorboard and ranks.is_first:
+        board = Board(run.folder / "tensorboard", step=progress.step)
     trainer = _Trainer(
         run,
         spec,
         annotations,
         table_of or (lambda _: fixed),
-        device=device,
         watch=watch,
-        model=model,
-        optimizer=optimizer,
+        score=score,
+        learner=learner,
+        board=board,
     )
-    with trainer.ears.open():
+    with board or nullcontext(), trainer.ears.open():
+        if progress.step_in_epoch == 0:
+            trainer.score_if_due(progress)  # a run that was stopped before it could
         for _ in range(progress.epoch, math.ceil(spec.train.epochs)):
             progress = trainer.train_epoch(progress)
-    return model
+    return learner.best
 
 
-def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Annotations) -> ChipTable | None:
+def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Annotations, ranks: Ranks) -> ChipTable | None:
     """Read the chips of all epochs, if the experiment names a table.
 
     A run keeps a copy: it goes on with the same chips, whatever became of the file.
@@ -135,69 +144,10 @@ def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Annotations) -> Ch
     is_going_on = bool(run.checkpoints) and run.chips_path.exists()
     path = run.chips_path if is_going_on else Path(spec.data.chips)
     table = ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
-    if not is_going_on:
+    ranks.wait()
+    if not is_going_on and ranks.is_first:
         table.save(run.chips_path)
     return table
-
-
-def build_optimizer(spec: TrainSpec, model: Detector) -> torch.optim.Optimizer:
-    """Make the optimizer of all parameters that learn."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(
-        parameters, lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay
-    )
-
-
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Compute in bf16 where that was asked for, or where the device does it natively and `auto` leaves the choice."""
-    if precision == "auto":
-        is_native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
-    else:
-        is_native = precision == "bf16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_native)
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-class _Ears:
-    """Notes SIGINT and SIGTERM instead of dying of them, so that the step under way can be finished."""
-
-    def __init__(self) -> None:
-        self.is_asked = Event()
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Listen."""
-        if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
-            yield
-            return
-        before = {one: signal.signal(one, lambda *_: self.is_asked.set()) for one in _SIGNALS}
-        try:
-            yield
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        """Let signals do what they do, for work that may end anywhere, such as mining."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        listening = {one: signal.signal(one, _PLAIN[one]) for one in _SIGNALS}
-        try:
-            yield
-        finally:
-            for one, handler in listening.items():
-                signal.signal(one, handler)
-
-
-def _leave_signals_to_the_trainer(_: int) -> None:
-    """Keep a loader process alive when Ctrl-C reaches it too: the step under way may still need its chips."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch ends its loader processes this way
 
 
 def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -220,21 +170,22 @@ class _Trainer:
         annotations: Annotations,
         table_of: Callable[[int], ChipTable | None],
         *,
-        device: torch.device,
         watch: Callable[[StepReport], None],
-        model: Detector,
-        optimizer: torch.optim.Optimizer,
+        score: Callable[[Detector, float], Mapping[str, float]] | None,
+        learner: Learner,
+        board: Board | None,
     ) -> None:
         self.run = run
         self.spec = spec
         self.annotations = annotations
         self.table_of = table_of
-        self.device = device
         self.watch = watch
-        self.model = model
-        self.optimizer = optimizer
+        self.score = score
+        self.learner = learner
+        self.ranks = learner.ranks
+        self.board = board
         self.last_checkpoint = time.monotonic()
-        self.ears = _Ears()
+        self.ears = Ears()
 
     def train_epoch(self, progress: Progress) -> Progress:
         """Make the steps that are left of one pass; the last pass may be a fraction."""
@@ -244,11 +195,14 @@ class _Trainer:
         share = min(spec.epochs - progress.epoch, 1.0)
         num_steps = max(round(plan.num_steps * share), 1)
         started = time.monotonic()
-        batches = self._batches(plan, first_step=progress.step_in_epoch, num_steps=num_steps)
-        for batch in _told_plainly(batches):
+        batches = iter(
+            _told_plainly(self._batches(plan, first_step=progress.step_in_epoch, num_steps=num_steps))
+        )
+        for batch in batches:
+            arrived = time.monotonic()
             epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
             rate = learning_rate(spec, step=progress.step, epoch=epoch)
-            losses = self._step(batch.to(self.device), rate=rate, step=progress.step)
+            losses = self.learner.learn(batch, rate=rate, step=progress.step)
             progress = Progress(
                 step=progress.step + 1, epoch=progress.epoch, step_in_epoch=progress.step_in_epoch + 1
             )
@@ -260,21 +214,62 @@ class _Trainer:
                 epoch=epoch,
                 epochs=spec.epochs,
                 steps_left=max(round((spec.epochs - epoch) * plan.num_steps), 0),
+                gradient_norm=losses.pop("gradient_norm"),
                 losses=losses,
                 learning_rate=rate,
                 chips_per_second=spec.batch_size / (now - started),
+                data_wait=(arrived - started) / (now - started),
+                peak_memory=self.learner.peak_memory(),
             )
             started = now
             self._tell(report, plan)
             is_last = progress.step_in_epoch == num_steps
             if progress.step_in_epoch == plan.num_steps:
                 progress = Progress(step=progress.step, epoch=progress.epoch + 1, step_in_epoch=0)
-            is_stopping = self.ears.is_asked.is_set()
-            if is_last or is_stopping or now - self.last_checkpoint > spec.checkpoint_minutes * 60:
-                self._save(progress)
+            is_stopping, is_due = self._agree(
+                self.ears.is_asked.is_set(), now - self.last_checkpoint > spec.checkpoint_minutes * 60
+            )
+            if is_last or is_stopping or is_due:
+                self.learner.save(self.run, self.annotations, progress=progress, keep=spec.keep_checkpoints)
+                self.last_checkpoint = time.monotonic()
             if is_stopping:
                 raise KeyboardInterrupt
+        with self.ears.closed():
+            self.score_if_due(progress)
         return progress
+
+    def score_if_due(self, progress: Progress) -> None:
+        """Score the detector at the end of a pass, if that was asked for and has not been done."""
+        every = self.spec.train.evaluate_every
+        if self.score is None or every is None or progress.step == 0:
+            return
+        # A pass that ends between two epochs is the last.
+        epoch = progress.epoch if progress.step_in_epoch == 0 else self.spec.train.epochs
+        is_due = epoch >= self.spec.train.epochs or epoch % every == 0
+        if not is_due or self._is_scored(progress):
+            return
+        model = self.learner.best
+        was_training = model.training
+        scores = self.score(model.eval(), epoch)
+        model.train(was_training)
+        if self.ranks.is_first:
+            self._log({"stage": "evaluate", "step": progress.step, "epoch": epoch, **scores})
+
+    def _is_scored(self, progress: Progress) -> bool:
+        """Tell whether the first process has scored this step before."""
+        entries = self.run.entries() if self.ranks.is_first else []
+        is_scored = any(entry["stage"] == "evaluate" and entry["step"] == progress.step for entry in entries)
+        return self._agree(is_scored)[0]
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """Tell of each flag whether any process has raised it."""
+        raised = self.ranks.mean(torch.tensor(flags, dtype=torch.float32, device=self._talk_device))
+        return [bool(flag) for flag in raised.tolist()]
+
+    @property
+    def _talk_device(self) -> torch.device:
+        """Where processes exchange flags; alone, nothing needs to leave the CPU."""
+        return self.learner.device if self.ranks.count > 1 else torch.device("cpu")
 
     def _plan(self, epoch: int) -> EpochPlan:
         return plan_epoch(
@@ -289,51 +284,35 @@ class _Trainer:
         )
 
     def _batches(self, plan: EpochPlan, *, first_step: int, num_steps: int) -> Iterable[Batch]:
-        batch_size = self.spec.train.batch_size
+        """Read this process's share of each batch."""
+        share = own_share(self.spec.train, self.ranks)
         chips = ChipDataset(self.annotations, plan, min_visible_side=self.spec.data.min_visible_side)
+        starts = [step * plan.batch_size + self.ranks.rank * share for step in range(first_step, num_steps)]
         num_processes = self.spec.data.loader_processes
         return DataLoader(
-            Subset(chips, range(first_step * batch_size, num_steps * batch_size)),
-            batch_size=batch_size,
+            Subset(chips, [index for start in starts for index in range(start, start + share)]),
+            batch_size=share,
             num_workers=num_processes,
             prefetch_factor=2 if num_processes else None,
             collate_fn=collate,
-            worker_init_fn=_leave_signals_to_the_trainer,
-            pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_trainer,
+            pin_memory=self.learner.device.type == "cuda",
         )
 
-    def _step(self, batch: Batch, *, rate: float, step: int) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with autocast(self.spec.train.precision, self.device):
-            compute = self.model.rpn_losses if self.spec.train.rpn_only else self.model.losses
-            losses = compute(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        if not all(map(math.isfinite, (*values.values(), float(norm)))):
-            told = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise TrainingDiverged(
-                f"step {step}: a loss or a gradient is not finite ({told}, norm of the gradient {float(norm):g}); "
-                f"images {'; '.join(batch.names)}. A new run with a lower train.learning_rate, a "
-                "longer warm-up or train.clip_gradient may do better."
-            )
-        if self.spec.train.clip_gradient is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.spec.train.clip_gradient, norm)
-        self.optimizer.step()
-        return values
-
     def _tell(self, report: StepReport, plan: EpochPlan) -> None:
+        if not self.ranks.is_first:
+            return
         entry = {
             "stage": report.stage,
             "step": report.progress.step,
             "epoch": round(report.epoch, 4),
             "loss": report.loss,
             **report.losses,
+            "gradient_norm": report.gradient_norm,
             "learning_rate": report.learning_rate,
             "chips_per_second": round(report.chips_per_second, 2),
+            "data_wait": round(report.data_wait, 4),
+            "peak_memory_gb": round(report.peak_memory / 1e9, 3),
         }
         if report.progress.step_in_epoch == 1:
             entry |= {
@@ -341,15 +320,10 @@ class _Trainer:
                 "negative_chips": int(plan.table.is_negative.sum()),
                 "padding_chips": plan.num_padding,
             }
-        self.run.log(entry)
+        self._log(entry)
         self.watch(report)
 
-    def _save(self, progress: Progress) -> None:
-        self.run.save_checkpoint(
-            model=self.model,
-            optimizer=self.optimizer,
-            progress=progress,
-            annotations=self.annotations,
-            keep=self.spec.train.keep_checkpoints,
-        )
-        self.last_checkpoint = time.monotonic()
+    def _log(self, entry: Mapping[str, Any]) -> None:
+        self.run.log(entry)
+        if self.board is not None:
+            self.board.write(entry)

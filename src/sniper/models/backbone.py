@@ -11,6 +11,7 @@ from typing import Any, Self
 import timm
 import torch
 from jaxtyping import Float, UInt8
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -42,6 +43,8 @@ class Backbone(nn.Module):
     def __init__(self, spec: BackboneSpec, *, pyramid_channels: int = 256, has_weights: bool = True) -> None:
         super().__init__()
         self.trunk = _build_trunk(spec, has_weights=has_weights)
+        if spec.batch_norm == "synced":
+            self.trunk = convert_sync_batchnorm(self.trunk)  # type: ignore[no-untyped-call]
         if spec.deformable:
             make_deformable(_last_stage(self.trunk), name=spec.name)
         channels = self.trunk.feature_info.channels()

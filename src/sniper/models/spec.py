@@ -13,7 +13,8 @@ class BackboneSpec:
         name: any timm model that offers features at stride 16.
         pretrained: start from timm's weights of that name.
         weights: start from this safetensors file instead.
-        batch_norm: whether batch norm learns its scale and keeps statistics of the chips, or stays as pretrained.
+        batch_norm: `trained` learns its scale and keeps statistics of the chips on each device, `synced` of those on
+            all devices, `frozen` stays as pretrained.
         frozen_stride: layers up to the features of this stride do not learn (4: stem and first stage); 0 for none.
         neck: `joined` gives one map at stride 16, the paper's; `fpn` a feature pyramid of strides 4 to 64, whose maps
             have `roi_head.channels` channels.
@@ -24,7 +25,7 @@ class BackboneSpec:
     name: str = "resnet50"
     pretrained: bool = True
     weights: str | None = None
-    batch_norm: Literal["trained", "frozen"] = "trained"
+    batch_norm: Literal["trained", "synced", "frozen"] = "trained"
     frozen_stride: int = 4
     neck: Literal["joined", "fpn"] = "joined"
     features: int = 2

@@ -21,9 +21,15 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mappi
         path: the `.safetensors` file; one already there is overwritten.
         tensors: by name.
         head: plain data, kept as JSON in the file's metadata.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"head": json.dumps(head)})
+    try:
+        save_file(plain, path, metadata={"head": json.dumps(head)})
+    except SafetensorError as error:  # its words for what the system said
+        raise OSError(f"{path}: {error}") from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -1,0 +1,46 @@
+"""Metrics for TensorBoard, beside those in the run's own file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sniper.errors import ConfigError
+
+
+class Board:
+    """Writes numbers where TensorBoard looks for them.
+
+    Args:
+        folder: of its files.
+        step: from which the run goes on; what was written after it is hidden.
+
+    Raises:
+        ConfigError: if TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "train.tensorboard: TensorBoard is not installed; pip install 'sniper-det[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Write the numbers of one line of metrics under its stage."""
+        for name, value in entry.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(f"{entry['stage']}/{name}", value, entry["step"])

@@ -1,0 +1,26 @@
+"""From an experiment to its detector, and to the precision in which it computes."""
+
+import torch
+
+from sniper.engine.spec import ExperimentSpec, Precision
+from sniper.models.detector import Detector
+
+
+def build_detector(spec: ExperimentSpec, *, num_classes: int, has_weights: bool = True) -> Detector:
+    """Make the detector of an experiment; its fresh layers are drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        return Detector(spec.model, num_classes=num_classes, has_weights=has_weights)
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Compute in 16 bits if that is asked for; `auto` means bf16 where the device computes it natively, else fp32."""
+    if precision == "auto":
+        is_native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+        precision = "bf16" if is_native else "fp32"
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
