@@ -1,6 +1,7 @@
 """The journey by command line, and what a user's mistakes are answered with."""
 
 import json
+import random
 import re
 import signal
 import subprocess
@@ -337,6 +338,86 @@ def test_a_killed_process_leaves_a_run_that_ends_with_the_same_weights(world: Pa
         assert process.returncode == 0, words
     one, other = weights_of(world / "unbroken"), weights_of(world / "killed")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_ten_random_moments_ends_with_the_weights_of_one_that_never_was(world: Path) -> None:
+    length = ("--train.epochs", "120", "--data.loader_processes", "1", "--train.ema_decay", "0.99")
+    unbroken = start_process(world, world / "unbroken", *length)
+    _, words = unbroken.communicate()
+    assert unbroken.returncode == 0, words
+    generator = random.Random(0)
+    num_killed = 0
+    for _ in range(10):
+        more = ("--resume",) if Run(world / "killed").checkpoints else ()
+        process = start_process(world, world / "killed", *length, *more)
+        wait_for_checkpoint(world / "killed")
+        try:
+            process.communicate(timeout=generator.uniform(0, 12))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            num_killed += 1
+    assert num_killed >= 8
+    last = start_process(world, world / "killed", *length, "--resume")
+    _, words = last.communicate()
+    assert last.returncode == 0, words
+    one, other = weights_of(world / "unbroken"), weights_of(world / "killed")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def start_together(world: Path, run_folder: Path, *more: str) -> subprocess.Popen[str]:
+    """Start a training in two processes, as torchrun does."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+    command = [*launcher, SNIPER, "train", str(world / "experiment.yaml"), "--run", str(run_folder), *more]
+    return subprocess.Popen(
+        [*command, "--device", "cpu", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_learn_what_one_learns(world: Path) -> None:
+    options = (
+        *("--train.epochs", "7", "--train.checkpoint_minutes", "99", "--train.evaluate_every", "7"),
+        *("--model.backbone.batch_norm", "frozen", "--train.accumulate", "2", "--negatives.source", "mined"),
+    )
+    alone = start_process(world, world / "alone", *options)
+    together = start_together(world, world / "together", *options)
+    told = []
+    for process in (alone, together):
+        answer, words = process.communicate(timeout=300)
+        assert process.returncode == 0, words
+        told.append(json.loads(answer))
+    assert told[0]["step"] == told[1]["step"] >= 20
+    one, other = weights_of(world / "alone"), weights_of(world / "together")
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
+    metrics = [Run(world / name).entries() for name in ("alone", "together")]
+    assert [entry["stage"] for entry in metrics[0]] == [entry["stage"] for entry in metrics[1]]
+    for ours, theirs in zip(*metrics, strict=True):
+        for key in ours.keys() & {"loss", "chips", "learning_rate", "ap"}:
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-3, abs=1e-3), (key, ours, theirs)
+
+
+def test_two_processes_that_are_stopped_go_on_together(world: Path) -> None:
+    options = ("--train.epochs", "400", "--train.checkpoint_minutes", "99")
+    process = start_together(world, world / "run", *options)
+    metrics = world / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on
+    _, words = process.communicate(timeout=240)
+    assert process.returncode != 0, words
+    (checkpoint,) = Run(world / "run").checkpoints
+    last = Run(world / "run").entries()[-1]
+    assert int(checkpoint.name) == last["step"]
+    length = ("--train.epochs", str(last["epoch"] + 1))
+    resumed = start_together(world, world / "run", *length, "--resume")
+    _, words = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, words
+    steps = [entry["step"] for entry in Run(world / "run").entries()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert steps[-1] > last["step"]
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec
 from sniper.engine.train import StepReport, train
-from sniper.errors import AnnotationError, CheckpointError, ChipTableError, TrainingDiverged
+from sniper.errors import (
+    AnnotationError,
+    CheckpointError,
+    ChipTableError,
+    ConfigError,
+    RunError,
+    TrainingDiverged,
+)
+from sniper.models.detector import Detector
 from tests.data.tiny import write_dataset
 from tests.engine.experiments import tiny_experiment
 
@@ -259,3 +268,76 @@ def test_precision_is_what_was_asked_for() -> None:
     assert autocast("bf16", CPU).fast_dtype == torch.bfloat16
     assert not autocast("fp32", CPU)._enabled
     assert autocast("bf16", CPU)._enabled
+
+
+def test_scores_are_told_after_epochs_and_once_also_if_the_run_is_killed_before_them(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=3.5, evaluate_every=2))
+    told: list[float] = []
+
+    def score(model: Detector, epoch: float) -> dict[str, float]:
+        assert not model.training
+        told.append(epoch)
+        if told == [2.0, 3.5]:
+            raise Killed
+        return {"ap": 0.5}
+
+    run = Run.create(tmp_path / "run", config="")
+    with pytest.raises(Killed):
+        train(run, spec, annotations, device=CPU, watch=ignore, score=score)
+    model = train(run, spec, annotations, device=CPU, watch=ignore, score=score)
+    assert model.training
+    train(run, spec, annotations, device=CPU, watch=ignore, score=score)
+    assert told == [2.0, 3.5, 3.5]
+    entries = metrics_of(run)
+    scored = [entry for entry in entries if entry["stage"] == "evaluate"]
+    assert [(entry["epoch"], entry["ap"]) for entry in scored] == [(2.0, 0.5), (3.5, 0.5)]
+    assert scored[-1]["step"] == entries[-2]["step"]
+
+
+def test_metrics_go_to_tensorboard_too(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, tensorboard=True))
+    run = Run.create(tmp_path / "run", config="")
+    train_killed_at(run, spec, annotations, step=3)
+    train(run, spec, annotations, device=CPU, watch=ignore)
+    board = events.EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    wanted = metrics_of(run)
+    written = board.Scalars("train/loss")
+    assert [point.step for point in written] == [entry["step"] for entry in wanted]
+    assert [point.value for point in written] == pytest.approx([entry["loss"] for entry in wanted])
+
+
+def test_without_tensorboard_a_run_that_asks_for_it_is_refused(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, tensorboard=True))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'sniper-det\[tensorboard\]'"):
+        train(Run.create(tmp_path / "run", config=""), spec, annotations, device=CPU, watch=ignore)
+
+
+def test_a_run_goes_back_to_an_older_checkpoint_when_asked_and_loses_nothing(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, keep_checkpoints=3))
+    run = Run.create(tmp_path / "run", config="")
+    train(run, spec, annotations, device=CPU, watch=ignore)
+    before = weights_of(run)
+    older, last = run.checkpoints[-2:]
+    path = last / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    message = rf"optimizer\.safetensors: cannot be read .*--resume --step {int(older.name)} goes back"
+    with pytest.raises(CheckpointError, match=message):
+        train(run, spec, annotations, device=CPU, watch=ignore)
+    with pytest.raises(RunError, match=r"has no checkpoint of step 999; there are \d+, "):
+        run.go_back_to(999)
+    run.go_back_to(int(older.name))
+    assert run.checkpoints[-1] == older
+    assert (last.parent / f"{last.name}.aside" / "weights.safetensors").is_file()
+    train(run, spec, annotations, device=CPU, watch=ignore)
+    after = weights_of(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)

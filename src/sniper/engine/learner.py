@@ -2,8 +2,9 @@
 
 import math
 import resource
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -60,10 +61,10 @@ class Learner:
         self._optimizer = build_optimizer(spec.train, self.model)
         self._scaler = torch.amp.GradScaler(device.type, enabled=spec.train.precision == "fp16")
         if spec.train.compile:
-            self.model.backbone.compile()
+            self.model.backbone.trunk.compile()
         self._losses: nn.Module = _Losses(self.model, rpn_only=spec.train.rpn_only)
         if ranks.count > 1:
-            self._losses = DistributedDataParallel(self._losses, broadcast_buffers=False)
+            self._losses = _in_parallel(self._losses)
 
     @property
     def best(self) -> Detector:
@@ -105,6 +106,18 @@ class Learner:
             self._average.update(self.model, step=step + 1)
         return values
 
+    @contextmanager
+    def at_rest(self) -> Iterator[Detector]:
+        """Give the detector to be used as a checkpoint would hold it, ready to search; every process must call this."""
+        own = {name: tensor.clone() for name, tensor in self.best.state_dict().items()}
+        was_training = self.best.training
+        self.best.load_state_dict(self._shared_state(self.best))
+        try:
+            yield self.best.eval()
+        finally:
+            self.best.load_state_dict(own)
+            self.best.train(was_training)
+
     def load(self, run: Run, annotations: Annotations) -> Progress:
         """Go back to the newest checkpoint of a run, if it has one; see `Run.load_checkpoint`."""
         progress, counters = run.load_checkpoint(
@@ -131,6 +144,7 @@ class Learner:
                 annotations=annotations,
                 keep=keep,
             )
+        self.ranks.wait()  # none goes on to read what is not written yet
 
     def peak_memory(self) -> int:
         """Give the most memory that was in use so far, bytes: the device's, or the process's on a CPU."""
@@ -241,6 +255,16 @@ class Learner:
         finally:
             self._optimizer.zero_grad(set_to_none=True)
         return True
+
+
+def _in_parallel(module: nn.Module) -> DistributedDataParallel:
+    """Exchange gradients with the other processes, but keep own statistics of batch norm."""
+    known = signature(DistributedDataParallel).parameters
+    name = (
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    )  # before torch 2.14
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(module, **options)
 
 
 class _Losses(nn.Module):

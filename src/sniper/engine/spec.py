@@ -37,7 +37,7 @@ class TrainSpec:
         ema_decay: keep an average of the weights, to be used after training, that forgets no faster than with this
             decay a step; at first it forgets faster. None keeps none.
         precision: `bf16` or `fp16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively, else fp32.
-        compile: let torch compile the backbone; takes a minute at the start.
+        compile: let torch compile the trunk; takes a minute at the start.
         evaluate_every: score the test images after this many epochs, and at the end; None does not.
         tensorboard: write the metrics for TensorBoard, too.
         checkpoint_minutes: minutes between checkpoints; one is always written at the end of an epoch.

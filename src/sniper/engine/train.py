@@ -248,10 +248,8 @@ class _Trainer:
         is_due = epoch >= self.spec.train.epochs or epoch % every == 0
         if not is_due or self._is_scored(progress):
             return
-        model = self.learner.best
-        was_training = model.training
-        scores = self.score(model.eval(), epoch)
-        model.train(was_training)
+        with self.learner.at_rest() as model:
+            scores = self.score(model, epoch)
         if self.ranks.is_first:
             self._log({"stage": "evaluate", "step": progress.step, "epoch": epoch, **scores})
 
