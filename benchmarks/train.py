@@ -1,0 +1,299 @@
+"""What a training step costs: chips/s, peak memory, where the time goes, and how much of the device is used.
+
+    python benchmarks/train.py --device cpu --configs coco_r101_paper coco_r50_fpn --batches 4
+    python benchmarks/train.py --device cuda --batches 4 8 16 20 32 64 128 --precision bf16
+
+Each cell (experiment × batch) runs in a process of its own, so that its peak memory is its own: on a GPU what torch has
+allocated, on a CPU the resident memory of the process. The chips are noise with boxes, made beforehand: reading is not
+measured here. The parts are timed in steps of their own, with the device waited for after each; the step without any
+such waiting gives the chips per second. In the same run: torchvision's Faster R-CNN with ResNet-50 and feature pyramid
+on images of 800×1333, in megapixels per second like ours; and the rate of large matrix products on the same device in
+the same precision, which the model's own arithmetic is compared to. Prints a table and one JSON line.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+from sniper.chips import ChipTarget, Standing
+from sniper.config import load_experiment
+from sniper.data.dataset import Batch, ChipSample, collate
+from sniper.engine.build import autocast
+from sniper.engine.learner import Learner
+from sniper.engine.ranks import ALONE
+from sniper.engine.spec import ExperimentSpec
+from sniper.errors import OutOfMemory
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PARTS = ("backbone", "rpn", "rpn targets", "proposals", "roi head", "backward", "optimizer")
+BASELINE = "torchvision"
+BASELINE_SIDES = (800, 1333)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a training step costs.")
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    parser.add_argument("--configs", nargs="+", default=names, choices=names)
+    parser.add_argument("--batches", nargs="+", type=int, default=[4, 8, 16, 32, 64, 128])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--side", type=int, default=512, help="of a chip")
+    parser.add_argument("--steps", type=int, default=5, help="timed, after two that are not")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--baseline-batches", nargs="*", type=int, default=[1])
+    parser.add_argument("--cell", help="run this one only, NAME:BATCH")
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if options.cell:
+        name, _, batch = options.cell.partition(":")
+        run_cell = run_baseline if name == BASELINE else run_ours
+        print(json.dumps(run_cell(name, int(batch), options)))
+        return
+    cells = [f"{name}:{batch}" for name in options.configs for batch in options.batches]
+    cells += [f"{BASELINE}:{batch}" for batch in options.baseline_batches]
+    results = [run_apart(cell) for cell in cells]
+    rate = matrix_rate(torch.device(options.device), options.precision)
+    print(tell(results, rate))
+    told = {"benchmark": "train", "device": name_of(options.device), "precision": options.precision}
+    print(json.dumps({**told, "matrix_tflops": round(rate / 1e12, 3), "cells": results}))
+
+
+def run_apart(cell: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, *sys.argv, "--cell", cell], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{cell} failed")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{cell}: {found}", file=sys.stderr)
+    return found
+
+
+def run_ours(name: str, batch_size: int, options: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device(options.device)
+    spec = load_experiment(CONFIGS / f"{name}.yaml")
+    train = replace(spec.train, batch_size=batch_size, precision=options.precision, compile=options.compile)
+    backbone = replace(spec.model.backbone, pretrained=False)
+    spec = replace(spec, train=train, model=replace(spec.model, backbone=backbone))
+    learner = Learner(spec, num_classes=80, device=device, ranks=ALONE, has_weights=False)
+    batch = made_up(batch_size, options.side)
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+    told: dict[str, Any] = {"config": name, "batch": batch_size}
+    try:
+        seconds = timed(lambda step: learner.learn(batch, rate=1e-4, step=step), device, steps=options.steps)
+    except OutOfMemory as error:
+        return {**told, "does_not_fit": str(error)}
+    peak = peak_memory(device)
+    flops = count_flops(learner, batch.part(0, 1), spec) * batch_size
+    return {
+        **told,
+        "chips_per_second": batch_size / seconds,
+        "megapixels_per_second": batch_size * options.side**2 / 1e6 / seconds,
+        "peak_gb": peak,
+        "tflops": flops / seconds / 1e12,
+        "shares": shares(learner, batch, device, steps=max(options.steps // 2, 1)),
+    }
+
+
+def run_baseline(name: str, batch_size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train torchvision's detector on whole images; what it resizes to is what it is given."""
+    device = torch.device(options.device)
+    height, width = BASELINE_SIDES
+    model = fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=81, min_size=height, max_size=width
+    )
+    model.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(3, height, width, generator=generator).to(device) for _ in range(batch_size)]
+    corners = torch.rand(12, 2, generator=generator) * 600
+    boxes = torch.cat([corners, corners + 20 + torch.rand(12, 2, generator=generator) * 150], dim=1)
+    targets = [
+        {"boxes": boxes.to(device), "labels": torch.ones(12, dtype=torch.int64, device=device)}
+        for _ in images
+    ]
+
+    def learn(_: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(options.precision, device):
+            losses = model(images, targets)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    seconds = timed(learn, device, steps=options.steps)
+    return {
+        "config": name,
+        "batch": batch_size,
+        "images_per_second": batch_size / seconds,
+        "megapixels_per_second": batch_size * height * width / 1e6 / seconds,
+        "peak_gb": peak_memory(device),
+    }
+
+
+def made_up(batch_size: int, side: int) -> Batch:
+    """Make chips of noise with boxes: six valid ones each, six that are not, and a crowd."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for index in range(batch_size):
+        corners = rng.uniform(0, side * 0.7, (13, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(12, side * 0.3, (13, 2))], axis=1)
+        standing = [Standing.VALID] * 6 + [Standing.INVALID] * 6 + [Standing.IGNORED]
+        target = ChipTarget(
+            boxes=boxes, labels=rng.integers(0, 80, 13), standing=np.array(standing, dtype=np.int64)
+        )
+        pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        samples.append(
+            ChipSample(pixels=pixels, target=target, valid_sizes=(0.0, 400.0), seed=index, name=str(index))
+        )
+    return collate(samples)
+
+
+def timed(learn: Callable[[int], object], device: torch.device, *, steps: int) -> float:
+    """Give the median seconds of a step."""
+    seconds = []
+    for step in range(steps + 2):
+        wait_for(device)
+        started = time.perf_counter()
+        learn(step)
+        wait_for(device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[2:])
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def shares(learner: Learner, batch: Batch, device: torch.device, *, steps: int) -> dict[str, float]:
+    """Tell which part of a step takes which share of its time."""
+    spent = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def watched(owner: Any, method: str, part: str) -> Iterator[None]:
+        plain = getattr(owner, method)
+
+        def watch(*args: Any, **kwargs: Any) -> Any:
+            wait_for(device)
+            started = time.perf_counter()
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                wait_for(device)
+                spent[part] += time.perf_counter() - started
+
+        setattr(owner, method, watch)
+        try:
+            yield
+        finally:
+            setattr(owner, method, plain)
+
+    model = learner.model
+    with (
+        watched(model.backbone, "forward", "backbone"),
+        watched(model.rpn, "forward", "rpn"),
+        watched(model.rpn, "losses", "rpn targets"),
+        watched(model.rpn, "propose", "proposals"),
+        watched(model.roi_head, "losses", "roi head"),
+        watched(torch.Tensor, "backward", "backward"),
+        watched(learner._optimizer, "step", "optimizer"),
+    ):
+        started = time.perf_counter()
+        for step in range(steps):
+            learner.learn(batch, rate=1e-4, step=step)
+        wait_for(device)
+        whole = time.perf_counter() - started
+    told = {part: seconds / whole for part, seconds in spent.items()}
+    return {**told, "rest": 1 - sum(told.values())}
+
+
+def count_flops(learner: Learner, chip: Batch, spec: ExperimentSpec) -> int:
+    """Count the multiplications and additions of one chip's forward and backward pass."""
+
+    def deform_conv(input_shape: Any, weight_shape: Any, offset_shape: Any, *_: Any, **__: Any) -> int:
+        batch, _, rows, columns = offset_shape
+        out, own, height, width = weight_shape
+        return int(2 * batch * rows * columns * out * own * height * width)
+
+    def deform_conv_backward(
+        _: Any, input_shape: Any, weight_shape: Any, offset_shape: Any, *__: Any, **___: Any
+    ) -> int:
+        return 2 * deform_conv(input_shape, weight_shape, offset_shape)
+
+    ops = torch.ops.torchvision
+    mapping = {ops.deform_conv2d: deform_conv, ops._deform_conv2d_backward: deform_conv_backward}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    chip = chip.to(learner.device)
+    with counter:
+        with autocast(spec.train.precision, learner.device):
+            losses = learner.model.losses(chip)
+        torch.stack(list(losses.values())).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def matrix_rate(device: torch.device, precision: Any) -> float:
+    """Measure the rate of large matrix products, operations per second."""
+    side = 8192 if device.type == "cuda" else 2048
+    one, other = (torch.randn(side, side, device=device) for _ in range(2))
+
+    def multiply(_: int) -> None:
+        with autocast(precision, device):
+            for _ in range(10 if device.type == "cuda" else 1):
+                one @ other
+
+    count = 10 if device.type == "cuda" else 1
+    return count * 2 * side**3 / timed(multiply, device, steps=5)
+
+
+def name_of(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+
+
+def tell(results: list[dict[str, Any]], rate: float) -> str:
+    lines = [
+        "| | batch | chips/s | megapixels/s | peak, GB | of the matrix rate | "
+        + " | ".join(PARTS)
+        + " | rest |",
+        "|---|--:|--:|--:|--:|--:|" + "--:|" * (len(PARTS) + 1),
+    ]
+    for cell in results:
+        head = f"| {cell['config']} | {cell['batch']} | "
+        if "does_not_fit" in cell:
+            lines.append(f"{head}does not fit |" + " |" * (len(PARTS) + 4))
+            continue
+        speed = cell.get("chips_per_second", cell.get("images_per_second"))
+        told = f"{speed:.2f} | {cell['megapixels_per_second']:.2f} | {cell['peak_gb']:.2f} | "
+        if "shares" not in cell:
+            lines.append(head + told + " |" * (len(PARTS) + 2))
+            continue
+        parts = " | ".join(f"{share:.0%}" for share in cell["shares"].values())
+        lines.append(f"{head}{told}{cell['tflops'] * 1e12 / rate:.0%} | {parts} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
