@@ -1,6 +1,6 @@
 """What negative chips are good for: the same training with and without them, on the made-up world.
 
-    python benchmarks/negatives.py runs/negatives --weights mobilenetv2_100.safetensors --seeds 3 --steps 400
+    python benchmarks/negatives.py runs/negatives --weights mobilenetv2_100.safetensors --seeds 3 --steps 600
 
 The world has few objects and much clutter: figures that resemble an object and are none, most of them far from any
 chip that is cut around an object. The detector is MobileNetV2 from ImageNet weights. Both ways make the same number of
@@ -55,15 +55,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--weights", type=Path, required=True, help="timm's mobilenetv2_100, safetensors")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--images", type=int, default=100, help="to train on; half as many to test on")
     parser.add_argument(
-        "--at-least", type=int, default=11, help="leftover proposals that make a negative chip"
+        "--at-least", type=int, default=6, help="leftover proposals that make a negative chip"
     )
+    parser.add_argument("--per-image", type=int, default=6, help="negative chips drawn an epoch, at most")
+    parser.add_argument("--rpn-epochs", type=float, default=1.0)
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each")
     parser.add_argument("--cell", help="run this one only, WAY:SEED")
     options = parser.parse_args()
-    chosen = {"steps": options.steps, "images": options.images, "at_least": options.at_least}
+    names = ("steps", "images", "at_least", "per_image", "rpn_epochs")
+    chosen = {name: getattr(options, name) for name in names}
     keep_options(options.folder, chosen)
     draw_world(options.folder, num_images=options.images)
     if options.cell:
@@ -71,10 +74,14 @@ def main() -> None:
         spec = experiment(
             options.folder / "world",
             weights=options.weights,
-            way=way,
             seed=int(seed),
             steps=options.steps,
-            at_least=options.at_least,
+            negatives=NegativeSpec(
+                source="mined" if way == "mined" else "none",
+                at_least=(options.at_least,),
+                per_image=options.per_image,
+            ),
+            mine=MineSpec(rpn_epochs=options.rpn_epochs),
         )
         run_cell(options.folder, way, int(seed), spec)
         return
@@ -96,7 +103,7 @@ def main() -> None:
     print(json.dumps({"benchmark": "negatives", "steps": options.steps, "results": results}))
 
 
-def keep_options(folder: Path, chosen: dict[str, int]) -> None:
+def keep_options(folder: Path, chosen: dict[str, float]) -> None:
     """Refuse to mix the cells of different experiments."""
     path = folder / "options.json"
     if path.exists() and json.loads(path.read_text()) != chosen:
@@ -183,7 +190,7 @@ def run_cell(folder: Path, way: str, seed: int, spec: ExperimentSpec) -> None:
 
 
 def experiment(
-    world: Path, *, weights: Path, way: str, seed: int, steps: int, at_least: int
+    world: Path, *, weights: Path, seed: int, steps: int, negatives: NegativeSpec, mine: MineSpec
 ) -> ExperimentSpec:
     """Give the demo's experiment on a larger trunk; how many epochs it is follows from the chips that an epoch has."""
     spec = demo_experiment(world)
@@ -195,14 +202,14 @@ def experiment(
             backbone=BackboneSpec(name="mobilenetv2_100", weights=str(weights.absolute())),
             roi_head=replace(spec.model.roi_head, channels=64, width=512),
         ),
-        negatives=NegativeSpec(source="mined" if way == "mined" else "none", at_least=(at_least,)),
-        mine=MineSpec(rpn_epochs=2.0),
+        negatives=negatives,
+        mine=mine,
     )
     train_set = load_annotations(world / "train.json")
     plan = plan_epoch(train_set, spec.pyramid, batch_size=spec.train.batch_size, flip=0.5, seed=seed, epoch=0)
     epochs = steps / plan.num_steps
-    if way == "mined":  # at most two more chips of each image
-        epochs = steps / (plan.num_steps + 2 * len(train_set) / spec.train.batch_size)
+    if negatives.source == "mined":  # so many more chips of each image, if it has so many
+        epochs = steps / (plan.num_steps + negatives.per_image * len(train_set) / spec.train.batch_size)
     return replace(spec, train=replace(spec.train, epochs=epochs, decay_at=(0.8 * epochs,)))
 
 
