@@ -1,10 +1,11 @@
 """Matching: valid, invalid and ignored boxes, and the drawing of anchors."""
 
+import numpy as np
 import pytest
 import torch
 from torchvision.ops import box_iou
 
-from sniper.chips import Standing
+from sniper.chips import Chip, LevelSpec, Standing, assign
 from sniper.models.targets import Match, Matches, draw_sample, match_anchors, match_proposals
 
 ANCHORS = torch.tensor(
@@ -186,3 +187,24 @@ def test_a_batch_taken_in_parts_is_matched_as_one_taken_whole(monkeypatch: pytes
     whole = both()
     monkeypatch.setattr("sniper.models.targets._MOST_PAIRS", 700)
     assert all(torch.equal(one, other) for one, other in zip(whole, both(), strict=True))
+
+
+def test_a_large_box_cropped_by_a_fine_chip_gives_a_valid_small_positive() -> None:
+    level = LevelSpec(factor=2.0, below=60).at(width=400, height=400)
+    chip = Chip(level=level, x=0, y=0, size=128)
+    large = np.array([[40.0, 10.0, 190.0, 60.0]])  # 87 px: out of the level's range
+    target = assign(
+        chip,
+        boxes=large,
+        labels=np.array([3]),
+        is_crowd=np.array([False]),
+        is_moved_here=np.array([False]),
+    )
+    assert target.boxes.tolist() == [[80.0, 20.0, 128.0, 120.0]]
+    assert target.standing.tolist() == [Standing.INVALID]
+    proposal = torch.tensor([[82.0, 20.0, 128.0, 118.0]])
+    size = float((proposal[0, 2:] - proposal[0, :2]).prod().sqrt())
+    assert level.valid_sizes[0] <= size < level.valid_sizes[1]
+    matches = matched_proposals(proposal, torch.from_numpy(target.boxes).float(), [Standing.INVALID])
+    assert matches.state.tolist() == [P]
+    assert matched(torch.from_numpy(target.boxes).float(), [Standing.INVALID], proposal) == [I]
