@@ -50,7 +50,7 @@ def test_the_papers_recipe_is_what_an_experiment_says_that_says_nothing(name: st
 
 
 def eight_images() -> Annotations:
-    """Choose eight real images of a few objects each, all of them 12 px or more a side where the long side is `SIDE`."""
+    """Choose eight real images of a few objects, each at least 12 px wide and high where the long side is `SIDE`."""
     annotations = load_annotations(SHARED / "data/coco_mini/train.json")
     chosen = []
     for index in range(len(annotations)):
