@@ -30,7 +30,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from sniper.chips import ChipTarget, Standing
 from sniper.config import load_experiment
@@ -117,9 +118,8 @@ def run_baseline(name: str, batch_size: int, options: argparse.Namespace) -> dic
     """Train torchvision's detector on whole images; what it resizes to is what it is given."""
     device = torch.device(options.device)
     height, width = BASELINE_SIDES
-    model = fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=81, min_size=height, max_size=width
-    )
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)  # frozen norm
+    model = FasterRCNN(backbone, num_classes=81, min_size=height, max_size=width)
     model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
@@ -138,10 +138,13 @@ def run_baseline(name: str, batch_size: int, options: argparse.Namespace) -> dic
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
 
-    seconds = timed(learn, device, steps=options.steps)
+    told: dict[str, Any] = {"config": name, "batch": batch_size}
+    try:
+        seconds = timed(learn, device, steps=options.steps)
+    except torch.OutOfMemoryError as error:
+        return {**told, "does_not_fit": str(error)}
     return {
-        "config": name,
-        "batch": batch_size,
+        **told,
         "images_per_second": batch_size / seconds,
         "megapixels_per_second": batch_size * height * width / 1e6 / seconds,
         "peak_gb": peak_memory(device),
@@ -248,24 +251,27 @@ def count_flops(learner: Learner, chip: Batch, spec: ExperimentSpec) -> int:
     mapping = {ops.deform_conv2d: deform_conv, ops._deform_conv2d_backward: deform_conv_backward}
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
     chip = chip.to(learner.device)
+    learner.model.rpn.eval()  # suppression by torchvision, so that no products of its own are counted
     with counter:
         with autocast(spec.train.precision, learner.device):
             losses = learner.model.losses(chip)
         torch.stack(list(losses.values())).sum().backward()
+    learner.model.rpn.train()
     return int(counter.get_total_flops())
 
 
 def matrix_rate(device: torch.device, precision: Any) -> float:
     """Measure the rate of large matrix products, operations per second."""
     side = 8192 if device.type == "cuda" else 2048
-    one, other = (torch.randn(side, side, device=device) for _ in range(2))
+    chosen = autocast(precision, device)
+    dtype = chosen.fast_dtype if chosen._enabled else torch.float32
+    one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    count = 10 if device.type == "cuda" else 1
 
     def multiply(_: int) -> None:
-        with autocast(precision, device):
-            for _ in range(10 if device.type == "cuda" else 1):
-                one @ other
+        for _ in range(count):
+            one @ other
 
-    count = 10 if device.type == "cuda" else 1
     return count * 2 * side**3 / timed(multiply, device, steps=5)
 
 

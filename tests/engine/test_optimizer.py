@@ -14,8 +14,8 @@ PAPER = TrainSpec()
 @pytest.mark.parametrize(
     ("step", "epoch", "rate"),
     [
-        (0, 0.0, 0.0005),
-        (500, 0.05, (0.0005 + 0.12) / 2),
+        (0, 0.0, 0.004),
+        (500, 0.05, (0.004 + 0.12) / 2),
         (1000, 0.09, 0.12),
         (50_000, 5.3299, 0.12),
         (50_001, 5.33, 0.012),
@@ -31,7 +31,7 @@ def test_the_rate_follows_the_batch_by_the_rule_of_its_optimizer(
 ) -> None:
     spec = TrainSpec(optimizer=optimizer, batch_size=8)
     assert learning_rate(spec, step=1000, epoch=1.0) == pytest.approx(rate)
-    assert learning_rate(spec, step=0, epoch=0.0) == pytest.approx(rate * 0.0005 / 0.12)
+    assert learning_rate(spec, step=0, epoch=0.0) == pytest.approx(rate * 0.004 / 0.12)
     (group,) = build_optimizer(spec, torch.nn.Linear(2, 2)).param_groups
     assert group["lr"] == pytest.approx(rate)
 

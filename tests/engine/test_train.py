@@ -155,7 +155,7 @@ def test_a_fraction_of_an_epoch_makes_a_fraction_of_its_steps(
     assert len(reports) == pytest.approx(1.5 * per_epoch, abs=2)
     assert reports[-1].epoch == pytest.approx(1.5, abs=0.2)
     assert reports[-1].steps_left == 0
-    assert reports[0].learning_rate == 0.0005
+    assert reports[0].learning_rate == 0.004
     assert reports[-1].learning_rate == pytest.approx(0.001)
 
 

@@ -63,6 +63,7 @@ def test_a_negative_chip_teaches_no_box_and_spares_what_overlaps_an_object() -> 
         anchors,
         boxes=batch.boxes[:1],
         standing=batch.standing[:1],
+        num_boxes=batch.num_boxes[:1],
         positive_iou=0.5,
         negative_iou=0.4,
         ignored_iou=0.3,
@@ -272,6 +273,7 @@ def test_invalid_boxes_and_crowds_change_the_loss_of_no_anchor_that_stays_negati
             anchors=model.rpn.anchors(maps),
             boxes=batch.boxes,
             standing=batch.standing,
+            num_boxes=batch.num_boxes,
             seeds=batch.seeds,
         )
         (gradient,) = torch.autograd.grad(losses["rpn_objectness"], objectness)
@@ -285,3 +287,18 @@ def test_invalid_boxes_and_crowds_change_the_loss_of_no_anchor_that_stays_negati
     ratio = present[~is_spared & (absent != 0)] / absent[~is_spared & (absent != 0)]
     torch.testing.assert_close(ratio, torch.full_like(ratio, float(ratio[0])))
     assert torch.equal(torch.sign(present[~is_spared]), torch.sign(absent[~is_spared]))
+
+
+@pytest.mark.parametrize("side", [96, 100, 120])
+def test_anchors_lie_at_the_strides_of_their_maps_whatever_the_side_of_the_chip(side: int) -> None:
+    model = build_tiny(PYRAMID).eval()
+    maps = model.backbone(torch.zeros((1, 3, side, side), dtype=torch.uint8))
+    anchors = model.rpn.anchors(maps)
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    start = 0
+    for features, stride in zip(maps, model.backbone.strides, strict=True):
+        rows, columns = features.shape[-2:]
+        own = centres[start : start + rows * columns * 3].reshape(rows, columns, 3, 2)
+        assert torch.equal(own[-1, -1, 0], torch.tensor([(columns - 1.0) * stride, (rows - 1.0) * stride]))
+        start += rows * columns * 3
+    assert start == len(anchors)

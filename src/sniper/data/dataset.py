@@ -43,7 +43,8 @@ class Batch:
         boxes: (B, M, 4) float32 xyxy, chip frame: the valid ones of each chip first, zeros after its last.
         labels: (B, M) int64, 0..C-1; 0 after the last.
         standing: (B, M) int64 values of `Standing`; `ABSENT` after the last.
-        num_valid: how many valid boxes each of the B chips has.
+        num_boxes: how many boxes each of the B chips has.
+        num_valid: how many of them are valid.
         valid_sizes: (B, 2) float32, valid box sizes in chip pixels: at least the first, below the second.
         seeds: of the B chips, for what is drawn when they are learnt from.
         names: of the B images the chips were cut from, and where.
@@ -53,6 +54,7 @@ class Batch:
     boxes: Float[torch.Tensor, "b m 4"]
     labels: Int[torch.Tensor, "b m"]
     standing: Int[torch.Tensor, "b m"]
+    num_boxes: tuple[int, ...]
     num_valid: tuple[int, ...]
     valid_sizes: Float[torch.Tensor, "b 2"]
     seeds: tuple[int, ...]
@@ -74,6 +76,7 @@ class Batch:
         chosen = self._changed(lambda tensor: tensor[start:stop])
         return replace(
             chosen,
+            num_boxes=self.num_boxes[start:stop],
             num_valid=self.num_valid[start:stop],
             seeds=self.seeds[start:stop],
             names=self.names[start:stop],
@@ -177,6 +180,7 @@ def collate(samples: Sequence[ChipSample]) -> Batch:
         boxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(labels),
         standing=torch.from_numpy(standing),
+        num_boxes=tuple(len(sample.target.labels) for sample in samples),
         num_valid=tuple((standing == Standing.VALID).sum(axis=1).tolist()),
         valid_sizes=torch.tensor([sample.valid_sizes for sample in samples], dtype=torch.float32),
         seeds=tuple(sample.seed for sample in samples),

@@ -17,7 +17,8 @@ class TrainSpec:
     """How to train; the defaults are the paper's, stated for its batch of 128 chips (SNIPER §4).
 
     Rates are for gradients averaged over a batch of `reference_batch` chips, and scaled to the batch that is used: in
-    proportion with SGD, with the square root of the ratio with AdamW.
+    proportion with SGD, with the square root of the ratio with AdamW. The paper's 0.015, 0.0005 and 1e-4 are for
+    gradients summed over eight devices: here rates are eight times as high, and the decay with them is an eighth.
 
     Attributes:
         epochs: passes over the plan; fractions allowed.
@@ -32,7 +33,7 @@ class TrainSpec:
         decay_at: epochs at which the rate is multiplied by `decay`; fractions allowed.
         decay: see above.
         momentum: of SGD.
-        weight_decay: of either optimizer.
+        weight_decay: of either optimizer; not scaled with the batch.
         clip_gradient: scale gradients down to this norm; None leaves them alone.
         ema_decay: keep an average of the weights, to be used after training, that forgets no faster than with this
             decay a step; at first it forgets faster. None keeps none.
@@ -52,11 +53,11 @@ class TrainSpec:
     learning_rate: float = 0.12
     reference_batch: int = 128
     warm_up_steps: int = 1000
-    warm_up_rate: float = 0.0005
+    warm_up_rate: float = 0.004
     decay_at: tuple[float, ...] = (5.33,)
     decay: float = 0.1
     momentum: float = 0.9
-    weight_decay: float = 1e-4
+    weight_decay: float = 1.25e-5
     clip_gradient: float | None = None
     ema_decay: float | None = None
     precision: Precision = "auto"

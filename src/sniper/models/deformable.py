@@ -156,9 +156,9 @@ def sample_cells(
     if moves is not None:
         places = places + moves.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     places = low[:, None, None] + places * extent[:, None, None]  # (n, 2s, 2s, 2)
-    limit = rois.new_tensor([columns, rows])
-    is_near = ((places >= -1) & (places <= limit)).all(dim=-1)  # beyond that RoIAlign sees zeros
-    scaled = 2 * places / (limit - 1).clamp(min=1) - 1
+    x, y = places.unbind(dim=-1)
+    is_near = (x >= -1) & (x <= columns) & (y >= -1) & (y <= rows)  # beyond that RoIAlign sees zeros
+    scaled = torch.stack([2 * x / max(columns - 1, 1) - 1, 2 * y / max(rows - 1, 1) - 1], dim=-1)
     flat = scaled.reshape(1, -1, 2 * side, 2)  # (1, n * 2s, 2s, 2)
     with torch.autocast(features.device.type, enabled=False):
         sampled = functional.grid_sample(

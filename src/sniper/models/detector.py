@@ -36,8 +36,12 @@ class BatchLike(Protocol):
         """(B, M) values of `Standing`."""
 
     @property
+    def num_boxes(self) -> Sequence[int]:
+        """How many boxes each of the B chips has; numbers rather than tensors, so that nothing waits."""
+
+    @property
     def num_valid(self) -> Sequence[int]:
-        """How many valid boxes each of the B chips has; numbers rather than tensors, so that nothing waits."""
+        """How many of them are valid."""
 
     @property
     def valid_sizes(self) -> Float[torch.Tensor, "b 2"]:
@@ -137,6 +141,7 @@ class Detector(nn.Module):
             anchors=anchors,
             boxes=batch.boxes,
             standing=batch.standing,
+            num_boxes=batch.num_boxes,
             seeds=batch.seeds,
         )
 

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import nn
 from torch.nn import functional
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import MultiScaleRoIAlign, RoIAlign
 
+from sniper.models.box_coder import BoxCoder
 from sniper.models.deformable import DeformableRoIPool
 from sniper.models.spec import RoIHeadSpec
 from sniper.models.targets import Match, match_proposals
@@ -34,7 +34,7 @@ class RoIHead(nn.Module):
         self.second = nn.Linear(spec.width, spec.width)
         self.classes = nn.Linear(spec.width, num_classes + 1)
         self.deltas = nn.Linear(spec.width, 4)
-        self._coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+        self._coder = BoxCoder(place=10.0, side=5.0)
         for hidden in (self.first, self.second):
             nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
             nn.init.zeros_(hidden.bias)
@@ -99,14 +99,15 @@ class RoIHead(nn.Module):
         wanted_labels = torch.where(is_positive, labels[chips, matches.box_index], background)
         class_losses = functional.cross_entropy(logits, wanted_labels, reduction="none")
         # A box for every proposal; where there is none to learn, any with an area does.
-        is_learnt = (is_positive & counts)[:, None]
-        unit = candidates.new_tensor((0.0, 0.0, 1.0, 1.0))
-        learnt = torch.where(is_learnt, boxes[chips, matches.box_index], unit)
-        wanted = self._coder.encode_single(learnt, torch.where(is_learnt, candidates, unit))
+        is_learnt = is_positive & counts
+        unit = torch.ones_like(candidates)
+        unit[:, :2] = 0
+        learnt = torch.where(is_learnt[:, None], boxes[chips, matches.box_index], unit)
+        wanted = self._coder.encode(learnt, torch.where(is_learnt[:, None], candidates, unit))
         box_losses = functional.smooth_l1_loss(deltas, wanted, reduction="none").sum(dim=1)
         return {
-            "head_class": (class_losses * weights).sum(),
-            "head_box": (box_losses * weights * is_positive).sum(),
+            "head_class": torch.where(counts, class_losses * weights, 0).sum(),
+            "head_box": torch.where(is_learnt, box_losses * weights, 0).sum(),
         }
 
     def detect(
@@ -115,9 +116,9 @@ class RoIHead(nn.Module):
         """Judge proposals at test: for each image (n, 4) mended boxes and (n, C) scores, background left out."""
         logits, deltas = self(maps, proposals)
         scores = logits.softmax(dim=1)[:, :-1]
-        boxes = self._coder.decode_single(deltas, torch.cat(list(proposals)))
+        boxes = self._coder.decode(deltas, torch.cat(list(proposals)))
         counts = [len(candidates) for candidates in proposals]
-        return list(zip(boxes.split(counts), scores.split(counts), strict=True))
+        return list(zip(torch.split(boxes, counts), torch.split(scores, counts), strict=True))
 
 
 class _OneMapPool(nn.Module):

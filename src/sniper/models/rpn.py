@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import nn
 from torch.nn import functional
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
+from sniper.models.box_coder import BoxCoder
 from sniper.models.spec import RPNSpec
 from sniper.models.suppression import suppress
 from sniper.models.targets import Match, draw_sample, match_anchors
@@ -71,7 +70,7 @@ class RPN(nn.Module):
         self.hidden = nn.Conv2d(num_channels, spec.channels, 3, padding=1)
         self.objectness = nn.Conv2d(spec.channels, num_anchors, 1)
         self.deltas = nn.Conv2d(spec.channels, 4 * num_anchors, 1)
-        self._coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self._coder = BoxCoder()
         nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
         for output in (self.objectness, self.deltas):
             nn.init.normal_(output.weight, std=0.01)
@@ -92,12 +91,10 @@ class RPN(nn.Module):
 
     def anchors(self, maps: Sequence[Float[torch.Tensor, "b c _ _"]]) -> Float[torch.Tensor, "n 4"]:
         """Lay the anchors over one image: (n, 4) xyxy in its frame, in the order of the scores."""
-        device, grids = maps[0].device, [features.shape[-2:] for features in maps]
-        sides = (grids[0][0] * self._strides[0], grids[0][1] * self._strides[0])
-        image = ImageList(torch.empty((1, 0, *sides), device=device), [sides])
-        shapes = [torch.empty((1, 0, *grid), device=device) for grid in grids]
-        anchors: torch.Tensor = self._anchors(image, shapes)[0]
-        return anchors
+        # Its own call would guess the strides from the sides of the image, which they need not divide.
+        self._anchors.set_cell_anchors(torch.float32, maps[0].device)
+        grids = [list(features.shape[-2:]) for features in maps]
+        return torch.cat(self._anchors.grid_anchors(grids, [[stride, stride] for stride in self._strides]))
 
     @torch.no_grad()
     def propose(
@@ -124,12 +121,9 @@ class RPN(nn.Module):
             The best of each image, after suppression.
         """
         spec = self.spec
-        boxes = self._coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1))
+        boxes = self._coder.decode(deltas, anchors)
         boxes = torch.stack(
-            [
-                clip_boxes_to_image(own, sides)
-                for own, sides in zip(boxes.reshape(deltas.shape), image_sides, strict=True)
-            ]
+            [clip_boxes_to_image(own, sides) for own, sides in zip(boxes, image_sides, strict=True)]
         )
         extents = boxes[..., 2:] - boxes[..., :2]  # (b, n, 2)
         is_wanted = extents.amin(dim=2) > 0
@@ -140,7 +134,7 @@ class RPN(nn.Module):
             min(spec.num_candidates, objectness.shape[1]), dim=1
         )
         boxes = _taken(boxes, best)
-        kept, is_real = suppress(boxes, scores, iou=spec.nms_iou, limit=limit)
+        kept, is_real = suppress(boxes, scores, iou=spec.nms_iou, limit=limit, waits=not self.training)
         return ProposalBatch(
             boxes=_taken(boxes, kept).masked_fill(~is_real[..., None], 0),  # also what is no number
             scores=scores.gather(1, kept).sigmoid().masked_fill(~is_real, 0),
@@ -155,6 +149,7 @@ class RPN(nn.Module):
         anchors: Float[torch.Tensor, "n 4"],
         boxes: Float[torch.Tensor, "b m 4"],
         standing: Int[torch.Tensor, "b m"],
+        num_boxes: Sequence[int],
         seeds: Sequence[int],
     ) -> dict[str, Float[torch.Tensor, ""]]:
         """Compare scores and shifts with the boxes of each chip.
@@ -165,6 +160,7 @@ class RPN(nn.Module):
             anchors: (n, 4) xyxy, chip frame.
             boxes: (B, M, 4) xyxy, chip frame.
             standing: (B, M) values of `Standing`.
+            num_boxes: how many boxes each of the B chips has.
             seeds: of the B chips; they draw the anchors that count.
 
         Returns:
@@ -176,6 +172,7 @@ class RPN(nn.Module):
             anchors,
             boxes=boxes,
             standing=standing,
+            num_boxes=num_boxes,
             positive_iou=spec.positive_iou,
             negative_iou=spec.negative_iou,
             ignored_iou=spec.ignored_iou,
@@ -190,13 +187,11 @@ class RPN(nn.Module):
         )
         # A box for every anchor; where there is none to learn, its own, which is a shift of zero.
         learnt = torch.where(is_positive[..., None], _taken(boxes, matches.box_index), anchors)
-        wanted = self._coder.encode_single(learnt.flatten(0, 1), anchors.repeat(len(boxes), 1))
-        box_losses = functional.smooth_l1_loss(
-            deltas, wanted.reshape(deltas.shape), beta=1 / 9, reduction="none"
-        ).sum(dim=2)
+        wanted = self._coder.encode(learnt, anchors)
+        box_losses = functional.smooth_l1_loss(deltas, wanted, beta=1 / 9, reduction="none").sum(dim=2)
         return {
-            "rpn_objectness": (score_losses * weights).sum(),
-            "rpn_box": (box_losses * weights * is_positive).sum(),
+            "rpn_objectness": torch.where(is_drawn, score_losses * weights, 0).sum(),
+            "rpn_box": torch.where(is_drawn & is_positive, box_losses * weights, 0).sum(),
         }
 
 

@@ -115,9 +115,10 @@ class RoIHeadSpec:
     score_floor: float = 0.001
 
     def __post_init__(self) -> None:
-        for name in ("positive_iou", "score_floor"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if not 0 < self.positive_iou < 1:
+            raise ValueError(f"positive_iou must be between 0 and 1, not {self.positive_iou}")
+        if not 0 <= self.score_floor < 1:
+            raise ValueError(f"score_floor must be in [0, 1), not {self.score_floor}")
         for name in ("channels", "pooled_side", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -5,32 +5,37 @@ from jaxtyping import Bool, Float, Int
 from torchvision.ops import nms
 
 _MOST_PAIRS = 2**25  # of boxes, compared at a time
-_LONGEST_CHAIN = 64
+_NUM_ROUNDS = 65  # odd
 
 
 def suppress(
-    boxes: Float[torch.Tensor, "b n 4"], scores: Float[torch.Tensor, "b n"], *, iou: float, limit: int
+    boxes: Float[torch.Tensor, "b n 4"],
+    scores: Float[torch.Tensor, "b n"],
+    *,
+    iou: float,
+    limit: int,
+    waits: bool,
 ) -> tuple[Int[torch.Tensor, "b p"], Bool[torch.Tensor, "b p"]]:
     """Find the boxes of each image that overlap no better one that stays.
 
-    On a CPU torchvision's `nms` does it, image by image. Elsewhere that would make the processor wait for the device,
-    for nobody knows before how many stay: there all pairs are compared at once (`settle`).
+    torchvision's `nms` does it, image by image. On a GPU that makes the processor wait, for nobody knows before how
+    many stay; where it must not wait, all pairs are compared at once (`settle`).
 
     Args:
         boxes: (B, n, 4) xyxy, best first.
         scores: (B, n), falling; minus infinity where there is no box.
         iou: of two boxes that overlap more, the worse goes.
         limit: keep at most this many of each image.
+        waits: whether the processor may wait for the device; on a CPU it need not be asked.
 
     Returns:
         (B, p) indices of those kept, best first, and whether each place holds one; p is the smaller of limit and n.
     """
     is_there = scores > -torch.inf
-    is_kept = (
-        _suppress_each(boxes, scores, is_there, iou=iou)
-        if boxes.device.type == "cpu"
-        else settle(boxes, is_there, iou=iou)
-    )
+    if waits or boxes.device.type == "cpu":
+        is_kept = _suppress_each(boxes, scores, is_there, iou=iou)
+    else:
+        is_kept = settle(boxes, is_there, iou=iou)
     num_boxes = boxes.shape[1]
     places = torch.arange(num_boxes, device=boxes.device).expand_as(is_kept)
     order = torch.where(is_kept, places, num_boxes).topk(
@@ -45,8 +50,9 @@ def settle(
 ) -> Bool[torch.Tensor, "b n"]:
     """Suppress without a loop over boxes: judge all at once, again and again, until the judgement stands.
 
-    A box stays if none that is better and stays overlaps it. After k rounds that is settled for every box at the end
-    of a chain of up to k overlaps from better to worse; 64 rounds are made, far more than chains are long.
+    A box stays if none that is better and stays overlaps it. A round settles every box at the end of one more overlap
+    from better to worse; 65 rounds settle chains that long, more than are found where scores differ. Beyond that, boxes
+    may be dropped that should stay, never the reverse: so it is after every odd round.
 
     Args:
         boxes: (B, n, 4) xyxy, best first.
@@ -65,8 +71,9 @@ def settle(
             torch.float16 if boxes.is_cuda else torch.float32
         )  # better hides worse
         stays = is_own
-        for _ in range(min(_LONGEST_CHAIN, num_boxes)):
-            stays = is_own & ((stays.to(hides.dtype)[:, None] @ hides)[:, 0] == 0)
+        with torch.autocast(boxes.device.type, enabled=False):
+            for _ in range(_NUM_ROUNDS):
+                stays = is_own & ((stays.to(hides.dtype)[:, None] @ hides)[:, 0] == 0)
         kept.append(stays)
     return torch.cat(kept)
 

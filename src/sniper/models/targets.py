@@ -42,6 +42,7 @@ def match_anchors(
     *,
     boxes: Float[torch.Tensor, "b m 4"],
     standing: Int[torch.Tensor, "b m"],
+    num_boxes: Sequence[int],
     positive_iou: float,
     negative_iou: float,
     ignored_iou: float,
@@ -56,6 +57,7 @@ def match_anchors(
         anchors: (n, 4) xyxy, chip frame, the same for all chips.
         boxes: (B, M, 4) xyxy, chip frame; M at least 1.
         standing: (B, M) values of `Standing`.
+        num_boxes: how many boxes each chip has; those after are absent.
         positive_iou: see above.
         negative_iou: see above.
         ignored_iou: see above.
@@ -65,9 +67,11 @@ def match_anchors(
     """
 
     def match(part: slice) -> Matches:
-        shared, overlaps = _compare(anchors, boxes[part])  # (b, n, m)
-        is_valid = (standing[part] == Standing.VALID)[:, None]  # (b, 1, m)
-        is_other = ~is_valid & (standing[part] != Standing.ABSENT)[:, None]
+        most = max(1, *num_boxes[part])
+        own = standing[part, :most]
+        shared, overlaps = _compare(anchors, boxes[part, :most])  # (b, n, m)
+        is_valid = (own == Standing.VALID)[:, None]  # (b, 1, m)
+        is_other = ~is_valid & (own != Standing.ABSENT)[:, None]
         valid = overlaps.masked_fill(~is_valid, 0)
         best, nearest = valid.max(dim=2)
         best_of_box = valid.amax(dim=1, keepdim=True)  # (b, 1, m)
@@ -78,11 +82,13 @@ def match_anchors(
         state[(best >= positive_iou) | is_forced] = Match.POSITIVE
         box_index = torch.where(is_forced & (best < positive_iou), is_best.int().argmax(dim=2), nearest)
         is_near = overlaps.masked_fill(~is_other, 0).amax(dim=2) > ignored_iou
-        is_within = _is_within_ignored(anchors, shared, standing[part]) & (state == Match.NEGATIVE)
+        is_within = _is_within_ignored(anchors, shared, own) & (state == Match.NEGATIVE)
         state[is_near | is_within] = Match.IGNORED
         return Matches(state=state, box_index=box_index)
 
-    return _joined([match(part) for part in _parts(len(boxes), size=len(anchors) * boxes.shape[1])])
+    if boxes.device.type == "cpu":  # where calls cost little, no chip is made to wait for one with more boxes
+        return _joined([match(slice(i, i + 1)) for i in range(len(boxes))])
+    return _joined([match(part) for part in _parts(len(boxes), size=len(anchors) * max(1, *num_boxes))])
 
 
 def match_proposals(
