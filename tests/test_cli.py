@@ -438,3 +438,12 @@ def test_a_process_that_is_asked_to_stop_saves_first(world: Path, signal_number:
     assert "stopped" in words
     last = json.loads(metrics.read_text().splitlines()[-1])
     assert [path.name for path in Run(world / "run").checkpoints][-1] == f"{last['step']:08d}"
+
+
+def test_an_error_of_one_process_ends_all_of_them_and_is_told(world: Path) -> None:
+    path = world / "images" / "train_2.png"
+    path.write_bytes(path.read_bytes()[:-2000])  # its sides can still be read
+    process = start_together(world, world / "run", "--data.loader_processes", "1")
+    _, words = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert re.search(r"error: \S*train_2\.png: cannot be read as an image", " ".join(words.split())), words

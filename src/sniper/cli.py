@@ -51,7 +51,14 @@ Device = Annotated[str | None, Parameter(name="--device")]
 
 def main() -> None:
     """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if (
+        code and os.environ.get("WORLD_SIZE", "1") != "1"
+    ):  # under torchrun: the others may be waiting for this process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(tokens: Sequence[str]) -> int:
@@ -247,9 +254,9 @@ def train(
         if not resume and ranks.is_first:
             Run.create(folder, config=dump_experiment(spec))
         elif ranks.is_first:
-            opened.save_config(dump_experiment(spec))
             if step is not None:
                 opened.go_back_to(step)
+            opened.save_config(dump_experiment(spec))
         ranks.wait()
         opened = Run.open(folder)
         with _step_bar(is_shown=ranks.is_first) as bars:
@@ -567,16 +574,16 @@ def _check_folder(path: Path) -> None:
 
 
 def _device(name: str | None) -> "torch.device":
+    """Find the device to compute on; under torchrun each process has the GPU of its number."""
     import torch
 
     if name is None:
-        return (
-            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    own = os.environ.get("LOCAL_RANK", "0") if name == "cuda" else None
     try:
-        device = torch.device(name)
+        device = torch.device(name if own is None else f"cuda:{own}")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).partition("\n")[0]

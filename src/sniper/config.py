@@ -29,6 +29,7 @@ _FREE_TO_CHANGE = (
     "train.epochs",
     "train.checkpoint_minutes",
     "train.keep_checkpoints",
+    "train.accumulate",  # as the number of devices may change
     "train.compile",
     "train.evaluate_every",
     "train.tensorboard",

@@ -152,8 +152,11 @@ def _with_room_for(limit: int, compute: Callable[[Detector, Batch], Any]) -> Cal
 @pytest.mark.parametrize(
     ("limit", "answer"),
     [
-        (3, "4 chips of 64×64 at a time .* memory of cpu; 3 would. Say --train.batch_size 3, .*accumulate 2"),
-        (1, "; 1 would. Say --train.batch_size 1, or keep the batch and say --train.accumulate 4"),
+        (
+            3,
+            "4 chips of 64×64 at a time .* memory of cpu; 3 would. .*--train.accumulate 2, .*--train.batch_size 3",
+        ),
+        (1, "; 1 would. Keep the batch and say --train.accumulate 4, or begin .*--train.batch_size 1.$"),
         (0, "do not fit into the memory of cpu, nor does one"),
     ],
 )

@@ -8,6 +8,20 @@ from typing import Any, Self
 from sniper.errors import ConfigError
 
 
+def check_tensorboard() -> None:
+    """Refuse to go on without TensorBoard.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "train.tensorboard: TensorBoard is not installed; pip install 'sniper-det[tensorboard]'"
+        ) from error
+
+
 class Board:
     """Writes numbers where TensorBoard looks for them.
 
@@ -20,12 +34,9 @@ class Board:
     """
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "train.tensorboard: TensorBoard is not installed; pip install 'sniper-det[tensorboard]'"
-            ) from error
+        check_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def __enter__(self) -> Self:

@@ -16,10 +16,15 @@ def build_detector(spec: ExperimentSpec, *, num_classes: int, has_weights: bool 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Compute in 16 bits if that is asked for; `auto` means bf16 where the device computes it natively, else fp32."""
     if precision == "auto":
-        is_native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+        is_native = _gpu_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16()
         precision = "bf16" if is_native else "fp32"
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _cpu_has_bf16() -> bool:

@@ -19,7 +19,7 @@ from sniper.engine.optimizer import build_optimizer
 from sniper.engine.ranks import Ranks
 from sniper.engine.run import Progress, Run, optimizer_tensors
 from sniper.engine.spec import ExperimentSpec, TrainSpec
-from sniper.errors import ConfigError, OutOfMemory, TrainingDiverged
+from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.detector import Detector
 
 _LEAST_LOSS_SCALE = 2.0**-6
@@ -89,7 +89,7 @@ class Learner:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        losses = self._try_gradients(batch.to(self.device))
+        losses = self._try_gradients(batch)
         if losses is None:
             raise OutOfMemory(self._advise(batch, step=step))
         self._scaler.unscale_(self._optimizer)
@@ -111,12 +111,18 @@ class Learner:
         """Give the detector to be used as a checkpoint would hold it, ready to search; every process must call this."""
         own = {name: tensor.clone() for name, tensor in self.best.state_dict().items()}
         was_training = self.best.training
+        trunk = self.best.backbone.trunk
+        compiled, trunk._compiled_call_impl = (
+            trunk._compiled_call_impl,
+            None,
+        )  # or it is compiled for each shape
         self.best.load_state_dict(self._shared_state(self.best))
         try:
             yield self.best.eval()
         finally:
             self.best.load_state_dict(own)
             self.best.train(was_training)
+            trunk._compiled_call_impl = compiled
 
     def load(self, run: Run, annotations: Annotations) -> Progress:
         """Go back to the newest checkpoint of a run, if it has one; see `Run.load_checkpoint`."""
@@ -134,17 +140,23 @@ class Learner:
         """Write a checkpoint; every process must call this, the first writes. See `Run.save_checkpoint`."""
         weights = self._shared_state(self.model)
         average = None if self._average is None else self._shared_state(self._average.module)
+        problem = None
         if self.ranks.is_first:
-            run.save_checkpoint(
-                weights=weights,
-                average=average,
-                optimizer=optimizer_tensors(self._optimizer, self.model),
-                counters={"loss_scale": self._scaler.state_dict()},
-                progress=progress,
-                annotations=annotations,
-                keep=keep,
-            )
-        self.ranks.wait()  # none goes on to read what is not written yet
+            try:
+                run.save_checkpoint(
+                    weights=weights,
+                    average=average,
+                    optimizer=optimizer_tensors(self._optimizer, self.model),
+                    counters={"loss_scale": self._scaler.state_dict()},
+                    progress=progress,
+                    annotations=annotations,
+                    keep=keep,
+                )
+            except CheckpointError as error:
+                problem = str(error)
+        problem = self.ranks.gather(problem)[0]  # none goes on to read what is not written
+        if problem is not None:
+            raise CheckpointError(problem)
 
     def peak_memory(self) -> int:
         """Give the most memory that was in use so far, bytes: the device's, or the process's on a CPU."""
@@ -161,7 +173,7 @@ class Learner:
         try:
             for index in range(num_parts):
                 with self._shared_if(index == num_parts - 1):
-                    part = batch.part(index * size, (index + 1) * size)
+                    part = batch.part(index * size, (index + 1) * size).to(self.device)
                     losses = self._backward(self._losses, part, share=1 / num_parts)
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0) + loss.detach() / num_parts
@@ -208,6 +220,7 @@ class Learner:
             for i, name in enumerate(batch.names)
             if not all(map(math.isfinite, self._losses_of(batch.part(i, i + 1))))
         ]
+        guilty = [name for part in self.ranks.gather(guilty) for name in part]
         chips = "; ".join(guilty or batch.names)
         raise TrainingDiverged(
             f"step {step}: a loss or a gradient is not finite ({told}); "
@@ -225,19 +238,21 @@ class Learner:
         """Try fewer chips until some fit, and say how to go on with so many."""
         spec = self.spec.train
         asked = len(batch) // spec.accumulate
+        side = batch.images.shape[-1]
+        told = f"step {step}: {asked} chips of {side}×{side} at a time do not fit into the memory of {self.device}"
+        if self.spec.model.backbone.batch_norm == "synced" and self.ranks.count > 1:
+            return f"{told}; a larger --train.accumulate or a smaller --train.batch_size may"
         fits, fails = 0, asked
         while fails - fits > 1:
             middle = (fits + fails) // 2
             fits, fails = (middle, fails) if self._fits(batch.part(0, middle)) else (fits, middle)
-        side = batch.images.shape[-1]
-        told = f"step {step}: {asked} chips of {side}×{side} at a time do not fit into the memory of {self.device}"
         if not fits:
             return f"{told}, nor does one"
         own = spec.batch_size // self.ranks.count
         parts = next(parts for parts in range(1, own + 1) if own % parts == 0 and own // parts <= fits)
         return (
-            f"{told}; {fits} would. Say --train.batch_size {fits * self.ranks.count * spec.accumulate}, or keep the "
-            f"batch and say --train.accumulate {parts}."
+            f"{told}; {fits} would. Keep the batch and say --train.accumulate {parts}, or begin a new run with "
+            f"--train.batch_size {fits * self.ranks.count * spec.accumulate}."
         )
 
     def _fits(self, batch: Batch) -> bool:
@@ -246,14 +261,16 @@ class Learner:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         alone = _Losses(self.model, rpn_only=self.spec.train.rpn_only)
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         try:
-            self._backward(alone, batch.to(self.device), share=1.0)
+            with autocast(self.spec.train.precision, self.device):
+                losses = alone(batch.to(self.device))
+            # Not by way of the parameters: in many processes, those expect to be exchanged.
+            torch.autograd.grad(torch.stack(list(losses.values())).sum(), learning, allow_unused=True)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_short_of_memory(error):
                 raise
             return False
-        finally:
-            self._optimizer.zero_grad(set_to_none=True)
         return True
 
 
@@ -297,4 +314,5 @@ def _check(spec: ExperimentSpec, *, device: torch.device, ranks: Ranks) -> None:
 
 
 def _is_short_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(one in str(error) for one in words)

@@ -8,10 +8,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
+
+_LONGEST_WAIT = timedelta(hours=6)  # one process may search its share of the images long after another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +41,21 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator["Ranks"]:
-        """Find the others, and part from them at the end; alone, there is nothing to do."""
+        """Find the others, and part from them when all is done; alone, there is nothing to do."""
         if self.count == 1:
             yield self
             return
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        try:
-            yield self
-        finally:
-            distributed.destroy_process_group()
+        # What is said by way of the CPU goes through gloo, so that no GPU is waited for.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
+        yield self
+        # After an error the others may be waiting for this process, and parting would wait for them.
+        distributed.destroy_process_group()
 
     def wait(self) -> None:
         """Wait until all have come here."""
         if self.count > 1:
-            distributed.barrier()
+            distributed.all_reduce(torch.zeros(1))
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Give the mean of a tensor over all processes, to each of them."""

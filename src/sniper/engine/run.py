@@ -5,6 +5,7 @@ bears a number is whole.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -107,7 +108,11 @@ class Run:
             file.write(config.encode())
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append a line to the metrics."""
+        """Append a line to the metrics; what is not finite becomes null, for JSON has no word for it."""
+        entry = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in entry.items()
+        }
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -222,18 +227,27 @@ class Run:
         return progress, head
 
     def go_back_to(self, step: int) -> None:
-        """Put the checkpoints after that of a step aside, under names that end in `.aside`.
+        """Put what came after the checkpoint of a step aside, under names that end in `.aside`.
+
+        That is later checkpoints, and chips that were mined with their weights.
 
         Raises:
             RunError: if there is no checkpoint of that step.
+            CheckpointError: if that cannot be read either.
         """
         steps = [int(path.name) for path in self.checkpoints]
         if step not in steps:
             known = ", ".join(map(str, steps)) or "none"
             raise RunError(f"{self.folder}: has no checkpoint of step {step}; there are {known}")
-        for path in self.checkpoints[steps.index(step) + 1 :]:
+        kept = self.checkpoints[steps.index(step)]
+        _, head = load_tensors(kept / "optimizer.safetensors")
+        tables = [
+            path for path in self.folder.glob("chips_*.npz") if int(path.stem.split("_")[1]) > head["epoch"]
+        ]
+        for path in (*self.checkpoints[steps.index(step) + 1 :], *tables):
             aside = path.with_name(f"{path.name}.aside")
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.is_dir():
+                shutil.rmtree(aside)
             os.replace(path, aside)
 
     def _read(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -241,9 +255,14 @@ class Run:
         try:
             return load_tensors(path)
         except CheckpointError as error:
-            older = self.checkpoints[:-1]
-            hint = f". --resume --step {int(older[-1].name)} goes back to the one before" if older else ""
-            raise CheckpointError(f"{error}{hint}") from error
+            *older, newest = self.checkpoints
+            if not older:
+                raise
+            step = int(older[-1].name)
+            raise CheckpointError(
+                f"{error}; the one before is of step {step}: go back to it with sniper train --resume --step {step}, "
+                f"or by moving {newest} away"
+            ) from error
 
     def learnt_from(self, annotations: Annotations) -> bool:
         """Tell whether the newest checkpoint, if there is one, learnt from these annotations.

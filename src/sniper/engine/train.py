@@ -15,7 +15,7 @@ from sniper.chips import ChipTable
 from sniper.data.coco import Annotations
 from sniper.data.dataset import Batch, ChipDataset, collate
 from sniper.data.plan import EpochPlan, plan_epoch
-from sniper.engine.board import Board
+from sniper.engine.board import Board, check_tensorboard
 from sniper.engine.learner import Learner, own_share
 from sniper.engine.optimizer import learning_rate
 from sniper.engine.ranks import ALONE, Ranks
@@ -102,6 +102,8 @@ def train(
         OutOfMemory: if the chips do not fit into the memory of the device.
         TrainingDiverged: if a loss or a gradient is not finite.
     """
+    if spec.train.tensorboard:
+        check_tensorboard()
     fixed = _fixed_table(run, spec, annotations, ranks)
     learner = Learner(
         spec,
@@ -194,11 +196,9 @@ class _Trainer:
             plan = self._plan(progress.epoch)
         share = min(spec.epochs - progress.epoch, 1.0)
         num_steps = max(round(plan.num_steps * share), 1)
-        started = time.monotonic()
-        batches = iter(
-            _told_plainly(self._batches(plan, first_step=progress.step_in_epoch, num_steps=num_steps))
-        )
-        for batch in batches:
+        started = ready = time.monotonic()
+        batches = self._batches(plan, first_step=progress.step_in_epoch, num_steps=num_steps)
+        for batch in _told_plainly(batches):
             arrived = time.monotonic()
             epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
             rate = learning_rate(spec, step=progress.step, epoch=epoch)
@@ -218,7 +218,7 @@ class _Trainer:
                 losses=losses,
                 learning_rate=rate,
                 chips_per_second=spec.batch_size / (now - started),
-                data_wait=(arrived - started) / (now - started),
+                data_wait=(arrived - ready) / (now - started),
                 peak_memory=self.learner.peak_memory(),
             )
             started = now
@@ -232,10 +232,11 @@ class _Trainer:
             if is_last or is_stopping or is_due:
                 self.learner.save(self.run, self.annotations, progress=progress, keep=spec.keep_checkpoints)
                 self.last_checkpoint = time.monotonic()
+                (is_stopping,) = self._agree(self.ears.is_asked.is_set())  # perhaps while it was written
             if is_stopping:
                 raise KeyboardInterrupt
-        with self.ears.closed():
-            self.score_if_due(progress)
+            ready = time.monotonic()
+        self.score_if_due(progress)
         return progress
 
     def score_if_due(self, progress: Progress) -> None:
@@ -248,7 +249,7 @@ class _Trainer:
         is_due = epoch >= self.spec.train.epochs or epoch % every == 0
         if not is_due or self._is_scored(progress):
             return
-        with self.learner.at_rest() as model:
+        with self.ears.closed(), self.learner.at_rest() as model:  # every step so far is saved
             scores = self.score(model, epoch)
         if self.ranks.is_first:
             self._log({"stage": "evaluate", "step": progress.step, "epoch": epoch, **scores})
@@ -261,13 +262,7 @@ class _Trainer:
 
     def _agree(self, *flags: bool) -> list[bool]:
         """Tell of each flag whether any process has raised it."""
-        raised = self.ranks.mean(torch.tensor(flags, dtype=torch.float32, device=self._talk_device))
-        return [bool(flag) for flag in raised.tolist()]
-
-    @property
-    def _talk_device(self) -> torch.device:
-        """Where processes exchange flags; alone, nothing needs to leave the CPU."""
-        return self.learner.device if self.ranks.count > 1 else torch.device("cpu")
+        return [bool(flag) for flag in self.ranks.mean(torch.tensor(flags, dtype=torch.float32)).tolist()]
 
     def _plan(self, epoch: int) -> EpochPlan:
         return plan_epoch(
