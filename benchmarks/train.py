@@ -237,18 +237,27 @@ def shares(learner: Learner, batch: Batch, device: torch.device, *, steps: int) 
 def count_flops(learner: Learner, chip: Batch, spec: ExperimentSpec) -> int:
     """Count the multiplications and additions of one chip's forward and backward pass."""
 
-    def deform_conv(input_shape: Any, weight_shape: Any, offset_shape: Any, *_: Any, **__: Any) -> int:
-        batch, _, rows, columns = offset_shape
-        out, own, height, width = weight_shape
+    def convolution(out_shape: Any, weight_shape: Any) -> int:
+        batch, out, rows, columns = out_shape
+        _, own, height, width = weight_shape  # of one group
         return int(2 * batch * rows * columns * out * own * height * width)
 
-    def deform_conv_backward(
-        _: Any, input_shape: Any, weight_shape: Any, offset_shape: Any, *__: Any, **___: Any
-    ) -> int:
-        return 2 * deform_conv(input_shape, weight_shape, offset_shape)
+    def backward(gradient_shape: Any, _: Any, weight_shape: Any, *rest: Any, **__: Any) -> int:
+        # torch's own count takes every group of a depthwise convolution for all of its channels.
+        return int(sum(rest[-1][:2])) * convolution(gradient_shape, weight_shape)
+
+    def deform(_: Any, weight_shape: Any, offset_shape: Any, *__: Any, **___: Any) -> int:
+        return convolution((offset_shape[0], weight_shape[0], *offset_shape[2:]), weight_shape)
+
+    def deform_backward(_: Any, *shapes: Any, **__: Any) -> int:
+        return 2 * deform(*shapes)
 
     ops = torch.ops.torchvision
-    mapping = {ops.deform_conv2d: deform_conv, ops._deform_conv2d_backward: deform_conv_backward}
+    mapping = {
+        torch.ops.aten.convolution_backward: backward,
+        ops.deform_conv2d: deform,
+        ops._deform_conv2d_backward: deform_backward,
+    }
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
     chip = chip.to(learner.device)
     learner.model.rpn.eval()  # suppression by torchvision, so that no products of its own are counted
