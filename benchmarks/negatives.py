@@ -265,7 +265,7 @@ def draw_worst(folder: Path, *, count: int = 12, side: int = 180) -> None:
             x, y, width, height = one["bbox"]
             reach = max(width, height) * 0.75
             middle = (x + width / 2, y + height / 2)
-            crop = load_image(records[one["image_id"]].path).crop(
+            crop = Image.fromarray(load_image(records[one["image_id"]].path)).crop(
                 (
                     round(middle[0] - reach),
                     round(middle[1] - reach),

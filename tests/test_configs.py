@@ -68,7 +68,9 @@ def write_eight_images(folder: Path) -> Annotations:
             continue
         square = Image.new("RGB", (SIDE, SIDE))
         square.paste(
-            load_image(record.path).resize((round(record.width * scale), round(record.height * scale)))
+            Image.fromarray(load_image(record.path)).resize(
+                (round(record.width * scale), round(record.height * scale))
+            )
         )
         name = f"{record.image_id}.png"
         square.save(folder / "images" / name)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
 
-from sniper.errors import ConfigError, SniperError
+from sniper.errors import ConfigError, ImageError, SniperError
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sniper.chips import ChipTable
     from sniper.data.coco import Annotations
-    from sniper.data.spec import SourceSpec
+    from sniper.data.spec import ReadSpec, SourceSpec
     from sniper.engine.spec import ExperimentSpec
     from sniper.engine.train import StepReport
     from sniper.report.plan_page import PlanPage
@@ -159,6 +159,7 @@ def plan(
         batch_size=spec.train.batch_size,
         crowd=crowd,
         suggested="" if suggested is None else dump_changes(suggested),
+        read=spec.data.read,
     )
     page.save(folder / "plan.html")
     (folder / "suggested.yaml").unlink(missing_ok=True)  # of an earlier plan
@@ -210,6 +211,48 @@ def chips(
 
 
 @app.command
+def check(
+    annotations: Path,
+    /,
+    *,
+    images: Path | None = None,
+    config: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Read a data set to the last pixel, and name everything that is wrong with it.
+
+    Args:
+        annotations: COCO JSON.
+        images: folder that the file names of the annotations start from, if not beside them.
+        config: an experiment whose data.read says how images are read.
+        json: print one JSON object and nothing else.
+    """
+    started = time.monotonic()
+    from rich.progress import track
+
+    from sniper.data.coco import load_annotations
+    from sniper.data.reader import find_bad_images
+
+    read = _experiment(config).data.read
+    loaded = load_annotations(annotations, image_root=images, read=read)
+    _warn(loaded)
+    found = track(find_bad_images(loaded, read), "check", total=len(loaded), console=_console, transient=True)
+    problems = [problem for problem in found if problem is not None]
+    if problems:
+        plural = "s" if len(problems) > 1 else ""
+        listed = "\n  ".join(problems)
+        raise ImageError(f"{annotations}: {len(problems)} bad image{plural}\n  {listed}")
+    _answer(
+        json,
+        {
+            "num_images": len(loaded),
+            "num_boxes": len(loaded.boxes),
+            "seconds": round(time.monotonic() - started, 3),
+        },
+    )
+
+
+@app.command
 def train(
     config: Path,
     /,
@@ -247,7 +290,7 @@ def train(
         check_resumable(old, spec, source=opened.config_path)
     else:
         spec = load_experiment(config, overrides=changes)
-    annotations = _load_source(spec.data.train, "data.train.annotations", config)
+    annotations = _load_source(spec.data.train, "data.train.annotations", config, spec.data.read)
     place = _device(device)
     last: dict[str, Any] = {}
     with Ranks.of_environment().joined(place) as ranks:
@@ -323,7 +366,9 @@ def mine(
         image_root = None if source.images is None else Path(source.images)
     if annotations is None:
         raise ConfigError(f"{opened.config_path}: data.train.annotations is missing")
-    loaded = load_annotations(annotations, image_root=image_root, has_images=detections is None)
+    loaded = load_annotations(
+        annotations, image_root=image_root, has_images=detections is None, read=spec.data.read
+    )
     _warn(loaded)
     ranks = Ranks.of_environment()
     share = ranks.rank, ranks.count
@@ -380,7 +425,7 @@ def predict(
     from rich.progress import track
 
     from sniper.config import load_experiment
-    from sniper.data.images import load_image
+    from sniper.data.reader import load_or_skip
     from sniper.engine.predict import Predictor, to_coco
     from sniper.engine.run import Run
     from sniper.evaluation import save_detections
@@ -390,16 +435,20 @@ def predict(
     spec = load_experiment(opened.config_path)
     if spec.train.rpn_only:
         raise ConfigError(f"{run}: has trained its proposals only (train.rpn_only); it can be mined with")
-    sources = _sources(images, annotations, image_root, spec.data.test, run)[:limit]
+    sources = _sources(images, annotations, image_root, spec, run)[:limit]
     predictor = Predictor.load(opened, spec, device=_device(device))
     target = output or run / "detections.json"
     for folder in (target.parent, draw):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-    results = []
+    results: list[dict[str, Any]] = []
+    skipped: list[str] = []
     started = time.monotonic()
     for image_id, path in track(sources, "predict", console=_console, transient=True):
-        image = load_image(path)
+        image = load_or_skip(path, spec.data)
+        if image is None:
+            skipped.append(str(path))
+            continue
         detections = predictor(image)
         found = to_coco(detections, image_id=image_id, categories=predictor.categories)
         results += [{**entry, "file_name": str(path)} for entry in found] if images else found
@@ -413,6 +462,7 @@ def predict(
         {
             "run": str(run),
             "num_images": len(sources),
+            "skipped_images": skipped,
             "num_detections": len(results),
             "images_per_second": round(len(sources) / max(seconds, 1e-9), 3),
             "output": str(target),
@@ -539,7 +589,11 @@ def _as_overrides(tokens: Sequence[str]) -> dict[str, str]:
 
 
 def _sources(
-    images: Sequence[Path], annotations: Path | None, image_root: Path | None, test: "SourceSpec", run: Path
+    images: Sequence[Path],
+    annotations: Path | None,
+    image_root: Path | None,
+    spec: "ExperimentSpec",
+    run: Path,
 ) -> list[tuple[int, Path]]:
     """Give the id and file of each image to look at."""
     from sniper.data.coco import load_annotations
@@ -549,21 +603,21 @@ def _sources(
     if images:
         return list(enumerate(images, start=1))
     if annotations is not None:
-        loaded = load_annotations(annotations, image_root=image_root)
+        loaded = load_annotations(annotations, image_root=image_root, read=spec.data.read)
         _warn(loaded)
     else:
-        loaded = _load_source(test, "data.test.annotations", run / "config.yaml")
+        loaded = _load_source(spec.data.test, "data.test.annotations", run / "config.yaml", spec.data.read)
     return [(record.image_id, record.path) for record in loaded]
 
 
-def _load_source(source: "SourceSpec", name: str, config: Path) -> "Annotations":
+def _load_source(source: "SourceSpec", name: str, config: Path, read: "ReadSpec") -> "Annotations":
     """Load a data set that an experiment names."""
     from sniper.data.coco import load_annotations
 
     if not source.annotations:
         raise ConfigError(f"{config}: {name} is missing")
     root = None if source.images is None else Path(source.images)
-    loaded = load_annotations(Path(source.annotations), image_root=root)
+    loaded = load_annotations(Path(source.annotations), image_root=root, read=read)
     _warn(loaded)
     return loaded
 

@@ -18,6 +18,7 @@ _PATHS = (
     ("data", "test", "annotations"),
     ("data", "test", "images"),
     ("data", "chips"),
+    ("data", "cache", "folder"),
     ("model", "backbone", "weights"),
 )
 
@@ -35,6 +36,9 @@ _FREE_TO_CHANGE = (
     "train.tensorboard",
     "data.test",
     "data.loader_processes",
+    "data.on_bad_image",
+    "data.cache.folder",
+    "data.cache.gigabytes",
     "predict",
     "mine.batch_megapixels",
 )

@@ -21,6 +21,14 @@ class ImageError(SniperError):
     """An image file that cannot be read."""
 
 
+class CacheError(SniperError):
+    """A folder of kept chips that cannot be used."""
+
+
+class TransformError(SniperError):
+    """A transform that gives back something else than a chip."""
+
+
 class ChipTableError(SniperError):
     """A chip table that cannot be read, or does not belong to its annotations."""
 

@@ -17,9 +17,9 @@ from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
 from sniper.config import dump_experiment, load_experiment
 from sniper.data.coco import Annotations, load_annotations
-from sniper.data.images import load_image
 from sniper.data.plan import build_table
 from sniper.data.proposals import ProposalStore, add_negatives
+from sniper.data.reader import load_or_skip
 from sniper.data.spec import SourceSpec
 from sniper.engine.mine import mine
 from sniper.engine.predict import Predictor, to_coco
@@ -142,7 +142,7 @@ def _scorer(
         raise ConfigError("train.evaluate_every: data.test.annotations is missing")
     source = spec.data.test
     root = None if source.images is None else Path(source.images)
-    test = load_annotations(Path(source.annotations), image_root=root)
+    test = load_annotations(Path(source.annotations), image_root=root, read=spec.data.read)
     if test.categories != annotations.categories:
         raise AnnotationError(f"{test.path}: has other categories than {annotations.path}")
     truth = test.to_coco()
@@ -154,7 +154,10 @@ def _scorer(
         own = []
         for index in range(ranks.rank, len(test), ranks.count):
             record = test[index]
-            found = predictor(load_image(record.path))
+            image = load_or_skip(record.path, spec.data)
+            if image is None:
+                continue
+            found = predictor(image)
             own += to_coco(found, image_id=record.image_id, categories=predictor.categories)
         results = [entry for part in ranks.gather(own) for entry in part]
         scores = evaluate(results, truth).as_dict()
@@ -199,7 +202,14 @@ def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
     """Leave out what the RPN's training does not depend on; the annotations themselves are compared by content."""
     return replace(
         spec,
-        data=replace(spec.data, train=SourceSpec(), test=SourceSpec(), loader_processes=0),
+        data=replace(
+            spec.data,
+            train=SourceSpec(),
+            test=SourceSpec(),
+            loader_processes=0,
+            on_bad_image="refuse",
+            cache=replace(spec.data.cache, folder=None, gigabytes=1.0),
+        ),
         train=replace(
             spec.train, checkpoint_minutes=1.0, keep_checkpoints=1, tensorboard=False, compile=False
         ),

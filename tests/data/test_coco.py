@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sniper.data.coco import Annotations, Category, load_annotations
+from sniper.data.spec import ReadSpec
 from sniper.errors import AnnotationError
 
 COCO: dict[str, Any] = {
@@ -385,11 +386,18 @@ def test_an_image_root_that_is_no_folder_is_refused_once(folder: Path) -> None:
     assert line == f"  the image root {folder / 'none'} is not a folder"
 
 
-def test_an_image_is_compared_as_it_is_stored(folder: Path) -> None:
+def test_an_image_is_compared_turned_as_exif_says(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter when shown
     Image.new("RGB", (40, 30)).save(folder / "images" / "b.jpg", exif=exif)
-    assert loaded(folder, spoilt(image(file_name="b.jpg", width=40, height=30)))[2].width == 40
+    upright = spoilt(image(file_name="b.jpg", width=30, height=40))
+    assert loaded(folder, upright)[2].width == 30
+    as_stored = spoilt(image(file_name="b.jpg", width=40, height=30))
+    message = refusal(folder, as_stored)
+    assert "b.jpg has 30x40 pixels, but the annotations say 40x30, which it has as stored: " in message
+    assert message.endswith("set data.read.orientation: stored")
+    taken = load_annotations(folder / "train.json", read=ReadSpec(orientation="stored"))
+    assert taken[2].width == 40
 
 
 def test_all_problems_of_a_file_are_told_at_once(folder: Path) -> None:

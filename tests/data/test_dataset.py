@@ -2,18 +2,21 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+from torchvision.transforms import v2
 
 from sniper.chips import Standing
 from sniper.data.coco import Annotations, load_annotations
 from sniper.data.dataset import Batch, ChipDataset, collate, flipped
 from sniper.data.plan import EpochPlan, build_table, plan_epoch
-from sniper.errors import AnnotationError
+from sniper.data.spec import ColorSpec, DataSpec
+from sniper.errors import AnnotationError, ImageError, TransformError
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 
@@ -164,3 +167,96 @@ def test_a_batch_has_the_valid_boxes_of_each_chip_first_and_a_part_of_it_its_own
     assert part.num_valid == batch.num_valid[1:3]
     assert torch.equal(part.images, batch.images[1:3])
     assert torch.equal(part.boxes, batch.boxes[1:3])
+
+
+def spoilt(annotations: Annotations, index: int) -> str:
+    """Cut an image file short; gives its name."""
+    path = annotations[index].path
+    path.write_bytes(path.read_bytes()[:200])
+    return path.name
+
+
+def test_a_bad_image_is_refused_by_name(annotations: Annotations) -> None:
+    name = spoilt(annotations, 1)
+    chips = ChipDataset(annotations, plan_of(annotations))
+    with pytest.raises(ImageError, match=rf"{name}: cannot be read as an image"):
+        collate([chips[place] for place in range(len(chips))])
+
+
+def test_a_bad_image_is_skipped_and_counted_if_that_was_asked_for(annotations: Annotations) -> None:
+    name = spoilt(annotations, 1)
+    plan = plan_of(annotations)
+    chips = ChipDataset(annotations, plan, spec=DataSpec(on_bad_image="skip"))
+    with pytest.warns(UserWarning, match=rf"{name}: cannot be read.*; skipped"):
+        samples = [chips[place] for place in range(len(chips))]
+    is_bad = plan.table.image_indices[plan.order] == 1
+    for place, sample in enumerate(samples):
+        following = [(place + k) % len(is_bad) for k in range(len(is_bad))]
+        num_bad = next(k for k, other in enumerate(following) if not is_bad[other])
+        assert sample.skipped == num_bad
+        assert sample.name == samples[(place + num_bad) % len(samples)].name
+    assert sum(collate(samples).skipped) >= is_bad.sum() > 0
+
+
+def test_a_data_set_of_bad_images_alone_is_refused_all_the_same(annotations: Annotations) -> None:
+    for index in range(len(annotations)):
+        spoilt(annotations, index)
+    chips = ChipDataset(annotations, plan_of(annotations), spec=DataSpec(on_bad_image="skip"))
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ImageError, match="cannot be read"):
+        chips[0]
+
+
+def test_torchvisions_transforms_move_boxes_with_pixels(annotations: Annotations) -> None:
+    plan = plan_of(annotations, flip=0.0)
+    plain = ChipDataset(annotations, plan)[0]
+    mirrored = ChipDataset(annotations, plan, transform=v2.RandomHorizontalFlip(p=1.0))[0]
+    np.testing.assert_array_equal(mirrored.pixels, flipped(plain).pixels)
+    np.testing.assert_allclose(mirrored.target.boxes, flipped(plain).target.boxes, atol=1e-4)
+    np.testing.assert_array_equal(mirrored.target.standing, plain.target.standing)
+    upside_down = ChipDataset(annotations, plan, transform=v2.RandomVerticalFlip(p=1.0))[0]
+    np.testing.assert_array_equal(upside_down.pixels, plain.pixels[::-1])
+    np.testing.assert_allclose(
+        upside_down.target.boxes[:, [1, 3]], 64 - plain.target.boxes[:, [3, 1]], atol=1e-4
+    )
+
+
+def test_boxes_that_a_transform_drops_take_their_labels_and_standings_along(annotations: Annotations) -> None:
+    def keep_first(image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return image, {name: values[:1] for name, values in target.items()}
+
+    plan = plan_of(annotations, flip=0.0)
+    batch = collate([ChipDataset(annotations, plan, transform=keep_first)[place] for place in range(4)])
+    plain = batch_of(annotations)
+    assert max(plain.num_boxes) > 1
+    assert max(batch.num_boxes) == 1
+
+
+def test_what_a_transform_draws_depends_on_the_chip_alone(annotations: Annotations) -> None:
+    plan = plan_of(annotations)
+    spec = DataSpec(color=ColorSpec(brightness=0.5, hue=0.2))
+    chips = ChipDataset(annotations, plan, spec=spec, transform=v2.RandomPosterize(bits=3))
+    before = torch.random.get_rng_state()
+    first = [chips[place].pixels for place in range(4)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(7)
+    again = [chips[place].pixels for place in reversed(range(4))]
+    for one, other in zip(first, reversed(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    plain = [ChipDataset(annotations, plan)[place].pixels.mean() for place in range(4)]
+    factors = [changed.mean() / pixels for changed, pixels in zip(first, plain, strict=True)]
+    assert np.std(factors) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        (lambda image, target: (image[:, :32], target), r"torch.uint8 of \(3, 32, 64\)"),
+        (lambda image, target: (image.float(), target), r"torch.float32 of"),
+        (lambda image, target: (image, {**target, "labels": target["labels"][:0]}), r"0 labels"),
+    ],
+)
+def test_a_transform_that_makes_something_else_of_a_chip_is_told(
+    annotations: Annotations, transform: Any, told: str
+) -> None:
+    with pytest.raises(TransformError, match=told):
+        ChipDataset(annotations, plan_of(annotations), transform=transform)[0]

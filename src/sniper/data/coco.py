@@ -6,17 +6,18 @@ import os
 import posixpath
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped
 
 from sniper.chips.assign import is_learnable
 from sniper.data.images import read_sides
+from sniper.data.spec import ReadSpec
 from sniper.errors import AnnotationError, ImageError
 from sniper.geometry.boxes import area, from_xywh, to_xywh
 
@@ -46,8 +47,8 @@ class ImageRecord:
         image_id: COCO's own id, as in the file.
         file_name: as in the file, relative to the image root.
         path: of the image file.
-        width: in stored orientation, pixels.
-        height: in stored orientation, pixels.
+        width: pixels, in the orientation that the annotations refer to.
+        height: pixels, likewise.
         boxes: (n, 4) xyxy, image frame, clipped to the image. May be empty.
         labels: (n,) 0..C-1.
         is_crowd: (n,) whether each box is a crowd rather than one object.
@@ -201,7 +202,9 @@ class Annotations:
         }
 
 
-def load_annotations(path: Path, *, image_root: Path | None = None, has_images: bool = True) -> Annotations:
+def load_annotations(
+    path: Path, *, image_root: Path | None = None, has_images: bool = True, read: ReadSpec = ReadSpec()
+) -> Annotations:
     """Read a COCO JSON file, and refuse it if anything in it is wrong. `docs/annotations.md` tells what is.
 
     Args:
@@ -209,6 +212,7 @@ def load_annotations(path: Path, *, image_root: Path | None = None, has_images: 
         image_root: folder that the file names start from; by default `images` beside the file if there is such a
             folder, the file's own folder otherwise.
         has_images: whether the image files are there to be looked at; their headers are compared with the file.
+        read: how image files become pixels.
 
     Returns:
         The data set; what was mended or is of no use is told in its `warnings`.
@@ -221,7 +225,7 @@ def load_annotations(path: Path, *, image_root: Path | None = None, has_images: 
     categories = _check_categories(tables["categories"])
     images = _check_images(tables["images"])
     if has_images:
-        _check_files(images, root)
+        _check_files(images, root, read)
     boxes = _check_boxes(tables["annotations"], images, categories)
     _raise(path, [*categories.table.problems, *images.table.problems, *boxes.table.problems])
     return _assemble(path, root, categories, images, boxes)
@@ -484,7 +488,7 @@ def _leaves_root(file_name: str) -> bool:
     return ".." in file_name and posixpath.normpath(file_name).split("/")[0] == ".."
 
 
-def _check_files(images: _Images, root: Path) -> None:
+def _check_files(images: _Images, root: Path, read: ReadSpec) -> None:
     """Compare the image files with what is said of them; only their headers are read."""
     if not root.is_dir():
         images.table.problems.append(f"the image root {root} is not a folder")
@@ -496,17 +500,18 @@ def _check_files(images: _Images, root: Path) -> None:
             continue  # told already, and not to be opened
         wanted = (int(images.widths.values[i]), int(images.heights.values[i]))
         has_size = images.widths.is_good[i] and images.heights.is_good[i]
-        problem = _file_problem(real_root, name, size=wanted if has_size else None)
+        problem = _file_problem(real_root, name, read, size=wanted if has_size else None)
         if problem is not None:
             images.table.problems.append(f"{images.table.name(i)}: {problem}")
 
 
-def _file_problem(real_root: str, name: str, *, size: tuple[int, int] | None) -> str | None:
+def _file_problem(real_root: str, name: str, read: ReadSpec, *, size: tuple[int, int] | None) -> str | None:
     """Tell what is wrong with an image file, if anything.
 
     Args:
         real_root: folder that names start from, symbolic links resolved.
         name: of the file, relative.
+        read: how it becomes pixels.
         size: width and height that it should have, if that is known.
     """
     path = os.path.realpath(os.path.join(real_root, name))
@@ -515,12 +520,21 @@ def _file_problem(real_root: str, name: str, *, size: tuple[int, int] | None) ->
     if not os.path.isfile(path):
         return f"{name} is not there, wanted {path}"
     try:
-        found = read_sides(Path(path))
+        found = read_sides(Path(path), read)
     except ImageError as error:
         return f"{name} {str(error).removeprefix(f'{path}: ')}"
     if size is not None and found != size:
-        return f"{name} has {found[0]}x{found[1]} pixels, but the annotations say {size[0]}x{size[1]}"
+        told = f"{name} has {found[0]}x{found[1]} pixels, but the annotations say {size[0]}x{size[1]}"
+        return told + _orientation_advice(Path(path), read, size)
     return None
+
+
+def _orientation_advice(path: Path, read: ReadSpec, size: tuple[int, int]) -> str:
+    """Tell where the sides are those of the image as EXIF does not, or does, want it turned."""
+    other: Literal["turned", "stored"] = "stored" if read.orientation == "turned" else "turned"
+    if read_sides(path, replace(read, orientation=other)) != size:
+        return ""
+    return f", which it has as {other}: set data.read.orientation: {other}"
 
 
 def _check_boxes(table: _Table, images: _Images, categories: _Categories) -> _Boxes:

@@ -1,8 +1,9 @@
 """Chips read from disk, one by one and in batches, for torch's `DataLoader`."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,8 +12,13 @@ from torch.utils.data import Dataset
 
 from sniper.chips import ChipTarget, Standing, assign
 from sniper.data.coco import Annotations
-from sniper.data.images import cut_chip, load_image
 from sniper.data.plan import EpochPlan
+from sniper.data.reader import ChipReader
+from sniper.data.spec import ColorSpec, DataSpec
+from sniper.errors import ImageError, TransformError
+
+ChipTransform = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+"""Changes an image and its target, as torchvision's `transforms.v2` do."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +31,7 @@ class ChipSample:
         valid_sizes: the valid range of its level in chip pixels: at least the first, below the second.
         seed: what is drawn when this chip is learnt from depends on this number alone.
         name: the image it was cut from, and where.
+        skipped: chips that should have been here, but whose images cannot be read.
     """
 
     pixels: UInt8[np.ndarray, "k k 3"]
@@ -32,6 +39,7 @@ class ChipSample:
     valid_sizes: tuple[float, float]
     seed: int
     name: str
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +56,7 @@ class Batch:
         valid_sizes: (B, 2) float32, valid box sizes in chip pixels: at least the first, below the second.
         seeds: of the B chips, for what is drawn when they are learnt from.
         names: of the B images the chips were cut from, and where.
+        skipped: for each, how many chips should have been in its place, but could not be read.
     """
 
     images: UInt8[torch.Tensor, "b 3 k k"]
@@ -59,6 +68,7 @@ class Batch:
     valid_sizes: Float[torch.Tensor, "b 2"]
     seeds: tuple[int, ...]
     names: tuple[str, ...]
+    skipped: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,6 +90,51 @@ class Batch:
             num_valid=self.num_valid[start:stop],
             seeds=self.seeds[start:stop],
             names=self.names[start:stop],
+            skipped=self.skipped[start:stop],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["Batch"], places: Sequence[Sequence[int]], *, pin: bool = False) -> "Batch":
+        """Put parts of a batch together.
+
+        Args:
+            parts: of chips of one size.
+            places: for each part, the place of each of its chips in the whole.
+            pin: into page-locked memory, from which copies to a GPU need no waiting.
+        """
+        count = sum(map(len, parts))
+        side = parts[0].images.shape[2]
+        most = max(part.labels.shape[1] for part in parts)
+        images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=pin).permute(0, 3, 1, 2)
+        boxes = torch.zeros((count, most, 4), pin_memory=pin)
+        labels = torch.zeros((count, most), dtype=torch.int64, pin_memory=pin)
+        standing = torch.full((count, most), Standing.ABSENT, dtype=torch.int64, pin_memory=pin)
+        valid_sizes = torch.zeros((count, 2), pin_memory=pin)
+        for part, own in zip(parts, places, strict=True):
+            width = part.labels.shape[1]
+            for i, place in enumerate(own):
+                images[place] = part.images[i]
+                boxes[place, :width] = part.boxes[i]
+                labels[place, :width] = part.labels[i]
+                standing[place, :width] = part.standing[i]
+                valid_sizes[place] = part.valid_sizes[i]
+        order = np.argsort([place for own in places for place in own]).tolist()
+
+        def joined(name: str) -> tuple[Any, ...]:
+            values = [value for part in parts for value in getattr(part, name)]
+            return tuple(values[i] for i in order)
+
+        return cls(
+            images=images,
+            boxes=boxes,
+            labels=labels,
+            standing=standing,
+            num_boxes=joined("num_boxes"),
+            num_valid=joined("num_valid"),
+            valid_sizes=valid_sizes,
+            seeds=joined("seeds"),
+            names=joined("names"),
+            skipped=joined("skipped"),
         )
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
@@ -114,21 +169,53 @@ class ChipDataset(Dataset[ChipSample]):
     Args:
         annotations: the data set.
         plan: the chips and their order.
-        min_visible_side: chip pixels that a clipped box must show in both axes, or it is ignored.
+        spec: how chips are read and changed; what it says of data sets and of the plan is not looked at.
+        transform: changes each chip after that, such as one of torchvision's `transforms.v2`. It is given a
+            `tv_tensors.Image` (3, K, K) uint8 and a dictionary of `boxes` (`tv_tensors.BoundingBoxes`, xyxy), `labels`
+            and `standing`, one for each box, and gives back both; boxes may vanish, with their labels and standings.
+            torch's global generator is seeded for each chip.
+        kept_images: how many images stay decoded for further chips of theirs.
+
+    Raises:
+        CacheError: if the folder of kept chips cannot be used.
     """
 
-    def __init__(self, annotations: Annotations, plan: EpochPlan, *, min_visible_side: float = 10.0) -> None:
+    def __init__(
+        self,
+        annotations: Annotations,
+        plan: EpochPlan,
+        *,
+        spec: DataSpec = DataSpec(),
+        transform: ChipTransform | None = None,
+        kept_images: int = 1,
+    ) -> None:
         self._annotations = annotations
         self._plan = plan
-        self._min_visible_side = min_visible_side
+        self._spec = spec
+        self._reader = ChipReader(spec.read, cache=spec.cache, kept_images=kept_images)
+        self._transforms = _transforms(spec.color, transform)
         self._image_indices = plan.table.image_indices
 
     def __len__(self) -> int:
         return len(self._plan.order)
 
     def __getitem__(self, index: int) -> ChipSample:
+        """Read a chip; one whose image cannot be read is replaced by the next in the plan, if that was asked for."""
         if not 0 <= index < len(self):
             raise IndexError(index)
+        skipped = 0
+        while True:
+            try:
+                sample = self._read((index + skipped) % len(self))
+            except ImageError as error:
+                skipped += 1
+                if self._spec.on_bad_image == "refuse" or skipped == len(self):
+                    raise
+                warnings.warn(f"{error}; skipped", stacklevel=2)
+            else:
+                return replace(sample, skipped=skipped)
+
+    def _read(self, index: int) -> ChipSample:
         chip_index = int(self._plan.order[index])
         image_index = int(self._image_indices[chip_index])
         record = self._annotations[image_index]
@@ -141,16 +228,28 @@ class ChipDataset(Dataset[ChipSample]):
             is_crowd=record.is_crowd,
             is_moved_here=moved_to == chip.level.index,
             is_negative=bool(self._plan.table.is_negative[chip_index]),
-            min_visible_side=self._min_visible_side,
+            min_visible_side=self._spec.min_visible_side,
         )
         sample = ChipSample(
-            pixels=cut_chip(load_image(record.path), chip),
+            pixels=self._reader.read(record.path, chip),
             target=target,
             valid_sizes=chip.level.valid_sizes,
             seed=int(self._plan.seeds[index]),
             name=f"{record.file_name} ({chip.describe()})",
         )
-        return flipped(sample) if self._plan.is_flipped[index] else sample
+        if self._plan.is_flipped[index]:
+            sample = flipped(sample)
+        return transformed(sample, self._transforms) if self._transforms else sample
+
+
+def _transforms(color: ColorSpec, transform: ChipTransform | None) -> tuple[ChipTransform, ...]:
+    chosen: tuple[ChipTransform, ...] = () if transform is None else (transform,)
+    if color != ColorSpec():
+        from torchvision.transforms import v2
+
+        jitter = v2.ColorJitter(color.brightness, color.contrast, color.saturation, color.hue)
+        chosen = (jitter, *chosen)
+    return chosen
 
 
 def flipped(sample: ChipSample) -> ChipSample:
@@ -160,6 +259,48 @@ def flipped(sample: ChipSample) -> ChipSample:
     mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
     target = ChipTarget(boxes=mirrored, labels=sample.target.labels, standing=sample.target.standing)
     return replace(sample, pixels=sample.pixels[:, ::-1], target=target)
+
+
+def transformed(sample: ChipSample, transforms: Sequence[ChipTransform]) -> ChipSample:
+    """Change a chip by transforms that know torchvision's `tv_tensors`; what they draw depends on its seed alone.
+
+    Raises:
+        TransformError: if what comes back is no chip of the same size, or not one label and standing for each box.
+    """
+    from torchvision import tv_tensors
+
+    size = sample.pixels.shape[0]
+    image: Any = tv_tensors.Image(torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1))
+    target: dict[str, Any] = {
+        "boxes": tv_tensors.BoundingBoxes(
+            torch.from_numpy(sample.target.boxes).float().reshape(-1, 4),
+            format="XYXY",
+            canvas_size=(size, size),
+        ),
+        "labels": torch.from_numpy(sample.target.labels),
+        "standing": torch.from_numpy(sample.target.standing),
+    }
+    with torch.random.fork_rng(devices=[]):
+        # A number of its own: what the detector draws from the seed must not go with what is drawn here.
+        torch.manual_seed(int(np.random.SeedSequence([sample.seed, 1]).generate_state(1)[0]))
+        for transform in transforms:
+            image, target = transform(image, target)
+    boxes, labels, standing = (target[name] for name in ("boxes", "labels", "standing"))
+    if image.shape != (3, size, size) or image.dtype != torch.uint8:
+        raise TransformError(
+            f"{sample.name}: a transform made {image.dtype} of {tuple(image.shape)} of it, "
+            f"wanted uint8 of {(3, size, size)}"
+        )
+    if not boxes.shape == (len(labels), 4) or len(labels) != len(standing):
+        raise TransformError(
+            f"{sample.name}: a transform left boxes of {tuple(boxes.shape)}, {len(labels)} labels and "
+            f"{len(standing)} standings, wanted one of each"
+        )
+    return replace(
+        sample,
+        pixels=image.permute(1, 2, 0).numpy(),
+        target=ChipTarget(boxes=boxes.double().numpy(), labels=labels.numpy(), standing=standing.numpy()),
+    )
 
 
 def collate(samples: Sequence[ChipSample]) -> Batch:
@@ -185,4 +326,5 @@ def collate(samples: Sequence[ChipSample]) -> Batch:
         valid_sizes=torch.tensor([sample.valid_sizes for sample in samples], dtype=torch.float32),
         seeds=tuple(sample.seed for sample in samples),
         names=tuple(sample.name for sample in samples),
+        skipped=tuple(sample.skipped for sample in samples),
     )

@@ -1,92 +1,338 @@
-"""Pixels: images read, chips cut from them, whole images resized.
+"""Image files to pixels: every format, depth and orientation as 8-bit RGB, whole or a window of a large one.
 
-Pillow resizes a region given in fractions of a pixel on the very grid of the whole image, filter support included. So a
-chip has the pixels of the fully resized image, but only its region is computed.
+What cannot be read right is refused by name: a file cut short, more than 8 bits a channel without a word on which
+values are black and white, more pixels than the limit.
 """
 
+import os
+import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-from sniper.chips import Chip, Level
+from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
 
-_FILTER = Image.Resampling.BILINEAR
-_MOST_PIXELS = 1_000_000_000  # 30,000 x 30,000 and a little; more is taken for a file made to exhaust memory
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_TURNING = range(5, 9)  # EXIF orientations that exchange width and height
+_UNDONE_BY = {6: 8, 8: 6}  # all others undo themselves
+_WINDOWED_PIXELS = 50_000_000  # a TIFF beyond this is read in windows
+_MOST_REDUCED_JPEG = 8
+_NUM_OPEN_TIFFS = 8
+_TIFF_CACHE = 256_000_000  # bytes of decoded tiles that GDAL keeps
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit holds: Pillow's warns of images that are meant to be that large
+cv2.setNumThreads(1)  # processes read side by side; threads within them would only fight
 
 
-def load_image(path: Path) -> Image.Image:
-    """Read an image as RGB, in its stored orientation.
+_PLAIN = ReadSpec()
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """An image on disk, whose pixels are read when they are wanted."""
+
+    @property
+    def width(self) -> int:
+        """Pixels, turned as the annotations see it."""
+
+    @property
+    def height(self) -> int:
+        """Pixels, turned as the annotations see it."""
+
+    def largest_reduction(self, wanted: int) -> int:
+        """Give the largest power of two up to `wanted` by which it can be read smaller."""
+
+    def read(self, window: tuple[int, int, int, int], *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+        """Give the pixels of a window.
+
+        Args:
+            window: xyxy, image frame, inside the image; its corner a multiple of the reduction.
+            reduction: average squares of so many pixels a side into one; the last of a row or column may be of fewer.
+
+        Raises:
+            ImageError: if they cannot be read.
+        """
+
+
+class WholePicture:
+    """An image whose pixels are decoded all at once, and kept for the next window.
+
+    Args:
+        path: of the file.
+        spec: how to read it.
+        sides: width and height, if they are known; the header tells otherwise.
+    """
+
+    def __init__(self, path: Path, spec: ReadSpec, *, sides: tuple[int, int] | None = None) -> None:
+        self._path, self._spec = path, spec
+        self.width, self.height = read_sides(path, spec) if sides is None else sides
+        self._decoded: dict[int, np.ndarray] = {}
+
+    def largest_reduction(self, wanted: int) -> int:
+        """See `Picture`: JPEG files can be decoded at a half, a quarter and an eighth of their sides."""
+        if wanted < 2:
+            return 1
+        with _opened(self._path, self._spec) as image:
+            is_plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+            return (
+                min(wanted, _MOST_REDUCED_JPEG) if is_plain and _still_to_turn(image, self._spec) == 1 else 1
+            )
+
+    def read(self, window: tuple[int, int, int, int], *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+        """See `Picture`."""
+        if reduction not in self._decoded:
+            self._decoded[reduction] = load_image(self._path, self._spec, reduction=reduction)
+        pixels = self._decoded[reduction]
+        if reduction == 1 and pixels.shape[:2] != (self.height, self.width):
+            raise ImageError(
+                f"{self._path}: has {pixels.shape[1]}x{pixels.shape[0]} pixels, "
+                f"but the annotations say {self.width}x{self.height}"
+            )
+        x1, y1, x2, y2 = window
+        return pixels[y1 // reduction : -(-y2 // reduction), x1 // reduction : -(-x2 // reduction)]
+
+
+class WindowedTiff:
+    """A large TIFF of which only the window that is wanted is read, smaller ones from its overviews if it has such.
+
+    Args:
+        path: of the file.
+        spec: how to read it.
+    """
+
+    def __init__(self, path: Path, spec: ReadSpec) -> None:
+        self._path, self._spec = path, spec
+        with _told(path), _tiff(path) as file:
+            self.width, self.height = file.width, file.height
+            kinds = {np.dtype(name) for name in file.dtypes}
+            if file.count not in (1, 3, 4) or file.colorinterp[0].name == "palette":
+                raise ImageError(
+                    f"{path}: has {file.count} bands ({file.colorinterp[0].name}), "
+                    "wanted grey, RGB or RGB and alpha"
+                )
+            if kinds != {np.dtype(np.uint8)} and spec.grey_range is None:
+                raise ImageError(_wants_range(path, " and ".join(sorted(map(str, kinds)))))
+
+    def largest_reduction(self, wanted: int) -> int:
+        """See `Picture`."""
+        return wanted
+
+    def read(self, window: tuple[int, int, int, int], *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+        """See `Picture`."""
+        from rasterio.enums import Resampling
+        from rasterio.windows import Window
+
+        x1, y1, x2, y2 = window
+        width, height = max((x2 - x1) // reduction, 1), max((y2 - y1) // reduction, 1)
+        with _told(self._path), _tiff(self._path) as file:
+            bands = file.read(
+                [1, 2, 3] if file.count >= 3 else [1],
+                window=Window(x1, y1, min(width * reduction, x2 - x1), min(height * reduction, y2 - y1)),
+                out_shape=(min(file.count, 3), height, width),
+                resampling=Resampling.average,
+            )
+        pixels = np.moveaxis(bands, 0, 2)
+        if pixels.dtype != np.uint8:
+            assert self._spec.grey_range is not None
+            pixels = _to_grey_levels(pixels, self._spec.grey_range)
+        # What is left over of a row or column is less than a pixel: it looks like its neighbour.
+        rest = (-(-(y2 - y1) // reduction) - height, -(-(x2 - x1) // reduction) - width)
+        pixels = np.pad(pixels, ((0, rest[0]), (0, rest[1]), (0, 0)), mode="edge")
+        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def open_picture(path: Path, spec: ReadSpec = _PLAIN, *, sides: tuple[int, int] | None = None) -> Picture:
+    """Make an image ready to be read from.
+
+    Args:
+        path: of the file.
+        spec: how to read it.
+        sides: width and height, if the annotations tell them; the file is compared with them when it is read.
 
     Raises:
-        ImageError: if the file is absent, truncated or no image, has more than 8 bits a channel, or is beyond all
-            measure.
+        ImageError: if it cannot be read, as far as the header tells.
     """
-    with _opened(path) as image:
-        return image.convert("RGB")
+    if path.suffix.lower() in (".tif", ".tiff") and _is_windowed(path, spec):
+        picture = WindowedTiff(path, spec)
+        if sides is not None and (picture.width, picture.height) != sides:
+            raise ImageError(
+                f"{path}: has {picture.width}x{picture.height} pixels, "
+                f"but the annotations say {sides[0]}x{sides[1]}"
+            )
+        return picture
+    return WholePicture(path, spec, sides=sides)
 
 
-def read_sides(path: Path) -> tuple[int, int]:
-    """Read width and height of an image from its header, pixels as stored.
+def load_image(path: Path, spec: ReadSpec = _PLAIN, *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+    """Read a whole image as RGB; of an animation the first picture, of a transparent one the colours as stored.
+
+    Args:
+        path: of the file.
+        spec: how to read it.
+        reduction: 2, 4 or 8 decodes a JPEG at that part of its sides, see `Picture.largest_reduction`.
+
+    Raises:
+        ImageError: if the file is absent, cut short or no image, has more than 8 bits a channel and no grey range is
+            given, or has more pixels than the limit.
+    """
+    with _opened(path, spec) as image:
+        if image.width * image.height > spec.max_pixels:
+            raise ImageError(
+                f"{path}: has {image.width}x{image.height} pixels, wanted at most {spec.max_pixels:,} in all "
+                "(data.read.max_pixels)"
+            )
+        if reduction > 1:
+            image.draft(None, (image.width // reduction, image.height // reduction))
+        is_deep = _is_deep(image)
+        orientation = _still_to_turn(image, spec)
+        if is_deep:
+            if spec.grey_range is None:
+                raise ImageError(_wants_range(path, f"mode {image.mode}"))
+            pixels = _to_grey_levels(_deep_pixels(image, path), spec.grey_range)
+            turned = _turned(Image.fromarray(pixels), orientation)
+        else:
+            image.load()
+            image.info.pop("transparency", None)  # the colours as stored, whatever they are to cover
+            turned = _turned(image.convert("RGB"), orientation)
+        return np.asarray(turned)
+
+
+def read_sides(path: Path, spec: ReadSpec = _PLAIN) -> tuple[int, int]:
+    """Read width and height of an image from its header, turned as `spec` says.
 
     Raises:
         ImageError: as `load_image`, but for what only the pixels tell.
     """
-    with _opened(path) as image:
-        return image.size
+    with _opened(path, spec) as image:
+        if _is_deep(image) and spec.grey_range is None:
+            raise ImageError(_wants_range(path, f"mode {image.mode}"))
+        width, height = image.size
+        if width * height > spec.max_pixels and not _is_windowed(path, spec):
+            raise ImageError(
+                f"{path}: has {width}x{height} pixels, wanted at most {spec.max_pixels:,} in all "
+                "(data.read.max_pixels)"
+            )
+        return (height, width) if _still_to_turn(image, spec) in _TURNING else (width, height)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _told(path: Path) -> Iterator[None]:
+    """Name the file in whatever goes wrong while it is read."""
     try:
-        with Image.open(path) as image:
-            if image.mode in _DEEP_MODES:
-                raise ImageError(f"{path}: has more than 8 bits a channel (mode {image.mode}), wanted 8")
-            if image.width * image.height > _MOST_PIXELS:
-                raise ImageError(
-                    f"{path}: has {image.width}x{image.height} pixels, wanted at most {_MOST_PIXELS:,} in all"
-                )
-            yield image
-    except (OSError, ValueError, SyntaxError) as error:
+        yield
+    except ImageError:
+        raise
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error, ZeroDivisionError) as error:
         raise ImageError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def cut_chip(image: Image.Image, chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
-    """Give the pixels of a chip; what reaches beyond the image is black.
-
-    Args:
-        image: the whole image, RGB, image frame.
-        chip: where to cut.
-
-    Returns:
-        (size, size, 3) grey levels of the chip.
-    """
-    width, height = chip.visible
-    level = chip.level
-    scale_x, scale_y = level.image_width / level.width, level.image_height / level.height
-    region = (chip.x * scale_x, chip.y * scale_y, (chip.x + width) * scale_x, (chip.y + height) * scale_y)
-    right, bottom = min(region[2], level.image_width), min(region[3], level.image_height)
-    shown = image.resize((width, height), _FILTER, box=(region[0], region[1], right, bottom))
-    pixels = np.zeros((chip.size, chip.size, 3), dtype=np.uint8)
-    pixels[:height, :width] = np.asarray(shown)
-    return pixels
+@contextmanager
+def _opened(path: Path, spec: ReadSpec) -> Iterator[Image.Image]:
+    with _told(path), Image.open(path) as image:
+        yield image
 
 
-def resize_to_level(image: Image.Image, level: Level) -> UInt8[np.ndarray, "h w 3"]:
-    """Give the pixels of the whole image at a level.
+def _still_to_turn(image: Image.Image, spec: ReadSpec) -> int:
+    """Give the EXIF orientation that is to be undone after decoding; Pillow turns TIFF files by itself."""
+    if image.format == "TIFF":
+        orientation = _tiff_orientation(image)
+        is_turned = True
+    else:
+        # In a PNG, EXIF may also follow the pixels; looking there would decode the image to read its header.
+        has_exif = image.format != "PNG" or "exif" in image.info
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if has_exif else 1
+        is_turned = False
+    if orientation not in range(1, 9) or is_turned == (spec.orientation == "turned"):
+        return 1
+    return _UNDONE_BY.get(orientation, orientation) if is_turned else orientation
 
-    Args:
-        image: the whole image, RGB, image frame.
-        level: how far to resize.
 
-    Returns:
-        (level.height, level.width, 3) grey levels.
-    """
-    return np.asarray(image.resize((level.width, level.height), _FILTER))
+def _tiff_orientation(image: Image.Image) -> int:
+    """Give the orientation of a TIFF that is not decoded yet; decoding turns it, and the tag is gone."""
+    orientation: int = image.tag_v2.get(ExifTags.Base.Orientation, 1)  # type: ignore[attr-defined]
+    return orientation
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn decoded pixels upright."""
+    if orientation == 1:
+        return image
+    plain = Image.fromarray(np.asarray(image))
+    plain.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(plain)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Tell whether an image has more than 8 bits a channel, also where Pillow would keep the upper 8 alone."""
+    if image.mode in _DEEP_MODES:
+        return True
+    packings = (tile[3] for tile in getattr(image, "tile", []))
+    names = (packing[0] if isinstance(packing, tuple) and packing else packing for packing in packings)
+    return any(isinstance(name, str) and name.endswith((";16B", ";16L", ";16N")) for name in names)
+
+
+def _deep_pixels(image: Image.Image, path: Path) -> np.ndarray:
+    """Read all bits of an image: (h, w, 1) or (h, w, 3)."""
+    is_turned_tiff = image.format == "TIFF" and _tiff_orientation(image) != 1
+    image.load()  # it tells a file cut short, which OpenCV fills up in silence
+    if image.mode in _DEEP_MODES:
+        return np.asarray(image)[..., None]
+    if is_turned_tiff:
+        raise ImageError(f"{path}: has 16 bits in each of its channels and is turned, which cannot be read")
+    pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ImageError(f"{path}: more than 8 bits a channel in mode {image.mode}, which cannot be read")
+    return pixels[..., None] if pixels.ndim == 2 else pixels[..., 2::-1]
+
+
+def _to_grey_levels(pixels: np.ndarray, grey_range: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
+    """Bring values of any depth to 0..255; what is no number is black."""
+    black, white = grey_range
+    levels = (pixels.astype(np.float32) - black) * (255 / (white - black))
+    levels = np.rint(np.clip(np.nan_to_num(levels, nan=0.0), 0, 255)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(levels, (*levels.shape[:2], 3)))
+
+
+def _wants_range(path: Path, found: str) -> str:
+    return (
+        f"{path}: has more than 8 bits a channel ({found}); tell which values are black and white, "
+        "such as data.read.grey_range: [0, 65535]"
+    )
+
+
+def _is_windowed(path: Path, spec: ReadSpec) -> bool:
+    """Tell whether an image is a TIFF that is better read in windows, and can be."""
+    if find_spec("rasterio") is None:
+        return False
+    with _opened(path, spec) as image:
+        is_large = image.width * image.height > _WINDOWED_PIXELS
+        return is_large and image.format == "TIFF" and _tiff_orientation(image) == 1
+
+
+@contextmanager
+def _tiff(path: Path) -> Iterator[Any]:
+    import rasterio
+
+    with rasterio.Env(GDAL_CACHEMAX=_TIFF_CACHE):
+        stat = path.stat()
+        yield _open_tiff(os.getpid(), path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(_NUM_OPEN_TIFFS)
+def _open_tiff(process: int, path: Path, size: int, modified: int) -> Any:
+    """Open a TIFF once; a process that was forked opens its own."""
+    import rasterio
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        return rasterio.open(path)

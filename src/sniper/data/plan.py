@@ -22,6 +22,8 @@ class EpochPlan:
         is_flipped: (k,) whether each is mirrored left to right.
         seeds: (k,) a number for each, from which is drawn what learning from it draws.
         batch_size: chips in a batch; divides k.
+        images_at_once: the chips of so many images take turns in this order: each of its places `i` with equal
+            `i % images_at_once` goes through images one after the other. 1 where images take no turns.
     """
 
     table: ChipTable
@@ -29,6 +31,7 @@ class EpochPlan:
     is_flipped: Bool[np.ndarray, " k"]
     seeds: Int[np.ndarray, " k"]
     batch_size: int
+    images_at_once: int = 1
 
     @property
     def num_steps(self) -> int:
@@ -70,6 +73,7 @@ def plan_epoch(
     epoch: int,
     table: ChipTable | None = None,
     negatives_per_image: int = 2,
+    images_at_once: int = 0,
 ) -> EpochPlan:
     """Choose, shuffle and flip the chips of one epoch.
 
@@ -82,6 +86,8 @@ def plan_epoch(
         epoch: which pass, 0 the first. Equal (seed, epoch) give equal plans.
         table: the chips, if they were chosen before; None chooses positive ones anew each epoch.
         negatives_per_image: of the table's negative chips, at most this many of each image are drawn.
+        images_at_once: so many images, in random order, give their chips in turns, so that each needs to be decoded but
+            once; see `DataSpec`. 0 draws chips from all images.
 
     Raises:
         AnnotationError: if there is no chip, because no image has a box that can be learnt from.
@@ -93,12 +99,36 @@ def plan_epoch(
         table = table.select(draw_negatives(table, per_image=negatives_per_image, generator=generator))
     if len(table) == 0:
         raise AnnotationError(f"{annotations.path}: has no box to learn from")
-    order = generator.permutation(len(table))
     num_chips = -(-len(table) // batch_size) * batch_size
+    if images_at_once == 0:
+        order, images_at_once = np.resize(generator.permutation(len(table)), num_chips), 1
+    else:
+        images_at_once = min(images_at_once, len(np.unique(table.image_indices)))
+        order = _in_turns(table.image_indices, images_at_once, num_chips, generator=generator)
     return EpochPlan(
         table=table,
-        order=np.resize(order, num_chips),
+        order=order,
         is_flipped=generator.random(num_chips) < flip,
         seeds=generator.integers(2**63 - 1, size=num_chips),
         batch_size=batch_size,
+        images_at_once=images_at_once,
     )
+
+
+def _in_turns(
+    images: Int[np.ndarray, " c"], images_at_once: int, num_chips: int, *, generator: np.random.Generator
+) -> Int[np.ndarray, " k"]:
+    """Order chips image by image, both at random, in as many rows as images are at work, and read it by columns.
+
+    Args:
+        images: (c,) the image of each chip.
+        images_at_once: the number of rows.
+        num_chips: how many places to fill; chips are repeated for those beyond c.
+        generator: draws the order of the images, and that of the chips within each.
+    """
+    shuffled = generator.permutation(len(images))
+    place_of_image = generator.permutation(images.max() + 1)
+    by_image = shuffled[np.argsort(place_of_image[images[shuffled]], kind="stable")]
+    length, num_longer = divmod(len(images), images_at_once)
+    column, row = np.divmod(np.arange(len(images)), images_at_once)
+    return np.resize(by_image[row * length + np.minimum(row, num_longer) + column], num_chips)

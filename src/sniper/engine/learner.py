@@ -18,7 +18,7 @@ from sniper.engine.build import autocast, build_detector
 from sniper.engine.optimizer import build_optimizer
 from sniper.engine.ranks import Ranks
 from sniper.engine.run import Progress, Run, optimizer_tensors
-from sniper.engine.spec import ExperimentSpec, TrainSpec
+from sniper.engine.spec import ExperimentSpec
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.detector import Detector
 
@@ -294,11 +294,6 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         return self.detector.rpn_losses(batch) if self._rpn_only else self.detector.losses(batch)
-
-
-def own_share(spec: TrainSpec, ranks: Ranks) -> int:
-    """Give how many chips of a batch each process computes."""
-    return spec.batch_size // ranks.count
 
 
 def _check(spec: ExperimentSpec, *, device: torch.device, ranks: Ranks) -> None:

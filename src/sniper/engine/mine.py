@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torchvision.ops import nms
 
 from sniper.chips import Level, LevelSpec
 from sniper.data.coco import Annotations
-from sniper.data.images import load_image, resize_to_level
+from sniper.data.cutting import resize_to_level
 from sniper.data.proposals import ProposalStore, ShardProposals
+from sniper.data.reader import load_or_skip
+from sniper.data.spec import DataSpec
 from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, MineSpec, Precision
@@ -33,6 +34,7 @@ from sniper.models.weights import fill_module
 _GROUP_PIXELS = 64_000_000  # of decoded images kept at a time
 _GROUP_IMAGES = 32
 _LONGEST_WAIT = 600  # seconds
+_NOTHING = (np.zeros((0, 4)), np.zeros(0))  # boxes and scores in an image that cannot be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Miner:
     device: torch.device
     precision: Precision
 
-    def __call__(self, images: Sequence[Image.Image]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Find the proposals of some RGB images.
 
         Returns:
@@ -62,7 +64,7 @@ class Miner:
         """
         found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in images]
         for index, spec in enumerate(self.levels):
-            levels = [spec.at(width=image.width, height=image.height, index=index) for image in images]
+            levels = [spec.at(width=image.shape[1], height=image.shape[0], index=index) for image in images]
             for batch in self._batches(levels):
                 for place, proposals in zip(batch, self._propose(images, levels, batch), strict=True):
                     found[place].append(proposals)
@@ -70,7 +72,7 @@ class Miner:
             _merged(
                 np.concatenate([boxes for boxes, _ in parts]),
                 np.concatenate([scores for _, scores in parts]),
-                sides=image.size,
+                sides=(image.shape[1], image.shape[0]),
                 nms_iou=self.spec.nms_iou,
             )
             for image, parts in zip(images, found, strict=True)
@@ -93,7 +95,7 @@ class Miner:
             yield batch
 
     def _propose(
-        self, images: Sequence[Image.Image], levels: Sequence[Level], batch: Sequence[int]
+        self, images: Sequence[np.ndarray], levels: Sequence[Level], batch: Sequence[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pixels = [
             torch.from_numpy(resize_to_level(images[place], levels[place]).copy()).permute(2, 0, 1)
@@ -133,7 +135,7 @@ def mine(
     Raises:
         RunError: if the run has no checkpoint.
         CheckpointError: if it cannot be read, or belongs to another model.
-        ImageError: if an image cannot be read.
+        ImageError: if an image cannot be read and is not to be skipped.
         ProposalsError: if the folder holds something else.
     """
     tensors, categories, path = run.load_weights()
@@ -161,8 +163,10 @@ def mine(
     num_done = 0
     for shard in shards:
         found = []
-        for images in _decoded_ahead(annotations, store.images_of(shard)):
-            found += miner(images)
+        for images in _decoded_ahead(annotations, store.images_of(shard), spec.data):
+            read = [image for image in images if image is not None]
+            proposals = iter(miner(read))
+            found += [_NOTHING if image is None else next(proposals) for image in images]
             num_done += len(images)
             watch(num_done, num_images)
         store.write(shard, _packed(found))
@@ -254,8 +258,10 @@ def _own_share(store: ProposalStore, share: tuple[int, int]) -> list[int]:
     return [shard for shard in store.missing if shard % num_miners == rank]
 
 
-def _decoded_ahead(annotations: Annotations, images: range) -> Iterator[list[Image.Image]]:
-    """Read images in groups of bounded size, the next group while the last is looked at."""
+def _decoded_ahead(
+    annotations: Annotations, images: range, spec: DataSpec
+) -> Iterator[list[np.ndarray | None]]:
+    """Read images in groups of bounded size, the next group while the last is looked at; None is one to be skipped."""
     groups: list[list[int]] = [[]]
     pixels = 0
     for image in images:
@@ -266,8 +272,8 @@ def _decoded_ahead(annotations: Annotations, images: range) -> Iterator[list[Ima
         groups[-1].append(image)
         pixels += size
 
-    def read(group: list[int]) -> list[Image.Image]:
-        return [load_image(annotations[image].path) for image in group]
+    def read(group: list[int]) -> list[np.ndarray | None]:
+        return [load_or_skip(annotations[image].path, spec) for image in group]
 
     with ThreadPoolExecutor(1) as reader:
         waiting = reader.submit(read, groups[0])

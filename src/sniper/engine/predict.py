@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from jaxtyping import UInt8
 
 from sniper.data.coco import Category
-from sniper.data.images import resize_to_level
+from sniper.data.cutting import resize_to_level
 from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
 from sniper.engine.spec import ExperimentSpec, PredictSpec
@@ -48,7 +48,7 @@ class Predictor:
         fill_module(model, tensors, source=source)
         return cls(model=model.to(device).eval(), spec=spec.predict, categories=categories, device=device)
 
-    def __call__(self, image: Image.Image) -> Detections:
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
         """Find objects in one RGB image: merged detections in the image frame, best first."""
         parts = [self._detect_level(image, index) for index in range(len(self.spec.levels))]
         return soft_nms(
@@ -58,8 +58,8 @@ class Predictor:
             limit=self.spec.max_detections,
         )
 
-    def _detect_level(self, image: Image.Image, index: int) -> Detections:
-        level = self.spec.levels[index].at(width=image.width, height=image.height, index=index)
+    def _detect_level(self, image: np.ndarray, index: int) -> Detections:
+        level = self.spec.levels[index].at(width=image.shape[1], height=image.shape[0], index=index)
         pixels = torch.from_numpy(resize_to_level(image, level).copy()).permute(2, 0, 1)  # (3, h, w)
         with torch.inference_mode(), autocast(self.spec.precision, self.device):
             (found,) = self.model.detect([pixels.to(self.device)])

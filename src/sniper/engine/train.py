@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
 
 from sniper.chips import ChipTable
 from sniper.data.coco import Annotations
-from sniper.data.dataset import Batch, ChipDataset, collate
+from sniper.data.dataset import Batch, ChipTransform
+from sniper.data.loader import load_batches
 from sniper.data.plan import EpochPlan, plan_epoch
 from sniper.engine.board import Board, check_tensorboard
-from sniper.engine.learner import Learner, own_share
+from sniper.engine.learner import Learner
 from sniper.engine.optimizer import learning_rate
 from sniper.engine.ranks import ALONE, Ranks
 from sniper.engine.run import Progress, Run
@@ -42,6 +42,7 @@ class StepReport:
         chips_per_second: of all devices, over the step, reading included.
         data_wait: share of the step's time that was spent waiting for chips.
         peak_memory: the most memory that was in use so far on the first device, bytes.
+        skipped_chips: how many chips could not be read, and others took their places.
     """
 
     stage: str
@@ -55,6 +56,7 @@ class StepReport:
     chips_per_second: float
     data_wait: float
     peak_memory: int
+    skipped_chips: int = 0
 
     @property
     def loss(self) -> float:
@@ -71,6 +73,7 @@ def train(
     watch: Callable[[StepReport], None],
     table_of: Callable[[int], ChipTable | None] | None = None,
     score: Callable[[Detector, float], Mapping[str, float]] | None = None,
+    transform: ChipTransform | None = None,
     ranks: Ranks = ALONE,
 ) -> Detector:
     """Train, from the newest checkpoint of the run if it has one, to the last epoch.
@@ -87,6 +90,7 @@ def train(
         table_of: gives the chips of an epoch, or None for such as are chosen anew; by default the table that the
             experiment names, if it names one.
         score: gives the scores of a detector after so many epochs; called as `evaluate_every` says.
+        transform: changes each chip that is learnt from; see `ChipDataset`.
         ranks: the processes that train together; all call this, the first writes.
 
     Returns:
@@ -97,7 +101,9 @@ def train(
         ChipTableError: if the chip table that the experiment names cannot be read, or belongs to something else.
         CheckpointError: if the newest checkpoint cannot be read or belongs to something else, or one cannot be written.
         ConfigError: if the batch cannot be shared by these processes.
-        ImageError: if an image cannot be read.
+        ImageError: if an image cannot be read and is not to be skipped.
+        CacheError: if the folder of kept chips cannot be used.
+        TransformError: if `transform` gives back something else than a chip.
         KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, when the step under way is done and a checkpoint written.
         OutOfMemory: if the chips do not fit into the memory of the device.
         TrainingDiverged: if a loss or a gradient is not finite.
@@ -125,6 +131,7 @@ def train(
         table_of or (lambda _: fixed),
         watch=watch,
         score=score,
+        transform=transform,
         learner=learner,
         board=board,
     )
@@ -174,6 +181,7 @@ class _Trainer:
         *,
         watch: Callable[[StepReport], None],
         score: Callable[[Detector, float], Mapping[str, float]] | None,
+        transform: ChipTransform | None,
         learner: Learner,
         board: Board | None,
     ) -> None:
@@ -183,6 +191,7 @@ class _Trainer:
         self.table_of = table_of
         self.watch = watch
         self.score = score
+        self.transform = transform
         self.learner = learner
         self.ranks = learner.ranks
         self.board = board
@@ -208,6 +217,11 @@ class _Trainer:
             )
             now = time.monotonic()
             epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
+            is_asked, is_late, skipped = self._added_up(
+                self.ears.is_asked.is_set(),
+                now - self.last_checkpoint > spec.checkpoint_minutes * 60,
+                sum(batch.skipped),
+            )
             report = StepReport(
                 stage="rpn" if spec.rpn_only else "train",
                 progress=progress,
@@ -220,19 +234,20 @@ class _Trainer:
                 chips_per_second=spec.batch_size / (now - started),
                 data_wait=(arrived - ready) / (now - started),
                 peak_memory=self.learner.peak_memory(),
+                skipped_chips=round(skipped),
             )
             started = now
             self._tell(report, plan)
             is_last = progress.step_in_epoch == num_steps
             if progress.step_in_epoch == plan.num_steps:
                 progress = Progress(step=progress.step, epoch=progress.epoch + 1, step_in_epoch=0)
-            is_stopping, is_due = self._agree(
-                self.ears.is_asked.is_set(), now - self.last_checkpoint > spec.checkpoint_minutes * 60
-            )
-            if is_last or is_stopping or is_due:
+            is_stopping = is_asked > 0
+            if is_last or is_stopping or is_late > 0:
                 self.learner.save(self.run, self.annotations, progress=progress, keep=spec.keep_checkpoints)
                 self.last_checkpoint = time.monotonic()
-                (is_stopping,) = self._agree(self.ears.is_asked.is_set())  # perhaps while it was written
+                is_stopping = (
+                    self._added_up(self.ears.is_asked.is_set())[0] > 0
+                )  # perhaps while it was written
             if is_stopping:
                 raise KeyboardInterrupt
             ready = time.monotonic()
@@ -258,11 +273,12 @@ class _Trainer:
         """Tell whether the first process has scored this step before."""
         entries = self.run.entries() if self.ranks.is_first else []
         is_scored = any(entry["stage"] == "evaluate" and entry["step"] == progress.step for entry in entries)
-        return self._agree(is_scored)[0]
+        return self._added_up(is_scored)[0] > 0
 
-    def _agree(self, *flags: bool) -> list[bool]:
-        """Tell of each flag whether any process has raised it."""
-        return [bool(flag) for flag in self.ranks.mean(torch.tensor(flags, dtype=torch.float32)).tolist()]
+    def _added_up(self, *counts: float) -> list[float]:
+        """Add up each of these numbers over all processes; of a flag, how many have raised it."""
+        own = torch.tensor(counts, dtype=torch.float32)
+        return [count * self.ranks.count for count in self.ranks.mean(own).tolist()]
 
     def _plan(self, epoch: int) -> EpochPlan:
         return plan_epoch(
@@ -274,22 +290,20 @@ class _Trainer:
             epoch=epoch,
             table=self.table_of(epoch),
             negatives_per_image=0 if self.spec.train.rpn_only else self.spec.negatives.per_image,
+            images_at_once=self.spec.data.images_at_once,
         )
 
     def _batches(self, plan: EpochPlan, *, first_step: int, num_steps: int) -> Iterable[Batch]:
         """Read this process's share of each batch."""
-        share = own_share(self.spec.train, self.ranks)
-        chips = ChipDataset(self.annotations, plan, min_visible_side=self.spec.data.min_visible_side)
-        starts = [step * plan.batch_size + self.ranks.rank * share for step in range(first_step, num_steps)]
-        num_processes = self.spec.data.loader_processes
-        return DataLoader(
-            Subset(chips, [index for start in starts for index in range(start, start + share)]),
-            batch_size=share,
-            num_workers=num_processes,
-            prefetch_factor=2 if num_processes else None,
-            collate_fn=collate,
-            worker_init_fn=leave_signals_to_the_trainer,
-            pin_memory=self.learner.device.type == "cuda",
+        return load_batches(
+            self.annotations,
+            plan,
+            self.spec.data,
+            steps=range(first_step, num_steps),
+            share=(self.ranks.rank, self.ranks.count),
+            pin=self.learner.device.type == "cuda",
+            transform=self.transform,
+            in_process=leave_signals_to_the_trainer,
         )
 
     def _tell(self, report: StepReport, plan: EpochPlan) -> None:
@@ -307,6 +321,8 @@ class _Trainer:
             "data_wait": round(report.data_wait, 4),
             "peak_memory_gb": round(report.peak_memory / 1e9, 3),
         }
+        if report.skipped_chips:
+            entry["skipped_chips"] = report.skipped_chips
         if report.progress.step_in_epoch == 1:
             entry |= {
                 "chips": len(plan.table),

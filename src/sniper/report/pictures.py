@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from sniper.chips import Standing
@@ -52,7 +53,7 @@ def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 3
 
 
 def draw_detections(
-    image: Image.Image,
+    image: UInt8[np.ndarray, "h w 3"],
     detections: Detections,
     path: Path,
     *,
@@ -68,8 +69,9 @@ def draw_detections(
         categories: by label.
         at_least: detections below this score are not drawn.
     """
-    zoom = max(1.0, _LEAST_SIDE / max(image.size))
-    picture = image.convert("RGB").resize((round(image.width * zoom), round(image.height * zoom)))
+    height, width = image.shape[:2]
+    zoom = max(1.0, _LEAST_SIDE / max(width, height))
+    picture = Image.fromarray(image).resize((round(width * zoom), round(height * zoom)))
     draw = ImageDraw.Draw(picture)
     unit = max(picture.size) / _LEAST_SIDE
     font = _font(round(13 * unit))

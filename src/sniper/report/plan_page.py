@@ -22,7 +22,8 @@ from sniper.chips.budget import USEFUL_SIZES, Budget
 from sniper.chips.pyramid import LevelSpec
 from sniper.chips.suggest import Offer
 from sniper.data.coco import Annotations, ImageRecord
-from sniper.data.images import load_image
+from sniper.data.images import open_picture
+from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
 from sniper.files import replace_whole
 from sniper.geometry.boxes import size
@@ -46,6 +47,7 @@ class PlanPage:
         batch_size: chips in a step.
         crowd: a chip that shows more boxes than this is counted as crowded.
         suggested: the YAML of the suggestion; empty if there is none.
+        read: how image files become pixels.
     """
 
     annotations: Annotations
@@ -56,6 +58,7 @@ class PlanPage:
     batch_size: int
     crowd: int
     suggested: str
+    read: ReadSpec = ReadSpec()
 
     @property
     def num_crowded(self) -> int:
@@ -148,7 +151,7 @@ class PlanPage:
                 _Frame(level=chip.level.index, is_negative=is_negative, corners=chip.to_image(window)[0])
             )
         try:
-            pixels, problem = _thumbnail(record), ""
+            pixels, problem = _thumbnail(record, self.read), ""
         except ImageError as error:  # a plan needs no image: one that cannot be shown is told in its place
             pixels, problem = None, str(error)
         return _Picture(record=record, pixels=pixels, problem=problem, frames=frames)
@@ -183,11 +186,14 @@ def resize_rule(level: LevelSpec) -> str:
     return f"short side {level.short_side}{limit}"
 
 
-def _thumbnail(record: ImageRecord) -> str | None:
+def _thumbnail(record: ImageRecord, read: ReadSpec) -> str | None:
     """Give an image, small, as base64 JPEG; None where its file is not there."""
     if not record.path.is_file():
         return None
-    image = load_image(record.path)
+    picture = open_picture(record.path, read, sides=(record.width, record.height))
+    wanted = 1 << max(max(record.width, record.height) // (2 * _PICTURE_SIDE), 1).bit_length() - 1
+    reduction = picture.largest_reduction(wanted)
+    image = Image.fromarray(picture.read((0, 0, picture.width, picture.height), reduction=reduction))
     image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)

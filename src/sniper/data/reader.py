@@ -1,0 +1,128 @@
+"""Reading a data set: chips, out of the cache or cut from images decoded once for all; whole images; a check of all.
+
+What cannot be read is refused by name, or skipped with a warning where that was asked for.
+"""
+
+import itertools
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sniper.chips import Chip
+from sniper.data.cache import ChipCache
+from sniper.data.coco import Annotations
+from sniper.data.cutting import cut_chip, finished, read_essence
+from sniper.data.images import Picture, load_image, open_picture
+from sniper.data.spec import CacheSpec, DataSpec, ReadSpec
+from sniper.errors import ImageError
+
+_CHECKED_SIDE = 4096  # pixels of a large image looked at together
+_CHECKED_TOGETHER = 256  # images
+
+
+class ChipReader:
+    """Reads chips; each process has its own.
+
+    Args:
+        spec: how image files become pixels.
+        cache: chips kept on disk.
+        kept_images: how many images stay decoded; those that were not looked at for longest go first.
+    """
+
+    def __init__(
+        self, spec: ReadSpec = ReadSpec(), *, cache: CacheSpec = CacheSpec(), kept_images: int = 1
+    ) -> None:
+        self._spec = spec
+        self._cache = ChipCache(cache, spec) if cache.folder is not None else None
+        self._kept_images = kept_images
+        self._pictures: OrderedDict[Path, Picture] = OrderedDict()
+        self._bad: dict[Path, str] = {}
+
+    def read(self, path: Path, chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
+        """Give the pixels of a chip.
+
+        Args:
+            path: of its image.
+            chip: where to cut.
+
+        Raises:
+            ImageError: if the image cannot be read; a file that could not is not tried again.
+            CacheError: if the cache cannot be used.
+        """
+        if path in self._bad:
+            raise ImageError(self._bad[path])
+        try:
+            if self._cache is None:
+                return cut_chip(self._picture(path, chip), chip)
+            return self._read_cached(self._cache, path, chip)
+        except ImageError as error:
+            self._bad[path] = str(error)
+            raise
+
+    def _read_cached(self, cache: ChipCache, path: Path, chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
+        try:
+            key = cache.key(path, chip)
+        except OSError as error:
+            raise ImageError(f"{path}: cannot be read as an image ({error})") from error
+        essence = cache.find(key)
+        if essence is None:
+            essence = read_essence(self._picture(path, chip), chip)
+            cache.keep(key, essence)
+        return finished(essence, chip)
+
+    def _picture(self, path: Path, chip: Chip) -> Picture:
+        """Give an image, decoded if it was looked at lately."""
+        picture = self._pictures.pop(path, None)
+        if picture is None:
+            sides = (chip.level.image_width, chip.level.image_height)
+            picture = open_picture(path, self._spec, sides=sides)
+        self._pictures[path] = picture
+        while len(self._pictures) > self._kept_images:
+            self._pictures.popitem(last=False)
+        return picture
+
+
+def load_or_skip(path: Path, spec: DataSpec) -> UInt8[np.ndarray, "h w 3"] | None:
+    """Read a whole image; None, after a warning, if it cannot be read and is to be skipped.
+
+    Raises:
+        ImageError: if it cannot be read, and is not to be skipped.
+    """
+    try:
+        return load_image(path, spec.read)
+    except ImageError as error:
+        if spec.on_bad_image == "refuse":
+            raise
+        warnings.warn(f"{error}; skipped", stacklevel=2)
+        return None
+
+
+def find_bad_images(annotations: Annotations, spec: ReadSpec) -> Iterator[str | None]:
+    """Read every pixel of a data set; gives for each image, in order, what is wrong with it, or None."""
+
+    def problem(index: int) -> str | None:
+        record = annotations[index]
+        try:
+            picture = open_picture(record.path, spec, sides=(record.width, record.height))
+            corners = itertools.product(
+                range(0, picture.width, _CHECKED_SIDE), range(0, picture.height, _CHECKED_SIDE)
+            )
+            for x, y in corners:
+                right, bottom = (
+                    min(x + _CHECKED_SIDE, picture.width),
+                    min(y + _CHECKED_SIDE, picture.height),
+                )
+                picture.read((x, y, right, bottom))
+        except ImageError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as readers:
+        for start in range(0, len(annotations), _CHECKED_TOGETHER):
+            yield from readers.map(problem, range(start, min(start + _CHECKED_TOGETHER, len(annotations))))

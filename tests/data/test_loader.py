@@ -1,0 +1,145 @@
+"""Batches are the plan's, however many processes read them; each image is decoded once."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sniper.data import reader
+from sniper.data.coco import Annotations, load_annotations
+from sniper.data.dataset import Batch, ChipDataset, collate
+from sniper.data.loader import load_batches
+from sniper.data.plan import EpochPlan, plan_epoch
+from sniper.data.spec import DataSpec
+from tests.chips.worlds import SMALL_PYRAMID
+from tests.data.tiny import write_dataset
+
+SIDES = [(160, 120), (96, 200), (200, 200), (150, 90)] * 3
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Annotations:
+    return load_annotations(write_dataset(tmp_path, sides=SIDES, boxes_per_image=6))
+
+
+def plan_of(
+    annotations: Annotations, images_at_once: int, *, batch_size: int = 4, epoch: int = 0
+) -> EpochPlan:
+    return plan_epoch(
+        annotations,
+        SMALL_PYRAMID,
+        batch_size=batch_size,
+        flip=0.5,
+        seed=0,
+        epoch=epoch,
+        images_at_once=images_at_once,
+    )
+
+
+def images_of(plan: EpochPlan) -> np.ndarray:
+    return plan.table.image_indices[plan.order]
+
+
+@pytest.mark.parametrize("images_at_once", [1, 2, 3, 5, 64])
+def test_images_take_turns_and_every_chip_is_there_once(
+    annotations: Annotations, images_at_once: int
+) -> None:
+    plan = plan_of(annotations, images_at_once)
+    own = plan.order[: len(plan.table)]
+    assert sorted(own.tolist()) == list(range(len(plan.table)))
+    assert plan.order[len(plan.table) :].tolist() == own[: plan.num_padding].tolist()
+    rows = plan.images_at_once
+    assert rows == min(images_at_once, len(annotations))
+    images = plan.table.image_indices[own]
+    changes = 0
+    for row in range(rows):
+        of_row = images[row::rows]
+        changes += int((of_row[1:] != of_row[:-1]).sum())
+    # From one image to the next, or to the rest of one that a row above began.
+    assert changes <= len(annotations) - 1
+
+
+def test_turns_are_drawn_anew_each_epoch(annotations: Annotations) -> None:
+    plans = [plan_of(annotations, 3, epoch=epoch) for epoch in (0, 0, 1)]
+    assert plans[0].order.tolist() == plans[1].order.tolist() != plans[2].order.tolist()
+    assert len({tuple(dict.fromkeys(images_of(plan).tolist())) for plan in plans}) == 2
+
+
+def test_with_as_many_images_at_work_as_chips_in_a_batch_it_shows_so_many(annotations: Annotations) -> None:
+    mixed = images_of(plan_of(annotations, 4)).reshape(-1, 4)
+    assert np.mean([len(set(batch)) for batch in mixed.tolist()]) > 3.5
+    alone = images_of(plan_of(annotations, 1)).reshape(-1, 4)
+    assert np.mean([len(set(batch)) for batch in alone.tolist()]) < 2.5
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for field in dataclasses.fields(Batch):
+        first, second = getattr(one, field.name), getattr(other, field.name)
+        if not isinstance(first, torch.Tensor):
+            assert first == second, field.name
+        else:
+            assert torch.equal(first, second), field.name
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize(
+    ("images_at_once", "loader_processes", "share"),
+    [
+        (0, 0, (0, 1)),
+        (0, 2, (1, 2)),
+        (1, 2, (0, 1)),
+        (3, 1, (0, 1)),
+        (3, 2, (1, 2)),
+        (4, 2, (0, 1)),
+        (4, 3, (0, 2)),  # one of the three never has a part
+        (7, 3, (0, 1)),
+    ],
+)
+def test_how_many_processes_read_changes_nothing(
+    annotations: Annotations, images_at_once: int, loader_processes: int, share: tuple[int, int]
+) -> None:
+    plan = plan_of(annotations, images_at_once)
+    chips = ChipDataset(annotations, plan)
+    spec = DataSpec(loader_processes=loader_processes)
+    steps = range(1, plan.num_steps)
+    read = list(load_batches(annotations, plan, spec, steps=steps, share=share))
+    assert len(read) == len(steps)
+    for step, batch in zip(steps, read, strict=True):
+        places = range(step * 4 + share[0], (step + 1) * 4, share[1])
+        assert_equal(batch, collate([chips[place] for place in places]))
+
+
+def test_an_image_is_decoded_once_for_all_its_chips(
+    annotations: Annotations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    real = reader.open_picture
+
+    def note(path: Path, *args: object, **kwargs: object) -> object:
+        opened.append(path)
+        return real(path, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reader, "open_picture", note)
+
+    def count(images_at_once: int) -> int:
+        opened.clear()
+        plan = plan_of(annotations, images_at_once)
+        spec = DataSpec(loader_processes=0)
+        list(load_batches(annotations, plan, spec, steps=range(plan.num_steps)))
+        return len(opened)
+
+    num_chips = len(plan_of(annotations, 0).order)
+    assert count(0) > 0.7 * num_chips
+    # Each once; again where a row ends within an image, and for the chips that fill the last batch.
+    assert count(4) <= len(annotations) + 3 + 4
+    assert num_chips > 2 * (len(annotations) + 7)
+
+
+def test_a_joined_batch_has_room_for_the_most_boxes(annotations: Annotations) -> None:
+    plan = plan_of(annotations, 0, batch_size=6)
+    chips = ChipDataset(annotations, plan)
+    samples = [chips[place] for place in range(6)]
+    parts = [collate([samples[4], samples[1]]), collate([samples[0], samples[5], samples[3], samples[2]])]
+    assert_equal(Batch.join(parts, [[4, 1], [0, 5, 3, 2]]), collate(samples))
