@@ -38,10 +38,10 @@ from sniper.data.shapes import ShapesSpec, draw_shapes
 from sniper.demo import demo_experiment
 from sniper.engine.predict import Predictor, to_coco
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec, MineSpec
 from sniper.evaluation import evaluate
 from sniper.geometry.boxes import from_xywh, iou
 from sniper.models.spec import BackboneSpec
+from sniper.spec import ExperimentSpec, MineSpec
 from sniper.stages import train_experiment
 
 WAYS = ("positive", "mined")

@@ -39,8 +39,8 @@ from sniper.data.dataset import Batch, ChipSample, collate
 from sniper.engine.build import autocast
 from sniper.engine.learner import Learner
 from sniper.engine.ranks import ALONE
-from sniper.engine.spec import ExperimentSpec
 from sniper.errors import OutOfMemory
+from sniper.spec import ExperimentSpec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = ("backbone", "rpn", "rpn targets", "proposals", "roi head", "backward", "optimizer")

@@ -9,8 +9,8 @@ import pytest
 from sniper.chips import LevelSpec, PyramidSpec
 from sniper.config import check_resumable, dump_changes, dump_experiment, load_experiment, parse_experiment
 from sniper.data.spec import SourceSpec
-from sniper.engine.spec import ExperimentSpec, TrainSpec
 from sniper.errors import ConfigError
+from sniper.spec import ExperimentSpec, TrainSpec
 
 HERE = Path("folder/experiment.yaml")
 

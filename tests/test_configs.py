@@ -16,10 +16,10 @@ from sniper.data.images import load_image
 from sniper.engine.build import build_detector
 from sniper.engine.predict import Predictor, to_coco
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.engine.train import StepReport, train
 from sniper.evaluation import evaluate
 from sniper.geometry.boxes import to_xywh
+from sniper.spec import ExperimentSpec, PredictSpec, TrainSpec
 from tests.models.batches import build_batch, build_sample
 
 ROOT = Path(__file__).parents[1]

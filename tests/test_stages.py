@@ -17,10 +17,10 @@ from sniper.config import dump_experiment
 from sniper.data import proposals as module
 from sniper.data.coco import Annotations, load_annotations
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec, MineSpec
 from sniper.engine.train import StepReport
 from sniper.errors import CheckpointError
 from sniper.models.spec import BackboneSpec
+from sniper.spec import ExperimentSpec, MineSpec
 from sniper.stages import train_experiment
 from tests.data.tiny import write_dataset
 from tests.engine.experiments import tiny_experiment

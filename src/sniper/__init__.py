@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from sniper.data.plan import plan_epoch as plan_epoch
     from sniper.engine.predict import Predictor as Predictor
     from sniper.engine.run import Run as Run
-    from sniper.engine.spec import ExperimentSpec as ExperimentSpec
     from sniper.engine.train import train as train
     from sniper.errors import SniperError as SniperError
     from sniper.evaluation import evaluate as evaluate
     from sniper.geometry.detections import Detections as Detections
+    from sniper.spec import ExperimentSpec as ExperimentSpec
 
 _HOMES = {
     "ChipDataset": "sniper.data.dataset",
     "Detections": "sniper.geometry.detections",
-    "ExperimentSpec": "sniper.engine.spec",
+    "ExperimentSpec": "sniper.spec",
     "LevelSpec": "sniper.chips.pyramid",
     "Predictor": "sniper.engine.predict",
     "PyramidSpec": "sniper.chips.pyramid",

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from sniper.chips import ChipTable
     from sniper.data.coco import Annotations
-    from sniper.data.spec import ReadSpec, SourceSpec
-    from sniper.engine.spec import ExperimentSpec
+    from sniper.data.spec import DataSpec, SourceSpec
     from sniper.engine.train import StepReport
     from sniper.report.plan_page import PlanPage
+    from sniper.spec import ExperimentSpec
 
 _console = Console(stderr=True, highlight=False)
 
@@ -234,7 +234,7 @@ def check(
     from sniper.data.reader import find_bad_images
 
     read = _experiment(config).data.read
-    loaded = load_annotations(annotations, image_root=images, read=read)
+    loaded = load_annotations(annotations, image_root=images, has_images=False)
     _warn(loaded)
     found = track(find_bad_images(loaded, read), "check", total=len(loaded), console=_console, transient=True)
     problems = [problem for problem in found if problem is not None]
@@ -290,7 +290,7 @@ def train(
         check_resumable(old, spec, source=opened.config_path)
     else:
         spec = load_experiment(config, overrides=changes)
-    annotations = _load_source(spec.data.train, "data.train.annotations", config, spec.data.read)
+    annotations = _load_source(spec.data.train, "data.train.annotations", config, spec.data)
     place = _device(device)
     last: dict[str, Any] = {}
     with Ranks.of_environment().joined(place) as ranks:
@@ -367,7 +367,11 @@ def mine(
     if annotations is None:
         raise ConfigError(f"{opened.config_path}: data.train.annotations is missing")
     loaded = load_annotations(
-        annotations, image_root=image_root, has_images=detections is None, read=spec.data.read
+        annotations,
+        image_root=image_root,
+        has_images=detections is None,
+        read=spec.data.read,
+        skips_bad_images=spec.data.on_bad_image == "skip",
     )
     _warn(loaded)
     ranks = Ranks.of_environment()
@@ -522,7 +526,7 @@ def demo(
 def _experiment(config: Path | None) -> "ExperimentSpec":
     """Read an experiment; without one, the paper's."""
     from sniper.config import load_experiment
-    from sniper.engine.spec import ExperimentSpec
+    from sniper.spec import ExperimentSpec
 
     return ExperimentSpec() if config is None else load_experiment(config)
 
@@ -603,21 +607,31 @@ def _sources(
     if images:
         return list(enumerate(images, start=1))
     if annotations is not None:
-        loaded = load_annotations(annotations, image_root=image_root, read=spec.data.read)
+        loaded = load_annotations(
+            annotations,
+            image_root=image_root,
+            read=spec.data.read,
+            skips_bad_images=spec.data.on_bad_image == "skip",
+        )
         _warn(loaded)
     else:
-        loaded = _load_source(spec.data.test, "data.test.annotations", run / "config.yaml", spec.data.read)
+        loaded = _load_source(spec.data.test, "data.test.annotations", run / "config.yaml", spec.data)
     return [(record.image_id, record.path) for record in loaded]
 
 
-def _load_source(source: "SourceSpec", name: str, config: Path, read: "ReadSpec") -> "Annotations":
+def _load_source(source: "SourceSpec", name: str, config: Path, data: "DataSpec") -> "Annotations":
     """Load a data set that an experiment names."""
     from sniper.data.coco import load_annotations
 
     if not source.annotations:
         raise ConfigError(f"{config}: {name} is missing")
     root = None if source.images is None else Path(source.images)
-    loaded = load_annotations(Path(source.annotations), image_root=root, read=read)
+    loaded = load_annotations(
+        Path(source.annotations),
+        image_root=root,
+        read=data.read,
+        skips_bad_images=data.on_bad_image == "skip",
+    )
     _warn(loaded)
     return loaded
 

@@ -9,8 +9,8 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from sniper.engine.spec import ExperimentSpec
 from sniper.errors import ConfigError
+from sniper.spec import ExperimentSpec
 
 _PATHS = (
     ("data", "train", "annotations"),
@@ -37,7 +37,6 @@ _FREE_TO_CHANGE = (
     "data.test",
     "data.loader_processes",
     "data.on_bad_image",
-    "data.cache.folder",
     "data.cache.gigabytes",
     "predict",
     "mine.batch_megapixels",
@@ -114,6 +113,8 @@ def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -
     """
     before, after = _flat(_plain(asdict(old))), _flat(_plain(asdict(new)))
     free = [name for name in _FREE_TO_CHANGE if name != "predict" or new.mine.every_epochs is None]
+    if new.data.cache.format == "png" or None not in (old.data.cache.folder, new.data.cache.folder):
+        free.append("data.cache.folder")  # the pixels are the same
     differing = [
         f"{name} was {before.get(name)}, not {after.get(name)}"
         for name in sorted(before.keys() | after.keys())

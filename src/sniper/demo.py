@@ -18,12 +18,12 @@ from sniper.data.shapes import ShapesSpec, draw_shapes
 from sniper.data.spec import DataSpec, SourceSpec
 from sniper.engine.predict import Predictor, to_coco
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.engine.train import StepReport, train
 from sniper.errors import RunError
 from sniper.evaluation import evaluate, save_detections
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.report.pictures import draw_chips, draw_detections
+from sniper.spec import ExperimentSpec, PredictSpec, TrainSpec
 
 _NUM_TRAIN, _NUM_TEST, _NUM_PICTURES = 80, 20, 4
 

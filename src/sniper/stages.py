@@ -19,17 +19,16 @@ from sniper.config import dump_experiment, load_experiment
 from sniper.data.coco import Annotations, load_annotations
 from sniper.data.plan import build_table
 from sniper.data.proposals import ProposalStore, add_negatives
-from sniper.data.reader import load_or_skip
 from sniper.data.spec import SourceSpec
 from sniper.engine.mine import mine
 from sniper.engine.predict import Predictor, to_coco
 from sniper.engine.ranks import ALONE, Ranks
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec, MineSpec, PredictSpec
 from sniper.engine.train import StepReport, train
 from sniper.errors import AnnotationError, ConfigError
 from sniper.evaluation import evaluate
 from sniper.models.detector import Detector
+from sniper.spec import ExperimentSpec, MineSpec, PredictSpec
 
 
 def train_experiment(
@@ -142,23 +141,23 @@ def _scorer(
         raise ConfigError("train.evaluate_every: data.test.annotations is missing")
     source = spec.data.test
     root = None if source.images is None else Path(source.images)
-    test = load_annotations(Path(source.annotations), image_root=root, read=spec.data.read)
+    test = load_annotations(
+        Path(source.annotations),
+        image_root=root,
+        read=spec.data.read,
+        skips_bad_images=spec.data.on_bad_image == "skip",
+    )
     if test.categories != annotations.categories:
         raise AnnotationError(f"{test.path}: has other categories than {annotations.path}")
     truth = test.to_coco()
 
     def score(model: Detector, epoch: float) -> Mapping[str, float]:
-        predictor = Predictor(
-            model=model, spec=spec.predict, categories=annotations.categories, device=device
-        )
+        predictor = Predictor.of(model, spec=spec, categories=annotations.categories, device=device)
+        records = [test[index] for index in range(ranks.rank, len(test), ranks.count)]
         own = []
-        for index in range(ranks.rank, len(test), ranks.count):
-            record = test[index]
-            image = load_or_skip(record.path, spec.data)
-            if image is None:
-                continue
-            found = predictor(image)
-            own += to_coco(found, image_id=record.image_id, categories=predictor.categories)
+        for record, found in zip(records, predictor.search(record.path for record in records), strict=True):
+            if found is not None:
+                own += to_coco(found, image_id=record.image_id, categories=predictor.categories)
         results = [entry for part in ranks.gather(own) for entry in part]
         scores = evaluate(results, truth).as_dict()
         if ranks.is_first:
@@ -208,7 +207,9 @@ def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
             test=SourceSpec(),
             loader_processes=0,
             on_bad_image="refuse",
-            cache=replace(spec.data.cache, folder=None, gigabytes=1.0),
+            cache=replace(
+                spec.data.cache, folder=None if spec.data.cache.folder is None else "", gigabytes=1.0
+            ),
         ),
         train=replace(
             spec.train, checkpoint_minutes=1.0, keep_checkpoints=1, tensorboard=False, compile=False

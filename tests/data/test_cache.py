@@ -67,17 +67,18 @@ def test_what_is_kept_is_read_without_decoding_the_image(
 def test_a_changed_image_window_level_or_way_of_reading_is_cut_anew(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     cache = ChipCache(lossless(tmp_path), ReadSpec())
-    keys = [cache.key(path, chip_at(10)), cache.key(path, chip_at(11)), cache.key(path, chip_at(10, y=5))]
+    stored = ChipCache(lossless(tmp_path), ReadSpec(orientation="stored"))
+    as_jpeg = ChipCache(CacheSpec(folder=str(tmp_path / "kept")), ReadSpec())
     other_level = LevelSpec(factor=3.0).at(width=200, height=160)
-    keys.append(cache.key(path, Chip(level=other_level, x=10, y=0, size=96)))
-    keys.append(ChipCache(lossless(tmp_path), ReadSpec(orientation="stored")).key(path, chip_at(10)))
-    as_jpeg = CacheSpec(folder=str(tmp_path / "kept"))
-    keys.append(ChipCache(as_jpeg, ReadSpec()).key(path, chip_at(10)))
+    stamp = cache.stamp(path)
+    keys = [cache.key(stamp, chip) for chip in (chip_at(10), chip_at(11), chip_at(10, y=5))]
+    keys.append(cache.key(stamp, Chip(level=other_level, x=10, y=0, size=96)))
+    keys += [other.key(stamp, chip_at(10)) for other in (stored, as_jpeg)]
     write_image(path, seed=1)
     os.utime(path, ns=(0, 0))
-    keys.append(cache.key(path, chip_at(10)))
+    keys.append(cache.key(cache.stamp(path), chip_at(10)))
     assert len(set(keys)) == len(keys)
-    assert cache.key(path, chip_at(10)) == keys[-1]
+    assert cache.key(cache.stamp(path), chip_at(10)) == keys[-1]
 
 
 def test_a_changed_image_is_seen(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_processes_that_fill_a_cache_at_once_lose_nothing(tmp_path: Path) -> Non
     assert [one.exitcode for one in fillers] == [0, 0, 0, 0]
     cache = ChipCache(lossless(tmp_path), ReadSpec())
     for x in range(150):
-        assert cache.find(cache.key(path, chip_at(x))) is not None
+        assert cache.find(cache.key(cache.stamp(path), chip_at(x))) is not None
 
 
 def test_a_reader_that_was_used_before_a_fork_is_of_use_after_it(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_reader_that_was_used_before_a_fork_is_of_use_after_it(tmp_path: Path)
     child.join()
     assert child.exitcode == 0
     cache = ChipCache(lossless(tmp_path), ReadSpec())
-    assert cache.find(cache.key(path, chip_at(1))) is not None
+    assert cache.find(cache.key(cache.stamp(path), chip_at(1))) is not None
 
 
 def test_a_full_cache_says_so_once_and_chips_are_cut_anew(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_kept_pixels_that_were_damaged_are_cut_anew(tmp_path: Path) -> None:
         file.execute("UPDATE chips SET pixels = substr(pixels, 1, 2000)")
     np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10)), wanted)
     cache = ChipCache(lossless(tmp_path), ReadSpec())
-    assert cache.find(cache.key(path, chip_at(10))) is not None
+    assert cache.find(cache.key(cache.stamp(path), chip_at(10))) is not None
 
 
 def test_a_folder_that_holds_something_else_is_named(tmp_path: Path) -> None:
@@ -161,3 +162,47 @@ def test_a_folder_that_holds_something_else_is_named(tmp_path: Path) -> None:
 def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"none\.png: cannot be read as an image"):
         ChipReader(cache=lossless(tmp_path)).read(tmp_path / "none.png", chip_at(0))
+
+
+def test_what_is_learnt_does_not_depend_on_what_was_kept_before(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png")
+    spec = CacheSpec(folder=str(tmp_path / "kept"), quality=50)
+    cold = ChipReader(cache=spec).read(path, chip_at(20))
+    warm = ChipReader(cache=spec).read(path, chip_at(20))
+    np.testing.assert_array_equal(cold, warm)
+    assert (cold != ChipReader().read(path, chip_at(20))).any()
+
+
+def test_an_image_that_changes_while_it_is_decoded_is_not_kept_under_its_new_name(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png")
+    reader = ChipReader(cache=lossless(tmp_path), kept_images=4)
+    reader.read(path, chip_at(0))
+    write_image(path, seed=1)
+    os.utime(path, ns=(1, 1))
+    wanted = ChipReader().read(path, chip_at(1))
+    np.testing.assert_array_equal(reader.read(path, chip_at(1)), wanted)
+    np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(1)), wanted)
+
+
+def make(folder: Path) -> None:
+    for number in range(5):
+        ChipCache(CacheSpec(folder=str(folder / f"kept{number}")), ReadSpec()).close()
+
+
+def test_processes_that_make_a_cache_at_once_do_not_meet(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    makers = [context.Process(target=make, args=(tmp_path,)) for _ in range(6)]
+    for one in makers:
+        one.start()
+    for one in makers:
+        one.join()
+    assert [one.exitcode for one in makers] == [0] * 6
+
+
+def test_a_table_of_another_kind_is_not_taken_for_a_full_one(tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    with sqlite3.connect(folder / "chips.sqlite") as file:
+        file.execute("CREATE TABLE chips (key BLOB, pixels BLOB)")
+    with pytest.raises(CacheError, match="no such column"):
+        ChipReader(cache=CacheSpec(folder=str(folder))).read(write_image(tmp_path / "a.png"), chip_at(0))

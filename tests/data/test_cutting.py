@@ -9,24 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sniper.chips import Chip, LevelSpec
-from sniper.data.cutting import cut_chip, finished, read_essence, region_of, resize_to_level, wanted_reduction
-from sniper.data.images import WholePicture, open_picture
-from sniper.data.spec import ReadSpec
+from sniper.data.cutting import cut_chip, cut_window, finished, read_essence, region_of, wanted_reduction
+from sniper.data.images import PictureInMemory, open_picture
 
 NOISE = np.random.default_rng(0).integers(0, 256, (131, 203, 3), dtype=np.uint8)
 ENLARGING = [LevelSpec(factor=3.0), LevelSpec(factor=1.667), LevelSpec(factor=1.0)]
 SHRINKING = [LevelSpec(factor=0.9), LevelSpec(factor=0.4), LevelSpec(long_side=64)]
-
-
-class InMemory(WholePicture):
-    """An image that was never a file."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        super().__init__(Path("memory"), ReadSpec(), sides=(pixels.shape[1], pixels.shape[0]))
-        self._decoded = {1: pixels}
-
-    def largest_reduction(self, wanted: int) -> int:
-        return 1
 
 
 def resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -49,7 +37,7 @@ def test_a_chip_is_the_crop_of_the_resized_image(rule: LevelSpec, x: float, y: f
     crop = resized(NOISE, chip.level.width, chip.level.height)[chip.y : chip.y + size, chip.x : chip.x + size]
     expected = np.zeros((size, size, 3), dtype=np.int64)
     expected[: crop.shape[0], : crop.shape[1]] = crop
-    assert np.abs(cut_chip(InMemory(NOISE), chip).astype(np.int64) - expected).max() <= 1
+    assert np.abs(cut_chip(PictureInMemory(NOISE), chip).astype(np.int64) - expected).max() <= 1
 
 
 @given(st.sampled_from(ENLARGING + SHRINKING), st.floats(0, 1), st.floats(0, 1), st.integers(8, 96))
@@ -57,10 +45,10 @@ def test_what_is_kept_of_a_chip_is_less_than_it_and_makes_it(
     rule: LevelSpec, x: float, y: float, size: int
 ) -> None:
     chip = chip_at(rule, NOISE, x=x, y=y, size=size)
-    essence = read_essence(InMemory(NOISE), chip)
+    essence = read_essence(PictureInMemory(NOISE), chip)
     margins = 2 * (1 + 2)  # two pixels each side, and what is rounded
     assert max(essence.shape[:2]) <= size + margins
-    np.testing.assert_array_equal(finished(essence, chip), cut_chip(InMemory(NOISE), chip))
+    np.testing.assert_array_equal(finished(essence, chip), cut_chip(PictureInMemory(NOISE), chip))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (400, 20)])
@@ -68,16 +56,20 @@ def test_the_thinnest_images_are_cut_and_padded(width: int, height: int) -> None
     image = np.full((height, width, 3), (200, 100, 50), dtype=np.uint8)
     for rule in ENLARGING + SHRINKING:
         level = rule.at(width=width, height=height)
-        pixels = cut_chip(InMemory(image), Chip(level=level, x=0, y=0, size=64))
+        pixels = cut_chip(PictureInMemory(image), Chip(level=level, x=0, y=0, size=64))
         shown_width, shown_height = min(64, level.width), min(64, level.height)
         assert (pixels[:shown_height, :shown_width] == (200, 100, 50)).all()
         assert pixels[shown_height:].sum() == 0
         assert pixels[:, shown_width:].sum() == 0
 
 
-def test_a_whole_image_has_the_sides_of_its_level() -> None:
-    level = LevelSpec(factor=1.667).at(width=203, height=131)
-    assert resize_to_level(NOISE, level).shape == (level.height, level.width, 3)
+@pytest.mark.parametrize("rule", ENLARGING + SHRINKING)
+def test_a_window_of_any_sides_is_that_of_the_resized_image(rule: LevelSpec) -> None:
+    level = rule.at(width=203, height=131)
+    whole = resized(NOISE, level.width, level.height)
+    for x1, y1, x2, y2 in ((0, 0, level.width, level.height), (5, 9, level.width // 2, level.height - 3)):
+        shown = cut_window(PictureInMemory(NOISE), level, (x1, y1, x2, y2)).astype(np.int64)
+        assert np.abs(shown - whole[y1:y2, x1:x2]).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -92,7 +84,7 @@ def test_an_image_is_read_smaller_only_where_much_is_left_to_shrink(side: int, r
 def test_what_is_read_smaller_starts_where_its_pixels_start(side: int, x: float, y: float) -> None:
     level = LevelSpec(factor=0.12).at(width=side, height=side + 7)
     chip = Chip(level=level, x=round(x * (level.width - 64)), y=round(y * (level.height - 64)), size=64)
-    region = region_of(chip, largest_reduction=4)
+    region = region_of(level, (chip.x, chip.y, chip.x + 64, chip.y + 64), largest_reduction=4)
     assert region.reduction == 4
     assert region.window[0] % 4 == region.window[1] % 4 == 0
     shown = (np.array([*region.box]).reshape(2, 2) * 4 + region.window[:2]).ravel()

@@ -247,12 +247,29 @@ def test_what_a_transform_draws_depends_on_the_chip_alone(annotations: Annotatio
     assert np.std(factors) > 0.02
 
 
+def test_what_reaches_beyond_the_image_stays_black_whatever_becomes_of_the_colours(tmp_path: Path) -> None:
+    narrow = load_annotations(write_dataset(tmp_path, sides=[(40, 40)]))
+    spec = DataSpec(color=ColorSpec(brightness=1.0, contrast=1.0))
+    plan = plan_of(narrow, flip=0.0)
+    plain, changed = ChipDataset(narrow, plan), ChipDataset(narrow, plan, spec=spec)
+    for place in range(len(plain)):
+        is_padding = (plain[place].pixels == 0).all(axis=2)[:, ::-1].cumprod(axis=1)[:, ::-1].astype(bool)
+        assert (changed[place].pixels[is_padding] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("transform", "told"),
     [
-        (lambda image, target: (image[:, :32], target), r"torch.uint8 of \(3, 32, 64\)"),
-        (lambda image, target: (image.float(), target), r"torch.float32 of"),
-        (lambda image, target: (image, {**target, "labels": target["labels"][:0]}), r"0 labels"),
+        (lambda image, target: (image[:, :32], target), r"the image is torch.uint8 of \(3, 32, 64\)"),
+        (lambda image, target: (image.float(), target), r"the image is torch.float32 of"),
+        (lambda image, target: (None, target), r"the image is NoneType, wanted a tensor"),
+        (lambda image, target: (image, None), r"the target is NoneType"),
+        (lambda image, target: None, r"the transform gave NoneType"),
+        (lambda image, target: (image, {**target, "labels": target["labels"][:0]}), r"labels of \(0,\)"),
+        (lambda image, target: (image, {"boxes": target["boxes"]}), r"labels is NoneType"),
+        (lambda image, target: (image, {**target, "labels": target["labels"].float()}), r"no whole numbers"),
+        (lambda image, target: (image, {**target, "boxes": target["boxes"] * torch.nan}), r"not finite"),
+        (v2.ConvertBoundingBoxFormat("CXCYWH"), r"boxes are CXCYWH, wanted XYXY"),
     ],
 )
 def test_a_transform_that_makes_something_else_of_a_chip_is_told(

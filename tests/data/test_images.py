@@ -113,6 +113,23 @@ def test_16_bits_are_brought_to_8_by_the_range_that_is_given(tmp_path: Path) -> 
         assert np.abs(narrow - wanted).max() <= 0.51
 
 
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_16_bits_band_by_band_are_read_right(tmp_path: Path) -> None:
+    colors = np.random.default_rng(0).integers(0, 65536, (40, 50, 3), dtype=np.uint16)
+    for options in ({}, {"compress": "deflate"}):
+        write_tiff(tmp_path / "bands.tif", colors, photometric="rgb", interleave="band", **options)
+        with pytest.raises(ImageError, match=r"bands\.tif: has more than 8 bits"):
+            load_image(tmp_path / "bands.tif")
+        np.testing.assert_array_equal(load_image(tmp_path / "bands.tif", FULL_RANGE), np.rint(colors / 257))
+        assert read_sides(tmp_path / "bands.tif", FULL_RANGE) == (50, 40)
+
+
+def test_16_bits_of_a_portable_pixmap_are_not_cut_to_8(tmp_path: Path) -> None:
+    (tmp_path / "deep.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(12))
+    with pytest.raises(ImageError, match=r"deep\.ppm: has more than 8 bits"):
+        load_image(tmp_path / "deep.ppm")
+
+
 def test_more_than_8_bits_without_a_range_are_refused_rather_than_guessed(tmp_path: Path) -> None:
     for name in deep_files(tmp_path):
         with pytest.raises(
@@ -305,6 +322,21 @@ def test_a_large_tiff_of_other_bands_or_sides_or_cut_short_is_named(tmp_path: Pa
     path.write_bytes(path.read_bytes()[:-20_000])
     with pytest.raises(ImageError, match=r"cut\.tif: cannot be read"):
         open_picture(path).read((0, 0, 203, 131))
+
+
+@pytest.mark.usefixtures("_large_is_small")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"photometric": "miniswhite"}, "has 0 for white"), ({"nbits": 4}, "has 4 bits a channel")],
+)
+def test_a_large_tiff_that_is_read_otherwise_in_windows_is_refused(
+    tmp_path: Path, options: dict[str, object], told: str
+) -> None:
+    write_tiff(tmp_path / "odd.tif", NOISE[..., :1] // 16, **TILED, **options)
+    for read in (open_picture, read_sides):
+        with pytest.raises(ImageError, match=rf"odd\.tif: {told}"):
+            read(tmp_path / "odd.tif")
 
 
 @pytest.mark.usefixtures("_large_is_small")

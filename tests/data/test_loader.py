@@ -25,7 +25,7 @@ def annotations(tmp_path: Path) -> Annotations:
 
 
 def plan_of(
-    annotations: Annotations, images_at_once: int, *, batch_size: int = 4, epoch: int = 0
+    annotations: Annotations, images_at_once: int | None, *, batch_size: int = 4, epoch: int = 0
 ) -> EpochPlan:
     return plan_epoch(
         annotations,
@@ -50,8 +50,8 @@ def test_images_take_turns_and_every_chip_is_there_once(
     own = plan.order[: len(plan.table)]
     assert sorted(own.tolist()) == list(range(len(plan.table)))
     assert plan.order[len(plan.table) :].tolist() == own[: plan.num_padding].tolist()
-    rows = plan.images_at_once
-    assert rows == min(images_at_once, len(annotations))
+    rows = plan.num_rows
+    assert rows == {1: 1, 2: 2, 3: 2, 5: 4, 64: 12}[images_at_once]  # of 12 images, batches of 4
     images = plan.table.image_indices[own]
     changes = 0
     for row in range(rows):
@@ -134,6 +134,7 @@ def test_an_image_is_decoded_once_for_all_its_chips(
     assert count(0) > 0.7 * num_chips
     # Each once; again where a row ends within an image, and for the chips that fill the last batch.
     assert count(4) <= len(annotations) + 3 + 4
+    assert count(64) <= 2 * len(annotations) + 3
     assert num_chips > 2 * (len(annotations) + 7)
 
 
@@ -143,3 +144,25 @@ def test_a_joined_batch_has_room_for_the_most_boxes(annotations: Annotations) ->
     samples = [chips[place] for place in range(6)]
     parts = [collate([samples[4], samples[1]]), collate([samples[0], samples[5], samples[3], samples[2]])]
     assert_equal(Batch.join(parts, [[4, 1], [0, 5, 3, 2]]), collate(samples))
+
+
+def test_by_itself_a_plan_takes_as_many_images_as_memory_is_good_for(tmp_path: Path) -> None:
+    sides = [(60, 50)] * 70
+    many = load_annotations(write_dataset(tmp_path / "many", sides=sides, boxes_per_image=1))
+    assert plan_of(many, None).num_rows == 64
+    large = dataclasses.replace(many, widths=many.widths * 200, heights=many.heights * 200)  # 360 MB each
+    assert plan_of(large, None).num_rows == 8
+    assert plan_of(large, None, batch_size=16).num_rows == 8
+    tiffs = dataclasses.replace(large, file_names=np.array([f"{i}.tif" for i in range(70)]))
+    assert plan_of(tiffs, None).num_rows == 64  # are read in windows
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_each_trainer_and_process_keeps_to_its_own_images(annotations: Annotations, num_ranks: int) -> None:
+    plan = plan_of(annotations, 8)
+    assert plan.num_rows == 8
+    rows_of = [
+        {place % plan.num_rows for place in range(len(plan.order)) if place % num_ranks == rank}
+        for rank in range(num_ranks)
+    ]
+    assert sum(map(len, rows_of)) == plan.num_rows

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sniper.data.spec import DataSpec, SourceSpec
-from sniper.engine.spec import ExperimentSpec, PredictSpec, TrainSpec
+from sniper.spec import ExperimentSpec, PredictSpec, TrainSpec
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.models.batches import TINY
 

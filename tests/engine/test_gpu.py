@@ -10,8 +10,8 @@ from sniper.chips import Standing
 from sniper.data.dataset import Batch
 from sniper.engine.learner import Learner
 from sniper.engine.ranks import ALONE
-from sniper.engine.spec import ExperimentSpec, TrainSpec
 from sniper.models.spec import DetectorSpec
+from sniper.spec import ExperimentSpec, TrainSpec
 from tests.models.batches import TINY, build_batch, build_sample
 
 pytestmark = [

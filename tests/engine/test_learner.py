@@ -15,9 +15,9 @@ from sniper.data.plan import plan_epoch
 from sniper.engine.learner import Learner
 from sniper.engine.ranks import ALONE, Ranks
 from sniper.engine.run import Progress, Run
-from sniper.engine.spec import ExperimentSpec
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.detector import Detector
+from sniper.spec import ExperimentSpec
 from tests.data.tiny import write_dataset
 from tests.engine.experiments import tiny_experiment
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.data import proposals as module
@@ -15,10 +14,10 @@ from sniper.data.coco import Annotations, load_annotations
 from sniper.data.proposals import ProposalStore
 from sniper.engine.mine import Miner, mine, take_detections
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec, MineSpec
 from sniper.engine.train import train
 from sniper.errors import DetectionsError, ProposalsError, RunError
 from sniper.geometry.boxes import iou
+from sniper.spec import ExperimentSpec, MineSpec, PredictSpec
 from tests.data.tiny import write_dataset
 from tests.engine.experiments import tiny_experiment
 from tests.models.batches import TINY, build_tiny
@@ -49,13 +48,16 @@ def ignore(num_done: int, num_images: int) -> None:
 
 
 def miner_of(*levels: LevelSpec, batch_megapixels: float = 8.0) -> Miner:
-    spec = MineSpec(batch_megapixels=batch_megapixels)
-    return Miner(model=build_tiny().eval(), levels=levels, spec=spec, device=CPU, precision="fp32")
+    spec = ExperimentSpec(
+        mine=MineSpec(batch_megapixels=batch_megapixels),
+        predict=PredictSpec(levels=levels, precision="fp32"),
+    )
+    return Miner(model=build_tiny().eval(), spec=spec, device=CPU)
 
 
-def noise(*sides: tuple[int, int]) -> Sequence[Image.Image]:
+def noise(*sides: tuple[int, int]) -> Sequence[np.ndarray]:
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sides]
+    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for w, h in sides]
 
 
 def test_proposals_of_all_levels_are_merged_in_the_image_frame_best_first() -> None:
@@ -65,12 +67,12 @@ def test_proposals_of_all_levels_are_merged_in_the_image_frame_best_first() -> N
         assert len(boxes) == len(scores) <= 2 * TINY.rpn.num_proposals
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert (boxes >= 0).all()
-        assert (boxes <= np.array([*image.size, *image.size])).all()
+        assert (boxes <= np.array([*image.shape[1::-1], *image.shape[1::-1]])).all()
         assert (np.diff(scores) <= 0).all()
         overlaps = iou(boxes, boxes)
         assert np.triu(overlaps, k=1).max(initial=0) <= 0.7 + 1e-6
-    one_level = miner_of(levels[0])(images)
-    assert len(one_level[0][0]) < len(miner_of(*levels)(images)[0][0])
+    (one_level, *_), (both, *_) = miner_of(levels[0])(images), miner_of(*levels)(images)
+    assert len(one_level[0]) < len(both[0])
 
 
 def test_images_of_one_shape_are_searched_together_as_one_by_one() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sniper.engine.optimizer import build_optimizer, learning_rate
-from sniper.engine.spec import TrainSpec
+from sniper.spec import TrainSpec
 
 PAPER = TrainSpec()
 

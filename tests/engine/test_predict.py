@@ -12,11 +12,11 @@ from sniper.chips import LevelSpec
 from sniper.data.coco import Category, load_annotations
 from sniper.engine.predict import Predictor, to_coco
 from sniper.engine.run import Run
-from sniper.engine.spec import PredictSpec
 from sniper.engine.train import train
 from sniper.errors import RunError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import size
+from sniper.spec import PredictSpec
 from tests.data.tiny import write_dataset
 from tests.engine.experiments import tiny_experiment
 from tests.models.batches import build_tiny
@@ -27,11 +27,11 @@ CATEGORIES = tuple(Category(category_id=i, name=str(i)) for i in (7, 9, 30))
 
 def predictor_of(*levels: LevelSpec, limit: int = 200) -> Predictor:
     spec = PredictSpec(levels=levels, precision="fp32", max_detections=limit)
-    return Predictor(model=build_tiny().eval(), spec=spec, categories=CATEGORIES, device=CPU)
+    return Predictor(detect=build_tiny().eval().detect, spec=spec, categories=CATEGORIES, device=CPU)
 
 
-def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def noise(width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,11 @@ def test_a_level_reports_only_sizes_in_its_range() -> None:
 
 def test_boxes_come_back_in_the_image_frame() -> None:
     # The same pixels at the same level, told to be half as large: boxes half as large.
-    large = noise(128, 96)
-    small = large.resize((64, 48))
+    small = Image.fromarray(noise(128, 96)).resize((64, 48))
     model = build_tiny().eval()
     pixels = torch.from_numpy(np.asarray(small.resize((128, 96), Image.Resampling.BILINEAR)).copy())
     (expected,) = model.detect([pixels.permute(2, 0, 1)])
-    found = predictor_of(LevelSpec(factor=2.0), limit=10_000)(small)
+    found = predictor_of(LevelSpec(factor=2.0), limit=10_000)(np.asarray(small))
     best = expected.boxes[expected.scores.argmax()] / 2
     np.testing.assert_allclose(found.boxes[0], best, atol=1e-3)
 

@@ -17,7 +17,6 @@ from sniper.data.coco import Annotations, load_annotations
 from sniper.data.plan import build_table
 from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec
 from sniper.engine.train import StepReport, train
 from sniper.errors import (
     AnnotationError,
@@ -28,6 +27,7 @@ from sniper.errors import (
     TrainingDiverged,
 )
 from sniper.models.detector import Detector
+from sniper.spec import ExperimentSpec
 from tests.data.tiny import write_dataset
 from tests.engine.experiments import tiny_experiment
 

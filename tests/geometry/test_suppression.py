@@ -1,13 +1,18 @@
-"""Soft suppression against a plain reference, and its laws."""
+"""Merging against plain references, and its laws."""
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.ops import batched_nms
 
 from sniper.geometry import Detections
 from sniper.geometry.boxes import iou
-from sniper.geometry.suppression import soft_nms
+from sniper.geometry.suppression import Decay, fuse_boxes, soft_nms
 
 
 def drawn(seed: int, *, count: int, num_classes: int = 3) -> Detections:
@@ -19,7 +24,9 @@ def drawn(seed: int, *, count: int, num_classes: int = 3) -> Detections:
     )
 
 
-def plain_soft_nms(detections: Detections, *, sigma: float, floor: float) -> dict[int, float]:
+def plain_soft_nms(
+    detections: Detections, *, floor: float, factor: Callable[[float], float]
+) -> dict[int, float]:
     """The algorithm as the paper tells it, one class and one box at a time: score by index of what is left."""
     left: dict[int, float] = {}
     for label in np.unique(detections.labels):
@@ -29,7 +36,7 @@ def plain_soft_nms(detections: Detections, *, sigma: float, floor: float) -> dic
             left[best] = scores.pop(best)
             for other in list(scores):
                 pair = detections.boxes[[best]], detections.boxes[[other]]
-                scores[other] *= float(np.exp(-(iou(*pair)[0, 0] ** 2) / sigma))
+                scores[other] *= factor(float(iou(*pair)[0, 0]))
                 if scores[other] < floor:
                     del scores[other]
     return {i: score for i, score in left.items() if score >= floor}
@@ -38,12 +45,81 @@ def plain_soft_nms(detections: Detections, *, sigma: float, floor: float) -> dic
 seeds = st.integers(0, 10_000)
 
 
-@given(seeds, st.integers(0, 30))
-def test_soft_nms_is_the_plain_algorithm(seed: int, count: int) -> None:
+FACTORS: dict[Decay, Callable[[float], float]] = {
+    "gaussian": lambda overlap: math.exp(-(overlap**2) / 0.5),
+    "linear": lambda overlap: 1 - overlap if overlap > 0.3 else 1.0,
+    "hard": lambda overlap: 0.0 if overlap > 0.3 else 1.0,
+}
+
+
+@given(st.sampled_from(sorted(FACTORS)), seeds, st.integers(0, 40), st.sampled_from([0.01, 0.05, 0.3]))
+def test_suppression_is_the_plain_algorithm(decay: Decay, seed: int, count: int, floor: float) -> None:
     detections = drawn(seed, count=count)
-    merged = soft_nms(detections, sigma=0.5, floor=0.05)
-    expected = plain_soft_nms(detections, sigma=0.5, floor=0.05)
-    np.testing.assert_allclose(merged.scores, sorted(expected.values(), reverse=True), rtol=1e-12)
+    merged = soft_nms(detections, decay=decay, sigma=0.5, iou=0.3, floor=floor)
+    expected = plain_soft_nms(detections, floor=floor, factor=FACTORS[decay])
+    ranked = sorted(expected, key=lambda i: (-expected[i], i))
+    np.testing.assert_allclose(merged.scores, [expected[i] for i in ranked], rtol=1e-12)
+    np.testing.assert_array_equal(merged.boxes, detections.boxes[ranked])
+    np.testing.assert_array_equal(merged.labels, detections.labels[ranked])
+
+
+@given(seeds, st.integers(0, 60))
+def test_hard_suppression_is_torchvisions(seed: int, count: int) -> None:
+    detections = drawn(seed, count=count)
+    merged = soft_nms(detections, decay="hard", iou=0.4, floor=0.0)
+    kept = batched_nms(
+        torch.from_numpy(detections.boxes),
+        torch.from_numpy(detections.scores),
+        torch.from_numpy(detections.labels),
+        0.4,
+    )
+    np.testing.assert_array_equal(merged.boxes, detections.boxes[kept.numpy()])
+
+
+def plain_fusion(detections: Detections, *, iou_above: float) -> list[tuple[float, list[float]]]:
+    """Keep every cluster's members, and average them anew each time."""
+    clusters: list[list[int]] = []
+
+    def mean_of(members: list[int]) -> np.ndarray:
+        return np.average(detections.boxes[members], axis=0, weights=detections.scores[members])
+
+    for one in np.argsort(-detections.scores, kind="stable").tolist():
+        overlaps = [
+            iou(mean_of(members)[None], detections.boxes[[one]])[0, 0]
+            if detections.labels[members[0]] == detections.labels[one]
+            else 0.0
+            for members in clusters
+        ]
+        if overlaps and max(overlaps) > iou_above:
+            clusters[int(np.argmax(overlaps))].append(one)
+        else:
+            clusters.append([one])
+    return [(float(detections.scores[members[0]]), mean_of(members).tolist()) for members in clusters]
+
+
+@given(seeds, st.integers(0, 40))
+def test_fusion_is_the_plain_algorithm(seed: int, count: int) -> None:
+    detections = drawn(seed, count=count)
+    fused = fuse_boxes(detections, iou=0.4, floor=0.0)
+    expected = plain_fusion(detections, iou_above=0.4)
+    np.testing.assert_allclose(fused.scores, [score for score, _ in expected])
+    np.testing.assert_allclose(fused.boxes, np.array([box for _, box in expected]).reshape(-1, 4))
+
+
+@given(seeds, st.integers(0, 20))
+def test_fusion_of_boxes_that_do_not_meet_changes_nothing(seed: int, count: int) -> None:
+    detections = drawn(seed, count=count)
+    apart = detections.boxes + 1000.0 * np.arange(count)[:, None]
+    fused = fuse_boxes(Detections(boxes=apart, scores=detections.scores, labels=detections.labels))
+    order = np.argsort(-detections.scores, kind="stable")
+    np.testing.assert_array_equal(fused.boxes, apart[order])
+
+
+def test_what_is_no_number_or_below_the_floor_is_left_out() -> None:
+    boxes = np.array([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 50.0, 10.0]])
+    some = Detections(boxes=boxes, scores=np.array([np.nan, 0.2, 0.0005]), labels=np.zeros(3, dtype=np.int64))
+    assert soft_nms(some).scores.tolist() == [0.2]
+    assert fuse_boxes(some).scores.tolist() == [0.2]
 
 
 @given(seeds, st.integers(0, 20))
@@ -78,6 +154,7 @@ def test_the_limit_keeps_the_best_of_all_classes() -> None:
 
 def test_nothing_merges_to_nothing() -> None:
     assert len(soft_nms(Detections.empty())) == 0
+    assert len(fuse_boxes(Detections.empty())) == 0
     assert len(Detections.join([])) == 0
 
 

@@ -27,7 +27,7 @@ def test_a_sheet_holds_as_many_chips_as_there_are(tmp_path: Path) -> None:
 
 
 def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
-    image = Image.new("RGB", (200, 100))
+    image = np.zeros((100, 200, 3), dtype=np.uint8)
     found = Detections(
         boxes=np.array([[20.0, 40.0, 60.0, 80.0], [120.0, 40.0, 160.0, 80.0]]),
         scores=np.array([0.9, 0.1]),
@@ -43,6 +43,8 @@ def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
 
 def test_a_box_at_the_upper_border_has_its_name_inside(tmp_path: Path) -> None:
     found = Detections(boxes=np.array([[0.0, 0.0, 90.0, 90.0]]), scores=np.array([0.9]), labels=np.array([0]))
-    draw_detections(Image.new("RGB", (100, 100)), found, tmp_path / "found.png", categories=CATEGORIES)
+    draw_detections(
+        np.zeros((100, 100, 3), dtype=np.uint8), found, tmp_path / "found.png", categories=CATEGORIES
+    )
     with Image.open(tmp_path / "found.png") as picture:
         assert (np.asarray(picture)[6:16, 4:60] == [0xE6, 0x9F, 0x00]).all(axis=2).any()

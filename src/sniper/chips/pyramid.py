@@ -135,8 +135,8 @@ class Level:
 
     Attributes:
         index: which level of the pyramid, 0 the finest.
-        image_width: of the image as stored, pixels.
-        image_height: of the image as stored, pixels.
+        image_width: of the image, pixels.
+        image_height: of the image, pixels.
         width: of the resized image, pixels.
         height: of the resized image, pixels.
         valid_range: box sizes learnt here, image pixels.

@@ -203,7 +203,12 @@ class Annotations:
 
 
 def load_annotations(
-    path: Path, *, image_root: Path | None = None, has_images: bool = True, read: ReadSpec = ReadSpec()
+    path: Path,
+    *,
+    image_root: Path | None = None,
+    has_images: bool = True,
+    read: ReadSpec = ReadSpec(),
+    skips_bad_images: bool = False,
 ) -> Annotations:
     """Read a COCO JSON file, and refuse it if anything in it is wrong. `docs/annotations.md` tells what is.
 
@@ -213,6 +218,7 @@ def load_annotations(
             folder, the file's own folder otherwise.
         has_images: whether the image files are there to be looked at; their headers are compared with the file.
         read: how image files become pixels.
+        skips_bad_images: whether what is wrong with image files is told among the warnings, rather than refused.
 
     Returns:
         The data set; what was mended or is of no use is told in its `warnings`.
@@ -224,11 +230,13 @@ def load_annotations(
     tables = _read_tables(path)
     categories = _check_categories(tables["categories"])
     images = _check_images(tables["images"])
-    if has_images:
-        _check_files(images, root, read)
+    bad_files = _file_problems(images, root, read) if has_images else []
+    if not skips_bad_images:
+        images.table.problems += bad_files
+        bad_files = []
     boxes = _check_boxes(tables["annotations"], images, categories)
     _raise(path, [*categories.table.problems, *images.table.problems, *boxes.table.problems])
-    return _assemble(path, root, categories, images, boxes)
+    return _assemble(path, root, categories, images, boxes, bad_files=bad_files)
 
 
 # What a column of the file must hold: each packs a list of values, or raises if one of them does not fit.
@@ -488,12 +496,12 @@ def _leaves_root(file_name: str) -> bool:
     return ".." in file_name and posixpath.normpath(file_name).split("/")[0] == ".."
 
 
-def _check_files(images: _Images, root: Path, read: ReadSpec) -> None:
+def _file_problems(images: _Images, root: Path, read: ReadSpec) -> list[str]:
     """Compare the image files with what is said of them; only their headers are read."""
     if not root.is_dir():
-        images.table.problems.append(f"the image root {root} is not a folder")
-        return
+        return [f"the image root {root} is not a folder"]
     real_root = os.path.realpath(root)
+    problems = []
     for i in np.flatnonzero(images.file_names.is_good).tolist():
         name = str(images.file_names.values[i])
         if _leaves_root(name):
@@ -502,7 +510,8 @@ def _check_files(images: _Images, root: Path, read: ReadSpec) -> None:
         has_size = images.widths.is_good[i] and images.heights.is_good[i]
         problem = _file_problem(real_root, name, read, size=wanted if has_size else None)
         if problem is not None:
-            images.table.problems.append(f"{images.table.name(i)}: {problem}")
+            problems.append(f"{images.table.name(i)}: {problem}")
+    return problems
 
 
 def _file_problem(real_root: str, name: str, read: ReadSpec, *, size: tuple[int, int] | None) -> str | None:
@@ -604,7 +613,15 @@ def _frames(images: _Images, image: Int[np.ndarray, " n"]) -> Float[np.ndarray, 
     return sides[image] if len(sides) else np.full((len(image), 2), np.nan)
 
 
-def _assemble(path: Path, root: Path, categories: _Categories, images: _Images, boxes: _Boxes) -> Annotations:
+def _assemble(
+    path: Path,
+    root: Path,
+    categories: _Categories,
+    images: _Images,
+    boxes: _Boxes,
+    *,
+    bad_files: Sequence[str],
+) -> Annotations:
     """Put checked columns together: boxes by image, labels in the order of the category ids."""
     ranks = np.argsort(categories.ids.values)
     label_of = np.empty_like(ranks)
@@ -632,7 +649,10 @@ def _assemble(path: Path, root: Path, categories: _Categories, images: _Images, 
         labels=labels[order].astype(np.int64),
         is_crowd=boxes.is_crowd[order],
         areas=areas[order],
-        warnings=tuple(_warnings(path, boxes, given=given, clipped=clipped, frames=frames)),
+        warnings=(
+            *_warnings(path, boxes, given=given, clipped=clipped, frames=frames),
+            *_warn_of_files(path, bad_files),
+        ),
     )
 
 
@@ -663,6 +683,15 @@ def _warnings(
         ~is_learnable(clipped) & ~boxes.is_crowd,
         "less than 1 pixel wide or high, too small to be learnt from",
     )
+
+
+def _warn_of_files(path: Path, problems: Sequence[str]) -> Iterator[str]:
+    """Tell what will be skipped; one line."""
+    if problems:
+        shown = list(problems[:_MOST_EXAMPLES_TOLD])
+        rest = [f"and {len(problems) - len(shown)} more"] * (len(problems) > len(shown))
+        plural = "s" if len(problems) > 1 else ""
+        yield f"{path}: {len(problems)} bad image file{plural}, to be skipped ({'; '.join(shown + rest)})"
 
 
 def _show(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""Chips cut from images: only the region that a chip shows is read and resized.
+"""Windows of level images, and chips among them: only the region that they show is read and resized.
 
-The sampling grid is that of the whole image resized to its level, so a chip has the pixels of the fully resized image:
-to 1 grey level where the level enlarges (OpenCV, linear) and, with the same triangle filter, where it shrinks (Pillow).
+The sampling grid is that of the whole image resized to its level, so a window has the pixels of the fully resized
+image: to 1 grey level where the level enlarges (OpenCV, linear) and, with the same filter, where it shrinks (Pillow).
 A level that shrinks by 4 or more starts from an image averaged down to at least twice the size wanted.
 """
 
@@ -24,14 +24,14 @@ _LEAST_LEFT = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Region:
-    """What a chip needs of its image.
+    """What a window of a level needs of its image.
 
     Attributes:
         window: xyxy, image frame, whole pixels: what must be read.
-        box: xyxy inside the window, in pixels of what is read: what the chip shows.
+        box: xyxy inside the window, in pixels of what is read: what the window shows.
         reduction: by how much what is read is smaller than the image.
-        sides: width and height of what the chip shows, chip pixels.
-        enlarges: whether the chip has at least as many pixels as the image there, in both axes.
+        sides: width and height of the window, level pixels.
+        enlarges: whether the level has at least as many pixels as the image, in both axes.
     """
 
     window: tuple[int, int, int, int]
@@ -41,21 +41,21 @@ class Region:
     enlarges: bool
 
 
-def region_of(chip: Chip, *, largest_reduction: int = 1) -> Region:
-    """Find the part of the image that a chip shows, with the surroundings that the filter looks at.
+def region_of(level: Level, window: tuple[int, int, int, int], *, largest_reduction: int = 1) -> Region:
+    """Find the part of the image that a window of a level shows, with the surroundings that the filter looks at.
 
     Args:
-        chip: what to cut.
-        largest_reduction: power of two by which its image can be read smaller at the most.
+        level: which level.
+        window: xyxy, level frame, inside the level image.
+        largest_reduction: power of two by which the image can be read smaller at the most.
     """
-    level = chip.level
     ratios = (level.image_width / level.width, level.image_height / level.height)
     reduction = min(wanted_reduction(level), largest_reduction)
     starts, stops, lows, highs = [], [], [], []
-    for start, shown, ratio, side in zip(
-        (chip.x, chip.y), chip.visible, ratios, (level.image_width, level.image_height), strict=True
+    for start, stop, ratio, side in zip(
+        window[:2], window[2:], ratios, (level.image_width, level.image_height), strict=True
     ):
-        first, last = start * ratio, min((start + shown) * ratio, side)
+        first, last = start * ratio, min(stop * ratio, side)
         margin = max(ratio, 1.0) + reduction  # half the filter, and what reading smaller rounds away
         low = max(math.floor((first - margin) / reduction), 0) * reduction
         high = min(math.ceil((last + margin) / reduction) * reduction, side)
@@ -67,7 +67,7 @@ def region_of(chip: Chip, *, largest_reduction: int = 1) -> Region:
         window=(lows[0], lows[1], highs[0], highs[1]),
         box=(starts[0], starts[1], stops[0], stops[1]),
         reduction=reduction,
-        sides=chip.visible,
+        sides=(window[2] - window[0], window[3] - window[1]),
         enlarges=max(ratios) <= 1,
     )
 
@@ -76,6 +76,26 @@ def wanted_reduction(level: Level) -> int:
     """Give the largest power of two by which an image may be read smaller for a level."""
     ratio = min(level.image_width / level.width, level.image_height / level.height)
     return 1 << max(math.floor(math.log2(ratio / _LEAST_LEFT)), 0) if ratio >= _LEAST_LEFT else 1
+
+
+def cut_window(
+    picture: Picture, level: Level, window: tuple[int, int, int, int], *, reads_smaller: bool = True
+) -> UInt8[np.ndarray, "m n 3"]:
+    """Give the pixels of a window of a level image.
+
+    Args:
+        picture: the image.
+        level: how far to resize it.
+        window: xyxy, level frame, inside the level image.
+        reads_smaller: whether the image may be decoded smaller for a level that shrinks it far; of no use where it is
+            decoded anyway.
+
+    Raises:
+        ImageError: if the image cannot be read.
+    """
+    largest = picture.largest_reduction(wanted_reduction(level)) if reads_smaller else 1
+    region = region_of(level, window, largest_reduction=largest)
+    return _resampled(picture.read(region.window, reduction=region.reduction), region)
 
 
 def cut_chip(picture: Picture, chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
@@ -96,14 +116,15 @@ def read_essence(picture: Picture, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
 
     Those are the image's own where the level enlarges, and what the chip shows where it shrinks.
     """
-    region = region_of(chip, largest_reduction=picture.largest_reduction(wanted_reduction(chip.level)))
+    largest = picture.largest_reduction(wanted_reduction(chip.level))
+    region = region_of(chip.level, _shown(chip), largest_reduction=largest)
     read = picture.read(region.window, reduction=region.reduction)
     return read if region.enlarges else _resampled(read, region)
 
 
 def finished(essence: UInt8[np.ndarray, "h w 3"], chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
     """Make a chip of what `read_essence` gave."""
-    region = region_of(chip)
+    region = region_of(chip.level, _shown(chip))
     shown = _resampled(essence, region) if region.enlarges else essence
     height, width = shown.shape[:2]
     if (height, width) == (chip.size, chip.size):
@@ -113,8 +134,14 @@ def finished(essence: UInt8[np.ndarray, "h w 3"], chip: Chip) -> UInt8[np.ndarra
     return pixels
 
 
+def _shown(chip: Chip) -> tuple[int, int, int, int]:
+    """Give the part of a chip's window that lies in its level image."""
+    width, height = chip.visible
+    return chip.x, chip.y, chip.x + width, chip.y + height
+
+
 def _resampled(read: UInt8[np.ndarray, "h w 3"], region: Region) -> UInt8[np.ndarray, "m n 3"]:
-    """Resize what was read of a region to what its chip shows."""
+    """Resize what was read of a region to what its window shows."""
     width, height = region.sides
     x1, y1, x2, y2 = region.box
     if not region.enlarges:
@@ -132,13 +159,3 @@ def _resampled(read: UInt8[np.ndarray, "h w 3"], region: Region) -> UInt8[np.nda
         borderMode=cv2.BORDER_REPLICATE,
     )
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
-
-
-def resize_to_level(image: UInt8[np.ndarray, "h w 3"], level: Level) -> UInt8[np.ndarray, "m n 3"]:
-    """Give the pixels of a whole image at a level.
-
-    Args:
-        image: RGB, image frame.
-        level: how far to resize.
-    """
-    return np.asarray(Image.fromarray(image).resize((level.width, level.height), _FILTER))

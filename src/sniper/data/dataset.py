@@ -1,7 +1,8 @@
 """Chips read from disk, one by one and in batches, for torch's `DataLoader`."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch.utils.data import Dataset
 
-from sniper.chips import ChipTarget, Standing, assign
+from sniper.chips import Chip, ChipTarget, Standing, assign
 from sniper.data.coco import Annotations
 from sniper.data.plan import EpochPlan
 from sniper.data.reader import ChipReader
@@ -193,7 +194,8 @@ class ChipDataset(Dataset[ChipSample]):
         self._plan = plan
         self._spec = spec
         self._reader = ChipReader(spec.read, cache=spec.cache, kept_images=kept_images)
-        self._transforms = _transforms(spec.color, transform)
+        self._jitter = _build_jitter(spec.color)
+        self._transform = transform
         self._image_indices = plan.table.image_indices
 
     def __len__(self) -> int:
@@ -230,26 +232,47 @@ class ChipDataset(Dataset[ChipSample]):
             is_negative=bool(self._plan.table.is_negative[chip_index]),
             min_visible_side=self._spec.min_visible_side,
         )
+        seed = int(self._plan.seeds[index])
         sample = ChipSample(
-            pixels=self._reader.read(record.path, chip),
+            pixels=self._jittered(self._reader.read(record.path, chip), chip, seed=seed),
             target=target,
             valid_sizes=chip.level.valid_sizes,
-            seed=int(self._plan.seeds[index]),
+            seed=seed,
             name=f"{record.file_name} ({chip.describe()})",
         )
         if self._plan.is_flipped[index]:
             sample = flipped(sample)
-        return transformed(sample, self._transforms) if self._transforms else sample
+        return sample if self._transform is None else transformed(sample, self._transform)
+
+    def _jittered(
+        self, pixels: UInt8[np.ndarray, "k k 3"], chip: Chip, *, seed: int
+    ) -> UInt8[np.ndarray, "k k 3"]:
+        """Change the colours of what a chip shows; what reaches beyond the image stays black."""
+        if self._jitter is None:
+            return pixels
+        width, height = chip.visible
+        changed = pixels.copy()
+        with _drawing_from(seed):
+            shown = self._jitter(torch.from_numpy(changed[:height, :width]).permute(2, 0, 1))
+        changed[:height, :width] = shown.permute(1, 2, 0).numpy()
+        return changed
 
 
-def _transforms(color: ColorSpec, transform: ChipTransform | None) -> tuple[ChipTransform, ...]:
-    chosen: tuple[ChipTransform, ...] = () if transform is None else (transform,)
-    if color != ColorSpec():
-        from torchvision.transforms import v2
+def _build_jitter(color: ColorSpec) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    if color == ColorSpec():
+        return None
+    from torchvision.transforms import v2
 
-        jitter = v2.ColorJitter(color.brightness, color.contrast, color.saturation, color.hue)
-        chosen = (jitter, *chosen)
-    return chosen
+    return v2.ColorJitter(color.brightness, color.contrast, color.saturation, color.hue)
+
+
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """Let torch's global generator give what belongs to a chip, and go on after it as if nothing was."""
+    with torch.random.fork_rng(devices=[]):
+        # A number of its own: what the detector draws from the seed must not go with what is drawn here.
+        torch.manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+        yield
 
 
 def flipped(sample: ChipSample) -> ChipSample:
@@ -261,8 +284,8 @@ def flipped(sample: ChipSample) -> ChipSample:
     return replace(sample, pixels=sample.pixels[:, ::-1], target=target)
 
 
-def transformed(sample: ChipSample, transforms: Sequence[ChipTransform]) -> ChipSample:
-    """Change a chip by transforms that know torchvision's `tv_tensors`; what they draw depends on its seed alone.
+def transformed(sample: ChipSample, transform: ChipTransform) -> ChipSample:
+    """Change a chip by a transform that knows torchvision's `tv_tensors`; what it draws depends on its seed alone.
 
     Raises:
         TransformError: if what comes back is no chip of the same size, or not one label and standing for each box.
@@ -280,27 +303,49 @@ def transformed(sample: ChipSample, transforms: Sequence[ChipTransform]) -> Chip
         "labels": torch.from_numpy(sample.target.labels),
         "standing": torch.from_numpy(sample.target.standing),
     }
-    with torch.random.fork_rng(devices=[]):
-        # A number of its own: what the detector draws from the seed must not go with what is drawn here.
-        torch.manual_seed(int(np.random.SeedSequence([sample.seed, 1]).generate_state(1)[0]))
-        for transform in transforms:
-            image, target = transform(image, target)
+    with _drawing_from(sample.seed):
+        changed = transform(image, target)
+    if not isinstance(changed, tuple) or len(changed) != 2:
+        raise TransformError(
+            f"{sample.name}: the transform gave {type(changed).__name__}, wanted image and target"
+        )
+    image, target = changed
+    problem = next(_problems_of(image, target, size), None)
+    if problem is not None:
+        raise TransformError(f"{sample.name}: after the transform {problem}")
     boxes, labels, standing = (target[name] for name in ("boxes", "labels", "standing"))
-    if image.shape != (3, size, size) or image.dtype != torch.uint8:
-        raise TransformError(
-            f"{sample.name}: a transform made {image.dtype} of {tuple(image.shape)} of it, "
-            f"wanted uint8 of {(3, size, size)}"
-        )
-    if not boxes.shape == (len(labels), 4) or len(labels) != len(standing):
-        raise TransformError(
-            f"{sample.name}: a transform left boxes of {tuple(boxes.shape)}, {len(labels)} labels and "
-            f"{len(standing)} standings, wanted one of each"
-        )
     return replace(
         sample,
         pixels=image.permute(1, 2, 0).numpy(),
         target=ChipTarget(boxes=boxes.double().numpy(), labels=labels.numpy(), standing=standing.numpy()),
     )
+
+
+def _problems_of(image: Any, target: Any, size: int) -> Iterator[str]:
+    """Tell what is wrong with what a transform gave back; the first problem hides others."""
+    from torchvision import tv_tensors
+
+    if not isinstance(image, torch.Tensor):
+        yield f"the image is {type(image).__name__}, wanted a tensor"
+    if image.shape != (3, size, size) or image.dtype != torch.uint8:
+        yield f"the image is {image.dtype} of {tuple(image.shape)}, wanted uint8 of {(3, size, size)}"
+    if not isinstance(target, dict):
+        yield f"the target is {type(target).__name__}, wanted a dictionary"
+    parts: dict[str, Any] = {name: target.get(name) for name in ("boxes", "labels", "standing")}
+    for name, part in parts.items():
+        if not isinstance(part, torch.Tensor):
+            yield f"{name} is {type(part).__name__}, wanted a tensor"
+    boxes, labels, standing = parts.values()
+    form = boxes.format.value if isinstance(boxes, tv_tensors.BoundingBoxes) else "XYXY"
+    if form != "XYXY":
+        yield f"boxes are {form}, wanted XYXY"
+    if boxes.shape != (len(labels), 4) or labels.shape != standing.shape or labels.dim() != 1:
+        shapes = ", ".join(f"{name} of {tuple(part.shape)}" for name, part in parts.items())
+        yield f"there are {shapes}, wanted (n, 4), (n,) and (n,)"
+    if labels.is_floating_point() or standing.is_floating_point():
+        yield "labels or standing are no whole numbers"
+    if not torch.isfinite(boxes).all():
+        yield "a box is not finite"
 
 
 def collate(samples: Sequence[ChipSample]) -> Batch:

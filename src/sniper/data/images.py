@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from threading import Lock, get_ident
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_BITS = 258  # TIFF's tag of bits per channel
 _TURNING = range(5, 9)  # EXIF orientations that exchange width and height
 _UNDONE_BY = {6: 8, 8: 6}  # all others undo themselves
 _WINDOWED_PIXELS = 50_000_000  # a TIFF beyond this is read in windows
@@ -30,11 +32,22 @@ _MOST_REDUCED_JPEG = 8
 _NUM_OPEN_TIFFS = 8
 _TIFF_CACHE = 256_000_000  # bytes of decoded tiles that GDAL keeps
 
-Image.MAX_IMAGE_PIXELS = None  # our own limit holds: Pillow's warns of images that are meant to be that large
-cv2.setNumThreads(1)  # processes read side by side; threads within them would only fight
-
-
+_TIFF_SUFFIXES = (".tif", ".tiff")
+_PILLOWS_LIMIT = Lock()
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    ArithmeticError,
+    struct.error,
+)
 _PLAIN = ReadSpec()
+
+cv2.setNumThreads(1)  # processes read side by side; threads within them would only fight
 
 
 @runtime_checkable
@@ -77,29 +90,51 @@ class WholePicture:
         self._path, self._spec = path, spec
         self.width, self.height = read_sides(path, spec) if sides is None else sides
         self._decoded: dict[int, np.ndarray] = {}
+        self._lock = Lock()
 
     def largest_reduction(self, wanted: int) -> int:
         """See `Picture`: JPEG files can be decoded at a half, a quarter and an eighth of their sides."""
         if wanted < 2:
             return 1
-        with _opened(self._path, self._spec) as image:
+        with _opened(self._path) as image:
             is_plain = image.format == "JPEG" and image.mode in ("RGB", "L")
             return (
                 min(wanted, _MOST_REDUCED_JPEG) if is_plain and _still_to_turn(image, self._spec) == 1 else 1
             )
 
     def read(self, window: tuple[int, int, int, int], *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
-        """See `Picture`."""
-        if reduction not in self._decoded:
-            self._decoded[reduction] = load_image(self._path, self._spec, reduction=reduction)
-        pixels = self._decoded[reduction]
-        if reduction == 1 and pixels.shape[:2] != (self.height, self.width):
-            raise ImageError(
-                f"{self._path}: has {pixels.shape[1]}x{pixels.shape[0]} pixels, "
-                f"but the annotations say {self.width}x{self.height}"
-            )
+        """See `Picture`; threads that ask at once wait for one decode."""
+        with self._lock:
+            if reduction not in self._decoded:
+                self._decoded[reduction] = load_image(
+                    self._path, self._spec, reduction=reduction, sides=(self.width, self.height)
+                )
+            pixels = self._decoded[reduction]
         x1, y1, x2, y2 = window
         return pixels[y1 // reduction : -(-y2 // reduction), x1 // reduction : -(-x2 // reduction)]
+
+
+class PictureInMemory:
+    """An image that is there as an array.
+
+    Args:
+        pixels: (h, w, 3) grey levels, RGB.
+    """
+
+    def __init__(self, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        self._pixels = pixels
+        self.height, self.width = pixels.shape[:2]
+
+    def largest_reduction(self, wanted: int) -> int:
+        """See `Picture`."""
+        return 1
+
+    def read(self, window: tuple[int, int, int, int], *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+        """See `Picture`."""
+        if reduction != 1:
+            raise ValueError(f"what is in memory is not read smaller, by {reduction}")
+        x1, y1, x2, y2 = window
+        return self._pixels[y1:y2, x1:x2]
 
 
 class WindowedTiff:
@@ -114,6 +149,7 @@ class WindowedTiff:
         self._path, self._spec = path, spec
         with _told(path), _tiff(path) as file:
             self.width, self.height = file.width, file.height
+            _check_layout(path, file)
             kinds = {np.dtype(name) for name in file.dtypes}
             if file.count not in (1, 3, 4) or file.colorinterp[0].name == "palette":
                 raise ImageError(
@@ -162,42 +198,48 @@ def open_picture(path: Path, spec: ReadSpec = _PLAIN, *, sides: tuple[int, int] 
     Raises:
         ImageError: if it cannot be read, as far as the header tells.
     """
-    if path.suffix.lower() in (".tif", ".tiff") and _is_windowed(path, spec):
+    if _is_windowed(path, spec):
         picture = WindowedTiff(path, spec)
-        if sides is not None and (picture.width, picture.height) != sides:
-            raise ImageError(
-                f"{path}: has {picture.width}x{picture.height} pixels, "
-                f"but the annotations say {sides[0]}x{sides[1]}"
-            )
+        if sides is not None:
+            _check_sides(path, (picture.width, picture.height), sides)
         return picture
     return WholePicture(path, spec, sides=sides)
 
 
-def load_image(path: Path, spec: ReadSpec = _PLAIN, *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+def load_image(
+    path: Path,
+    spec: ReadSpec = _PLAIN,
+    *,
+    reduction: int = 1,
+    sides: tuple[int, int] | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
     """Read a whole image as RGB; of an animation the first picture, of a transparent one the colours as stored.
 
     Args:
         path: of the file.
         spec: how to read it.
         reduction: 2, 4 or 8 decodes a JPEG at that part of its sides, see `Picture.largest_reduction`.
+        sides: width and height that it should have, if they are known.
 
     Raises:
         ImageError: if the file is absent, cut short or no image, has more than 8 bits a channel and no grey range is
-            given, or has more pixels than the limit.
+            given, has more pixels than the limit, or has other sides.
     """
-    with _opened(path, spec) as image:
-        if image.width * image.height > spec.max_pixels:
-            raise ImageError(
-                f"{path}: has {image.width}x{image.height} pixels, wanted at most {spec.max_pixels:,} in all "
-                "(data.read.max_pixels)"
-            )
-        if reduction > 1:
-            image.draft(None, (image.width // reduction, image.height // reduction))
+    _verify_png(path)
+    with _opened(path) as image:
+        _check_size(path, image, spec)
         is_deep = _is_deep(image)
         orientation = _still_to_turn(image, spec)
+        if sides is not None:
+            _check_sides(path, _sides_of(image, orientation), sides)
+        if reduction > 1:
+            image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))
         if is_deep:
             if spec.grey_range is None:
                 raise ImageError(_wants_range(path, f"mode {image.mode}"))
+            if _is_deep_color_tiff(image):
+                _want_rasterio(path)
+                return _whole(WindowedTiff(path, spec))
             pixels = _to_grey_levels(_deep_pixels(image, path), spec.grey_range)
             turned = _turned(Image.fromarray(pixels), orientation)
         else:
@@ -213,16 +255,49 @@ def read_sides(path: Path, spec: ReadSpec = _PLAIN) -> tuple[int, int]:
     Raises:
         ImageError: as `load_image`, but for what only the pixels tell.
     """
-    with _opened(path, spec) as image:
+    if _is_windowed(path, spec):
+        tiff = WindowedTiff(path, spec)
+        return tiff.width, tiff.height
+    with _opened(path) as image:
+        _check_size(path, image, spec)
         if _is_deep(image) and spec.grey_range is None:
             raise ImageError(_wants_range(path, f"mode {image.mode}"))
-        width, height = image.size
-        if width * height > spec.max_pixels and not _is_windowed(path, spec):
-            raise ImageError(
-                f"{path}: has {width}x{height} pixels, wanted at most {spec.max_pixels:,} in all "
-                "(data.read.max_pixels)"
-            )
-        return (height, width) if _still_to_turn(image, spec) in _TURNING else (width, height)
+        return _sides_of(image, _still_to_turn(image, spec))
+
+
+def decoded_bytes(file_name: str, *, width: int, height: int) -> int:
+    """Estimate the memory of an image that stays decoded; one that is read in windows does not."""
+    is_tiff = file_name.lower().endswith(_TIFF_SUFFIXES)
+    return 0 if is_tiff and width * height > _WINDOWED_PIXELS else 3 * width * height
+
+
+def _want_rasterio(path: Path) -> None:
+    if find_spec("rasterio") is None:
+        raise ImageError(f"{path}: has more than 8 bits in several channels: pip install 'sniper-det[tiff]'")
+
+
+def _whole(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+    return picture.read((0, 0, picture.width, picture.height))
+
+
+def _check_size(path: Path, image: Image.Image, spec: ReadSpec) -> None:
+    if image.width * image.height > spec.max_pixels:
+        raise ImageError(
+            f"{path}: has {image.width}x{image.height} pixels, wanted at most {spec.max_pixels:,} in all "
+            "(data.read.max_pixels)"
+        )
+
+
+def _check_sides(path: Path, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    if found != wanted:
+        raise ImageError(
+            f"{path}: has {found[0]}x{found[1]} pixels, but the annotations say {wanted[0]}x{wanted[1]}"
+        )
+
+
+def _sides_of(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """Give width and height after turning."""
+    return (image.height, image.width) if orientation in _TURNING else image.size
 
 
 @contextmanager
@@ -232,14 +307,33 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error, ZeroDivisionError) as error:
+    except (*_UNREADABLE, cv2.error) as error:
         raise ImageError(f"{path}: cannot be read as an image ({error})") from error
 
 
 @contextmanager
-def _opened(path: Path, spec: ReadSpec) -> Iterator[Image.Image]:
-    with _told(path), Image.open(path) as image:
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image; only its header is read. Pillow maps a file that it knows by name, and maps turned ones wrong."""
+    with _told(path), path.open("rb") as file, _without_pillows_limit(file) as image:
         yield image
+
+
+def _without_pillows_limit(file: BinaryIO) -> Image.Image:
+    """Open an image of any size; our own limit holds, and Pillow's warns of images that are meant to be that large."""
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _verify_png(path: Path) -> None:
+    """Compare the checksums of a PNG, which decoding it does not."""
+    if path.suffix.lower() == ".png":
+        with _opened(path) as image:
+            if image.format == "PNG":
+                image.verify()
 
 
 def _still_to_turn(image: Image.Image, spec: ReadSpec) -> int:
@@ -276,19 +370,24 @@ def _is_deep(image: Image.Image) -> bool:
     """Tell whether an image has more than 8 bits a channel, also where Pillow would keep the upper 8 alone."""
     if image.mode in _DEEP_MODES:
         return True
-    packings = (tile[3] for tile in getattr(image, "tile", []))
-    names = (packing[0] if isinstance(packing, tuple) and packing else packing for packing in packings)
-    return any(isinstance(name, str) and name.endswith((";16B", ";16L", ";16N")) for name in names)
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS, (1,))) > 8  # type: ignore[attr-defined]
+    packings = [tile[3] for tile in getattr(image, "tile", [])]
+    if image.format == "PPM":  # with the highest value
+        return any(isinstance(packing, tuple) and packing[-1] > 255 for packing in packings)
+    return any(isinstance(packing, str) and packing.endswith(";16B") for packing in packings)
+
+
+def _is_deep_color_tiff(image: Image.Image) -> bool:
+    """Tell whether an image is a TIFF of several deep channels, which Pillow does not read."""
+    return image.format == "TIFF" and image.mode not in _DEEP_MODES and _is_deep(image)
 
 
 def _deep_pixels(image: Image.Image, path: Path) -> np.ndarray:
     """Read all bits of an image: (h, w, 1) or (h, w, 3)."""
-    is_turned_tiff = image.format == "TIFF" and _tiff_orientation(image) != 1
     image.load()  # it tells a file cut short, which OpenCV fills up in silence
     if image.mode in _DEEP_MODES:
         return np.asarray(image)[..., None]
-    if is_turned_tiff:
-        raise ImageError(f"{path}: has 16 bits in each of its channels and is turned, which cannot be read")
     pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise ImageError(f"{path}: more than 8 bits a channel in mode {image.mode}, which cannot be read")
@@ -312,11 +411,21 @@ def _wants_range(path: Path, found: str) -> str:
 
 def _is_windowed(path: Path, spec: ReadSpec) -> bool:
     """Tell whether an image is a TIFF that is better read in windows, and can be."""
-    if find_spec("rasterio") is None:
+    if not path.name.lower().endswith(_TIFF_SUFFIXES) or find_spec("rasterio") is None:
         return False
-    with _opened(path, spec) as image:
+    with _opened(path) as image:
         is_large = image.width * image.height > _WINDOWED_PIXELS
-        return is_large and image.format == "TIFF" and _tiff_orientation(image) == 1
+        is_meant = image.format == "TIFF" and (is_large or _is_deep_color_tiff(image))
+        return is_meant and (spec.orientation == "stored" or _tiff_orientation(image) == 1)
+
+
+def _check_layout(path: Path, file: Any) -> None:
+    """Refuse what GDAL reads otherwise than Pillow does."""
+    layout = file.tags(ns="IMAGE_STRUCTURE") | file.tags(1, ns="IMAGE_STRUCTURE")
+    if layout.get("MINISWHITE") == "YES":
+        raise ImageError(f"{path}: has 0 for white, which cannot be read in windows")
+    if "NBITS" in layout:
+        raise ImageError(f"{path}: has {layout['NBITS']} bits a channel, which cannot be read in windows")
 
 
 @contextmanager
@@ -325,12 +434,12 @@ def _tiff(path: Path) -> Iterator[Any]:
 
     with rasterio.Env(GDAL_CACHEMAX=_TIFF_CACHE):
         stat = path.stat()
-        yield _open_tiff(os.getpid(), path, stat.st_size, stat.st_mtime_ns)
+        yield _open_tiff((os.getpid(), get_ident()), path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(_NUM_OPEN_TIFFS)
-def _open_tiff(process: int, path: Path, size: int, modified: int) -> Any:
-    """Open a TIFF once; a process that was forked opens its own."""
+def _open_tiff(reader: tuple[int, int], path: Path, size: int, modified: int) -> Any:
+    """Open a TIFF once for each thread and process that reads it."""
     import rasterio
 
     with warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """Batches read ahead by processes of which each keeps to its own images.
 
-The chips of an image follow each other at equal distances in the plan (`EpochPlan.images_at_once`). So that one
+The chips of an image follow each other at equal distances in the plan (`EpochPlan.num_rows`). So that one
 process decodes it for all of them, every batch is read in parts, one by each process, and put together here in the
 plan's order: how many processes read changes nothing but the time.
 """
@@ -48,10 +48,12 @@ def load_batches(
     """
     rank, num_ranks = share
     num_processes = spec.loader_processes
-    num_parts = max(min(num_processes, plan.images_at_once), 1)
+    # Rows that every trainer reads from cannot be kept apart.
+    num_own_rows = plan.num_rows // num_ranks if plan.num_rows % num_ranks == 0 else 1
+    num_parts = max(min(num_processes, num_own_rows), 1)
     own = [range(step * plan.batch_size + rank, (step + 1) * plan.batch_size, num_ranks) for step in steps]
     parts = [
-        [place for place in places if place % plan.images_at_once // num_ranks % num_parts == part]
+        [place for place in places if place % plan.num_rows // num_ranks % num_parts == part]
         for places in own
         for part in range(num_parts)
     ]
@@ -61,7 +63,7 @@ def load_batches(
             plan,
             spec=spec,
             transform=transform,
-            kept_images=math.ceil(plan.images_at_once / num_parts),
+            kept_images=math.ceil(num_own_rows / num_parts),
         ),
         batch_sampler=parts,
         num_workers=num_processes if num_parts == 1 else num_parts,

@@ -9,7 +9,11 @@ from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
 from sniper.chips.assign import is_learnable
 from sniper.chips.negatives import draw_negatives
 from sniper.data.coco import Annotations
+from sniper.data.images import decoded_bytes
 from sniper.errors import AnnotationError
+
+_IMAGES_AT_ONCE = 64
+_DECODED_BYTES = 4_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,8 +26,8 @@ class EpochPlan:
         is_flipped: (k,) whether each is mirrored left to right.
         seeds: (k,) a number for each, from which is drawn what learning from it draws.
         batch_size: chips in a batch; divides k.
-        images_at_once: the chips of so many images take turns in this order: each of its places `i` with equal
-            `i % images_at_once` goes through images one after the other. 1 where images take no turns.
+        num_rows: the chips stand in so many rows, read by columns: the places `i` with equal `i % num_rows` go through
+            images one after the other. 1 where images take no turns.
     """
 
     table: ChipTable
@@ -31,7 +35,7 @@ class EpochPlan:
     is_flipped: Bool[np.ndarray, " k"]
     seeds: Int[np.ndarray, " k"]
     batch_size: int
-    images_at_once: int = 1
+    num_rows: int = 1
 
     @property
     def num_steps(self) -> int:
@@ -73,7 +77,7 @@ def plan_epoch(
     epoch: int,
     table: ChipTable | None = None,
     negatives_per_image: int = 2,
-    images_at_once: int = 0,
+    images_at_once: int | None = 0,
 ) -> EpochPlan:
     """Choose, shuffle and flip the chips of one epoch.
 
@@ -87,7 +91,7 @@ def plan_epoch(
         table: the chips, if they were chosen before; None chooses positive ones anew each epoch.
         negatives_per_image: of the table's negative chips, at most this many of each image are drawn.
         images_at_once: so many images, in random order, give their chips in turns, so that each needs to be decoded but
-            once; see `DataSpec`. 0 draws chips from all images.
+            once; see `DataSpec`. 0 draws chips from all images; None takes as many as are good.
 
     Raises:
         AnnotationError: if there is no chip, because no image has a box that can be learnt from.
@@ -100,35 +104,59 @@ def plan_epoch(
     if len(table) == 0:
         raise AnnotationError(f"{annotations.path}: has no box to learn from")
     num_chips = -(-len(table) // batch_size) * batch_size
-    if images_at_once == 0:
-        order, images_at_once = np.resize(generator.permutation(len(table)), num_chips), 1
+    num_rows = _count_rows(annotations, table, images_at_once, batch_size=batch_size)
+    if num_rows == 0:
+        order, num_rows = np.resize(generator.permutation(len(table)), num_chips), 1
     else:
-        images_at_once = min(images_at_once, len(np.unique(table.image_indices)))
-        order = _in_turns(table.image_indices, images_at_once, num_chips, generator=generator)
+        order = _in_turns(table.image_indices, num_rows, num_chips, generator=generator)
     return EpochPlan(
         table=table,
         order=order,
         is_flipped=generator.random(num_chips) < flip,
         seeds=generator.integers(2**63 - 1, size=num_chips),
         batch_size=batch_size,
-        images_at_once=images_at_once,
+        num_rows=num_rows,
     )
 
 
+def _count_rows(
+    annotations: Annotations, table: ChipTable, images_at_once: int | None, *, batch_size: int
+) -> int:
+    """Tell how many images are at work side by side: a multiple or a divisor of the batch.
+
+    So whatever number of processes can share a batch, each can keep to images of its own.
+    """
+    used = np.unique(table.image_indices)
+    if images_at_once is None:
+        largest = max(
+            decoded_bytes(
+                str(annotations.file_names[image]),
+                width=int(annotations.widths[image]),
+                height=int(annotations.heights[image]),
+            )
+            for image in used.tolist()
+        )
+        images_at_once = max(min(_IMAGES_AT_ONCE, _DECODED_BYTES // max(largest, 1)), 1)
+    most = min(images_at_once, len(used))
+    if most >= batch_size:
+        return most // batch_size * batch_size
+    return max((count for count in range(1, most + 1) if batch_size % count == 0), default=0)
+
+
 def _in_turns(
-    images: Int[np.ndarray, " c"], images_at_once: int, num_chips: int, *, generator: np.random.Generator
+    images: Int[np.ndarray, " c"], num_rows: int, num_chips: int, *, generator: np.random.Generator
 ) -> Int[np.ndarray, " k"]:
-    """Order chips image by image, both at random, in as many rows as images are at work, and read it by columns.
+    """Order chips image by image, both at random, in rows of equal length, and read them by columns.
 
     Args:
         images: (c,) the image of each chip.
-        images_at_once: the number of rows.
+        num_rows: how many rows.
         num_chips: how many places to fill; chips are repeated for those beyond c.
         generator: draws the order of the images, and that of the chips within each.
     """
     shuffled = generator.permutation(len(images))
     place_of_image = generator.permutation(images.max() + 1)
     by_image = shuffled[np.argsort(place_of_image[images[shuffled]], kind="stable")]
-    length, num_longer = divmod(len(images), images_at_once)
-    column, row = np.divmod(np.arange(len(images)), images_at_once)
+    length, num_longer = divmod(len(images), num_rows)
+    column, row = np.divmod(np.arange(len(images)), num_rows)
     return np.resize(by_image[row * length + np.minimum(row, num_longer) + column], num_chips)

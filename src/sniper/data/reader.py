@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sniper.chips import Chip
-from sniper.data.cache import ChipCache
+from sniper.data.cache import ChipCache, Stamp
 from sniper.data.coco import Annotations
 from sniper.data.cutting import cut_chip, finished, read_essence
 from sniper.data.images import Picture, load_image, open_picture
@@ -42,6 +42,7 @@ class ChipReader:
         self._cache = ChipCache(cache, spec) if cache.folder is not None else None
         self._kept_images = kept_images
         self._pictures: OrderedDict[Path, Picture] = OrderedDict()
+        self._stamps: dict[Path, Stamp] = {}
         self._bad: dict[Path, str] = {}
 
     def read(self, path: Path, chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
@@ -67,13 +68,18 @@ class ChipReader:
 
     def _read_cached(self, cache: ChipCache, path: Path, chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
         try:
-            key = cache.key(path, chip)
+            stamp = cache.stamp(path)
         except OSError as error:
             raise ImageError(f"{path}: cannot be read as an image ({error})") from error
+        if self._stamps.get(path, stamp) != stamp:
+            self._pictures.pop(path, None)  # the file has changed since it was decoded
+        key = cache.key(stamp, chip)
         essence = cache.find(key)
         if essence is None:
             essence = read_essence(self._picture(path, chip), chip)
-            cache.keep(key, essence)
+            self._stamps[path] = stamp
+            is_same = cache.stamp(path) == stamp
+            essence = cache.keep(key if is_same else None, essence)
         return finished(essence, chip)
 
     def _picture(self, path: Path, chip: Chip) -> Picture:
@@ -84,7 +90,8 @@ class ChipReader:
             picture = open_picture(path, self._spec, sides=sides)
         self._pictures[path] = picture
         while len(self._pictures) > self._kept_images:
-            self._pictures.popitem(last=False)
+            forgotten, _ = self._pictures.popitem(last=False)
+            self._stamps.pop(forgotten, None)
         return picture
 
 

@@ -104,7 +104,8 @@ class DataSpec:
         on_bad_image: `refuse` ends what is under way, naming the file; `skip` warns of it, takes another chip in its
             place, and counts.
         images_at_once: so many images are learnt from side by side, chip by chip, and each is decoded once for all its
-            chips, which takes the memory of so many. 0 draws chips from all images, and decodes one for every chip.
+            chips; rounded to a multiple or a divisor of the batch. None takes 64, or as many as take 4 GB of memory. 0
+            draws chips from all images, and decodes one for every chip.
         cache: chips kept on disk.
         flip: share of chips mirrored left to right.
         color: colours changed at random.
@@ -117,7 +118,7 @@ class DataSpec:
     chips: str | None = None
     read: ReadSpec = ReadSpec()
     on_bad_image: Literal["refuse", "skip"] = "refuse"
-    images_at_once: int = 64
+    images_at_once: int | None = None
     cache: CacheSpec = CacheSpec()
     flip: float = 0.5
     color: ColorSpec = ColorSpec()
@@ -129,7 +130,7 @@ class DataSpec:
             raise ValueError(f"flip is a share from 0 to 1, not {self.flip}")
         if not 0 <= self.min_visible_side < math.inf:
             raise ValueError(f"min_visible_side must not be negative, not {self.min_visible_side}")
-        if self.images_at_once < 0:
+        if self.images_at_once is not None and self.images_at_once < 0:
             raise ValueError(f"images_at_once must not be negative, not {self.images_at_once}")
         if self.loader_processes < 0:
             raise ValueError(f"loader_processes must not be negative, not {self.loader_processes}")

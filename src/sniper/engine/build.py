@@ -2,8 +2,8 @@
 
 import torch
 
-from sniper.engine.spec import ExperimentSpec, Precision
 from sniper.models.detector import Detector
+from sniper.spec import ExperimentSpec, Precision
 
 
 def build_detector(spec: ExperimentSpec, *, num_classes: int, has_weights: bool = True) -> Detector:

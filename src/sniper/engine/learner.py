@@ -18,9 +18,9 @@ from sniper.engine.build import autocast, build_detector
 from sniper.engine.optimizer import build_optimizer
 from sniper.engine.ranks import Ranks
 from sniper.engine.run import Progress, Run, optimizer_tensors
-from sniper.engine.spec import ExperimentSpec
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.detector import Detector
+from sniper.spec import ExperimentSpec
 
 _LEAST_LOSS_SCALE = 2.0**-6
 

@@ -6,8 +6,7 @@ side by side by torchrun each take their own.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,18 @@ import torch
 from jaxtyping import Float
 from torchvision.ops import nms
 
-from sniper.chips import Level, LevelSpec
 from sniper.data.coco import Annotations
-from sniper.data.cutting import resize_to_level
 from sniper.data.proposals import ProposalStore, ShardProposals
-from sniper.data.reader import load_or_skip
-from sniper.data.spec import DataSpec
 from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec, MineSpec, Precision
+from sniper.engine.search import Search, Source
 from sniper.errors import DetectionsError, ProposalsError
 from sniper.geometry.boxes import clip, from_xywh
 from sniper.models.detector import Detector
 from sniper.models.weights import fill_module
+from sniper.spec import ExperimentSpec, MineSpec
 
-_GROUP_PIXELS = 64_000_000  # of decoded images kept at a time
-_GROUP_IMAGES = 32
+_TOLD_EVERY = 8  # images
 _LONGEST_WAIT = 600  # seconds
 _NOTHING = (np.zeros((0, 4)), np.zeros(0))  # boxes and scores in an image that cannot be read
 
@@ -43,69 +38,54 @@ class Miner:
 
     Attributes:
         model: in evaluation mode.
-        levels: the scales at which whole images are searched.
-        spec: how to merge and batch.
+        spec: the experiment: levels, windows and precision as for prediction, merging and batches as for mining.
         device: where to compute.
-        precision: see `PredictSpec`.
     """
 
     model: Detector
-    levels: tuple[LevelSpec, ...]
-    spec: MineSpec
+    spec: ExperimentSpec
     device: torch.device
-    precision: Precision
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Find the proposals of some RGB images.
+    def __call__(self, sources: Iterable[Source]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Find the proposals of images.
+
+        Args:
+            sources: files, or arrays (h, w, 3) of RGB grey levels.
 
         Returns:
             For each image (n, 4) xyxy boxes, image frame, and (n,) scores, best first: those of all levels, after
-            suppression.
+            suppression; none for a file that cannot be read, if such are to be skipped.
+
+        Raises:
+            ImageError: if a file cannot be read, and is not to be skipped.
         """
-        found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in images]
-        for index, spec in enumerate(self.levels):
-            levels = [spec.at(width=image.shape[1], height=image.shape[0], index=index) for image in images]
-            for batch in self._batches(levels):
-                for place, proposals in zip(batch, self._propose(images, levels, batch), strict=True):
-                    found[place].append(proposals)
-        return [
-            _merged(
-                np.concatenate([boxes for boxes, _ in parts]),
-                np.concatenate([scores for _, scores in parts]),
-                sides=(image.shape[1], image.shape[0]),
-                nms_iou=self.spec.nms_iou,
+        search = Search(
+            compute=self._propose,
+            levels=self.spec.predict.levels,
+            window=self.spec.predict.window,
+            batch_megapixels=self.spec.mine.batch_megapixels,
+            device=self.device,
+            data=self.spec.data,
+        )
+        for searched in search(sources):
+            if searched is None:
+                yield _NOTHING
+                continue
+            kept = []
+            for window, coarser, (boxes, scores) in searched.parts:
+                is_kept = ~window.is_seen_better(boxes, coarser)
+                kept.append((window.to_image(boxes[is_kept]), scores[is_kept]))
+            yield _merged(
+                np.concatenate([boxes for boxes, _ in kept]),
+                np.concatenate([scores for _, scores in kept]),
+                sides=(searched.width, searched.height),
+                nms_iou=self.spec.mine.nms_iou,
             )
-            for image, parts in zip(images, found, strict=True)
-        ]
 
-    def _batches(self, levels: Sequence[Level]) -> Iterator[list[int]]:
-        """Put images of like shape together, as many as may be computed at once."""
-        batch: list[int] = []
-        height = width = 0
-        for place in sorted(
-            range(len(levels)), key=lambda place: (levels[place].height, levels[place].width)
-        ):
-            taller, wider = max(height, levels[place].height), max(width, levels[place].width)
-            if batch and (len(batch) + 1) * taller * wider > self.spec.batch_megapixels * 1e6:
-                yield batch
-                batch, taller, wider = [], levels[place].height, levels[place].width
-            batch.append(place)
-            height, width = taller, wider
-        if batch:
-            yield batch
-
-    def _propose(
-        self, images: Sequence[np.ndarray], levels: Sequence[Level], batch: Sequence[int]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        pixels = [
-            torch.from_numpy(resize_to_level(images[place], levels[place]).copy()).permute(2, 0, 1)
-            for place in batch
-        ]
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            found = self.model.propose([one.to(self.device) for one in pixels])
-        for place, proposals in zip(batch, found, strict=True):
-            boxes = levels[place].to_image(proposals.boxes.double().cpu().numpy())
-            yield boxes, proposals.scores.double().cpu().numpy()
+    def _propose(self, images: Sequence[torch.Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+        with torch.inference_mode(), autocast(self.spec.predict.precision, self.device):
+            found = self.model.propose(images)
+        return [(one.boxes.double().cpu().numpy(), one.scores.double().cpu().numpy()) for one in found]
 
 
 def mine(
@@ -126,7 +106,7 @@ def mine(
         annotations: the images.
         folder: where the proposals go; found by the same weights in the same way before, they are not looked for again.
         device: where to compute.
-        watch: told after every group of images how many are done, and how many there are.
+        watch: told every few images how many are done, and how many there are.
         share: which of how many miners this is; the first begins the store, each takes its shards.
 
     Returns:
@@ -144,6 +124,7 @@ def mine(
         "levels": [asdict(level) for level in spec.predict.levels],
         "rpn": asdict(spec.model.rpn),
         "precision": spec.predict.precision,
+        "window": spec.predict.window,
         "nms_iou": spec.mine.nms_iou,
     }
     store = _begin(folder, annotations, source=source, rank=share[0])
@@ -152,23 +133,16 @@ def mine(
         return store
     model = build_detector(spec, num_classes=len(categories), has_weights=False)
     fill_module(model, tensors, source=path)
-    miner = Miner(
-        model=model.to(device).eval(),
-        levels=spec.predict.levels,
-        spec=spec.mine,
-        device=device,
-        precision=spec.predict.precision,
-    )
+    miner = Miner(model=model.to(device).eval(), spec=spec, device=device)
     num_images = sum(len(store.images_of(shard)) for shard in shards)
     num_done = 0
     for shard in shards:
         found = []
-        for images in _decoded_ahead(annotations, store.images_of(shard), spec.data):
-            read = [image for image in images if image is not None]
-            proposals = iter(miner(read))
-            found += [_NOTHING if image is None else next(proposals) for image in images]
-            num_done += len(images)
-            watch(num_done, num_images)
+        for proposals in miner(annotations[image].path for image in store.images_of(shard)):
+            found.append(proposals)
+            num_done += 1
+            if num_done % _TOLD_EVERY == 0 or num_done == num_images:
+                watch(num_done, num_images)
         store.write(shard, _packed(found))
     return store
 
@@ -256,31 +230,6 @@ def _own_share(store: ProposalStore, share: tuple[int, int]) -> list[int]:
     """Give the missing shards that this miner is to write."""
     rank, num_miners = share
     return [shard for shard in store.missing if shard % num_miners == rank]
-
-
-def _decoded_ahead(
-    annotations: Annotations, images: range, spec: DataSpec
-) -> Iterator[list[np.ndarray | None]]:
-    """Read images in groups of bounded size, the next group while the last is looked at; None is one to be skipped."""
-    groups: list[list[int]] = [[]]
-    pixels = 0
-    for image in images:
-        size = int(annotations.widths[image]) * int(annotations.heights[image])
-        if groups[-1] and (len(groups[-1]) == _GROUP_IMAGES or pixels + size > _GROUP_PIXELS):
-            groups.append([])
-            pixels = 0
-        groups[-1].append(image)
-        pixels += size
-
-    def read(group: list[int]) -> list[np.ndarray | None]:
-        return [load_or_skip(annotations[image].path, spec) for image in group]
-
-    with ThreadPoolExecutor(1) as reader:
-        waiting = reader.submit(read, groups[0])
-        for following in groups[1:]:
-            ready, waiting = waiting.result(), reader.submit(read, following)
-            yield ready
-        yield waiting.result()
 
 
 def _sha256(path: Path) -> str:

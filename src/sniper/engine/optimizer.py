@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from sniper.engine.spec import TrainSpec
+from sniper.spec import TrainSpec
 
 
 def build_optimizer(spec: TrainSpec, model: nn.Module) -> torch.optim.Optimizer:

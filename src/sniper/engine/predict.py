@@ -1,71 +1,166 @@
-"""Inference: whole images at every level, each level's own sizes kept, all of them merged (SNIPER §4)."""
+"""Inference: images at every level, each level's own sizes kept, all of them merged (SNIPER §4)."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 
+from sniper.config import load_experiment
 from sniper.data.coco import Category
-from sniper.data.cutting import resize_to_level
+from sniper.data.spec import DataSpec
 from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
-from sniper.engine.spec import ExperimentSpec, PredictSpec
+from sniper.engine.search import Search, Searched, Source
+from sniper.errors import ImageError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
-from sniper.geometry.suppression import soft_nms
+from sniper.geometry.suppression import fuse_boxes, soft_nms
 from sniper.models.detector import Detector
 from sniper.models.weights import fill_module
+from sniper.spec import ExperimentSpec, PredictSpec
+
+Detect = Callable[[Sequence[torch.Tensor]], Sequence[Detections]]
+"""Finds objects in some (3, H, W) uint8 images on a device, whose sides may differ: each one's in its own frame."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictor:
-    """A trained detector, ready for images.
+    """A detector, ready for images of any size: a trained one of ours, or any other that can be called.
 
     Attributes:
-        model: the detector, in evaluation mode.
+        detect: the detector.
         spec: levels and merging.
         categories: by label.
-        device: where to compute.
+        device: where its images are to be.
+        data: how image files are read, and what becomes of those that cannot be.
     """
 
-    model: Detector
+    detect: Detect
     spec: PredictSpec
     categories: tuple[Category, ...]
     device: torch.device
+    data: DataSpec = field(default_factory=DataSpec)
 
     @classmethod
-    def load(cls, run: Run, spec: ExperimentSpec, *, device: torch.device) -> "Predictor":
+    def load(
+        cls, run: Run | Path, spec: ExperimentSpec | None = None, *, device: torch.device | None = None
+    ) -> "Predictor":
         """Take the newest weights of a run.
 
+        Args:
+            run: the run, or its folder.
+            spec: the experiment; as the run was begun with otherwise.
+            device: where to compute; on a GPU if there is one otherwise.
+
         Raises:
-            RunError: if the run has no checkpoint.
-            CheckpointError: if it cannot be read, or belongs to another model.
+            RunError: if there is no such run, or it has no checkpoint.
+            ConfigError: if its experiment cannot be read.
+            CheckpointError: if its weights cannot be read, or belong to another model.
         """
-        tensors, categories, source = run.load_weights()
+        opened = Run.open(run) if isinstance(run, Path) else run
+        if spec is None:
+            spec = load_experiment(opened.config_path)
+        if device is None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tensors, categories, source = opened.load_weights()
         model = build_detector(spec, num_classes=len(categories), has_weights=False)
         fill_module(model, tensors, source=source)
-        return cls(model=model.to(device).eval(), spec=spec.predict, categories=categories, device=device)
+        return cls.of(model.to(device).eval(), spec=spec, categories=categories, device=device)
 
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
-        """Find objects in one RGB image: merged detections in the image frame, best first."""
-        parts = [self._detect_level(image, index) for index in range(len(self.spec.levels))]
-        return soft_nms(
-            Detections.join(parts),
-            sigma=self.spec.soft_nms_sigma,
-            floor=self.spec.score_floor,
-            limit=self.spec.max_detections,
+    @classmethod
+    def of(
+        cls,
+        model: Detector,
+        *,
+        spec: ExperimentSpec,
+        categories: tuple[Category, ...],
+        device: torch.device,
+    ) -> "Predictor":
+        """Take a detector of ours, in evaluation mode and on its device."""
+        return cls(
+            detect=partial(_detect, model, precision=spec.predict.precision, device=device),
+            spec=spec.predict,
+            categories=categories,
+            device=device,
+            data=spec.data,
         )
 
-    def _detect_level(self, image: np.ndarray, index: int) -> Detections:
-        level = self.spec.levels[index].at(width=image.shape[1], height=image.shape[0], index=index)
-        pixels = torch.from_numpy(resize_to_level(image, level).copy()).permute(2, 0, 1)  # (3, h, w)
-        with torch.inference_mode(), autocast(self.spec.precision, self.device):
-            (found,) = self.model.detect([pixels.to(self.device)])
-        boxes = level.to_image(found.boxes)
-        in_image = Detections(boxes=boxes, scores=found.scores, labels=found.labels)
-        return in_image.select(level.valid_range.contains(boxes))
+    def __call__(self, image: Path | Image.Image | UInt8[np.ndarray, "h w 3"]) -> Detections:
+        """Find objects in one image: merged detections in the image frame, best first.
+
+        Args:
+            image: a file; or a picture, RGB, as Pillow or NumPy has it.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+        source = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+        (found,) = self.search([source])
+        if found is None:
+            raise ImageError(f"{image}: cannot be read")
+        return found
+
+    def search(self, sources: Iterable[Source]) -> Iterator[Detections | None]:
+        """Find objects in many images, several at once and the next ones read meanwhile.
+
+        Args:
+            sources: files, or arrays (h, w, 3) of RGB grey levels.
+
+        Returns:
+            Merged detections of each in its image frame, best first, in the order given, as they come; None for a file
+            that cannot be read, if such are to be skipped.
+
+        Raises:
+            ImageError: if a file cannot be read, and is not to be skipped.
+        """
+        search = Search(
+            compute=self.detect,
+            levels=self.spec.levels,
+            window=self.spec.window,
+            batch_megapixels=self.spec.batch_megapixels,
+            device=self.device,
+            data=self.data,
+        )
+        for searched in search(sources):
+            yield None if searched is None else self._merged(searched)
+
+    def _merged(self, searched: Searched[Detections]) -> Detections:
+        """Keep what each window is asked for, and merge it."""
+        kept = []
+        for window, coarser, found in searched.parts:
+            boxes = window.to_image(found.boxes)
+            is_kept = window.level.valid_range.contains(boxes)
+            is_kept &= ~window.is_seen_better(found.boxes, coarser)
+            in_image = Detections(boxes=boxes, scores=found.scores, labels=found.labels)
+            kept.append(in_image.select(is_kept))
+        return merge(Detections.join(kept), self.spec)
+
+
+def _detect(
+    model: Detector, images: Sequence[torch.Tensor], *, precision: Any, device: torch.device
+) -> Sequence[Detections]:
+    with torch.inference_mode(), autocast(precision, device):
+        return model.detect(images)
+
+
+def merge(detections: Detections, spec: PredictSpec) -> Detections:
+    """Make one of detections that overlap, as an experiment says; best first."""
+    if spec.merge == "fusion":
+        return fuse_boxes(detections, iou=spec.merge_iou, floor=spec.score_floor, limit=spec.max_detections)
+    return soft_nms(
+        detections,
+        decay=spec.merge,
+        sigma=spec.soft_nms_sigma,
+        iou=spec.merge_iou,
+        floor=spec.score_floor,
+        limit=spec.max_detections,
+    )
 
 
 def to_coco(

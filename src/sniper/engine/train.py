@@ -21,9 +21,9 @@ from sniper.engine.optimizer import learning_rate
 from sniper.engine.ranks import ALONE, Ranks
 from sniper.engine.run import Progress, Run
 from sniper.engine.signals import Ears, leave_signals_to_the_trainer
-from sniper.engine.spec import ExperimentSpec
 from sniper.errors import SniperError
 from sniper.models.detector import Detector
+from sniper.spec import ExperimentSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,29 +1,47 @@
-"""Soft suppression of overlapping detections, class by class.
+"""Merging of overlapping detections, class by class: soft and hard suppression, and fusion.
 
 Soft-NMS (Bodla et al., 2017) lowers the scores of what overlaps a better detection instead of dropping it; SNIPER
-merges its levels with the Gaussian form, σ = 0.55 (SNIPER §4; authors' code).
+merges its levels with the Gaussian form, σ = 0.55 (SNIPER §4; authors' code). Weighted box fusion (Solovyev et al.,
+2021) averages boxes that overlap, weighted by their scores.
 """
+
+import math
+from typing import Literal
 
 import numba
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from sniper.geometry.detections import Detections
 
+Decay = Literal["gaussian", "linear", "hard"]
+
+_GAUSSIAN, _LINEAR, _HARD = range(3)
+_CODES = {"gaussian": _GAUSSIAN, "linear": _LINEAR, "hard": _HARD}
+
 
 def soft_nms(
-    detections: Detections, *, sigma: float = 0.55, floor: float = 0.001, limit: int | None = None
+    detections: Detections,
+    *,
+    decay: Decay = "gaussian",
+    sigma: float = 0.55,
+    iou: float = 0.5,
+    floor: float = 0.001,
+    limit: int | None = None,
 ) -> Detections:
-    """Merge detections by Gaussian soft-NMS within each class.
+    """Merge detections by suppression within each class: the best stays, what overlaps it is lowered, and so on.
 
     Args:
         detections: boxes in any one frame; scores are not changed in place. May be empty.
-        sigma: width of the Gaussian; a score is multiplied by exp(-IoU² / sigma).
+        decay: `gaussian` multiplies a score by exp(-IoU² / sigma); `linear` by 1 - IoU, if that overlap is above `iou`;
+            `hard` drops what overlaps by more than `iou`.
+        sigma: width of the Gaussian.
+        iou: see `decay`.
         floor: a detection whose score falls below this is dropped.
         limit: how many to keep over all classes; all of them when None.
 
     Returns:
-        What is left, with lowered scores, best first.
+        What is left, with lowered scores, best first; equal ones in the order given.
 
     Raises:
         ValueError: if sigma is not positive.
@@ -36,39 +54,74 @@ def soft_nms(
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, not {sigma}")
-    order, starts = _by_label(detections.labels)
-    scores = detections.scores.astype(np.float64, copy=True)
-    boxes = np.ascontiguousarray(detections.boxes, dtype=np.float64)
-    _decay_all(boxes, scores, order, starts, sigma, floor)
-    return _best_first(detections, scores, floor=floor, limit=limit)
-
-
-def _by_label(labels: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " c"]]:
-    """Sort detections by label: the order, and where each class starts (with the end as the last)."""
-    order = np.argsort(labels, kind="stable")
-    ordered = labels[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
-    return order, np.append(starts, len(labels))
-
-
-def _best_first(
-    detections: Detections, scores: Float[np.ndarray, " n"], *, floor: float, limit: int | None
-) -> Detections:
-    """Take on new scores, drop what lies below the floor, and sort; equal scores keep their order."""
-    order = np.argsort(-scores, kind="stable")
-    order = order[(scores[order] >= floor) & np.isfinite(scores[order])][:limit]
-    return Detections(
-        boxes=detections.boxes[order],
-        scores=scores[order].astype(detections.scores.dtype),
-        labels=detections.labels[order],
+    kept = detections.select(np.isfinite(detections.scores) & (detections.scores >= floor))
+    scores = kept.scores.astype(np.float64, copy=True)
+    starts = _starts(kept.labels)
+    most = len(kept) if limit is None else min(limit, len(kept))
+    chosen = _choose(
+        np.ascontiguousarray(kept.boxes, dtype=np.float64),
+        scores,
+        kept.labels.astype(np.int64),
+        starts,
+        _CODES[decay],
+        sigma if decay == "gaussian" else iou,
+        floor,
+        most,
     )
+    return Detections(
+        boxes=kept.boxes[chosen],
+        scores=scores[chosen].astype(detections.scores.dtype),
+        labels=kept.labels[chosen],
+    )
+
+
+def fuse_boxes(
+    detections: Detections, *, iou: float = 0.55, floor: float = 0.001, limit: int | None = None
+) -> Detections:
+    """Merge detections by weighted box fusion within each class.
+
+    From the best to the worst, each joins the fused box that it overlaps most, if by more than `iou`, or begins one. A
+    fused box is the mean of its members, weighted by their scores, and has the score of its best: the levels of a
+    pyramid are no jury, for an object is seen by few of them.
+
+    Args:
+        detections: boxes in any one frame. May be empty.
+        iou: see above.
+        floor: detections below this score are left out.
+        limit: how many to keep over all classes; all of them when None.
+
+    Returns:
+        The fused boxes, best first; equal ones in the order of their best members.
+
+    Example:
+        >>> boxes = np.array([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 12.0]])
+        >>> pair = Detections(boxes=boxes, scores=np.array([0.75, 0.25]), labels=np.array([0, 0]))
+        >>> fuse_boxes(pair).boxes.tolist()
+        [[0.0, 0.0, 8.0, 9.0]]
+    """
+    is_used = np.isfinite(detections.scores) & (detections.scores >= floor)
+    order = np.flatnonzero(is_used)
+    order = order[np.argsort(-detections.scores[order], kind="stable")]
+    ranked = detections.select(order)
+    starts = _starts(ranked.labels)
+    fused = np.ascontiguousarray(ranked.boxes, dtype=np.float64).copy()
+    is_first = _fuse(fused, ranked.scores.astype(np.float64), ranked.labels.astype(np.int64), starts, iou)
+    first = np.flatnonzero(is_first)[:limit]
+    return Detections(boxes=fused[first], scores=ranked.scores[first], labels=ranked.labels[first])
+
+
+def _starts(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
+    """Tell where each class would start if the labels were sorted."""
+    return np.concatenate([[0], np.cumsum(np.bincount(labels))]).astype(np.int64)
 
 
 @numba.njit(cache=True)
 def _overlap(boxes: np.ndarray, one: int, other: int) -> float:
     width = min(boxes[one, 2], boxes[other, 2]) - max(boxes[one, 0], boxes[other, 0])
+    if width <= 0.0:
+        return 0.0
     height = min(boxes[one, 3], boxes[other, 3]) - max(boxes[one, 1], boxes[other, 1])
-    if width <= 0.0 or height <= 0.0:
+    if height <= 0.0:
         return 0.0
     shared = width * height
     area_one = (boxes[one, 2] - boxes[one, 0]) * (boxes[one, 3] - boxes[one, 1])
@@ -77,35 +130,105 @@ def _overlap(boxes: np.ndarray, one: int, other: int) -> float:
 
 
 @numba.njit(cache=True)
-def _decay_all(
+def _sink(heap: np.ndarray, size: int, place: int, scores: np.ndarray) -> None:
+    """Let an entry of a heap, best score and then lowest index on top, sink to where it belongs."""
+    entry = heap[place]
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        other = child + 1
+        if other < size and (
+            scores[heap[other]] > scores[heap[child]]
+            or (scores[heap[other]] == scores[heap[child]] and heap[other] < heap[child])
+        ):
+            child = other
+        if scores[entry] > scores[heap[child]] or (
+            scores[entry] == scores[heap[child]] and entry < heap[child]
+        ):
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = entry
+
+
+@numba.njit(cache=True)
+def _choose(
     boxes: np.ndarray,
     scores: np.ndarray,
-    order: np.ndarray,
+    classes: np.ndarray,
     starts: np.ndarray,
-    sigma: float,
+    decay: int,
+    width: float,
     floor: float,
-) -> None:
-    """Lower `scores` in place. In each class: take the best left, decay the others by it, drop what falls."""
-    for c in range(len(starts) - 1):
-        left = order[starts[c] : starts[c + 1]].copy()
-        num_left = len(left)
-        while num_left > 0:
-            best = 0
-            for i in range(1, num_left):
-                if scores[left[i]] > scores[left[best]] or (
-                    scores[left[i]] == scores[left[best]] and left[i] < left[best]
-                ):
-                    best = i
-            chosen = left[best]
-            left[best] = left[num_left - 1]
-            num_left -= 1
-            i = 0
-            while i < num_left:
-                overlap = _overlap(boxes, chosen, left[i])
-                if overlap > 0.0:
-                    scores[left[i]] *= np.exp(-overlap * overlap / sigma)
-                if scores[left[i]] < floor:
-                    left[i] = left[num_left - 1]
-                    num_left -= 1
-                else:
-                    i += 1
+    limit: int,
+) -> np.ndarray:
+    """Lower `scores` in place, and give the indices of the `limit` best.
+
+    Scores only ever fall. So a box is not lowered before it is the best of all by the score that it had last: if it
+    still is after what was chosen from its class in the meantime has lowered it, it is chosen.
+    """
+    size = len(scores)
+    heap = np.arange(size)
+    for place in range(size // 2 - 1, -1, -1):
+        _sink(heap, size, place, scores)
+    chosen = np.empty(limit, dtype=np.int64)
+    of_class = np.empty(size, dtype=np.int64)  # what was chosen of each class, from its start on
+    counts = np.zeros(len(starts), dtype=np.int64)
+    num_met = np.zeros(size, dtype=np.int64)  # how many of those each box was lowered by
+    num_chosen = 0
+    while size > 0 and num_chosen < limit:
+        best = heap[0]
+        own = classes[best]
+        if num_met[best] == counts[own]:
+            chosen[num_chosen] = best
+            num_chosen += 1
+            of_class[starts[own] + counts[own]] = best
+            counts[own] += 1
+            is_done = True
+        else:
+            score = scores[best]
+            for k in range(num_met[best], counts[own]):
+                overlap = _overlap(boxes, best, of_class[starts[own] + k])
+                if decay == _GAUSSIAN:
+                    if overlap > 0.0:
+                        score *= math.exp(-overlap * overlap / width)
+                elif overlap > width:
+                    score = score * (1.0 - overlap) if decay == _LINEAR else 0.0
+            num_met[best] = counts[own]
+            is_done = score < floor or score <= 0.0
+            scores[best] = score
+        if is_done:
+            size -= 1
+            heap[0] = heap[size]
+        if size > 0:
+            _sink(heap, size, 0, scores)
+    return chosen[:num_chosen]
+
+
+@numba.njit(cache=True)
+def _fuse(
+    fused: np.ndarray, scores: np.ndarray, classes: np.ndarray, starts: np.ndarray, iou: float
+) -> np.ndarray:
+    """Turn the first member of each cluster into its mean, in place; tells which are first members."""
+    is_first = np.zeros(len(scores), dtype=np.bool_)
+    of_class = np.empty(len(scores), dtype=np.int64)
+    counts = np.zeros(len(starts), dtype=np.int64)
+    weights = scores.copy()
+    for one in range(len(scores)):
+        own = classes[one]
+        best, most = -1, iou
+        for k in range(counts[own]):
+            overlap = _overlap(fused, one, of_class[starts[own] + k])
+            if overlap > most:
+                best, most = of_class[starts[own] + k], overlap
+        if best < 0:
+            is_first[one] = True
+            of_class[starts[own] + counts[own]] = one
+            counts[own] += 1
+            continue
+        weight = weights[best] + scores[one]
+        for side in range(4):
+            fused[best, side] = (fused[best, side] * weights[best] + fused[one, side] * scores[one]) / weight
+        weights[best] = weight
+    return is_first

@@ -151,16 +151,25 @@ class PredictSpec:
 
     Attributes:
         levels: the pyramid of whole images; detections count at a level if their size lies in its range.
-        soft_nms_sigma: width of the Gaussian that lowers the scores of overlapping detections.
+        merge: how overlapping detections of all levels become one: soft-NMS, `gaussian` or `linear`; `hard` NMS; or
+            `fusion`, the mean of boxes weighted by their scores.
+        soft_nms_sigma: width of the Gaussian.
+        merge_iou: of all but the Gaussian: what overlaps by more is the same object.
         score_floor: detections below this score after merging are dropped.
         max_detections: per image.
+        window: a level image with a longer side than this is searched in overlapping windows of it, level pixels.
+        batch_megapixels: so many megapixels of level images are searched at once; fewer where they do not fit.
         precision: `bf16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively.
     """
 
     levels: tuple[LevelSpec, ...] = PAPER_TEST_LEVELS
+    merge: Literal["gaussian", "linear", "hard", "fusion"] = "gaussian"
     soft_nms_sigma: float = 0.55
+    merge_iou: float = 0.5
     score_floor: float = 0.001
     max_detections: int = 200
+    window: int = 2048
+    batch_megapixels: float = 8.0
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -172,6 +181,12 @@ class PredictSpec:
             raise ValueError(f"score_floor must be in [0, 1), not {self.score_floor}")
         if self.max_detections < 1:
             raise ValueError(f"max_detections must be at least 1, not {self.max_detections}")
+        if not 0 < self.merge_iou < 1:
+            raise ValueError(f"merge_iou must be in (0, 1), not {self.merge_iou}")
+        if self.window < 256:
+            raise ValueError(f"window must be at least 256, not {self.window}")
+        if not 0 < self.batch_megapixels < math.inf:
+            raise ValueError(f"batch_megapixels must be positive, not {self.batch_megapixels}")
 
 
 @dataclass(frozen=True, kw_only=True)
