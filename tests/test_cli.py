@@ -186,6 +186,121 @@ def test_image_files_are_searched_without_annotations(
     assert {(entry["image_id"], entry["file_name"]) for entry in entries} == {(1, str(world / "other.png"))}
 
 
+def test_folders_patterns_and_lists_stand_for_their_images(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(capsys, "train", world / "experiment.yaml", "--run", world / "run", "--train.epochs", "0.2")
+    (world / "shots" / "deep").mkdir(parents=True)
+    for name in ("b.png", "a.jpg", "deep/c.JPG"):
+        write_image(world / "shots" / name, width=40, height=30)
+    (world / "shots" / "notes.md").write_text("no image")
+    (world / "list.txt").write_text("shots/b.png\n\nshots/a.jpg\n")
+
+    def searched(*tokens: object) -> list[str]:
+        ask(capsys, "predict", world / "run", *tokens, "-o", world / "found.json")
+        found = json.loads((world / "found.json").read_text())
+        return list(dict.fromkeys(Path(entry["file_name"]).name for entry in found))
+
+    assert searched(world / "shots") == ["a.jpg", "b.png", "c.JPG"]
+    assert searched(world / "list.txt") == ["b.png", "a.jpg"]
+    assert searched(world / "shots" / "**" / "*.JPG", world / "shots" / "b.png") == ["c.JPG", "b.png"]
+    assert "there is no image" in refused(world, capsys, "predict", world / "run", world / "*.webp")
+    assert "there is no image" in refused(world, capsys, "predict", world / "run", world / "run")
+
+
+def test_a_search_that_met_a_bad_image_goes_on_where_it_was(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(capsys, "train", world / "experiment.yaml", "--run", world / "run", "--train.epochs", "0.2")
+    whole = ask(capsys, "predict", world / "run", world / "images")
+    expected = (world / "run" / "detections.json").read_bytes()
+    bad = world / "images" / "train_2.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:300])
+    assert "train_2.png: cannot be read" in refused(world, capsys, "predict", world / "run", world / "images")
+    bad.write_bytes(content)
+    resumed = ask(capsys, "predict", world / "run", world / "images", "--resume")
+    assert resumed["num_detections"] == whole["num_detections"]
+    assert (world / "run" / "detections.json").read_bytes() == expected
+
+
+def test_images_that_are_to_be_skipped_are_listed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = world / "experiment.yaml"
+    bad = world / "images" / "train_2.png"
+    bad.write_bytes(bad.read_bytes()[:300])
+    with pytest.warns(UserWarning, match=r"train_2\.png: .*; skipped"):
+        ask(
+            capsys,
+            "train",
+            config,
+            "--run",
+            world / "run",
+            "--data.on_bad_image",
+            "skip",
+            "--data.loader_processes",
+            "0",
+        )
+    metrics = [json.loads(line) for line in (world / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(entry.get("skipped_chips", 0) for entry in metrics) > 0
+    with pytest.warns(UserWarning, match=r"train_2\.png: .*; skipped"):
+        found = ask(capsys, "predict", world / "run", "--draw", world / "drawn")
+    assert [Path(path).name for path in found["skipped_images"]] == ["train_2.png"]
+    assert len(list((world / "drawn").iterdir())) == 3
+
+
+def test_a_check_reads_every_pixel_and_names_all_that_is_wrong(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(capsys, "check", world / "train.json")["num_images"] == 4
+    cut = world / "images" / "train_1.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    (world / "images" / "train_3.png").unlink()
+    message = refused(world, capsys, "check", world / "train.json")
+    assert "2 bad images" in message
+    assert "train_1.png: cannot be read as an image" in message
+    assert "train_3.png: cannot be read as an image" in message
+
+
+def test_an_evaluation_tells_where_its_numbers_come_from(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = json.loads((world / "train.json").read_text())
+    found = [
+        {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": one["bbox"], "score": 0.9}
+        for one in truth["annotations"]
+    ]
+    path = world / "found.json"
+    path.write_text(json.dumps(found))
+    told = ask(
+        capsys,
+        "evaluate",
+        path,
+        world / "train.json",
+        "--details",
+        "--sizes",
+        0,
+        20,
+        40,
+        "--curve",
+        world / "c.png",
+    )
+    assert told["ap"] == pytest.approx(1.0)
+    assert [(one["at_least"], one["below"]) for one in told["sizes"]] == [(0, 20), (20, 40), (40, None)]
+    assert {one["name"] for one in told["classes"]} == {"dark", "bright"}
+    assert told["false_positives_per_image"]["at_recall_0.9"] is not None
+    assert (world / "c.png").stat().st_size > 5000
+    assert run(["evaluate", str(path), str(world / "train.json"), "--details", "--max-detections", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "by size of the object" in shown.out
+    assert re.search(r"warning: \d+ times an image has more than 1 detections of one class", shown.err)
+    assert "must rise" in refused(
+        world, capsys, "evaluate", path, world / "train.json", "--details", "--sizes", 9, 4
+    )
+    assert "there is no folder" in refused(
+        world, capsys, "evaluate", path, world / "train.json", "--curve", world / "none" / "c.png"
+    )
+
+
 def test_answers_are_words_without_json(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["chips", str(world / "train.json"), "-o", str(world / "chips.npz")]) == 0
     assert re.search(r"^num_boxes +12$", capsys.readouterr().out, re.MULTILINE)

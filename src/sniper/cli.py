@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import glob
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from sniper.data.coco import Annotations
     from sniper.data.spec import DataSpec, SourceSpec
     from sniper.engine.train import StepReport
+    from sniper.geometry import Detections
     from sniper.report.plan_page import PlanPage
     from sniper.spec import ExperimentSpec
 
@@ -404,102 +407,175 @@ def mine(
 def predict(
     run: Path,
     /,
-    *images: Path,
+    *images: str,
     annotations: Path | None = None,
     image_root: Path | None = None,
     output: Annotated[Path | None, Parameter(name=["-o", "--output"])] = None,
     draw: Path | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
     limit: Count | None = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Find objects in images with the detector of a run.
+    """Find objects in images with the detector of a run. Under torchrun, each process takes its share of them.
 
     Args:
         run: folder of the run.
-        images: image files; without any, those of --annotations, or else of the run's data.test.
+        images: image files, folders of such, patterns in quotes such as "shots/**/*.jpg", or text files (.txt) with a
+            path in each line; without any, those of --annotations, or else of the run's data.test.
         annotations: COCO JSON whose images are taken, under their ids.
         image_root: folder that the file names of the annotations start from, if not beside them.
         output: the COCO result file to write; RUN/detections.json otherwise.
-        draw: a folder for pictures of what was found.
+        draw: a folder for pictures of what was found and, if there are annotations, of what was missed.
+        resume: go on with a search that was stopped.
         limit: take only the first this many images.
         device: where to compute, such as cpu or cuda:0; a GPU if there is one.
         json: print one JSON object and nothing else.
     """
-    from rich.progress import track
-
     from sniper.config import load_experiment
-    from sniper.data.reader import load_or_skip
-    from sniper.engine.predict import Predictor, to_coco
+    from sniper.data.coco import Annotations
+    from sniper.data.images import open_picture
+    from sniper.engine.predict import Predictor
+    from sniper.engine.ranks import Ranks
+    from sniper.engine.results import ToSearch, search_to_file
     from sniper.engine.run import Run
-    from sniper.evaluation import save_detections
-    from sniper.report.pictures import draw_detections
+    from sniper.files import sha256
+    from sniper.report.pictures import Truth, draw_detections
 
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
     if spec.train.rpn_only:
         raise ConfigError(f"{run}: has trained its proposals only (train.rpn_only); it can be mined with")
-    sources = _sources(images, annotations, image_root, spec, run)[:limit]
-    predictor = Predictor.load(opened, spec, device=_device(device))
+    if images and annotations is not None:
+        raise ConfigError("predict wants either image files or --annotations, not both")
+    truth: Annotations | None = None
+    if images:
+        files = _image_files(images)
+        sources = [
+            ToSearch(image_id=number, path=path, file_name=str(path))
+            for number, path in enumerate(files, start=1)
+        ][:limit]
+    else:
+        truth = _images_to_search(annotations, image_root, spec, run)
+        sources = [ToSearch(image_id=record.image_id, path=record.path) for record in truth][:limit]
+    place = _device(device)
     target = output or run / "detections.json"
     for folder in (target.parent, draw):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    skipped: list[str] = []
+    predictor = Predictor.load(opened, spec, device=place)
+
+    def show(index: int, detections: "Detections") -> None:
+        assert draw is not None
+        own = sources[index]
+        known = None
+        if truth is not None:
+            record = truth[index]
+            known = Truth(boxes=record.boxes, labels=record.labels, is_crowd=record.is_crowd)
+        draw_detections(
+            open_picture(own.path, spec.data.read),
+            detections,
+            draw / f"{own.image_id:06d}_{own.path.stem}.png",
+            categories=predictor.categories,
+            truth=known,
+        )
+
     started = time.monotonic()
-    for image_id, path in track(sources, "predict", console=_console, transient=True):
-        image = load_or_skip(path, spec.data)
-        if image is None:
-            skipped.append(str(path))
-            continue
-        detections = predictor(image)
-        found = to_coco(detections, image_id=image_id, categories=predictor.categories)
-        results += [{**entry, "file_name": str(path)} for entry in found] if images else found
-        if draw is not None:
-            name = f"{image_id:06d}_{path.stem}.png"
-            draw_detections(image, detections, draw / name, categories=predictor.categories)
-    save_detections(target, results)
+    with Ranks.of_environment().joined(place) as ranks, _step_bar(is_shown=ranks.is_first) as bars:
+        num_detections, skipped = search_to_file(
+            predictor,
+            sources,
+            target,
+            weights=sha256(opened.weights_path),
+            resume=resume,
+            ranks=ranks,
+            watch=bars.predicting,
+            show=None if draw is None else show,
+        )
     seconds = time.monotonic() - started
-    _answer(
-        json,
-        {
-            "run": str(run),
-            "num_images": len(sources),
-            "skipped_images": skipped,
-            "num_detections": len(results),
-            "images_per_second": round(len(sources) / max(seconds, 1e-9), 3),
-            "output": str(target),
-        },
-    )
+    if ranks.is_first:
+        _answer(
+            json,
+            {
+                "run": str(run),
+                "num_images": len(sources),
+                "skipped_images": [str(sources[index].path) for index in skipped],
+                "num_detections": num_detections,
+                "seconds": round(seconds, 3),
+                "output": str(target),
+            },
+        )
 
 
 @app.command
 def evaluate(
-    detections: Path, annotations: Path, /, *, limit: Count | None = None, json: Json = False
+    detections: Path,
+    annotations: Path,
+    /,
+    *,
+    limit: Count | None = None,
+    max_detections: Count = 100,
+    sizes: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
+    details: Annotated[bool, Parameter(negative=())] = False,
+    curve: Path | None = None,
+    json: Json = False,
 ) -> None:
-    """Score detections against the truth: the 12 COCO numbers.
+    """Score detections against the truth: the 12 COCO numbers and, if asked for, where they come from.
 
     Args:
         detections: COCO result JSON.
         annotations: COCO JSON; its images are not needed.
         limit: score only the first this many images.
+        max_detections: the best so many of each image and class count; COCO's numbers are those for 100.
+        sizes: with --details, where bins of object sizes end, image pixels; the paper's 0 25 50 100 200 300 otherwise.
+        details: tell scores by class and by size, the recall whatever the class, and false positives per image.
+        curve: a picture of precision over recall to write, .png, .svg or .pdf.
         json: print one JSON object and nothing else.
     """
+    import math
+
     import numpy as np
 
     from sniper.data.coco import load_annotations
+    from sniper.diagnosis import PAPER_SIZES, diagnose
     from sniper.evaluation import check_detections_match, load_detections
     from sniper.evaluation import evaluate as score
+    from sniper.report.curves import draw_precision, show_diagnosis
 
-    truth = load_annotations(annotations, has_images=False)
+    if sizes is not None and (not details or any(low >= high for low, high in pairwise((0.0, *sizes[1:])))):
+        raise ConfigError(f"--sizes goes with --details, and must rise: {' '.join(map(str, sizes))}")
+    if curve is not None:
+        _check_folder(curve)
+    loaded = load_annotations(annotations, has_images=False)
+    truth = loaded.to_coco()
     found = load_detections(detections)
-    check_detections_match(found, truth.to_coco())
+    check_detections_match(found, truth)
     if limit is not None:
-        truth = truth.select(np.arange(min(limit, len(truth))))
-        kept = set(truth.image_ids.tolist())
+        loaded = loaded.select(np.arange(min(limit, len(loaded))))
+        truth = loaded.to_coco()
+        kept = set(loaded.image_ids.tolist())
         found = [entry for entry in found if entry["image_id"] in kept]
-    _answer(json, score(found, truth.to_coco()).as_dict())
+    scores = score(found, truth, max_detections=max_detections)
+    if scores.num_cut:
+        _console.print(
+            f"warning: {scores.num_cut} times an image has more than {max_detections} detections of one class; "
+            f"only the best {max_detections} count (--max-detections)",
+            markup=False,
+            soft_wrap=True,
+        )
+    told: dict[str, Any] = dict(scores.as_dict())
+    if details or curve is not None:
+        bins = PAPER_SIZES if sizes is None else (*sizes, math.inf)
+        diagnosis = diagnose(found, truth, max_detections=max_detections, sizes=bins)
+        if curve is not None:
+            draw_precision(diagnosis, curve)
+            told["curve"] = str(curve)
+        if details and json:
+            told |= diagnosis.as_dict()
+        elif details:
+            for table in show_diagnosis(diagnosis):
+                Console().print(table)
+    _answer(json, told)
 
 
 @app.command
@@ -592,31 +668,47 @@ def _as_overrides(tokens: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-def _sources(
-    images: Sequence[Path],
-    annotations: Path | None,
-    image_root: Path | None,
-    spec: "ExperimentSpec",
-    run: Path,
-) -> list[tuple[int, Path]]:
-    """Give the id and file of each image to look at."""
+def _image_files(tokens: Sequence[str]) -> list[Path]:
+    """Find the image files that folders, patterns, lists and names stand for."""
+    from sniper.data.images import SUFFIXES
+
+    files: list[Path] = []
+    for token in tokens:
+        path = Path(token)
+        if path.is_dir():
+            found = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES)
+        elif path.suffix.lower() == ".txt":
+            try:
+                lines = path.read_text().splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{path}: cannot be read as a list of images ({error})") from error
+            found = [path.parent / line.strip() for line in lines if line.strip()]
+        elif not path.exists() and any(mark in token for mark in "*?["):
+            found = sorted(Path(one) for one in glob(token, recursive=True))
+        else:
+            found = [path]
+        if not found:
+            raise ConfigError(f"{token}: there is no image")
+        files += found
+    return files
+
+
+def _images_to_search(
+    annotations: Path | None, image_root: Path | None, spec: "ExperimentSpec", run: Path
+) -> "Annotations":
+    """Load the annotations whose images are to be searched."""
     from sniper.data.coco import load_annotations
 
-    if images and annotations is not None:
-        raise ConfigError("predict wants either image files or --annotations, not both")
-    if images:
-        return list(enumerate(images, start=1))
-    if annotations is not None:
-        loaded = load_annotations(
-            annotations,
-            image_root=image_root,
-            read=spec.data.read,
-            skips_bad_images=spec.data.on_bad_image == "skip",
-        )
-        _warn(loaded)
-    else:
-        loaded = _load_source(spec.data.test, "data.test.annotations", run / "config.yaml", spec.data)
-    return [(record.image_id, record.path) for record in loaded]
+    if annotations is None:
+        return _load_source(spec.data.test, "data.test.annotations", run / "config.yaml", spec.data)
+    loaded = load_annotations(
+        annotations,
+        image_root=image_root,
+        read=spec.data.read,
+        skips_bad_images=spec.data.on_bad_image == "skip",
+    )
+    _warn(loaded)
+    return loaded
 
 
 def _load_source(source: "SourceSpec", name: str, config: Path, data: "DataSpec") -> "Annotations":
@@ -710,6 +802,12 @@ class _Bars:
         """Show how far a mining is."""
         self._show(
             "mine", f"{num_done} of {num_images} images", done=num_done, total=num_images, unit="image"
+        )
+
+    def predicting(self, num_done: int, num_images: int) -> None:
+        """Show how far a search is."""
+        self._show(
+            "predict", f"{num_done} of {num_images} images", done=num_done, total=num_images, unit="image"
         )
 
     def scores(self, epoch: float, scores: Mapping[str, float]) -> None:

@@ -12,7 +12,7 @@ from sniper.chips import LevelSpec, PyramidSpec
 from sniper.config import dump_experiment
 from sniper.data.coco import Annotations, load_annotations
 from sniper.data.dataset import ChipDataset
-from sniper.data.images import load_image
+from sniper.data.images import open_picture
 from sniper.data.plan import plan_epoch
 from sniper.data.shapes import ShapesSpec, draw_shapes
 from sniper.data.spec import DataSpec, SourceSpec
@@ -22,7 +22,7 @@ from sniper.engine.train import StepReport, train
 from sniper.errors import RunError
 from sniper.evaluation import evaluate, save_detections
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
-from sniper.report.pictures import draw_chips, draw_detections
+from sniper.report.pictures import Truth, draw_chips, draw_detections
 from sniper.spec import ExperimentSpec, PredictSpec, TrainSpec
 
 _NUM_TRAIN, _NUM_TEST, _NUM_PICTURES = 80, 20, 4
@@ -131,12 +131,16 @@ def _crowded(num_images: int) -> ShapesSpec:
 def _detect(predictor: Predictor, annotations: Annotations, *, pictures: Path) -> list[dict[str, Any]]:
     """Find the objects of every image as COCO results, and draw those of the first few."""
     results = []
-    for i in range(len(annotations)):
+    for i, found in enumerate(predictor.search(record.path for record in annotations)):
         record = annotations[i]
-        image = load_image(record.path)
-        detections = predictor(image)
-        results += to_coco(detections, image_id=record.image_id, categories=predictor.categories)
+        assert found is not None
+        results += to_coco(found, image_id=record.image_id, categories=predictor.categories)
         if i < _NUM_PICTURES:
-            path = pictures / f"found_{record.path.stem}.png"
-            draw_detections(image, detections, path, categories=predictor.categories)
+            draw_detections(
+                open_picture(record.path),
+                found,
+                pictures / f"found_{record.path.stem}.png",
+                categories=predictor.categories,
+                truth=Truth(boxes=record.boxes, labels=record.labels, is_crowd=record.is_crowd),
+            )
     return results

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ class Scores:
     """The COCO numbers of one set of detections: fractions of 1, or -1 where no ground truth counts.
 
     AP is the mean over classes, and over IoU 0.50, 0.55 … 0.95 unless the name says which. Small is an area
-    of at most 32² image pixels, large one of at least 96², medium what lies between. AP and the ARs
-    by area look at the 100 best detections of each image and class, `ar_1` and `ar_10` at fewer.
+    of at most 32² image pixels, large one of at least 96², medium what lies between. AP, AR and the ARs by area look at
+    the `max_detections` best detections of each image and class, `ar_1` and `ar_10` at fewer.
+
+    `num_cut` counts the images and classes that have more detections than that.
     """
 
     ap: float
@@ -35,29 +38,39 @@ class Scores:
     ap_large: float
     ar_1: float
     ar_10: float
-    ar_100: float
+    ar: float
     ar_small: float
     ar_medium: float
     ar_large: float
     num_images: int
     num_detections: int
+    num_cut: int
+    max_detections: int = 100
 
     def as_dict(self) -> dict[str, float | int]:
-        """Give every number by its name, in the order above."""
-        return dataclasses.asdict(self)
+        """Give every number by its name, in the order above; AR bears the number of detections in its name."""
+        numbers = dataclasses.asdict(self)
+        limit = numbers.pop("max_detections")
+        return {f"ar_{limit}" if name == "ar" else name: value for name, value in numbers.items()}
 
 
-def evaluate(detections: Sequence[Mapping[str, Any]], ground_truth: Mapping[str, Any]) -> Scores:
+def evaluate(
+    detections: Sequence[Mapping[str, Any]],
+    ground_truth: Mapping[str, Any],
+    *,
+    max_detections: int = 100,
+) -> Scores:
     """Score detections by the COCO rules for boxes.
 
-    COCO's limit holds: of each image and class only the 100 best detections count. On denser images (drone
-    views hold several hundred objects) recall is capped by this, in every tool that reports COCO numbers.
+    COCO lets the 100 best detections of each image and class count. On denser images (drone views hold several hundred
+    objects) recall is capped by this, in every tool that reports COCO numbers; `num_cut` tells when it is.
 
     Args:
         detections: COCO results, each with `image_id`, `category_id`, `bbox` (x, y, width, height; image
             frame, pixels) and `score`. May be empty. Equal scores rank by image id, then as given.
         ground_truth: a COCO data set: `images`, `categories`, `annotations`. An annotation without `area` has
             that of its box; without `iscrowd` it is no crowd; its `id` is not needed.
+        max_detections: the best so many of each image and class count; COCO's own numbers are those for 100.
 
     Returns:
         The twelve numbers, with how many images and detections they come from.
@@ -73,14 +86,16 @@ def evaluate(detections: Sequence[Mapping[str, Any]], ground_truth: Mapping[str,
         (1.0, -1.0)
     """
     check_detections_match(detections, ground_truth)
-    truth = _as_coco(ground_truth)
-    found = truth.load_res([_as_result(detection) for detection in detections])
+    truth = as_coco(ground_truth)
+    found = truth.load_res(as_results(detections))
     scoring = hotcoco.COCOeval(truth, found, "bbox")
+    scoring.params.max_dets = [1, min(10, max_detections), max_detections]
     scoring.evaluate()
     scoring.accumulate()
     scoring.summary_lines()  # fills `stats` as `summarize` does, but prints nothing
     ap, ap50, ap75, ap_small, ap_medium, ap_large, *recalls = (float(number) for number in scoring.stats)
-    ar_1, ar_10, ar_100, ar_small, ar_medium, ar_large = recalls
+    ar_1, ar_10, ar, ar_small, ar_medium, ar_large = recalls
+    counts = Counter((detection["image_id"], detection["category_id"]) for detection in detections)
     return Scores(
         ap=ap,
         ap50=ap50,
@@ -90,12 +105,14 @@ def evaluate(detections: Sequence[Mapping[str, Any]], ground_truth: Mapping[str,
         ap_large=ap_large,
         ar_1=ar_1,
         ar_10=ar_10,
-        ar_100=ar_100,
+        ar=ar,
         ar_small=ar_small,
         ar_medium=ar_medium,
         ar_large=ar_large,
         num_images=len(ground_truth["images"]),
         num_detections=len(detections),
+        num_cut=sum(count > max_detections for count in counts.values()),
+        max_detections=max_detections,
     )
 
 
@@ -160,8 +177,8 @@ def save_detections(path: Path, detections: Sequence[Mapping[str, Any]]) -> None
         file.write(text.encode())
 
 
-def _as_coco(ground_truth: Mapping[str, Any]) -> hotcoco.COCO:
-    """Hand over only what counts; ids of annotations are given anew, for not every file has them."""
+def as_coco(ground_truth: Mapping[str, Any]) -> hotcoco.COCO:
+    """Hand the truth over to hotcoco, only what counts; ids of annotations are new, for not every file has them."""
     annotations = ground_truth["annotations"]
     boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
     return hotcoco.COCO.from_arrays(
@@ -182,14 +199,17 @@ def _area_of(annotation: Mapping[str, Any]) -> float:
     return float(width * height if area is None else area)
 
 
-def _as_result(detection: Mapping[str, Any]) -> dict[str, Any]:
-    """Hand over only what counts: a mask beside the box would be scored otherwise."""
-    return {
-        "image_id": int(detection["image_id"]),
-        "category_id": int(detection["category_id"]),
-        "bbox": [float(side) for side in detection["bbox"]],
-        "score": float(detection["score"]),
-    }
+def as_results(detections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Hand detections over to hotcoco, only what counts: a mask beside the box would be scored otherwise."""
+    return [
+        {
+            "image_id": int(detection["image_id"]),
+            "category_id": int(detection["category_id"]),
+            "bbox": [float(side) for side in detection["bbox"]],
+            "score": float(detection["score"]),
+        }
+        for detection in detections
+    ]
 
 
 def _tell_unknown(

@@ -1,5 +1,6 @@
 """Files written whole or not at all, and what goes wrong when others are read."""
 
+import hashlib
 import os
 import zipfile
 import zlib
@@ -10,6 +11,12 @@ from typing import IO
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What NumPy raises for an `.npz` file that is absent, cut short, damaged or of another kind."""
+
+
+def sha256(path: Path) -> str:
+    """Give the SHA-256 of a file's content, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -86,5 +86,9 @@ def test_a_run_brings_its_weights_and_categories(tmp_path: Path) -> None:
     model = train(run, spec, annotations, device=CPU, watch=lambda report: None)
     predictor = Predictor.load(run, spec, device=CPU)
     assert [category.name for category in predictor.categories] == ["dark", "bright"]
-    trained = model.state_dict()
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in predictor.model.state_dict().items())
+    image = noise(150, 120)
+    own = Predictor.of(model.eval(), spec=spec, categories=predictor.categories, device=CPU)(image)
+    found = predictor(image)
+    assert len(found) > 0
+    np.testing.assert_array_equal(found.boxes, own.boxes)
+    np.testing.assert_array_equal(found.scores, own.scores)

@@ -7,9 +7,10 @@ from PIL import Image
 
 from sniper.data.coco import Category, load_annotations
 from sniper.data.dataset import ChipDataset
+from sniper.data.images import PictureInMemory
 from sniper.data.plan import plan_epoch
 from sniper.geometry import Detections
-from sniper.report.pictures import draw_chips, draw_detections
+from sniper.report.pictures import Truth, draw_chips, draw_detections
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 
@@ -27,7 +28,7 @@ def test_a_sheet_holds_as_many_chips_as_there_are(tmp_path: Path) -> None:
 
 
 def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
-    image = np.zeros((100, 200, 3), dtype=np.uint8)
+    image = PictureInMemory(np.zeros((100, 200, 3), dtype=np.uint8))
     found = Detections(
         boxes=np.array([[20.0, 40.0, 60.0, 80.0], [120.0, 40.0, 160.0, 80.0]]),
         scores=np.array([0.9, 0.1]),
@@ -44,7 +45,52 @@ def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
 def test_a_box_at_the_upper_border_has_its_name_inside(tmp_path: Path) -> None:
     found = Detections(boxes=np.array([[0.0, 0.0, 90.0, 90.0]]), scores=np.array([0.9]), labels=np.array([0]))
     draw_detections(
-        np.zeros((100, 100, 3), dtype=np.uint8), found, tmp_path / "found.png", categories=CATEGORIES
+        PictureInMemory(np.zeros((100, 100, 3), dtype=np.uint8)),
+        found,
+        tmp_path / "found.png",
+        categories=CATEGORIES,
     )
     with Image.open(tmp_path / "found.png") as picture:
         assert (np.asarray(picture)[6:16, 4:60] == [0xE6, 0x9F, 0x00]).all(axis=2).any()
+
+
+def test_hits_false_alarms_misses_and_crowds_have_colours_of_their_own(tmp_path: Path) -> None:
+    image = PictureInMemory(np.zeros((600, 1200, 3), dtype=np.uint8))
+    truth = Truth(
+        boxes=np.array([[100.0, 100, 200, 200], [400, 100, 500, 200], [700, 100, 1100, 500]]),
+        labels=np.array([0, 0, 0]),
+        is_crowd=np.array([False, False, True]),
+    )
+    found = Detections(
+        boxes=np.array([[102.0, 100, 200, 200], [100, 300, 200, 400], [800, 200, 900, 300]]),
+        scores=np.array([0.9, 0.8, 0.7]),
+        labels=np.array([0, 0, 0]),
+    )
+    draw_detections(image, found, tmp_path / "found.png", categories=CATEGORIES, truth=truth)
+    with Image.open(tmp_path / "found.png") as picture:
+        colors = {
+            name: "#{:02X}{:02X}{:02X}".format(*picture.getpixel(place))
+            for name, place in {
+                "hit": (102, 150),
+                "false alarm": (100, 350),
+                "miss": (400, 150),
+                "in crowd": (800, 250),
+                "crowd": (700, 300),
+            }.items()
+        }
+    assert colors == {
+        "hit": "#56B4E9",
+        "false alarm": "#E69F00",
+        "miss": "#CC79A7",
+        "in crowd": "#BBBBBB",
+        "crowd": "#BBBBBB",
+    }
+
+
+def test_a_very_large_image_makes_a_picture_that_can_be_opened(tmp_path: Path) -> None:
+    image = PictureInMemory(np.zeros((500, 12_000, 3), dtype=np.uint8))
+    found = Detections(boxes=np.array([[0.0, 0, 6000, 500]]), scores=np.array([0.9]), labels=np.array([0]))
+    draw_detections(image, found, tmp_path / "found.png", categories=CATEGORIES)
+    with Image.open(tmp_path / "found.png") as picture:
+        assert picture.size == (6000, 250)
+        assert picture.getpixel((3000, 125)) != (0, 0, 0)  # the right edge of the box

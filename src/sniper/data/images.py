@@ -23,6 +23,22 @@ from PIL import ExifTags, Image, ImageOps
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
 
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+    ".avif",
+)
+"""What names of image files end in."""
+
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _BITS = 258  # TIFF's tag of bits per channel
 _TURNING = range(5, 9)  # EXIF orientations that exchange width and height

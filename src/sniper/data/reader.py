@@ -5,7 +5,6 @@ What cannot be read is refused by name, or skipped with a warning where that was
 
 import itertools
 import os
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,8 @@ from sniper.chips import Chip
 from sniper.data.cache import ChipCache, Stamp
 from sniper.data.coco import Annotations
 from sniper.data.cutting import cut_chip, finished, read_essence
-from sniper.data.images import Picture, load_image, open_picture
-from sniper.data.spec import CacheSpec, DataSpec, ReadSpec
+from sniper.data.images import Picture, open_picture
+from sniper.data.spec import CacheSpec, ReadSpec
 from sniper.errors import ImageError
 
 _CHECKED_SIDE = 4096  # pixels of a large image looked at together
@@ -93,21 +92,6 @@ class ChipReader:
             forgotten, _ = self._pictures.popitem(last=False)
             self._stamps.pop(forgotten, None)
         return picture
-
-
-def load_or_skip(path: Path, spec: DataSpec) -> UInt8[np.ndarray, "h w 3"] | None:
-    """Read a whole image; None, after a warning, if it cannot be read and is to be skipped.
-
-    Raises:
-        ImageError: if it cannot be read, and is not to be skipped.
-    """
-    try:
-        return load_image(path, spec.read)
-    except ImageError as error:
-        if spec.on_bad_image == "refuse":
-            raise
-        warnings.warn(f"{error}; skipped", stacklevel=2)
-        return None
 
 
 def find_bad_images(annotations: Annotations, spec: ReadSpec) -> Iterator[str | None]:

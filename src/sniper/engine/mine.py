@@ -4,7 +4,6 @@ Shards of images are the unit of work: a miner that was killed goes on with the 
 side by side by torchrun each take their own.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,14 +19,15 @@ from sniper.data.coco import Annotations
 from sniper.data.proposals import ProposalStore, ShardProposals
 from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
-from sniper.engine.search import Search, Source
+from sniper.engine.search import Search, Source, is_mere_part
 from sniper.errors import DetectionsError, ProposalsError
+from sniper.files import sha256
+from sniper.geometry import Detections
 from sniper.geometry.boxes import clip, from_xywh
 from sniper.models.detector import Detector
 from sniper.models.weights import fill_module
 from sniper.spec import ExperimentSpec, MineSpec
 
-_TOLD_EVERY = 8  # images
 _LONGEST_WAIT = 600  # seconds
 _NOTHING = (np.zeros((0, 4)), np.zeros(0))  # boxes and scores in an image that cannot be read
 
@@ -71,13 +71,19 @@ class Miner:
             if searched is None:
                 yield _NOTHING
                 continue
-            kept = []
-            for window, coarser, (boxes, scores) in searched.parts:
-                is_kept = ~window.is_seen_better(boxes, coarser)
-                kept.append((window.to_image(boxes[is_kept]), scores[is_kept]))
+            joined = Detections.join(
+                [
+                    Detections(
+                        boxes=window.to_image(boxes), scores=scores, labels=np.zeros(len(scores), np.int64)
+                    )
+                    for window, (boxes, scores) in searched.parts
+                ]
+            )
+            is_cut = np.concatenate([window.is_cut(boxes) for window, (boxes, _) in searched.parts])
+            whole = joined.select(~is_mere_part(joined, is_cut))
             yield _merged(
-                np.concatenate([boxes for boxes, _ in kept]),
-                np.concatenate([scores for _, scores in kept]),
+                whole.boxes,
+                whole.scores,
                 sides=(searched.width, searched.height),
                 nms_iou=self.spec.mine.nms_iou,
             )
@@ -106,7 +112,7 @@ def mine(
         annotations: the images.
         folder: where the proposals go; found by the same weights in the same way before, they are not looked for again.
         device: where to compute.
-        watch: told every few images how many are done, and how many there are.
+        watch: told after every image how many are done, and how many there are.
         share: which of how many miners this is; the first begins the store, each takes its shards.
 
     Returns:
@@ -120,7 +126,7 @@ def mine(
     """
     tensors, categories, path = run.load_weights()
     source = {
-        "weights": _sha256(path),
+        "weights": sha256(path),
         "levels": [asdict(level) for level in spec.predict.levels],
         "rpn": asdict(spec.model.rpn),
         "precision": spec.predict.precision,
@@ -141,8 +147,7 @@ def mine(
         for proposals in miner(annotations[image].path for image in store.images_of(shard)):
             found.append(proposals)
             num_done += 1
-            if num_done % _TOLD_EVERY == 0 or num_done == num_images:
-                watch(num_done, num_images)
+            watch(num_done, num_images)
         store.write(shard, _packed(found))
     return store
 
@@ -175,7 +180,7 @@ def take_detections(
     if strangers:
         raise DetectionsError(f"{source}: {annotations.path} has no image {strangers[0]}")
     store = _begin(
-        folder, annotations, source={"detections": _sha256(source), "nms_iou": spec.nms_iou}, rank=share[0]
+        folder, annotations, source={"detections": sha256(source), "nms_iou": spec.nms_iou}, rank=share[0]
     )
     images = np.array([place_of[entry["image_id"]] for entry in detections], dtype=np.int64)
     boxes = from_xywh(np.array([entry["bbox"] for entry in detections], dtype=np.float64).reshape(-1, 4))
@@ -230,8 +235,3 @@ def _own_share(store: ProposalStore, share: tuple[int, int]) -> list[int]:
     """Give the missing shards that this miner is to write."""
     rank, num_miners = share
     return [shard for shard in store.missing if shard % num_miners == rank]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

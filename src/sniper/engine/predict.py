@@ -16,7 +16,7 @@ from sniper.data.coco import Category
 from sniper.data.spec import DataSpec
 from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
-from sniper.engine.search import Search, Searched, Source
+from sniper.engine.search import Search, Searched, Source, is_mere_part
 from sniper.errors import ImageError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
@@ -132,14 +132,15 @@ class Predictor:
 
     def _merged(self, searched: Searched[Detections]) -> Detections:
         """Keep what each window is asked for, and merge it."""
-        kept = []
-        for window, coarser, found in searched.parts:
+        parts, is_cut = [], []
+        for window, found in searched.parts:
             boxes = window.to_image(found.boxes)
-            is_kept = window.level.valid_range.contains(boxes)
-            is_kept &= ~window.is_seen_better(found.boxes, coarser)
+            is_meant = window.level.valid_range.contains(boxes)
             in_image = Detections(boxes=boxes, scores=found.scores, labels=found.labels)
-            kept.append(in_image.select(is_kept))
-        return merge(Detections.join(kept), self.spec)
+            parts.append(in_image.select(is_meant))
+            is_cut.append(window.is_cut(found.boxes)[is_meant])
+        joined = Detections.join(parts)
+        return merge(joined.select(~is_mere_part(joined, np.concatenate(is_cut))), self.spec)
 
 
 def _detect(

@@ -287,6 +287,18 @@ class Run:
                 f"{annotations.path} has now"
             )
 
+    @property
+    def weights_path(self) -> Path:
+        """The newest weights, their average if one is kept.
+
+        Raises:
+            RunError: if there is no checkpoint yet.
+        """
+        if not self.checkpoints:
+            raise RunError(f"{self.folder}: the run has no checkpoint yet")
+        average = self.checkpoints[-1] / "average.safetensors"
+        return average if average.exists() else average.with_name("weights.safetensors")
+
     def load_weights(self) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
         """Read the newest weights, their average if one is kept: tensors, categories by label, and the file.
 
@@ -294,11 +306,7 @@ class Run:
             RunError: if there is no checkpoint yet.
             CheckpointError: if it cannot be read.
         """
-        if not self.checkpoints:
-            raise RunError(f"{self.folder}: the run has no checkpoint yet")
-        path = self.checkpoints[-1] / "average.safetensors"
-        if not path.exists():
-            path = path.with_name("weights.safetensors")
+        path = self.weights_path
         tensors, head = self._read(path)
         try:
             categories = tuple(Category(**entry) for entry in head["categories"])

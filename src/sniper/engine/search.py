@@ -23,6 +23,8 @@ from sniper.data.cutting import cut_window
 from sniper.data.images import Picture, PictureInMemory, WindowedTiff, open_picture
 from sniper.data.spec import DataSpec
 from sniper.errors import ImageError
+from sniper.geometry import Detections
+from sniper.geometry.boxes import area, intersections
 
 _GRID = 64  # level pixels; all strides divide it
 _CONTEXT = 64  # level pixels around an object that help to recognize it
@@ -31,8 +33,12 @@ _GROUP_IMAGES = 32
 _BATCHES_AHEAD = 2
 _THREADS = min(os.cpu_count() or 1, 8)
 _AT_BORDER = 4.0  # level pixels; a box that ends so near to an inner border was cut by it
+_MOST_OF_IT = 0.7
+_AS_SURE = 0.5
+_CUT_AT_ONCE = 256
+_LONGEST = 1.5  # times the size: how long an object may be to be seen whole by one window wherever it lies
 
-Source = Path | Picture | UInt8[np.ndarray, "h w 3"]
+Source = Path | Picture | UInt8[np.ndarray, "_ _ 3"]
 Found = TypeVar("Found")
 
 
@@ -64,8 +70,8 @@ class Axis:
 
     def is_cut(
         self, place: int, low: Float[np.ndarray, " n"], high: Float[np.ndarray, " n"]
-    ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """Tell which extents end at an inner border of a window, and of which of those a neighbour sees more.
+    ) -> Bool[np.ndarray, " n"]:
+        """Tell which extents end at an inner border of a window.
 
         Args:
             place: which window.
@@ -73,22 +79,12 @@ class Axis:
             high: (n,) where they end.
         """
         start, stop = self.spans[place]
-        is_cut, is_seen = np.zeros(len(low), dtype=np.bool_), np.ones(len(low), dtype=np.bool_)
+        is_cut = np.zeros(len(low), dtype=np.bool_)
         if place > 0:
-            at_start = low < start + _AT_BORDER
-            is_cut |= at_start
-            is_seen &= ~at_start | (high < self.spans[place - 1][1] - _AT_BORDER)
+            is_cut |= low < start + _AT_BORDER
         if place + 1 < len(self.spans):
-            at_stop = high > stop - _AT_BORDER
-            is_cut |= at_stop
-            is_seen &= ~at_stop | (low > self.spans[place + 1][0] + _AT_BORDER)
-        return is_cut, is_seen
-
-    def fits(self, lengths: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-        """Tell which lengths some window holds whole, wherever they lie."""
-        if len(self.spans) == 1:
-            return np.ones(len(lengths), dtype=np.bool_)
-        return lengths < self.spans[0][1] - self.spans[1][0] - 2 * _AT_BORDER
+            is_cut |= high > stop - _AT_BORDER
+        return is_cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +104,7 @@ class Tiling:
     @classmethod
     def of(cls, level: Level, *, limit: int) -> "Tiling":
         """Cut a level image into windows of at most so many pixels a side, which overlap by its largest objects."""
-        overlap = level.valid_sizes[1] + _CONTEXT
+        overlap = _LONGEST * level.valid_sizes[1] + _CONTEXT
         return cls(
             level=level,
             across=Axis.of(level.width, limit=limit, overlap=overlap),
@@ -120,16 +116,6 @@ class Tiling:
         for row in range(len(self.down.spans)):
             for column in range(len(self.across.spans)):
                 yield Window(tiling=self, column=column, row=row)
-
-    def holds(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
-        """Tell which boxes, image frame, this level looks for and sees whole in some window.
-
-        What is cut is larger than it seems, so only the upper end of the valid range is looked at.
-        """
-        at_level = self.level.to_level(boxes)
-        width, height = at_level[:, 2] - at_level[:, 0], at_level[:, 3] - at_level[:, 1]
-        is_small = np.sqrt(width * height) < self.level.valid_sizes[1]
-        return is_small & self.across.fits(width) & self.down.fits(height)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,23 +154,37 @@ class Window:
         x, y, _, _ = self.corners
         return self.level.to_image(boxes + np.array([x, y, x, y]))
 
-    def is_seen_better(
-        self, boxes: Float[np.ndarray, "n 4"], coarser: Sequence[Tiling]
-    ) -> Bool[np.ndarray, " n"]:
-        """Tell which boxes are cut by an inner border, while a neighbour or a coarser level sees them whole.
-
-        Args:
-            boxes: (n, 4) xyxy, the window's frame. May be empty.
-            coarser: the levels that resize the image less.
-        """
+    def is_cut(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+        """Tell which boxes, (n, 4) xyxy in the window's frame, end at an inner border of it."""
         x, y, _, _ = self.corners
         at_level = boxes + np.array([x, y, x, y])
-        cut_x, seen_x = self.tiling.across.is_cut(self.column, at_level[:, 0], at_level[:, 2])
-        cut_y, seen_y = self.tiling.down.is_cut(self.row, at_level[:, 1], at_level[:, 3])
-        is_seen = seen_x & seen_y
-        for tiling in coarser:
-            is_seen |= tiling.holds(self.level.to_image(at_level))
-        return (cut_x | cut_y) & is_seen
+        return self.tiling.across.is_cut(
+            self.column, at_level[:, 0], at_level[:, 2]
+        ) | self.tiling.down.is_cut(self.row, at_level[:, 1], at_level[:, 3])
+
+
+def is_mere_part(detections: Detections, is_cut: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Tell which detections were cut by a window, while a neighbour or another level sees the object whole.
+
+    That is so if most of the box lies in one of the same class that was not cut and is at least half as sure.
+
+    Args:
+        detections: of all windows and levels of an image, image frame. May be empty.
+        is_cut: (n,) which of them were cut.
+    """
+    is_part = np.zeros(len(detections), dtype=np.bool_)
+    for label in np.unique(detections.labels[is_cut]).tolist():
+        of_class = detections.labels == label
+        whole = detections.select(of_class & ~is_cut)
+        cut_places = np.flatnonzero(of_class & is_cut)
+        for start in range(0, len(cut_places), _CUT_AT_ONCE):
+            places = cut_places[start : start + _CUT_AT_ONCE]
+            boxes = detections.boxes[places]
+            shared = intersections(boxes, whole.boxes)  # (k, w)
+            is_inside = shared >= _MOST_OF_IT * area(boxes)[:, None]
+            is_sure = whole.scores >= _AS_SURE * detections.scores[places][:, None]
+            is_part[places] = (is_inside & is_sure).any(axis=1)
+    return is_part
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -194,12 +194,12 @@ class Searched(Generic[Found]):
     Attributes:
         width: of the image, pixels.
         height: of the image, pixels.
-        parts: each window with what was found there, and the windows of the levels coarser than its own.
+        parts: each window with what was found there.
     """
 
     width: int
     height: int
-    parts: list[tuple[Window, Sequence[Tiling], Found]]
+    parts: list[tuple[Window, Found]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,9 +246,7 @@ class Search(Generic[Found]):
         results = iter(found)
         for item, one in zip(batch.items, pixels, strict=True):
             if one is not None:
-                item.image.parts.append(
-                    (item.window, item.image.tilings[item.window.level.index + 1 :], next(results))
-                )
+                item.image.parts.append((item.window, next(results)))
         if batch.is_last:
             for image in batch.group:
                 image.picture = None
@@ -257,7 +255,7 @@ class Search(Generic[Found]):
                 else:
                     yield Searched(width=image.width, height=image.height, parts=image.parts)
 
-    def _computed(self, pixels: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Found]:
+    def _computed(self, pixels: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Found]:
         """Compute, in halves if the whole does not fit into the device's memory."""
         if not pixels:
             return []
@@ -320,7 +318,7 @@ class _Image:
         self.is_bad = False
         self.width = self.height = 0
         self.tilings: list[Tiling] = []
-        self.parts: list[tuple[Window, Sequence[Tiling], Any]] = []
+        self.parts: list[tuple[Window, Any]] = []
         try:
             self.picture = _opened(source, data)
             self.width, self.height = self.picture.width, self.picture.height

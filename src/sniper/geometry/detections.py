@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,6 +30,20 @@ class Detections:
     def select(self, index: Int[np.ndarray, " k"] | Bool[np.ndarray, " n"]) -> Self:
         """Keep the detections that an index or a mask names, in its order."""
         return type(self)(boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index])
+
+    def to_supervision(self) -> Any:
+        """Give them as `supervision.Detections`, for the trackers, zones and annotators of that package.
+
+        Raises:
+            ModuleNotFoundError: if supervision is not installed.
+        """
+        import supervision
+
+        return supervision.Detections(
+            xyxy=self.boxes.astype(np.float32),
+            confidence=self.scores.astype(np.float32),
+            class_id=self.labels.astype(np.int64),
+        )
 
     @classmethod
     def empty(cls) -> Self:

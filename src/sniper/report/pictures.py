@@ -1,16 +1,19 @@
 """Pictures: chips with what they teach, images with what was found."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw, ImageFont
 
 from sniper.chips import Standing
 from sniper.data.coco import Category
 from sniper.data.dataset import ChipDataset, ChipSample
+from sniper.data.images import Picture
+from sniper.diagnosis import match
 from sniper.geometry import Detections
 from sniper.report.palette import PALETTE
 
@@ -21,7 +24,9 @@ _STANDING = {
     Standing.ASIDE: ("#CC79A7", "aside"),
 }
 _SHEET_BACKGROUND = "#202020"
+_VERDICTS = {"hit": "#56B4E9", "false alarm": "#E69F00", "miss": "#CC79A7", "crowd": "#BBBBBB"}
 _LEAST_SIDE = 1200  # pixels; of the longer side of a picture, so that names beside small boxes can be read
+_MOST_SIDE = 6000  # pixels; of the longer side, so that it can be opened
 
 
 def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 384) -> None:
@@ -52,35 +57,93 @@ def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 3
     sheet.save(path)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Truth:
+    """The objects of an image.
+
+    Attributes:
+        boxes: (n, 4) xyxy, image frame. May be empty.
+        labels: (n,) 0..C-1.
+        is_crowd: (n,) whether each is a crowd.
+    """
+
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int[np.ndarray, " n"]
+    is_crowd: Bool[np.ndarray, " n"]
+
+
 def draw_detections(
-    image: UInt8[np.ndarray, "h w 3"],
+    picture: Picture,
     detections: Detections,
     path: Path,
     *,
     categories: Sequence[Category],
+    truth: Truth | None = None,
     at_least: float = 0.3,
 ) -> None:
-    """Write a picture of an image with what was found in it, a colour for each class; small images are enlarged.
+    """Write a picture of an image with what was found in it; small images are enlarged, very large ones reduced.
+
+    Without the truth, each class has a colour. With it, hits, false alarms and misses have one each, as a legend tells.
 
     Args:
-        image: RGB.
-        detections: in the image frame.
+        picture: the image.
+        detections: in the image frame, best first.
         path: of the picture.
         categories: by label.
-        at_least: detections below this score are not drawn.
+        truth: the objects that are there.
+        at_least: detections below this score are not drawn, nor counted as hits.
     """
-    height, width = image.shape[:2]
-    zoom = max(1.0, _LEAST_SIDE / max(width, height))
-    picture = Image.fromarray(image).resize((round(width * zoom), round(height * zoom)))
-    draw = ImageDraw.Draw(picture)
-    unit = max(picture.size) / _LEAST_SIDE
+    sheet, zoom = _canvas(picture)
+    draw = ImageDraw.Draw(sheet)
+    unit = max(max(sheet.size) / _LEAST_SIDE, 1.0)
     font = _font(round(13 * unit))
     shown = detections.select(detections.scores >= at_least)
-    for box, score, label in zip(shown.boxes * zoom, shown.scores, shown.labels, strict=True):
-        color = PALETTE[int(label) % len(PALETTE)]
-        draw.rectangle(tuple(box.tolist()), outline=color, width=round(2 * unit))
-        _write(draw, f"{categories[int(label)].name} {score:.2f}", box, color=color, font=font)
-    picture.save(path)
+    colors = [PALETTE[label % len(PALETTE)] for label in shown.labels.tolist()]
+    if truth is not None:
+        is_hit, is_excused, is_found = match(shown, truth.boxes, truth.labels, truth.is_crowd)
+        verdicts = np.where(is_hit, "hit", np.where(is_excused, "crowd", "false alarm")).tolist()
+        colors = [_VERDICTS[verdict] for verdict in verdicts]
+        for box, label in zip(truth.boxes[truth.is_crowd] * zoom, truth.labels[truth.is_crowd], strict=True):
+            _outline(draw, box, color=_VERDICTS["crowd"], unit=unit)
+            _write(draw, f"crowd: {categories[label].name}", box, color=_VERDICTS["crowd"], font=font)
+        is_missed = ~is_found & ~truth.is_crowd
+        for box, label in zip(truth.boxes[is_missed] * zoom, truth.labels[is_missed], strict=True):
+            _outline(draw, box, color=_VERDICTS["miss"], unit=unit)
+            _write(draw, categories[label].name, box, color=_VERDICTS["miss"], font=font)
+    ranked = list(zip(shown.boxes * zoom, shown.scores.tolist(), shown.labels.tolist(), colors, strict=True))
+    for box, score, label, color in reversed(ranked):  # the best on top
+        _outline(draw, box, color=color, unit=unit)
+        _write(draw, f"{categories[label].name} {score:.2f}", box, color=color, font=font)
+    if truth is not None:
+        counts = {"hit": verdicts.count("hit"), "false alarm": verdicts.count("false alarm")}
+        _write_legend(draw, counts | {"miss": int(is_missed.sum())}, unit=unit)
+    sheet.save(path)
+
+
+def _canvas(picture: Picture) -> tuple[Image.Image, float]:
+    """Give the image in a size that can be looked at, and by how much that is larger than the image."""
+    longest = max(picture.width, picture.height)
+    zoom = min(max(1.0, _LEAST_SIDE / longest), _MOST_SIDE / longest)
+    reduction = picture.largest_reduction(1 << max(int(1 / zoom).bit_length() - 1, 0)) if zoom < 1 else 1
+    pixels = picture.read((0, 0, picture.width, picture.height), reduction=reduction)
+    sides = (max(round(picture.width * zoom), 1), max(round(picture.height * zoom), 1))
+    return Image.fromarray(pixels).resize(sides), zoom
+
+
+def _outline(draw: ImageDraw.ImageDraw, box: np.ndarray, *, color: str, unit: float) -> None:
+    draw.rectangle(tuple(box.tolist()), outline=color, width=round(2 * unit))
+
+
+def _write_legend(draw: ImageDraw.ImageDraw, counts: Mapping[str, int], *, unit: float) -> None:
+    """Tell in the corner what the colours mean, and how many there are of each."""
+    font, x, y = _font(round(18 * unit)), round(6 * unit), round(6 * unit)
+    plurals = {"hit": "hits", "false alarm": "false alarms", "miss": "misses"}
+    for verdict, count in counts.items():
+        text = f"{count} {verdict if count == 1 else plurals[verdict]}"
+        _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
+        draw.rectangle((x, y, x + right + 8 * unit, y + bottom + 6 * unit), fill=_VERDICTS[verdict])
+        draw.text((x + 4 * unit, y + 2 * unit), text, fill="black", font=font)
+        x += round(right + 14 * unit)
 
 
 def _draw_chip(sample: ChipSample, *, side: int) -> Image.Image:
