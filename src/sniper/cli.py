@@ -542,7 +542,7 @@ def evaluate(
     from sniper.evaluation import evaluate as score
     from sniper.report.curves import draw_precision, show_diagnosis
 
-    if sizes is not None and (not details or any(low >= high for low, high in pairwise((0.0, *sizes[1:])))):
+    if sizes is not None and (not details or any(low >= high for low, high in pairwise(sizes))):
         raise ConfigError(f"--sizes goes with --details, and must rise: {' '.join(map(str, sizes))}")
     if curve is not None:
         _check_folder(curve)

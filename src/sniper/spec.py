@@ -168,7 +168,7 @@ class PredictSpec:
     merge_iou: float = 0.5
     score_floor: float = 0.001
     max_detections: int = 200
-    window: int = 2048
+    window: int = 4096
     batch_megapixels: float = 8.0
     precision: Precision = "auto"
 

@@ -1,8 +1,11 @@
 """From an experiment to its detector, and to the precision in which it computes."""
 
+import copy
+
 import torch
 
 from sniper.models.detector import Detector
+from sniper.models.folding import folded
 from sniper.spec import ExperimentSpec, Precision
 
 
@@ -11,6 +14,17 @@ def build_detector(spec: ExperimentSpec, *, num_classes: int, has_weights: bool 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         return Detector(spec.model, num_classes=num_classes, has_weights=has_weights)
+
+
+def build_searcher(model: Detector) -> Detector:
+    """Make a copy of a detector that only searches, and faster: batch norm folded, weights laid out channels-last.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+    """
+    searcher = copy.deepcopy(model)
+    searcher.backbone.trunk = folded(searcher.backbone.trunk)
+    return searcher.to(memory_format=torch.channels_last)
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

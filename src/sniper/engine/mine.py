@@ -17,7 +17,7 @@ from torchvision.ops import nms
 
 from sniper.data.coco import Annotations
 from sniper.data.proposals import ProposalStore, ShardProposals
-from sniper.engine.build import autocast, build_detector
+from sniper.engine.build import autocast, build_detector, build_searcher
 from sniper.engine.run import Run
 from sniper.engine.search import Search, Source, is_mere_part
 from sniper.errors import DetectionsError, ProposalsError
@@ -139,7 +139,7 @@ def mine(
         return store
     model = build_detector(spec, num_classes=len(categories), has_weights=False)
     fill_module(model, tensors, source=path)
-    miner = Miner(model=model.to(device).eval(), spec=spec, device=device)
+    miner = Miner(model=build_searcher(model.to(device).eval()), spec=spec, device=device)
     num_images = sum(len(store.images_of(shard)) for shard in shards)
     num_done = 0
     for shard in shards:

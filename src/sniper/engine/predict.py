@@ -14,7 +14,7 @@ from PIL import Image
 from sniper.config import load_experiment
 from sniper.data.coco import Category
 from sniper.data.spec import DataSpec
-from sniper.engine.build import autocast, build_detector
+from sniper.engine.build import autocast, build_detector, build_searcher
 from sniper.engine.run import Run
 from sniper.engine.search import Search, Searched, Source, is_mere_part
 from sniper.errors import ImageError
@@ -84,7 +84,7 @@ class Predictor:
     ) -> "Predictor":
         """Take a detector of ours, in evaluation mode and on its device."""
         return cls(
-            detect=partial(_detect, model, precision=spec.predict.precision, device=device),
+            detect=partial(_detect, build_searcher(model), precision=spec.predict.precision, device=device),
             spec=spec.predict,
             categories=categories,
             device=device,

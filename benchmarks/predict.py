@@ -1,0 +1,289 @@
+"""How fast and how well images are searched, several ways with the same weights: a table and one JSON line.
+
+    python benchmarks/predict.py RUN annotations.json --limit 50 --sahi ENV
+
+The ways:
+
+- `one level`: the whole image with a short side of 800, at most 1333 long, as detectors are used mostly.
+- `plain pyramid`: the levels of the run, one image and one level at a time, hard NMS class by class in a loop.
+- `ours`: `Predictor`; `ours, unfolded` leaves batch norm where it is; `ours ×1` leaves out the levels that enlarge, so
+  that it sees the scale that SAHI does.
+- `SAHI 512`: SAHI's sliced prediction with slices of 512, an overlap of 0.2 and the whole image besides, its other
+  settings as they come, driving the same detector (folded) at the image's own scale; `SAHI 512 ×2` enlarges every
+  slice twice before.
+
+Detections below `--floor` count for no way. Each way runs in a process of its own, so that its peak memory is its own.
+`--sahi` names a folder with SAHI and what it needs: `pip install --no-deps --target ENV sahi shapely fire click tqdm
+requests termcolor`. `merge` is the time of merging 80 classes of 900 boxes, 200 kept.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torchvision.ops import nms
+
+from sniper.chips import LevelSpec
+from sniper.config import load_experiment
+from sniper.data.coco import load_annotations
+from sniper.data.cutting import cut_window
+from sniper.data.images import load_image, open_picture
+from sniper.engine.build import autocast, build_detector, build_searcher
+from sniper.engine.predict import Predictor, to_coco
+from sniper.engine.run import Run
+from sniper.evaluation import evaluate
+from sniper.geometry import Detections
+from sniper.geometry.suppression import soft_nms
+from sniper.models.detector import Detector
+from sniper.models.weights import fill_module
+from sniper.spec import ExperimentSpec
+
+SLICE = 512
+OVERLAP = 0.2
+ONE_LEVEL = LevelSpec(short_side=800, max_long_side=1333)
+
+Search = Callable[[Sequence[Path]], Sequence[Detections]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How fast and how well images are searched.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("annotations", type=Path)
+    parser.add_argument("--limit", type=int, default=50)
+    parser.add_argument("--floor", type=float, default=0.05)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--sahi", type=Path)
+    parser.add_argument("--ways", nargs="+", default=None, choices=list(WAYS))
+    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(measure(options)))
+        return
+    ways = options.ways or [way for way in WAYS if options.sahi or not way.startswith("SAHI")]
+    told = {}
+    for way in ways:
+        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(options.sahi or "")]))
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+        )
+        told[way] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{way:16}", json.dumps(told[way]), flush=True)
+    print(json.dumps({"benchmark": "predict", "cores": os.cpu_count(), "ways": told, "merge": time_merge()}))
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    device = torch.device(options.device)
+    if device.type == "cpu":
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    annotations = load_annotations(options.annotations)
+    chosen = annotations.select(np.arange(min(options.limit, len(annotations))))
+    records = list(chosen)
+    run = Run.open(options.run)
+    spec = load_experiment(run.config_path)
+    spec = replace(spec, predict=replace(spec.predict, score_floor=options.floor))
+    tensors, categories, source = run.load_weights()
+    model = build_detector(spec, num_classes=len(categories), has_weights=False)
+    fill_module(model, tensors, source=source)
+    search = WAYS[options.way](model.to(device).eval(), spec, device, [one.name for one in categories])
+    search([records[0].path])  # not measured: kernels are compiled, memory is found
+    started, cpu = time.perf_counter(), time.process_time()
+    found = search([record.path for record in records])
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    results = [
+        entry
+        for record, detections in zip(records, found, strict=True)
+        for entry in to_coco(detections, image_id=record.image_id, categories=categories)
+    ]
+    scores = evaluate(results, chosen.to_coco())
+    names = ("ap", "ap50", "ap_small", "ap_medium", "ap_large", "ar")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 1e9
+    return {
+        **{name: round(getattr(scores, name), 4) for name in names},
+        "images_per_s": round(len(records) / seconds, 4),
+        "cpu_s_per_image": round(cpu / len(records), 3),
+        "detections_per_image": round(len(results) / len(records), 1),
+        "peak_gb": round(peak, 2),
+    }
+
+
+def search_ours(model: Detector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]) -> Search:
+    predictor = Predictor.of(model, spec=spec, categories=(), device=device)
+    return lambda paths: [found for found in predictor.search(paths) if found is not None]
+
+
+def search_unfolded(model: Detector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]) -> Search:
+    predictor = replace(
+        Predictor.of(model, spec=spec, categories=(), device=device),
+        detect=lambda images: detect(model, images, spec, device),
+    )
+    return lambda paths: [found for found in predictor.search(paths) if found is not None]
+
+
+def search_one_level(
+    model: Detector, spec: ExperimentSpec, device: torch.device, names: Sequence[str]
+) -> Search:
+    predict = replace(spec.predict, levels=(ONE_LEVEL,))
+    return search_ours(model, replace(spec, predict=predict), device, names)
+
+
+def search_without_enlarging(
+    model: Detector, spec: ExperimentSpec, device: torch.device, names: Sequence[str]
+) -> Search:
+    finest, *others = (rule for rule in spec.predict.levels if rule.factor is None or rule.factor <= 1)
+    levels = (replace(finest, at_least=0.0), *others)
+    return search_ours(model, replace(spec, predict=replace(spec.predict, levels=levels)), device, names)
+
+
+def search_plainly(model: Detector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]) -> Search:
+    def search_one(path: Path) -> Detections:
+        picture = open_picture(path, spec.data.read)
+        parts = []
+        for index, rule in enumerate(spec.predict.levels):
+            level = rule.at(width=picture.width, height=picture.height, index=index)
+            pixels = cut_window(picture, level, (0, 0, level.width, level.height), reads_smaller=False)
+            image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(device)
+            (found,) = detect(model, [image], spec, device)
+            boxes = level.to_image(found.boxes)
+            is_meant = level.valid_range.contains(boxes) & (found.scores >= spec.predict.score_floor)
+            parts.append(Detections(boxes=boxes, scores=found.scores, labels=found.labels).select(is_meant))
+        joined = Detections.join(parts)
+        kept = []
+        for label in range(model.num_classes):
+            own = joined.select(joined.labels == label)
+            places = nms(torch.from_numpy(own.boxes), torch.from_numpy(own.scores), 0.5)
+            kept.append(own.select(places.numpy()))
+        merged = Detections.join(kept)
+        return merged.select(np.argsort(-merged.scores, kind="stable")[: spec.predict.max_detections])
+
+    return lambda paths: [search_one(path) for path in paths]
+
+
+def detect(
+    model: Detector, images: Sequence[torch.Tensor], spec: ExperimentSpec, device: torch.device
+) -> Sequence[Detections]:
+    with torch.inference_mode(), autocast(spec.predict.precision, device):
+        return model.detect(images)
+
+
+def search_with_sahi(zoom: int) -> Callable[..., Search]:
+    def build(model: Detector, spec: ExperimentSpec, device: torch.device, names: Sequence[str]) -> Search:
+        from sahi.models.base import DetectionModel
+        from sahi.predict import get_sliced_prediction
+        from sahi.prediction import ObjectPrediction
+
+        searcher = build_searcher(model)
+
+        class Ours(DetectionModel):
+            def set_model(self, model: Any, **_: Any) -> None:
+                self.model = model
+
+            def perform_inference(self, image: np.ndarray) -> None:
+                pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).to(device)
+                if zoom > 1:
+                    enlarged = torch.nn.functional.interpolate(
+                        pixels[None].float(), scale_factor=zoom, mode="bilinear"
+                    )
+                    pixels = enlarged[0].round().to(torch.uint8)
+                self._original_predictions = detect(self.model, [pixels], spec, device)
+
+            def _create_object_prediction_list_from_original_predictions(
+                self, shift_amount_list: Any = None, full_shape_list: Any = None
+            ) -> None:
+                shifts = shift_amount_list or [[0, 0]]
+                shifts = shifts if isinstance(shifts[0], list) else [shifts]
+                shapes = full_shape_list
+                if shapes is not None and not isinstance(shapes[0], list):
+                    shapes = [shapes]
+                self._object_prediction_list_per_image = [
+                    [
+                        ObjectPrediction(
+                            bbox=(box / zoom).tolist(),
+                            category_id=int(label),
+                            category_name=names[label],
+                            score=float(score),
+                            shift_amount=shifts[place],
+                            full_shape=None if shapes is None else shapes[place],
+                        )
+                        for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True)
+                        if score >= self.confidence_threshold
+                    ]
+                    for place, found in enumerate(self._original_predictions)
+                ]
+
+        driver = Ours(
+            model=searcher,
+            device=str(device),
+            confidence_threshold=spec.predict.score_floor,
+            category_mapping={str(label): name for label, name in enumerate(names)},
+        )
+
+        def search_one(path: Path) -> Detections:
+            found = get_sliced_prediction(
+                load_image(path, spec.data.read),
+                driver,
+                slice_height=SLICE,
+                slice_width=SLICE,
+                overlap_height_ratio=OVERLAP,
+                overlap_width_ratio=OVERLAP,
+                verbose=0,
+            ).object_prediction_list
+            return Detections(
+                boxes=np.array([one.bbox.to_xyxy() for one in found], dtype=np.float64).reshape(-1, 4),
+                scores=np.array([one.score.value for one in found], dtype=np.float64),
+                labels=np.array([one.category.id for one in found], dtype=np.int64),
+            )
+
+        return lambda paths: [search_one(path) for path in paths]
+
+    return build
+
+
+WAYS: dict[str, Callable[..., Search]] = {
+    "one level": search_one_level,
+    "plain pyramid": search_plainly,
+    "ours": search_ours,
+    "ours, unfolded": search_unfolded,
+    "ours ×1": search_without_enlarging,
+    "SAHI 512": search_with_sahi(1),
+    "SAHI 512 ×2": search_with_sahi(2),
+}
+
+
+def time_merge(repeats: int = 9) -> dict[str, float]:
+    """Time the merging of 80 classes of 900 boxes, milliseconds."""
+    generator = np.random.default_rng(0)
+    low = generator.uniform(0, 900, (80 * 900, 2))
+    crowd = Detections(
+        boxes=np.concatenate([low, low + generator.uniform(10, 200, low.shape)], axis=1),
+        scores=generator.uniform(0.1, 1, len(low)) ** 3,
+        labels=np.repeat(np.arange(80), 900),
+    )
+    told = {}
+    for name, limit in (("200 kept", 200), ("all kept", None)):
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            soft_nms(crowd, limit=limit)
+            times.append((time.perf_counter() - started) * 1e3)
+        told[name] = round(statistics.median(times), 2)
+    return told
+
+
+if __name__ == "__main__":
+    main()
