@@ -204,6 +204,14 @@ def test_folders_patterns_and_lists_stand_for_their_images(
     assert searched(world / "shots") == ["a.jpg", "b.png", "c.JPG"]
     assert searched(world / "list.txt") == ["b.png", "a.jpg"]
     assert searched(world / "shots" / "**" / "*.JPG", world / "shots" / "b.png") == ["c.JPG", "b.png"]
+    assert searched(world / "shots" / "b.png", world / "shots") == ["b.png", "a.jpg", "c.JPG"]
+    assert searched(world / "shots" / "**") == ["a.jpg", "b.png", "c.JPG"]
+    (world / "list.txt").write_bytes(b"\xef\xbb\xbfshots/b.png")
+    assert searched(world / "list.txt") == ["b.png"]
+    shots = ("predict", world / "run", world / "shots")
+    assert "goes with --annotations" in refused(world, capsys, *shots, "--image-root", world)
+    assert "is a folder, wanted a file" in refused(world, capsys, *shots, "-o", world / "shots")
+    assert "has no name" in refused(world, capsys, "predict", world / "run", "")
     assert "there is no image" in refused(world, capsys, "predict", world / "run", world / "*.webp")
     assert "there is no image" in refused(world, capsys, "predict", world / "run", world / "run")
 
@@ -222,6 +230,18 @@ def test_a_search_that_met_a_bad_image_goes_on_where_it_was(
     resumed = ask(capsys, "predict", world / "run", world / "images", "--resume")
     assert resumed["num_detections"] == whole["num_detections"]
     assert (world / "run" / "detections.json").read_bytes() == expected
+
+
+def test_pictures_are_not_drawn_with_the_categories_of_others(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(capsys, "train", world / "experiment.yaml", "--run", world / "run", "--train.epochs", "0.2")
+    content = json.loads((world / "train.json").read_text())
+    content["categories"].append({"id": 99, "name": "other"})
+    (world / "other.json").write_text(json.dumps(content))
+    search = ("predict", world / "run", "--annotations", world / "other.json")
+    assert "other.json has other categories" in refused(world, capsys, *search, "--draw", world / "drawn")
+    ask(capsys, *search, "--limit", "1")
 
 
 def test_images_that_are_to_be_skipped_are_listed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,16 +309,22 @@ def test_an_evaluation_tells_where_its_numbers_come_from(
     assert {one["name"] for one in told["classes"]} == {"dark", "bright"}
     assert told["false_positives_per_image"]["at_recall_0.9"] is not None
     assert (world / "c.png").stat().st_size > 5000
-    assert run(["evaluate", str(path), str(world / "train.json"), "--details", "--max-detections", "1"]) == 0
+    assert run(["evaluate", str(path), str(world / "train.json"), "--details", "--max-detections", "10"]) == 0
     shown = capsys.readouterr()
     assert "by size of the object" in shown.out
-    assert re.search(r"warning: \d+ times an image has more than 1 detections of one class", shown.err)
-    assert "must rise" in refused(
+    assert "warning" not in shown.err
+    path.write_text(json.dumps(found * 12))
+    assert run(["evaluate", str(path), str(world / "train.json"), "--max-detections", "10"]) == 0
+    assert re.search(r"warning: \d+ times an image has more than 10 detections", capsys.readouterr().err)
+    path.write_text(json.dumps(found))
+    assert "and rising" in refused(
         world, capsys, "evaluate", path, world / "train.json", "--details", "--sizes", 9, 4
     )
-    assert "there is no folder" in refused(
-        world, capsys, "evaluate", path, world / "train.json", "--curve", world / "none" / "c.png"
-    )
+    score = ("evaluate", path, world / "train.json")
+    assert "and rising" in refused(world, capsys, *score, "--details", "--sizes", "nan")
+    assert "there is no folder" in refused(world, capsys, *score, "--curve", world / "none" / "c.png")
+    assert "wanted a name that ends in .png" in refused(world, capsys, *score, "--curve", world / "c.xyz")
+    assert "Must be >= 10" in refused(world, capsys, *score, "--max-detections", "9")
 
 
 def test_answers_are_words_without_json(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

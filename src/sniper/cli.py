@@ -432,6 +432,8 @@ def predict(
         device: where to compute, such as cpu or cuda:0; a GPU if there is one.
         json: print one JSON object and nothing else.
     """
+    from dataclasses import asdict
+
     from sniper.config import load_experiment
     from sniper.data.coco import Annotations
     from sniper.data.images import open_picture
@@ -444,10 +446,10 @@ def predict(
 
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
-    if spec.train.rpn_only:
-        raise ConfigError(f"{run}: has trained its proposals only (train.rpn_only); it can be mined with")
     if images and annotations is not None:
         raise ConfigError("predict wants either image files or --annotations, not both")
+    if image_root is not None and annotations is None:
+        raise ConfigError("--image-root goes with --annotations")
     truth: Annotations | None = None
     if images:
         files = _image_files(images)
@@ -460,10 +462,16 @@ def predict(
         sources = [ToSearch(image_id=record.image_id, path=record.path) for record in truth][:limit]
     place = _device(device)
     target = output or run / "detections.json"
+    if target.is_dir():
+        raise ConfigError(f"{target}: is a folder, wanted a file to write")
     for folder in (target.parent, draw):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
     predictor = Predictor.load(opened, spec, device=place)
+    if draw is not None and truth is not None and truth.categories != predictor.categories:
+        raise ConfigError(
+            f"--draw: {truth.path} has other categories than {run}, so nothing can be told right"
+        )
 
     def show(index: int, detections: "Detections") -> None:
         assert draw is not None
@@ -482,25 +490,33 @@ def predict(
 
     started = time.monotonic()
     with Ranks.of_environment().joined(place) as ranks, _step_bar(is_shown=ranks.is_first) as bars:
-        num_detections, skipped = search_to_file(
+        report = search_to_file(
             predictor,
             sources,
             target,
-            weights=sha256(opened.weights_path),
+            made_of={"weights": sha256(opened.weights_path), "model": asdict(spec.model)},
             resume=resume,
             ranks=ranks,
             watch=bars.predicting,
             show=None if draw is None else show,
         )
     seconds = time.monotonic() - started
+    if ranks.is_first and report.num_full:
+        limit_ = spec.predict.max_detections
+        _console.print(
+            f"warning: in {report.num_full} images {limit_} objects were found, which is predict.max_detections; "
+            "others were cut off",
+            markup=False,
+            soft_wrap=True,
+        )
     if ranks.is_first:
         _answer(
             json,
             {
                 "run": str(run),
                 "num_images": len(sources),
-                "skipped_images": [str(sources[index].path) for index in skipped],
-                "num_detections": num_detections,
+                "skipped_images": [str(sources[index].path) for index in report.skipped],
+                "num_detections": report.num_results,
                 "seconds": round(seconds, 3),
                 "output": str(target),
             },
@@ -514,7 +530,7 @@ def evaluate(
     /,
     *,
     limit: Count | None = None,
-    max_detections: Count = 100,
+    max_detections: Annotated[int, Parameter(validator=validators.Number(gte=10))] = 100,
     sizes: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
     details: Annotated[bool, Parameter(negative=())] = False,
     curve: Path | None = None,
@@ -540,12 +556,18 @@ def evaluate(
     from sniper.diagnosis import PAPER_SIZES, diagnose
     from sniper.evaluation import check_detections_match, load_detections
     from sniper.evaluation import evaluate as score
-    from sniper.report.curves import draw_precision, show_diagnosis
+    from sniper.report.curves import CURVE_SUFFIXES, draw_precision, show_diagnosis
 
-    if sizes is not None and (not details or any(low >= high for low, high in pairwise(sizes))):
-        raise ConfigError(f"--sizes goes with --details, and must rise: {' '.join(map(str, sizes))}")
+    if sizes is not None:
+        is_rising = all(0 <= low < high for low, high in pairwise((*sizes, math.inf)))
+        if not details or not is_rising:
+            raise ConfigError(
+                f"--sizes goes with --details, from 0 or more and rising: {' '.join(map(str, sizes))}"
+            )
     if curve is not None:
         _check_folder(curve)
+        if curve.suffix.lower() not in CURVE_SUFFIXES:
+            raise ConfigError(f"--curve {curve}: wanted a name that ends in {', '.join(CURVE_SUFFIXES)}")
     loaded = load_annotations(annotations, has_images=False)
     truth = loaded.to_coco()
     found = load_detections(detections)
@@ -672,25 +694,28 @@ def _image_files(tokens: Sequence[str]) -> list[Path]:
     """Find the image files that folders, patterns, lists and names stand for."""
     from sniper.data.images import SUFFIXES
 
-    files: list[Path] = []
+    files: dict[Path, None] = {}
     for token in tokens:
         path = Path(token)
+        if not token:
+            raise ConfigError("an image file has no name")
         if path.is_dir():
             found = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES)
         elif path.suffix.lower() == ".txt":
             try:
-                lines = path.read_text().splitlines()
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{path}: cannot be read as a list of images ({error})") from error
             found = [path.parent / line.strip() for line in lines if line.strip()]
         elif not path.exists() and any(mark in token for mark in "*?["):
-            found = sorted(Path(one) for one in glob(token, recursive=True))
+            matching = (Path(one) for one in glob(token, recursive=True))
+            found = sorted(one for one in matching if one.suffix.lower() in SUFFIXES and one.is_file())
         else:
             found = [path]
         if not found:
             raise ConfigError(f"{token}: there is no image")
-        files += found
-    return files
+        files |= dict.fromkeys(found)
+    return list(files)
 
 
 def _images_to_search(
@@ -763,7 +788,7 @@ def _answer(is_json: bool, values: Mapping[str, Any]) -> None:
         return
     width = max(len(name) for name in values)
     for name, value in values.items():
-        print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class Diagnosis:
     """What was found out.
 
     Attributes:
-        classes: in the order of the truth.
+        classes: in the order of their ids.
         sizes: from small to large.
         false_positives: for some recalls, how many detections per image are no object at the score where that share of
             all objects is found (IoU 0.5, all classes together); None where it is never reached.
@@ -251,9 +251,12 @@ def _false_positives(
     if num_objects == 0:
         return dict.fromkeys(RECALLS)
     counts = ~np.array(is_ignored, dtype=np.bool_)
-    hits = np.array(is_hit, dtype=np.bool_)[counts]
-    hits = hits[np.argsort(-np.array(scores)[counts], kind="stable")]
-    recalls, misses = np.cumsum(hits) / num_objects, np.cumsum(~hits)
+    counted = np.array(scores)[counts]
+    order = np.argsort(-counted, kind="stable")
+    hits = np.array(is_hit, dtype=np.bool_)[counts][order]
+    # Whoever takes a score for the least takes all that have it.
+    is_last = np.append(np.diff(counted[order]) != 0, True)[: len(order)]
+    recalls, misses = np.cumsum(hits)[is_last] / num_objects, np.cumsum(~hits)[is_last]
     reached = {recall: np.flatnonzero(recalls >= recall) for recall in RECALLS}
     return {
         recall: float(misses[places[0]] / num_images) if len(places) else None

@@ -70,7 +70,8 @@ def evaluate(
             frame, pixels) and `score`. May be empty. Equal scores rank by image id, then as given.
         ground_truth: a COCO data set: `images`, `categories`, `annotations`. An annotation without `area` has
             that of its box; without `iscrowd` it is no crowd; its `id` is not needed.
-        max_detections: the best so many of each image and class count; COCO's own numbers are those for 100.
+        max_detections: the best so many of each image and class count, at least 10; COCO's own numbers are those for
+            100.
 
     Returns:
         The twelve numbers, with how many images and detections they come from.
@@ -85,11 +86,15 @@ def evaluate(
         >>> round(scores.ap, 6), scores.ap_small
         (1.0, -1.0)
     """
+    if max_detections < 10:
+        raise ValueError(
+            f"max_detections must be at least 10, for there is a recall at 10, not {max_detections}"
+        )
     check_detections_match(detections, ground_truth)
     truth = as_coco(ground_truth)
     found = truth.load_res(as_results(detections))
     scoring = hotcoco.COCOeval(truth, found, "bbox")
-    scoring.params.max_dets = [1, min(10, max_detections), max_detections]
+    scoring.params.max_dets = [1, 10, max_detections]
     scoring.evaluate()
     scoring.accumulate()
     scoring.summary_lines()  # fills `stats` as `summarize` does, but prints nothing

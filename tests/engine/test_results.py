@@ -1,6 +1,8 @@
 """Results are kept as they come, and put together whole, in order, whoever found them."""
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import pytest
 
 from sniper.chips import LevelSpec
 from sniper.engine.ranks import Ranks
-from sniper.engine.results import ResultParts, ToSearch, search_to_file
+from sniper.engine.results import ResultParts, SearchReport, ToSearch, search_to_file
 from sniper.errors import DetectionsError, ImageError
+from sniper.spec import PredictSpec
 from tests.data.tiny import write_image
 from tests.engine.test_search import blob_predictor
 
@@ -82,38 +85,85 @@ def test_other_weights_or_images_are_not_gone_on_with(tmp_path: Path) -> None:
         parts_of(tmp_path / "found.json", resume=True, weights="b")
 
 
+def test_a_part_that_is_gone_is_told_and_not_taken_for_images_without_results(tmp_path: Path) -> None:
+    with parts_of(tmp_path / "found.json") as parts:
+        for index in range(6):
+            parts.keep(index, entries_of(index))
+        with pytest.raises(DetectionsError, match="the results of 1 images are in no part"):
+            parts.finish()
+
+
+def test_a_gap_in_the_parts_costs_none_of_them(tmp_path: Path) -> None:
+    target = tmp_path / "found[1].json"
+    for index in range(3):
+        with parts_of(target, resume=index > 0) as parts:
+            parts.keep(index, entries_of(index))
+    (tmp_path / ".found[1].json.part001").unlink()  # of a process that had found nothing
+    with parts_of(target, resume=True) as parts:
+        assert parts.left == [1, 3, 4, 5, 6]
+        for index in parts.left:
+            parts.keep(index, entries_of(index))
+        parts.finish()
+    assert json.loads(target.read_text()) == [entry for index in range(7) for entry in entries_of(index)]
+
+
 def test_an_image_that_cannot_be_read_ends_the_search_and_loses_nothing(tmp_path: Path) -> None:
     images = []
-    for number in range(4):
+    for number in range(40):
         write_image(tmp_path / f"{number}.png", width=60, height=50, seed=number)
         images.append(ToSearch(image_id=number, path=tmp_path / f"{number}.png", file_name=f"{number}.png"))
-    whole = (tmp_path / "3.png").read_bytes()
-    (tmp_path / "3.png").write_bytes(whole[:100])
     predictor = blob_predictor(LevelSpec(factor=1.0), window=256, batch_megapixels=0.001)
     target = tmp_path / "found.json"
     seen: list[tuple[int, int]] = []
 
-    def search(*, resume: bool) -> tuple[int, list[int]]:
+    def search(*, resume: bool, weights: str = "a") -> SearchReport:
         return search_to_file(
             predictor,
             images,
             target,
-            weights="a",
+            made_of={"weights": weights},
             resume=resume,
             ranks=Ranks(),
             watch=lambda done, total: seen.append((done, total)),
         )
 
-    with pytest.raises(ImageError, match=r"3\.png"):
+    search(resume=False)
+    whole = target.read_bytes()
+    target.unlink()
+    bad = tmp_path / "39.png"
+    content, stat = bad.read_bytes(), bad.stat()
+    bad.write_bytes(content[:100].ljust(len(content), b"\0"))
+    os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ImageError, match=r"39\.png"):
         search(resume=False)
     assert not target.exists()
-    (tmp_path / "3.png").write_bytes(whole)
-    count, skipped = search(resume=True)
-    assert skipped == []
-    assert count == len(json.loads(target.read_text())) > 0
-    assert {entry["file_name"] for entry in json.loads(target.read_text())} <= {f"{i}.png" for i in range(4)}
-    again = target.read_bytes()
-    target.unlink()
-    search(resume=False)
-    assert target.read_bytes() == again
+    with pytest.raises(DetectionsError, match="is of another search"):
+        search(resume=True, weights="b")
+    bad.write_bytes(content)
+    os.utime(bad, ns=(1, 1))
+    with pytest.raises(DetectionsError, match="is of another search"):
+        search(resume=True)  # one of the images has changed
+    os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    seen.clear()
+    report = search(resume=True)
+    assert seen[-1][1] < 40
+    assert report.skipped == []
+    assert report.num_results == len(json.loads(target.read_text())) > 0
+    assert target.read_bytes() == whole
     assert hidden(tmp_path) == []
+
+
+def test_images_in_which_as_many_were_found_as_may_be_are_counted(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", width=300, height=200)
+    spec = PredictSpec(levels=(LevelSpec(factor=1.0),), max_detections=2)
+    predictor = dataclasses.replace(blob_predictor(LevelSpec(factor=1.0), window=256), spec=spec)
+    report = search_to_file(
+        predictor,
+        [ToSearch(image_id=1, path=tmp_path / "a.png")],
+        tmp_path / "found.json",
+        made_of={},
+        resume=False,
+        ranks=Ranks(),
+        watch=lambda done, total: None,
+    )
+    assert (report.num_results, report.num_full) == (2, 1)

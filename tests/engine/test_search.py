@@ -1,8 +1,11 @@
 """Searching in windows finds what searching the whole image does, once."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -14,14 +17,18 @@ from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.data.coco import Category
+from sniper.data.cutting import cut_window
+from sniper.data.images import PictureInMemory
 from sniper.data.spec import DataSpec
-from sniper.engine.predict import Predictor
+from sniper.engine.predict import Detect, Predictor
 from sniper.engine.search import Axis, Search, Tiling, Window
-from sniper.errors import ImageError
+from sniper.errors import ImageError, OutOfMemory
 from sniper.geometry import Detections
 from sniper.spec import PredictSpec
+from tests.models.batches import build_tiny
 
 CPU = torch.device("cpu")
+Merge = Literal["gaussian", "linear", "hard", "fusion"]
 
 
 def find_blobs(images: Sequence[torch.Tensor]) -> list[Detections]:
@@ -37,9 +44,11 @@ def find_blobs(images: Sequence[torch.Tensor]) -> list[Detections]:
     return found
 
 
-def blob_predictor(*levels: LevelSpec, window: int, batch_megapixels: float = 8.0) -> Predictor:
+def blob_predictor(
+    *levels: LevelSpec, window: int, batch_megapixels: float = 8.0, merge: Merge = "gaussian"
+) -> Predictor:
     spec = PredictSpec(
-        levels=levels, window=window, batch_megapixels=batch_megapixels, merge="hard", max_detections=10_000
+        levels=levels, window=window, batch_megapixels=batch_megapixels, merge=merge, max_detections=10_000
     )
     return Predictor(
         detect=find_blobs, spec=spec, categories=(Category(category_id=1, name="blob"),), device=CPU
@@ -68,18 +77,21 @@ def in_order(boxes: np.ndarray) -> np.ndarray:
     return boxes[np.lexsort(boxes.T)]
 
 
+MERGES: tuple[Merge, ...] = ("gaussian", "linear", "hard", "fusion")
+
+
 @settings(max_examples=20)
-@given(st.integers(0, 1000), st.sampled_from([256, 320, 500]))
-def test_in_windows_every_object_is_found_once_and_whole(seed: int, window: int) -> None:
+@given(st.integers(0, 1000), st.sampled_from([256, 320, 500]), st.sampled_from(MERGES))
+def test_in_windows_every_object_is_found_once_and_whole(seed: int, window: int, merge: Merge) -> None:
     image, boxes = draw_blobs(seed, width=1100, height=900, smallest=6, largest=60)
-    found = blob_predictor(LevelSpec(factor=1.0, below=62), window=window)(image)
+    found = blob_predictor(LevelSpec(factor=1.0, below=62), window=window, merge=merge)(image)
     np.testing.assert_array_equal(in_order(found.boxes), in_order(boxes))
 
 
 def test_what_no_window_sees_whole_is_left_to_the_coarser_level_that_does() -> None:
     image, boxes = draw_blobs(3, width=1500, height=1200, smallest=10, largest=600, count=40)
     levels = (LevelSpec(factor=1.0, below=120), LevelSpec(factor=0.25, at_least=90))
-    found = blob_predictor(*levels, window=384)(image)
+    found = blob_predictor(*levels, window=384, merge="hard")(image)
     assert len(found) == len(boxes)
     distances = np.abs(found.boxes[:, None] - boxes[None]).max(axis=2)  # (n, n)
     assert distances.min(axis=0).max() <= 4  # a pixel of the coarser level
@@ -110,31 +122,27 @@ def test_windows_cover_an_axis_overlap_and_lie_on_the_grid(length: int, limit: i
         )
 
 
-def test_a_network_finds_in_windows_what_it_finds_in_the_whole() -> None:
+def test_a_network_computes_in_windows_what_it_computes_in_the_whole() -> None:
     image = np.random.default_rng(0).integers(0, 256, (330, 520, 3), dtype=np.uint8)
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         *(torch.nn.Conv2d(inner, 8, 3, stride=2, padding=1) for inner in (3, 8, 8, 8))
     )
 
-    def objectness(images: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    def features_of(pixels: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return [network(one[None].float())[0].numpy() for one in images]
+            features: np.ndarray = network(
+                torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+            ).numpy()[0]
+        return features
 
-    (whole,) = objectness([torch.from_numpy(image).permute(2, 0, 1)])
-    search = Search(
-        compute=objectness,
-        levels=(LevelSpec(factor=1.0, below=40),),
-        window=256,
-        batch_megapixels=1,
-        device=CPU,
-        data=DataSpec(),
-    )
-    (searched,) = search([image])
-    assert searched is not None
-    assert len(searched.parts) > 2
+    whole = features_of(image)
+    tiling = Tiling.of(LevelSpec(factor=1.0, below=40).at(width=520, height=330), limit=256)
+    windows = list(tiling.windows())
+    assert len(windows) > 2
     cells_seen = 0
-    for window, features in searched.parts:
+    for window in windows:
+        features = features_of(cut_window(PictureInMemory(image), window.level, window.corners))
         x1, y1, x2, y2 = (corner // 16 for corner in window.corners)
         # Away from inner borders by more than what a cell looks at.
         left, top = (0 if x1 == 0 else 1), (0 if y1 == 0 else 1)
@@ -143,7 +151,26 @@ def test_a_network_finds_in_windows_what_it_finds_in_the_whole() -> None:
         own = features[:, top:bottom, left:right]
         np.testing.assert_allclose(own, whole[:, y1 + top : y1 + bottom, x1 + left : x1 + right], atol=1e-4)
         cells_seen += own[0].size
-    assert cells_seen >= whole[0].size / 2
+    assert cells_seen >= whole[0].size
+
+
+def test_what_is_found_in_an_image_does_not_depend_on_the_others() -> None:
+    rng = np.random.default_rng(0)
+    sides = [(90, 70), (128, 128), (100, 65), (127, 120), (64, 300), (90, 70)]
+    images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sides]
+    levels = (LevelSpec(factor=1.5), LevelSpec(long_side=64))
+    predictor = Predictor(
+        detect=build_tiny().eval().detect,
+        spec=PredictSpec(levels=levels, precision="fp32"),
+        categories=(),
+        device=CPU,
+    )
+    for image, together in zip(images, predictor.search(images), strict=True):
+        alone = predictor(image)
+        assert together is not None
+        assert len(alone) > 0
+        np.testing.assert_allclose(together.boxes, alone.boxes, atol=1e-3)
+        np.testing.assert_allclose(together.scores, alone.scores, atol=1e-5)
 
 
 def test_images_come_back_in_order_whatever_their_shapes() -> None:
@@ -158,54 +185,86 @@ def test_images_come_back_in_order_whatever_their_shapes() -> None:
         np.testing.assert_array_equal(in_order(found.boxes), in_order(boxes))
 
 
+def search_of(detect: Detect, *levels: LevelSpec, batch_megapixels: float = 1.0) -> Search:
+    return Search(
+        detect=detect,
+        levels=levels,
+        keeps_range=True,
+        window=2048,
+        batch_megapixels=batch_megapixels,
+        device=CPU,
+        data=DataSpec(),
+    )
+
+
 def test_batches_hold_like_shapes_and_keep_to_their_limit() -> None:
     shapes: list[list[tuple[int, ...]]] = []
 
-    def note(images: Sequence[torch.Tensor]) -> list[int]:
+    def note(images: Sequence[torch.Tensor]) -> list[Detections]:
         shapes.append([tuple(image.shape[1:]) for image in images])
-        return [0] * len(images)
+        return [Detections.empty()] * len(images)
 
     images = [np.zeros((100 + 50 * (i % 3), 200, 3), dtype=np.uint8) for i in range(20)]
-    search = Search(
-        compute=note,
-        levels=(LevelSpec(factor=1.0), LevelSpec(factor=0.5)),
-        window=2048,
-        batch_megapixels=0.1,
-        device=CPU,
-        data=DataSpec(),
-    )
+    search = search_of(note, LevelSpec(factor=1.0), LevelSpec(factor=0.5), batch_megapixels=0.2)
     assert len(list(search(images))) == 20
     assert sum(map(len, shapes)) == 40
+    assert max(map(len, shapes)) > 3
     for batch in shapes:
-        tallest, widest = (max(sides) for sides in zip(*batch, strict=True))
-        assert len(batch) * tallest * widest <= 100_000
-    padding = 1 - sum(h * w for batch in shapes for h, w in batch) / sum(
-        len(batch) * max(h for h, _ in batch) * max(w for _, w in batch) for batch in shapes
-    )
-    assert padding < 0.06
+        filled_up = {(-(-height // 64), -(-width // 64)) for height, width in batch}
+        ((rows, columns),) = filled_up
+        assert len(batch) * rows * columns * 64 * 64 <= 200_000
 
 
-def test_what_does_not_fit_is_computed_in_halves() -> None:
+def test_what_does_not_fit_is_computed_in_halves_and_that_is_remembered() -> None:
     tried: list[int] = []
 
-    def compute(images: Sequence[torch.Tensor]) -> list[int]:
+    def detect(images: Sequence[torch.Tensor]) -> list[Detections]:
         tried.append(len(images))
         if len(images) > 3:
             raise torch.OutOfMemoryError("no room")
-        return [int(image.sum()) for image in images]
+        return find_blobs(images)
 
-    images = [np.full((32, 32, 3), value, dtype=np.uint8) for value in range(10)]
-    search = Search(
-        compute=compute,
-        levels=(LevelSpec(factor=1.0),),
-        window=2048,
-        batch_megapixels=1,
-        device=CPU,
-        data=DataSpec(),
-    )
-    found = [searched.parts[0][1] for searched in search(images) if searched is not None]
-    assert found == [value * 3 * 32 * 32 for value in range(10)]
-    assert tried == [10, 5, 2, 3, 5, 2, 3]
+    images = [np.full((64, 64, 3), 255 * (i % 2), dtype=np.uint8) for i in range(90)]
+    found = list(search_of(detect, LevelSpec(factor=1.0), batch_megapixels=0.0411)(images))
+    assert [len(one.detections) for one in found if one is not None] == [i % 2 for i in range(90)]
+    assert tried[:7] == [10, 5, 2, 3, 5, 2, 3]
+    assert max(tried[-9:]) <= 5  # those that were not being read already
+
+
+def test_a_window_that_does_not_fit_is_told() -> None:
+    def detect(images: Sequence[torch.Tensor]) -> list[Detections]:
+        raise torch.OutOfMemoryError("no room")
+
+    search = search_of(detect, LevelSpec(factor=1.0))
+    with pytest.raises(
+        OutOfMemory, match=r"a window of 60x50 pixels does not fit.*predict\.window than 2048"
+    ):
+        list(search([np.zeros((50, 60, 3), dtype=np.uint8)]))
+
+
+def test_a_detector_that_answers_too_little_and_images_of_another_kind_are_refused() -> None:
+    image = np.zeros((50, 60, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="gave 0 answers for 1 images"):
+        list(search_of(lambda images: [], LevelSpec(factor=1.0))([image]))
+    for wrong in (image / 255, image[..., 0], image[..., :1]):
+        with pytest.raises(ValueError, match=r"an image is uint8 of \(height, width, 3\), not"):
+            list(search_of(find_blobs, LevelSpec(factor=1.0))([wrong]))
+
+
+def test_pixels_are_let_go_as_soon_as_they_are_searched() -> None:
+    alive: list[int] = []
+    watched: list[weakref.ref[torch.Tensor]] = []
+
+    def detect(images: Sequence[torch.Tensor]) -> list[Detections]:
+        gc.collect()
+        alive.append(sum(one() is not None for one in watched))
+        watched.extend(weakref.ref(image) for image in images)
+        return [Detections.empty()] * len(images)
+
+    levels = [LevelSpec(factor=1.0 + 0.5 * k) for k in range(12)]
+    list(search_of(detect, *levels, batch_megapixels=0.001)([np.zeros((70, 70, 3), dtype=np.uint8)]))
+    assert len(alive) == 12
+    assert max(alive) <= 2
 
 
 def test_a_bad_file_ends_the_search_or_is_skipped(tmp_path: Path) -> None:
@@ -217,6 +276,7 @@ def test_a_bad_file_ends_the_search_or_is_skipped(tmp_path: Path) -> None:
     predictor = blob_predictor(LevelSpec(factor=1.0), LevelSpec(factor=0.5), window=2048)
     with pytest.raises(ImageError, match=r"[12]\.png: cannot be read as an image"):
         list(predictor.search(paths))
+    assert len(predictor(str(paths[0]))) > 0
     skipping = Predictor(
         detect=find_blobs,
         spec=predictor.spec,

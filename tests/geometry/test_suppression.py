@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 
 from sniper.geometry import Detections
-from sniper.geometry.boxes import iou
-from sniper.geometry.suppression import Decay, fuse_boxes, soft_nms
+from sniper.geometry.boxes import area, intersections, iou
+from sniper.geometry.suppression import Decay, fuse_boxes, lies_in_better, soft_nms
 
 
 def drawn(seed: int, *, count: int, num_classes: int = 3) -> Detections:
@@ -115,11 +115,29 @@ def test_fusion_of_boxes_that_do_not_meet_changes_nothing(seed: int, count: int)
     np.testing.assert_array_equal(fused.boxes, apart[order])
 
 
+@given(seeds, st.integers(0, 40))
+def test_what_lies_in_a_better_one_is_told_as_by_brute_force(seed: int, count: int) -> None:
+    detections = drawn(seed, count=count)
+    is_asked = np.random.default_rng(seed).random(count) < 0.5
+    expected = np.zeros(count, dtype=bool)
+    for one in np.flatnonzero(is_asked):
+        for other in np.flatnonzero(~is_asked):
+            shared = intersections(detections.boxes[[one]], detections.boxes[[other]])[0, 0]
+            expected[one] |= bool(
+                detections.labels[one] == detections.labels[other]
+                and detections.scores[other] >= 0.5 * detections.scores[one]
+                and shared >= 0.7 * area(detections.boxes[[one]])[0]
+            )
+    np.testing.assert_array_equal(lies_in_better(detections, is_asked), expected)
+
+
 def test_what_is_no_number_or_below_the_floor_is_left_out() -> None:
     boxes = np.array([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 50.0, 10.0]])
     some = Detections(boxes=boxes, scores=np.array([np.nan, 0.2, 0.0005]), labels=np.zeros(3, dtype=np.int64))
     assert soft_nms(some).scores.tolist() == [0.2]
     assert fuse_boxes(some).scores.tolist() == [0.2]
+    nothing = Detections(boxes=boxes[:2], scores=np.zeros(2), labels=np.zeros(2, dtype=np.int64))
+    assert len(fuse_boxes(nothing, floor=0.0)) == 0
 
 
 @given(seeds, st.integers(0, 20))

@@ -19,7 +19,7 @@ from sniper.data.coco import Annotations
 from sniper.data.proposals import ProposalStore, ShardProposals
 from sniper.engine.build import autocast, build_detector, build_searcher
 from sniper.engine.run import Run
-from sniper.engine.search import Search, Source, is_mere_part
+from sniper.engine.search import Search, Source
 from sniper.errors import DetectionsError, ProposalsError
 from sniper.files import sha256
 from sniper.geometry import Detections
@@ -60,8 +60,9 @@ class Miner:
             ImageError: if a file cannot be read, and is not to be skipped.
         """
         search = Search(
-            compute=self._propose,
+            detect=self._propose,
             levels=self.spec.predict.levels,
+            keeps_range=False,
             window=self.spec.predict.window,
             batch_megapixels=self.spec.mine.batch_megapixels,
             device=self.device,
@@ -71,27 +72,25 @@ class Miner:
             if searched is None:
                 yield _NOTHING
                 continue
-            joined = Detections.join(
-                [
-                    Detections(
-                        boxes=window.to_image(boxes), scores=scores, labels=np.zeros(len(scores), np.int64)
-                    )
-                    for window, (boxes, scores) in searched.parts
-                ]
-            )
-            is_cut = np.concatenate([window.is_cut(boxes) for window, (boxes, _) in searched.parts])
-            whole = joined.select(~is_mere_part(joined, is_cut))
             yield _merged(
-                whole.boxes,
-                whole.scores,
+                searched.detections.boxes,
+                searched.detections.scores,
                 sides=(searched.width, searched.height),
                 nms_iou=self.spec.mine.nms_iou,
             )
 
-    def _propose(self, images: Sequence[torch.Tensor]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _propose(self, images: Sequence[torch.Tensor]) -> list[Detections]:
+        """Give proposals as detections of one class."""
         with torch.inference_mode(), autocast(self.spec.predict.precision, self.device):
             found = self.model.propose(images)
-        return [(one.boxes.double().cpu().numpy(), one.scores.double().cpu().numpy()) for one in found]
+        return [
+            Detections(
+                boxes=one.boxes.double().cpu().numpy(),
+                scores=one.scores.double().cpu().numpy(),
+                labels=np.zeros(len(one.scores), dtype=np.int64),
+            )
+            for one in found
+        ]
 
 
 def mine(

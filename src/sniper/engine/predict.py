@@ -1,5 +1,6 @@
 """Inference: images at every level, each level's own sizes kept, all of them merged (SNIPER §4)."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 
 from sniper.config import load_experiment
@@ -16,14 +16,14 @@ from sniper.data.coco import Category
 from sniper.data.spec import DataSpec
 from sniper.engine.build import autocast, build_detector, build_searcher
 from sniper.engine.run import Run
-from sniper.engine.search import Search, Searched, Source, is_mere_part
-from sniper.errors import ImageError
+from sniper.engine.search import Search, Source
+from sniper.errors import ConfigError, ImageError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
 from sniper.geometry.suppression import fuse_boxes, soft_nms
 from sniper.models.detector import Detector
 from sniper.models.weights import fill_module
-from sniper.spec import ExperimentSpec, PredictSpec
+from sniper.spec import ExperimentSpec, Precision, PredictSpec
 
 Detect = Callable[[Sequence[torch.Tensor]], Sequence[Detections]]
 """Finds objects in some (3, H, W) uint8 images on a device, whose sides may differ: each one's in its own frame."""
@@ -49,7 +49,11 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, run: Run | Path, spec: ExperimentSpec | None = None, *, device: torch.device | None = None
+        cls,
+        run: Run | str | os.PathLike[str],
+        spec: ExperimentSpec | None = None,
+        *,
+        device: torch.device | None = None,
     ) -> "Predictor":
         """Take the newest weights of a run.
 
@@ -60,12 +64,16 @@ class Predictor:
 
         Raises:
             RunError: if there is no such run, or it has no checkpoint.
-            ConfigError: if its experiment cannot be read.
+            ConfigError: if its experiment cannot be read, or it has trained its proposals only.
             CheckpointError: if its weights cannot be read, or belong to another model.
         """
-        opened = Run.open(run) if isinstance(run, Path) else run
+        opened = run if isinstance(run, Run) else Run.open(Path(run))
         if spec is None:
             spec = load_experiment(opened.config_path)
+        if spec.train.rpn_only:
+            raise ConfigError(
+                f"{opened.folder}: has trained its proposals only (train.rpn_only); it can be mined with"
+            )
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tensors, categories, source = opened.load_weights()
@@ -91,14 +99,15 @@ class Predictor:
             data=spec.data,
         )
 
-    def __call__(self, image: Path | Image.Image | UInt8[np.ndarray, "h w 3"]) -> Detections:
+    def __call__(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Detections:
         """Find objects in one image: merged detections in the image frame, best first.
 
         Args:
-            image: a file; or a picture, RGB, as Pillow or NumPy has it.
+            image: a file; or a picture as Pillow has it; or an array (h, w, 3) uint8, RGB.
 
         Raises:
             ImageError: if it cannot be read.
+            OutOfMemory: if a window of it does not fit into the device's memory.
         """
         source = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
         (found,) = self.search([source])
@@ -113,38 +122,29 @@ class Predictor:
             sources: files, or arrays (h, w, 3) of RGB grey levels.
 
         Returns:
-            Merged detections of each in its image frame, best first, in the order given, as they come; None for a file
-            that cannot be read, if such are to be skipped.
+            Merged detections of each in its image frame, best first, in the order given; those of up to 32 images come
+            together. None for a file that cannot be read, if such are to be skipped. What is found in an image does not
+            depend on the others.
 
         Raises:
             ImageError: if a file cannot be read, and is not to be skipped.
+            OutOfMemory: if a window does not fit into the device's memory.
         """
         search = Search(
-            compute=self.detect,
+            detect=self.detect,
             levels=self.spec.levels,
+            keeps_range=True,
             window=self.spec.window,
             batch_megapixels=self.spec.batch_megapixels,
             device=self.device,
             data=self.data,
         )
         for searched in search(sources):
-            yield None if searched is None else self._merged(searched)
-
-    def _merged(self, searched: Searched[Detections]) -> Detections:
-        """Keep what each window is asked for, and merge it."""
-        parts, is_cut = [], []
-        for window, found in searched.parts:
-            boxes = window.to_image(found.boxes)
-            is_meant = window.level.valid_range.contains(boxes)
-            in_image = Detections(boxes=boxes, scores=found.scores, labels=found.labels)
-            parts.append(in_image.select(is_meant))
-            is_cut.append(window.is_cut(found.boxes)[is_meant])
-        joined = Detections.join(parts)
-        return merge(joined.select(~is_mere_part(joined, np.concatenate(is_cut))), self.spec)
+            yield None if searched is None else merge(searched.detections, self.spec)
 
 
 def _detect(
-    model: Detector, images: Sequence[torch.Tensor], *, precision: Any, device: torch.device
+    model: Detector, images: Sequence[torch.Tensor], *, precision: Precision, device: torch.device
 ) -> Sequence[Detections]:
     with torch.inference_mode(), autocast(precision, device):
         return model.detect(images)

@@ -42,6 +42,7 @@ class ResultParts:
         ranks: Ranks = ALONE,
     ) -> None:
         self._target, self._num_images, self._ranks = target, num_images, ranks
+        self._prefix = f".{target.name}.part"
         self._head = json.dumps({"made_of": made_of, "num_images": num_images})
         if ranks.is_first and not resume:
             for old in self._parts():
@@ -50,11 +51,12 @@ class ResultParts:
         done = {index for index, _ in self._lines()}
         self.left: Sequence[int] = [index for index in range(num_images) if index not in done]
         ranks.wait()  # all have read before one writes
-        taken = sum(1 for _ in self._parts())
-        self._own = target.with_name(f".{target.name}.part{taken + ranks.rank:03d}")
+        numbers = [int(part.name.removeprefix(self._prefix)) for part in self._parts()]
+        number = max(numbers, default=-1) + 1 + ranks.rank
+        self._own = target.with_name(f"{self._prefix}{number:03d}")
         ranks.wait()
         self._num_kept = 0
-        self._file = self._own.open("w")
+        self._file = self._own.open("x")
         self._file.write(f"{self._head}\n")
         self._file.flush()
 
@@ -80,7 +82,7 @@ class ResultParts:
             How many results there are, and the places of the images that could not be read; to the first process.
 
         Raises:
-            DetectionsError: if a part has become unreadable.
+            DetectionsError: if results of an image are missing.
         """
         self._file.close()
         self._ranks.wait()
@@ -90,10 +92,16 @@ class ResultParts:
             for part in self._parts():
                 for index, offset in _offsets(part, self._head):
                     places[index] = (part, offset)
+            missing = [index for index in range(self._num_images) if index not in places]
+            if missing:
+                raise DetectionsError(
+                    f"{self._target}: the results of {len(missing)} images are in no part beside it, which must "
+                    "have been removed; --resume looks for them again"
+                )
             with replace_whole(self._target) as file:
                 file.write(b"[")
                 for index in range(self._num_images):
-                    results = _read_at(*places[index]) if index in places else None
+                    results = _read_at(*places[index])
                     if results is None:
                         skipped.append(index)
                         continue
@@ -119,7 +127,11 @@ class ResultParts:
         self.close()
 
     def _parts(self) -> list[Path]:
-        return sorted(self._target.parent.glob(f".{self._target.name}.part[0-9]*"))
+        names = (path.name for path in self._target.parent.iterdir())
+        own = (name for name in names if name.startswith(self._prefix))
+        return sorted(
+            self._target.with_name(name) for name in own if name.removeprefix(self._prefix).isdigit()
+        )
 
     def _lines(self) -> Iterator[tuple[int, int]]:
         for part in self._parts():
@@ -165,45 +177,62 @@ class ToSearch:
     file_name: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """How a search went.
+
+    Attributes:
+        num_results: detections written.
+        num_full: images of this search in which as many were found as may be, so that others were cut off.
+        skipped: the places of images that could not be read.
+    """
+
+    num_results: int
+    num_full: int
+    skipped: Sequence[int]
+
+
 def search_to_file(
     predictor: Predictor,
     images: Sequence[ToSearch],
     target: Path,
     *,
-    weights: str,
+    made_of: Mapping[str, Any],
     resume: bool,
     ranks: Ranks,
     watch: Callable[[int, int], None],
     show: Callable[[int, Detections], None] | None = None,
-) -> tuple[int, list[int]]:
+) -> "SearchReport":
     """Find objects in images, and write them down as they come.
 
     Args:
         predictor: the detector.
         images: what to search; each process takes its share.
         target: COCO result file to write.
-        weights: names the detector's weights, for `resume`.
+        made_of: names the detector, its weights and all that it depends on, for `resume`.
         resume: go on with a search of the same images by the same weights in the same way, that was stopped.
         ranks: the processes.
         watch: told after each image how many this process has searched, and how many it is to.
         show: told what was found in an image, by its place.
 
     Returns:
-        How many results there are, and the places of images that could not be read; to the first process.
+        How it went; complete in the first process.
 
     Raises:
         DetectionsError: if a search that is to be gone on with was another one.
         ImageError: if an image cannot be read, and is not to be skipped; what was found before is kept for `resume`.
     """
-    listed = hashlib.sha256(json.dumps([(one.image_id, str(one.path)) for one in images]).encode())
+    listed = hashlib.sha256(json.dumps([_identity(one) for one in images]).encode())
     made_of = {
-        "weights": weights,
+        **made_of,
+        "categories": [one.category_id for one in predictor.categories],
         "images": listed.hexdigest(),
-        "predict": json.loads(json.dumps(asdict(predictor.spec))),
-        "read": json.loads(json.dumps(asdict(predictor.data.read))),
+        "predict": asdict(predictor.spec),
+        "read": asdict(predictor.data.read),
     }
     with ResultParts(target, made_of=made_of, num_images=len(images), resume=resume, ranks=ranks) as parts:
         own = parts.own_share
+        num_full = 0
         found = predictor.search(images[place].path for place in own)
         for num_done, (place, detections) in enumerate(zip(own, found, strict=True), start=1):
             one = images[place]
@@ -214,7 +243,19 @@ def search_to_file(
                 if one.file_name is not None:
                     entries = [{**entry, "file_name": one.file_name} for entry in entries]
                 parts.keep(place, entries)
+                num_full += len(detections) == predictor.spec.max_detections
                 if show is not None:
                     show(place, detections)
             watch(num_done, len(own))
-        return parts.finish()
+        num_full = sum(ranks.gather(num_full))
+        num_results, skipped = parts.finish()
+        return SearchReport(num_results=num_results, num_full=num_full, skipped=skipped)
+
+
+def _identity(image: ToSearch) -> tuple[object, ...]:
+    """Tell an image file from another, and from what it was before it changed."""
+    try:
+        stat = image.path.stat()
+    except OSError:  # it is told when it is read
+        return image.image_id, str(image.path.absolute())
+    return image.image_id, str(image.path.absolute()), stat.st_size, stat.st_mtime_ns

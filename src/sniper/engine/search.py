@@ -1,7 +1,9 @@
 """Searching images at every level: windows of like shape side by side, read ahead of the device.
 
 A level image whose sides are beyond a limit is searched in overlapping windows. Their corners lie on the grid of the
-network's strides, so that far from its borders a window shows the network what the whole image would.
+network's strides, so that far from its borders a window shows the network what the whole image would. Each window
+answers for the objects whose middles are nearest to it; what is longer than the overlap is cut, and a part of it is
+dropped where another window or level sees the whole.
 """
 
 import math
@@ -12,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from sniper.chips import Level, LevelSpec
 from sniper.data.cutting import cut_window
 from sniper.data.images import Picture, PictureInMemory, WindowedTiff, open_picture
 from sniper.data.spec import DataSpec
-from sniper.errors import ImageError
+from sniper.errors import ImageError, OutOfMemory
 from sniper.geometry import Detections
-from sniper.geometry.boxes import area, intersections
+from sniper.geometry.suppression import lies_in_better, soft_nms
 
 _GRID = 64  # level pixels; all strides divide it
 _CONTEXT = 64  # level pixels around an object that help to recognize it
@@ -33,13 +34,13 @@ _GROUP_IMAGES = 32
 _BATCHES_AHEAD = 2
 _THREADS = min(os.cpu_count() or 1, 8)
 _AT_BORDER = 4.0  # level pixels; a box that ends so near to an inner border was cut by it
+_NEAR_LINE = 8.0  # level pixels; by how much two windows may differ about the middle of an object
+_TWINS = 0.7  # IoU of what two windows found of one object
 _MOST_OF_IT = 0.7
 _AS_SURE = 0.5
-_CUT_AT_ONCE = 256
 _LONGEST = 1.5  # times the size: how long an object may be to be seen whole by one window wherever it lies
 
-Source = Path | Picture | UInt8[np.ndarray, "_ _ 3"]
-Found = TypeVar("Found")
+Source = str | os.PathLike[str] | Picture | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +72,7 @@ class Axis:
     def is_cut(
         self, place: int, low: Float[np.ndarray, " n"], high: Float[np.ndarray, " n"]
     ) -> Bool[np.ndarray, " n"]:
-        """Tell which extents end at an inner border of a window.
-
-        Args:
-            place: which window.
-            low: (n,) where they begin, level pixels.
-            high: (n,) where they end.
-        """
+        """Tell which extents, (n,) in level pixels, end at an inner border of a window."""
         start, stop = self.spans[place]
         is_cut = np.zeros(len(low), dtype=np.bool_)
         if place > 0:
@@ -85,6 +80,23 @@ class Axis:
         if place + 1 < len(self.spans):
             is_cut |= high > stop - _AT_BORDER
         return is_cut
+
+    def owns(
+        self, place: int, middles: Float[np.ndarray, " n"]
+    ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """Tell which middles, (n,) in level pixels, a window is to answer for, and which its neighbour is, too.
+
+        The line between neighbours is in the middle of their overlap. What lies on it is seen by both, each with a
+        little error, so both answer for what is near it.
+        """
+        begin = -math.inf if place == 0 else self._line(place)
+        end = math.inf if place + 1 == len(self.spans) else self._line(place + 1)
+        is_owned = (middles >= begin - _NEAR_LINE) & (middles < end + _NEAR_LINE)
+        is_shared = (np.abs(middles - begin) <= _NEAR_LINE) | (np.abs(middles - end) <= _NEAR_LINE)
+        return is_owned, is_owned & is_shared
+
+    def _line(self, place: int) -> float:
+        return (self.spans[place - 1][1] + self.spans[place][0]) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,124 +174,163 @@ class Window:
             self.column, at_level[:, 0], at_level[:, 2]
         ) | self.tiling.down.is_cut(self.row, at_level[:, 1], at_level[:, 3])
 
-
-def is_mere_part(detections: Detections, is_cut: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Tell which detections were cut by a window, while a neighbour or another level sees the object whole.
-
-    That is so if most of the box lies in one of the same class that was not cut and is at least half as sure.
-
-    Args:
-        detections: of all windows and levels of an image, image frame. May be empty.
-        is_cut: (n,) which of them were cut.
-    """
-    is_part = np.zeros(len(detections), dtype=np.bool_)
-    for label in np.unique(detections.labels[is_cut]).tolist():
-        of_class = detections.labels == label
-        whole = detections.select(of_class & ~is_cut)
-        cut_places = np.flatnonzero(of_class & is_cut)
-        for start in range(0, len(cut_places), _CUT_AT_ONCE):
-            places = cut_places[start : start + _CUT_AT_ONCE]
-            boxes = detections.boxes[places]
-            shared = intersections(boxes, whole.boxes)  # (k, w)
-            is_inside = shared >= _MOST_OF_IT * area(boxes)[:, None]
-            is_sure = whole.scores >= _AS_SURE * detections.scores[places][:, None]
-            is_part[places] = (is_inside & is_sure).any(axis=1)
-    return is_part
+    def owns(self, boxes: Float[np.ndarray, "n 4"]) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """Tell for which boxes of its frame this window answers, and for which a neighbour does, too."""
+        x, y, _, _ = self.corners
+        across, across_shared = self.tiling.across.owns(self.column, x + (boxes[:, 0] + boxes[:, 2]) / 2)
+        down, down_shared = self.tiling.down.owns(self.row, y + (boxes[:, 1] + boxes[:, 3]) / 2)
+        is_owned = across & down
+        return is_owned, is_owned & (across_shared | down_shared)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Searched(Generic[Found]):
+class Searched:
     """What was found in one image.
 
     Attributes:
         width: of the image, pixels.
         height: of the image, pixels.
-        parts: each window with what was found there.
+        detections: of all levels, image frame, not yet merged.
     """
 
     width: int
     height: int
-    parts: list[tuple[Window, Found]]
+    detections: Detections
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """What a window answers for.
+
+    Attributes:
+        level: whose window it is.
+        detections: in the image frame.
+        is_cut: (n,) which of them end at an inner border.
+        is_shared: (n,) for which of them a neighbour answers, too.
+    """
+
+    level: int
+    detections: Detections
+    is_cut: Bool[np.ndarray, " n"]
+    is_shared: Bool[np.ndarray, " n"]
+
+    @classmethod
+    def of(cls, window: Window, found: Detections, *, keeps_range: bool) -> "_Part":
+        boxes = window.to_image(found.boxes)
+        is_owned, is_shared = window.owns(found.boxes)
+        kept = is_owned & window.level.valid_range.contains(boxes) if keeps_range else is_owned
+        in_image = Detections(boxes=boxes, scores=found.scores, labels=found.labels)
+        return cls(
+            level=window.level.index,
+            detections=in_image.select(kept),
+            is_cut=window.is_cut(found.boxes)[kept],
+            is_shared=is_shared[kept],
+        )
+
+
+def _joined(parts: Sequence[_Part]) -> Detections:
+    """Put the windows of all levels together, each object once for each level that looks for it."""
+    if not parts:
+        return Detections.empty()
+    joined = Detections.join([part.detections for part in parts])
+    is_cut = np.concatenate([part.is_cut for part in parts])
+    is_shared = np.concatenate([part.is_shared for part in parts])
+    level = np.repeat([part.level for part in parts], [len(part.detections) for part in parts])
+    is_kept = ~lies_in_better(joined, is_cut, share=_MOST_OF_IT, as_sure=_AS_SURE)
+    single = joined.select(is_kept & ~is_shared)
+    twins = [joined.select(is_kept & is_shared & (level == index)) for index in np.unique(level[is_shared])]
+    return Detections.join([single, *(soft_nms(own, decay="hard", iou=_TWINS, floor=0.0) for own in twins)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Generic[Found]):
+class Search:
     """How images are searched.
 
     Attributes:
-        compute: finds something in some (3, h, w) uint8 images on the device, whose sides may differ.
+        detect: finds something in some (3, h, w) uint8 images on the device, whose sides may differ; each one's in its
+            own frame.
         levels: at which scales.
+        keeps_range: whether what lies outside the valid range of its level is left out.
         window: longest side of what is searched at once, level pixels.
-        batch_megapixels: at most so many level pixels are searched at once, padding included; fewer from where they do
-            not fit into memory.
+        batch_megapixels: windows are searched together up to so many level pixels; as many as fit into memory, if those
+            are fewer.
         device: where to compute.
         data: how images are read, and what becomes of those that cannot be.
     """
 
-    compute: Callable[[Sequence[torch.Tensor]], Sequence[Found]]
+    detect: Callable[[Sequence[torch.Tensor]], Sequence[Detections]]
     levels: Sequence[LevelSpec]
+    keeps_range: bool
     window: int
     batch_megapixels: float
     device: torch.device
     data: DataSpec
 
-    def __call__(self, sources: Iterable[Source]) -> Iterator[Searched[Found] | None]:
+    def __call__(self, sources: Iterable[Source]) -> Iterator[Searched | None]:
         """Search images; gives one answer for each, in order: None for one that cannot be read and is to be skipped.
 
         Raises:
             ImageError: if an image cannot be read, and is not to be skipped.
+            OutOfMemory: if a single window does not fit into the device's memory.
         """
+        limit = _Limit(self.batch_megapixels * 1e6)
         with ThreadPoolExecutor(_THREADS) as readers:
             waiting: deque[_Batch] = deque()
-            for batch in self._batches(sources):
+            for batch in self._batches(sources, limit):
                 batch.read(readers)
                 waiting.append(batch)
                 if len(waiting) > _BATCHES_AHEAD:
-                    yield from self._searched(waiting.popleft())
+                    yield from self._searched(waiting.popleft(), limit)
             while waiting:
-                yield from self._searched(waiting.popleft())
+                yield from self._searched(waiting.popleft(), limit)
 
-    def _searched(self, batch: "_Batch") -> Iterator[Searched[Found] | None]:
+    def _searched(self, batch: "_Batch", limit: "_Limit") -> Iterator[Searched | None]:
         """Search a batch; after the last of a group, give what was found in the group."""
         pixels = batch.arrived(self.data)
-        found = self._computed([one for one in pixels if one is not None])
-        results = iter(found)
-        for item, one in zip(batch.items, pixels, strict=True):
-            if one is not None:
-                item.image.parts.append((item.window, next(results)))
+        there = [(item, one) for item, one in zip(batch.items, pixels, strict=True) if one is not None]
+        found = self._computed([one for _, one in there], limit)
+        for (item, _), detections in zip(there, found, strict=True):
+            item.image.parts.append(_Part.of(item.window, detections, keeps_range=self.keeps_range))
         if batch.is_last:
             for image in batch.group:
                 image.picture = None
                 if image.is_bad:
                     yield None
                 else:
-                    yield Searched(width=image.width, height=image.height, parts=image.parts)
+                    yield Searched(width=image.width, height=image.height, detections=_joined(image.parts))
 
-    def _computed(self, pixels: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Found]:
+    def _computed(self, pixels: Sequence[UInt8[np.ndarray, "_ _ 3"]], limit: "_Limit") -> list[Detections]:
         """Compute, in halves if the whole does not fit into the device's memory."""
         if not pixels:
             return []
         try:
-            return list(
-                self.compute([torch.from_numpy(one).permute(2, 0, 1).to(self.device) for one in pixels])
-            )
-        except torch.OutOfMemoryError:
+            found = self.detect([torch.from_numpy(one).permute(2, 0, 1).to(self.device) for one in pixels])
+        except torch.OutOfMemoryError as error:
             if len(pixels) == 1:
-                raise
+                height, width = pixels[0].shape[:2]
+                raise OutOfMemory(
+                    f"a window of {width}x{height} pixels does not fit into the memory of {self.device}; "
+                    f"choose a smaller predict.window than {self.window}"
+                ) from error
+        else:
+            if len(found) != len(pixels):
+                raise ValueError(f"the detector gave {len(found)} answers for {len(pixels)} images")
+            return list(found)
         torch.cuda.empty_cache()
         half = len(pixels) // 2
-        return self._computed(pixels[:half]) + self._computed(pixels[half:])
+        limit.pixels = min(limit.pixels, sum(one.shape[0] * one.shape[1] for one in pixels) / 2)
+        return self._computed(pixels[:half], limit) + self._computed(pixels[half:], limit)
 
-    def _batches(self, sources: Iterable[Source]) -> Iterator["_Batch"]:
+    def _batches(self, sources: Iterable[Source], limit: "_Limit") -> Iterator["_Batch"]:
         for group in _groups(sources, self.data):
-            batches = [
-                _Batch(group=group, items=items)
-                for index in range(len(self.levels))
-                for items in self._batched(self._items(group, index))
-            ]
-            yield from batches[:-1]
-            last = batches[-1] if batches else _Batch(group=group, items=[])
-            yield _Batch(group=group, items=last.items, is_last=True)
+            last = _Batch(group=group, items=[])
+            for index in range(len(self.levels)):
+                for items in self._batched(self._items(group, index), limit):
+                    if last.items:
+                        yield last
+                    last = _Batch(group=group, items=items)
+            last.is_last = True
+            yield last
 
     def _items(self, group: Sequence["_Image"], index: int) -> list["_Item"]:
         """Give the windows of one level of all images of a group, those of like shape beside each other."""
@@ -287,27 +338,35 @@ class Search(Generic[Found]):
         for image in group:
             if image.is_bad:
                 continue
-            if not image.tilings:
-                image.tilings = [
-                    Tiling.of(spec.at(width=image.width, height=image.height, index=place), limit=self.window)
-                    for place, spec in enumerate(self.levels)
-                ]
-            items += [_Item(image=image, window=window) for window in image.tilings[index].windows()]
-        return sorted(items, key=lambda item: item.window.sides)
+            level = self.levels[index].at(width=image.width, height=image.height, index=index)
+            tiling = Tiling.of(level, limit=self.window)
+            items += [_Item(image=image, window=window) for window in tiling.windows()]
+        return sorted(items, key=lambda item: item.padded_sides)
 
-    def _batched(self, items: Sequence["_Item"]) -> Iterator[list["_Item"]]:
-        """Put as many windows together as may be computed at once."""
+    @staticmethod
+    def _batched(items: Sequence["_Item"], limit: "_Limit") -> Iterator[list["_Item"]]:
+        """Put as many windows together as may be computed at once.
+
+        Only those are that fill up to the same sides: what is found in an image must not depend on the others.
+        """
         batch: list[_Item] = []
-        height = width = 0
         for item in items:
-            own_height, own_width = item.window.sides
-            height, width = max(height, own_height), max(width, own_width)
-            if batch and (len(batch) + 1) * height * width > self.batch_megapixels * 1e6:
+            height, width = item.padded_sides
+            if batch and (
+                item.padded_sides != batch[0].padded_sides or (len(batch) + 1) * height * width > limit.pixels
+            ):
                 yield batch
-                batch, height, width = [], own_height, own_width
+                batch = []
             batch.append(item)
         if batch:
             yield batch
+
+
+class _Limit:
+    """How many level pixels are searched at once; it falls when they do not fit."""
+
+    def __init__(self, pixels: float) -> None:
+        self.pixels = pixels
 
 
 class _Image:
@@ -317,8 +376,7 @@ class _Image:
         self.picture: Picture | None = None
         self.is_bad = False
         self.width = self.height = 0
-        self.tilings: list[Tiling] = []
-        self.parts: list[tuple[Window, Any]] = []
+        self.parts: list[_Part] = []
         try:
             self.picture = _opened(source, data)
             self.width, self.height = self.picture.width, self.picture.height
@@ -344,6 +402,12 @@ class _Item:
     image: _Image
     window: Window
 
+    @property
+    def padded_sides(self) -> tuple[int, int]:
+        """Height and width, filled up to the grid, as a detector does."""
+        height, width = self.window.sides
+        return -(-height // _GRID) * _GRID, -(-width // _GRID) * _GRID
+
 
 class _Batch:
     """Windows that are searched at once."""
@@ -365,6 +429,7 @@ class _Batch:
             except ImageError as error:
                 item.image.refuse(error, data)
                 pixels.append(None)
+        self._futures = []  # they hold the pixels
         return pixels
 
 
@@ -382,8 +447,10 @@ def _pixels_of(item: _Item) -> np.ndarray:
 
 def _opened(source: Source, data: DataSpec) -> Picture:
     if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise ValueError(f"an image is uint8 of (height, width, 3), not {source.dtype} of {source.shape}")
         return PictureInMemory(source)
-    return open_picture(source, data.read) if isinstance(source, Path) else source
+    return open_picture(Path(source), data.read) if isinstance(source, str | os.PathLike) else source
 
 
 def _groups(sources: Iterable[Source], data: DataSpec) -> Iterator[list[_Image]]:
@@ -396,5 +463,8 @@ def _groups(sources: Iterable[Source], data: DataSpec) -> Iterator[list[_Image]]
             yield group
             group = []
         group.append(image)
+        if isinstance(image.picture, WindowedTiff):  # its answer is not to wait for those of others
+            yield group
+            group = []
     if group:
         yield group

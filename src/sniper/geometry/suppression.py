@@ -10,7 +10,7 @@ from typing import Literal
 
 import numba
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from sniper.geometry.detections import Detections
 
@@ -87,8 +87,9 @@ def fuse_boxes(
     Args:
         detections: boxes in any one frame. May be empty.
         iou: see above.
-        floor: detections below this score are left out.
-        limit: how many to keep over all classes; all of them when None.
+        floor: detections below this score are left out, and those of 0.
+        limit: how many to keep over all classes; all of them when None. The time grows with the boxes of a class times
+            its clusters, whatever the limit.
 
     Returns:
         The fused boxes, best first; equal ones in the order of their best members.
@@ -99,7 +100,7 @@ def fuse_boxes(
         >>> fuse_boxes(pair).boxes.tolist()
         [[0.0, 0.0, 8.0, 9.0]]
     """
-    is_used = np.isfinite(detections.scores) & (detections.scores >= floor)
+    is_used = np.isfinite(detections.scores) & (detections.scores >= floor) & (detections.scores > 0)
     order = np.flatnonzero(is_used)
     order = order[np.argsort(-detections.scores[order], kind="stable")]
     ranked = detections.select(order)
@@ -108,6 +109,47 @@ def fuse_boxes(
     is_first = _fuse(fused, ranked.scores.astype(np.float64), ranked.labels.astype(np.int64), starts, iou)
     first = np.flatnonzero(is_first)[:limit]
     return Detections(boxes=fused[first], scores=ranked.scores[first], labels=ranked.labels[first])
+
+
+def lies_in_better(
+    detections: Detections,
+    is_asked: Bool[np.ndarray, " n"],
+    *,
+    share: float = 0.7,
+    as_sure: float = 0.5,
+) -> Bool[np.ndarray, " n"]:
+    """Tell which of some detections lie mostly in another of their class that is not asked about.
+
+    Args:
+        detections: boxes in any one frame. May be empty.
+        is_asked: (n,) which ones are meant.
+        share: how much of a box must lie in the other, of its area.
+        as_sure: the other must have at least this much of its score.
+
+    Returns:
+        (n,) flags; those that are not asked about have none.
+
+    Example:
+        >>> boxes = np.array([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 3.0, 9.0]])
+        >>> pair = Detections(boxes=boxes, scores=np.array([0.8, 0.9]), labels=np.array([0, 0]))
+        >>> lies_in_better(pair, np.array([False, True])).tolist()
+        [False, True]
+    """
+    answer = np.zeros(len(detections), dtype=np.bool_)
+    others = np.flatnonzero(~is_asked)
+    asked = np.flatnonzero(is_asked)
+    if len(asked) and len(others):
+        others = others[np.argsort(detections.boxes[others, 0], kind="stable")]  # by their left edges
+        answer[asked] = _lie_inside(
+            np.ascontiguousarray(detections.boxes, dtype=np.float64),
+            detections.scores.astype(np.float64),
+            detections.labels.astype(np.int64),
+            asked,
+            others,
+            share,
+            as_sure,
+        )
+    return answer
 
 
 def _starts(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
@@ -127,6 +169,34 @@ def _overlap(boxes: np.ndarray, one: int, other: int) -> float:
     area_one = (boxes[one, 2] - boxes[one, 0]) * (boxes[one, 3] - boxes[one, 1])
     area_other = (boxes[other, 2] - boxes[other, 0]) * (boxes[other, 3] - boxes[other, 1])
     return float(shared / (area_one + area_other - shared))
+
+
+@numba.njit(cache=True)
+def _lie_inside(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    asked: np.ndarray,
+    others: np.ndarray,
+    share: float,
+    as_sure: float,
+) -> np.ndarray:
+    inside = np.zeros(len(asked), dtype=np.bool_)
+    for i in range(len(asked)):
+        one = asked[i]
+        area = (boxes[one, 2] - boxes[one, 0]) * (boxes[one, 3] - boxes[one, 1])
+        for j in range(len(others)):
+            other = others[j]
+            if boxes[other, 0] >= boxes[one, 2]:
+                break
+            if labels[other] != labels[one] or scores[other] < as_sure * scores[one]:
+                continue
+            width = min(boxes[one, 2], boxes[other, 2]) - max(boxes[one, 0], boxes[other, 0])
+            height = min(boxes[one, 3], boxes[other, 3]) - max(boxes[one, 1], boxes[other, 1])
+            if width > 0.0 and height > 0.0 and width * height >= share * area:
+                inside[i] = True
+                break
+    return inside
 
 
 @numba.njit(cache=True)

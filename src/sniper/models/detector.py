@@ -14,6 +14,8 @@ from sniper.models.roi_head import RoIHead
 from sniper.models.rpn import RPN, Proposals
 from sniper.models.spec import DetectorSpec
 
+_GRID = 64  # pixels
+
 
 @runtime_checkable
 class BatchLike(Protocol):
@@ -192,11 +194,14 @@ class Detector(nn.Module):
     def _features(
         self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]
     ) -> tuple[Sequence[torch.Tensor], list[tuple[int, int]]]:
-        """Pad images on the right and below to one size that all strides divide, and compute their features."""
+        """Fill images up with black, right and below as chips are, to one size on a grid, and compute their features.
+
+        All strides divide the grid. It is the same for all networks, so that images that fill up to the same sides are
+        searched together as they are alone.
+        """
         sides = [(image.shape[1], image.shape[2]) for image in images]
-        largest = self.backbone.strides[-1]
-        height = -(-max(side[0] for side in sides) // largest) * largest
-        width = -(-max(side[1] for side in sides) // largest) * largest
+        height = -(-max(side[0] for side in sides) // _GRID) * _GRID
+        width = -(-max(side[1] for side in sides) // _GRID) * _GRID
         padded = torch.zeros((len(images), 3, height, width), dtype=torch.uint8, device=images[0].device)
         for i, image in enumerate(images):
             padded[i, :, : image.shape[1], : image.shape[2]] = image

@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from rich.markup import escape
 from rich.table import Table
 
 from sniper.diagnosis import Diagnosis
 from sniper.report.palette import PALETTE
+
+CURVE_SUFFIXES = (".png", ".svg", ".pdf")
+"""What names of pictures of curves end in."""
 
 _NAMES = ("IoU 0.50", "IoU 0.75", "IoU 0.95")
 
@@ -20,7 +24,9 @@ def show_diagnosis(diagnosis: Diagnosis) -> Iterator[Table]:
         classes.add_column(column, justify="right")
     for one in diagnosis.classes:
         numbers = (one.ap, one.ap50, one.recall)
-        classes.add_row(one.name, f"{one.num_objects:,}", f"{one.num_detections:,}", *map(_share, numbers))
+        classes.add_row(
+            escape(one.name), f"{one.num_objects:,}", f"{one.num_detections:,}", *map(_share, numbers)
+        )
     yield classes
     sizes = Table("size, px", title="by size of the object")
     for column in ("AP", "recall", "recall, any class"):
