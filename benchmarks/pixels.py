@@ -174,7 +174,7 @@ def measure_loader(annotations: Path) -> dict[str, Any]:
     """Read a data set through with more and more processes; memory is what a process has for itself alone."""
     data = load_annotations(annotations)
     found: dict[str, Any] = {}
-    for images_at_once in (0, 64):
+    for images_at_once in (0, 256):
         plan = plan_epoch(
             data,
             PyramidSpec(),

@@ -124,8 +124,8 @@ def test_an_experiment_that_was_killed_in_any_stage_ends_with_the_same_weights(
     assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
     assert ("rpn" in seen) == (place == "rpn")
     assert [stage for stage in seen if "mine" in stage] == {
-        "rpn": ["mine 4"] * 2,
-        "mine": ["mine 2"],
+        "rpn": ["mine 4"] * 4,
+        "mine": ["mine 2"] * 2,
         "train": [],
     }[place]
 
@@ -200,12 +200,12 @@ def test_a_signal_ends_a_mining_at_once(
 
     def interrupt_second_mining(num_done: int, num_images: int) -> None:
         searched.append(num_done)
-        if len(searched) == 3:
+        if len(searched) == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         go(run, spec, annotations, watch_mining=interrupt_second_mining)
-    assert len(searched) == 3
+    assert len(searched) == 5
     assert metrics_of(run)[-1]["epoch"] == 1.0
 
 

@@ -148,6 +148,12 @@ def _resampled(read: UInt8[np.ndarray, "h w 3"], region: Region) -> UInt8[np.nda
         # Rounding must not put the box over the border of what there is.
         box = (x1, y1, min(x2, read.shape[1]), min(y2, read.shape[0]))
         return np.asarray(Image.fromarray(read).resize((width, height), _FILTER, box=box))
+    factor = round(width / (x2 - x1))
+    if _is_near(width, factor * (x2 - x1)) and _is_near(height, factor * (y2 - y1)):
+        # A whole number of pixels for each: OpenCV's resize has the same grid, in half the time.
+        enlarged = cv2.resize(read, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+        left, top = round(x1 * factor), round(y1 * factor)
+        return enlarged[top : top + height, left : left + width]
     step_x, step_y = (x2 - x1) / width, (y2 - y1) / height
     to_read = np.array([[step_x, 0, x1 + step_x / 2 - 0.5], [0, step_y, y1 + step_y / 2 - 0.5]])
     four = cv2.cvtColor(read, cv2.COLOR_RGB2RGBA)  # OpenCV warps four channels twice as fast as three
@@ -159,3 +165,7 @@ def _resampled(read: UInt8[np.ndarray, "h w 3"], region: Region) -> UInt8[np.nda
         borderMode=cv2.BORDER_REPLICATE,
     )
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
+
+
+def _is_near(one: float, other: float) -> bool:
+    return abs(one - other) < 1e-6  # pixels; what floating point loses on the way

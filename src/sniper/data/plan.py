@@ -12,8 +12,8 @@ from sniper.data.coco import Annotations
 from sniper.data.images import decoded_bytes
 from sniper.errors import AnnotationError
 
-_IMAGES_AT_ONCE = 64
-_DECODED_BYTES = 4_000_000_000
+_IMAGES_AT_ONCE = 256
+_DECODED_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -104,7 +104,7 @@ class DataSpec:
         on_bad_image: `refuse` ends what is under way, naming the file; `skip` warns of it, takes another chip in its
             place, and counts.
         images_at_once: so many images are learnt from side by side, chip by chip, and each is decoded once for all its
-            chips; rounded to a multiple or a divisor of the batch. None takes 64, or as many as take 4 GB of memory. 0
+            chips; rounded to a multiple or a divisor of the batch. None takes 256, or as many as take 2 GB of memory. 0
             draws chips from all images, and decodes one for every chip.
         cache: chips kept on disk.
         flip: share of chips mirrored left to right.
