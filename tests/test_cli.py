@@ -509,8 +509,12 @@ def test_a_run_killed_at_ten_random_moments_ends_with_the_weights_of_one_that_ne
 
 def start_together(world: Path, run_folder: Path, *more: str) -> subprocess.Popen[str]:
     """Start a training in two processes, as torchrun does."""
+    return start_two("train", str(world / "experiment.yaml"), "--run", str(run_folder), *more)
+
+
+def start_two(*tokens: str) -> subprocess.Popen[str]:
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
-    command = [*launcher, SNIPER, "train", str(world / "experiment.yaml"), "--run", str(run_folder), *more]
+    command = [*launcher, SNIPER, *tokens]
     return subprocess.Popen(
         [*command, "--device", "cpu", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -537,6 +541,17 @@ def test_two_processes_learn_what_one_learns(world: Path) -> None:
     for ours, theirs in zip(*metrics, strict=True):
         for key in ours.keys() & {"loss", "chips", "learning_rate", "ap"}:
             assert theirs[key] == pytest.approx(ours[key], rel=1e-3, abs=1e-3), (key, ours, theirs)
+
+
+def test_two_processes_find_what_one_finds(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(capsys, "train", world / "experiment.yaml", "--run", world / "run", "--train.epochs", "0.2")
+    alone = ask(capsys, "predict", world / "run", "-o", world / "alone.json", "--device", "cpu")
+    together = start_two("predict", str(world / "run"), "-o", str(world / "together.json"))
+    answer, words = together.communicate(timeout=120)
+    assert together.returncode == 0, words
+    assert json.loads(answer)["num_detections"] == alone["num_detections"] > 0
+    assert (world / "together.json").read_bytes() == (world / "alone.json").read_bytes()
+    assert not list(world.glob(".*part*"))
 
 
 def test_two_processes_that_are_stopped_go_on_together(world: Path) -> None:
