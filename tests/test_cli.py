@@ -1,6 +1,7 @@
 """The journey by command line, and what a user's mistakes are answered with."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -325,6 +326,25 @@ def test_an_evaluation_tells_where_its_numbers_come_from(
     assert "there is no folder" in refused(world, capsys, *score, "--curve", world / "none" / "c.png")
     assert "wanted a name that ends in .png" in refused(world, capsys, *score, "--curve", world / "c.xyz")
     assert "Must be >= 10" in refused(world, capsys, *score, "--max-detections", "9")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(world: Path) -> None:
+    script = "import os, sys; from sniper.cli import run; sys.exit(run(sys.argv[1:]))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [
+        sys.executable,
+        "-u",
+        "-c",
+        script,
+        "chips",
+        str(world / "train.json"),
+        "-o",
+        str(world / "c.npz"),
+    ]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_answers_are_words_without_json(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,6 +74,9 @@ def run(tokens: Sequence[str]) -> int:
     except SniperError as error:
         _console.print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:  # a path that cannot be written, a disk that is full
         place = f"{error.filename}: " if error.filename else ""
         _console.print(f"error: {place}{error.strerror or error}", markup=False, soft_wrap=True)
