@@ -105,7 +105,7 @@ def measure(path: Path) -> dict[str, Any]:
     for number in range(NUM_CHIPS):
         level = levels[number % 3]
         x, y = (int(generator.integers(0, max(side - 512, 0) + 1)) for side in (level.width, level.height))
-        reader.read(path, Chip(level=level, x=x, y=y, size=512))
+        reader.read(path, Chip(level=level, x=x, y=y, width=512, height=512))
     chips_seconds = time.perf_counter() - started
     chips_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     predictor = Predictor(

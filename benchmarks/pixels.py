@@ -143,7 +143,7 @@ def cut_with_pillow(places: Sequence[Place]) -> None:
             .convert("RGB")
             .resize((chip.level.width, chip.level.height), Image.Resampling.BILINEAR)
         )
-        np.asarray(level.crop((chip.x, chip.y, chip.x + chip.size, chip.y + chip.size)))
+        np.asarray(level.crop((chip.x, chip.y, chip.x + chip.width, chip.y + chip.height)))
 
 
 def cut_with_opencv(places: Sequence[Place]) -> None:
@@ -155,8 +155,8 @@ def cut_with_opencv(places: Sequence[Place]) -> None:
             (chip.level.width, chip.level.height),
             interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
         )
-        pixels = np.zeros((chip.size, chip.size, 3), dtype=np.uint8)
-        shown = level[chip.y : chip.y + chip.size, chip.x : chip.x + chip.size]
+        pixels = np.zeros((chip.height, chip.width, 3), dtype=np.uint8)
+        shown = level[chip.y : chip.y + chip.height, chip.x : chip.x + chip.width]
         pixels[: shown.shape[0], : shown.shape[1]] = shown
 
 

@@ -537,6 +537,7 @@ def evaluate(
     sizes: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
     details: Annotated[bool, Parameter(negative=())] = False,
     curve: Path | None = None,
+    against: Path | None = None,
     json: Json = False,
 ) -> None:
     """Score detections against the truth: the 12 COCO numbers and, if asked for, where they come from.
@@ -549,12 +550,15 @@ def evaluate(
         sizes: with --details, where bins of object sizes end, image pixels; the paper's 0 25 50 100 200 300 otherwise.
         details: tell scores by class and by size, the recall whatever the class, and false positives per image.
         curve: a picture of precision over recall to write, .png, .svg or .pdf.
+        against: other detections of the same images; tells how far their AP is from these, and the middle 95 % of what
+            other such images would say (a paired bootstrap).
         json: print one JSON object and nothing else.
     """
     import math
 
     import numpy as np
 
+    from sniper.comparison import ResampledAP, compare
     from sniper.data.coco import load_annotations
     from sniper.diagnosis import PAPER_SIZES, diagnose
     from sniper.evaluation import check_detections_match, load_detections
@@ -573,13 +577,15 @@ def evaluate(
             raise ConfigError(f"--curve {curve}: wanted a name that ends in {', '.join(CURVE_SUFFIXES)}")
     loaded = load_annotations(annotations, has_images=False)
     truth = loaded.to_coco()
-    found = load_detections(detections)
-    check_detections_match(found, truth)
+    found, other = (None if path is None else load_detections(path) for path in (detections, against))
+    assert found is not None
+    check_detections_match([*found, *(other or [])], truth)
     if limit is not None:
         loaded = loaded.select(np.arange(min(limit, len(loaded))))
         truth = loaded.to_coco()
         kept = set(loaded.image_ids.tolist())
         found = [entry for entry in found if entry["image_id"] in kept]
+        other = None if other is None else [entry for entry in other if entry["image_id"] in kept]
     scores = score(found, truth, max_detections=max_detections)
     if scores.num_cut:
         _console.print(
@@ -589,6 +595,15 @@ def evaluate(
             soft_wrap=True,
         )
     told: dict[str, Any] = dict(scores.as_dict())
+    if other is not None:
+        difference = compare(
+            [ResampledAP(other, truth)], [ResampledAP(found, truth)], generator=np.random.default_rng(0)
+        )
+        told |= {
+            "ap_difference": difference.difference,
+            "ap_difference_low": difference.low,
+            "ap_difference_high": difference.high,
+        }
     if details or curve is not None:
         bins = PAPER_SIZES if sizes is None else (*sizes, math.inf)
         diagnosis = diagnose(found, truth, max_detections=max_detections, sizes=bins)

@@ -220,6 +220,9 @@ class ExperimentSpec:
             raise ValueError(
                 "data.chips brings its own negative chips; with it, negatives.source must be none"
             )
+        ways = [name for name in ("whole", "tiles") if getattr(self.data, name) is not None]
+        if self.negatives.source == "mined" and ways:
+            raise ValueError(f"negatives.source: negative chips go with chips, not with data.{ways[0]}")
         if len(self.negatives.at_least) > max(len(self.pyramid.levels), len(NegativeSpec().at_least)):
             raise ValueError(
                 f"negatives.at_least has {len(self.negatives.at_least)} numbers for {len(self.pyramid.levels)} levels"
@@ -238,7 +241,7 @@ class ExperimentSpec:
         """
         return replace(
             self,
-            data=replace(self.data, train=train, chips=None),
+            data=replace(self.data, train=train, chips=None, whole=None, tiles=None),
             pyramid=pyramid,
             predict=replace(self.predict, levels=widened(pyramid.levels)),
         )

@@ -6,7 +6,11 @@ import pytest
 from sniper.chips import Chip, LevelSpec, Standing, assign
 
 CHIP = Chip(
-    level=LevelSpec(factor=2.0, at_least=10, below=50).at(width=400, height=400), x=100, y=100, size=200
+    level=LevelSpec(factor=2.0, at_least=10, below=50).at(width=400, height=400),
+    x=100,
+    y=100,
+    width=200,
+    height=200,
 )
 
 
@@ -52,7 +56,9 @@ def test_a_negative_chip_sets_its_objects_aside_and_ignores_crowds() -> None:
 
 
 def test_a_whole_box_stays_valid_however_small() -> None:
-    chip = Chip(level=LevelSpec(factor=1.0, below=50).at(width=400, height=400), x=0, y=0, size=200)
+    chip = Chip(
+        level=LevelSpec(factor=1.0, below=50).at(width=400, height=400), x=0, y=0, width=200, height=200
+    )
     flag = np.array([False])
     target = assign(
         chip,

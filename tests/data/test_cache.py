@@ -19,7 +19,7 @@ LEVEL = LevelSpec(factor=2.0).at(width=200, height=160)
 
 
 def chip_at(x: int, y: int = 0) -> Chip:
-    return Chip(level=LEVEL, x=x, y=y, size=96)
+    return Chip(level=LEVEL, x=x, y=y, width=96, height=96)
 
 
 def write_image(path: Path, seed: int = 0) -> Path:
@@ -72,7 +72,7 @@ def test_a_changed_image_window_level_or_way_of_reading_is_cut_anew(tmp_path: Pa
     other_level = LevelSpec(factor=3.0).at(width=200, height=160)
     stamp = cache.stamp(path)
     keys = [cache.key(stamp, chip) for chip in (chip_at(10), chip_at(11), chip_at(10, y=5))]
-    keys.append(cache.key(stamp, Chip(level=other_level, x=10, y=0, size=96)))
+    keys.append(cache.key(stamp, Chip(level=other_level, x=10, y=0, width=96, height=96)))
     keys += [other.key(stamp, chip_at(10)) for other in (stored, as_jpeg)]
     write_image(path, seed=1)
     os.utime(path, ns=(0, 0))
@@ -128,7 +128,7 @@ def test_a_full_cache_says_so_once_and_chips_are_cut_anew(tmp_path: Path) -> Non
     spec = CacheSpec(folder=str(tmp_path / "kept"), format="png", gigabytes=0.01)
     level = LevelSpec(factor=1.0).at(width=200, height=160)
     reader, plain = ChipReader(cache=spec), ChipReader()
-    chips = [Chip(level=level, x=x, y=0, size=160) for x in range(200)]
+    chips = [Chip(level=level, x=x, y=0, width=160, height=160) for x in range(200)]
     with pytest.warns(UserWarning, match=r"chips\.sqlite: is full \(data\.cache\.gigabytes: 0\.01") as told:
         read = [reader.read(tmp_path / "image.png", chip) for chip in chips]
     assert len(told) == 1

@@ -27,7 +27,8 @@ def chip_at(rule: LevelSpec, image: np.ndarray, *, x: float, y: float, size: int
         level=level,
         x=round(x * max(level.width - size, 0)),
         y=round(y * max(level.height - size, 0)),
-        size=size,
+        width=size,
+        height=size,
     )
 
 
@@ -56,7 +57,7 @@ def test_the_thinnest_images_are_cut_and_padded(width: int, height: int) -> None
     image = np.full((height, width, 3), (200, 100, 50), dtype=np.uint8)
     for rule in ENLARGING + SHRINKING:
         level = rule.at(width=width, height=height)
-        pixels = cut_chip(PictureInMemory(image), Chip(level=level, x=0, y=0, size=64))
+        pixels = cut_chip(PictureInMemory(image), Chip(level=level, x=0, y=0, width=64, height=64))
         shown_width, shown_height = min(64, level.width), min(64, level.height)
         assert (pixels[:shown_height, :shown_width] == (200, 100, 50)).all()
         assert pixels[shown_height:].sum() == 0
@@ -83,7 +84,9 @@ def test_an_image_is_read_smaller_only_where_much_is_left_to_shrink(side: int, r
 @given(st.integers(1500, 5000), st.floats(0, 1), st.floats(0, 1))
 def test_what_is_read_smaller_starts_where_its_pixels_start(side: int, x: float, y: float) -> None:
     level = LevelSpec(factor=0.12).at(width=side, height=side + 7)
-    chip = Chip(level=level, x=round(x * (level.width - 64)), y=round(y * (level.height - 64)), size=64)
+    chip = Chip(
+        level=level, x=round(x * (level.width - 64)), y=round(y * (level.height - 64)), width=64, height=64
+    )
     region = region_of(level, (chip.x, chip.y, chip.x + 64, chip.y + 64), largest_reduction=4)
     assert region.reduction == 4
     assert region.window[0] % 4 == region.window[1] % 4 == 0
@@ -109,7 +112,7 @@ def test_a_jpeg_decoded_smaller_looks_the_same(tmp_path: Path, side: int, reduct
     picture = open_picture(path)
     assert picture.largest_reduction(wanted_reduction(level)) == reduction
     exact = resized(np.asarray(Image.open(path)), level.width, level.height)
-    shown = cut_chip(picture, Chip(level=level, x=0, y=0, size=512))[: level.height]
+    shown = cut_chip(picture, Chip(level=level, x=0, y=0, width=512, height=512))[: level.height]
     difference = np.abs(shown - exact)
     assert difference.mean() < 0.5
     assert np.percentile(difference, 99.9) <= 4

@@ -263,7 +263,7 @@ def test_a_chip_of_a_large_tiff_is_that_of_the_whole_image(
     for factor in (2.0, 1.0, 0.7):
         level = LevelSpec(factor=factor).at(width=609, height=524)
         for x, y in ((0, 0), (100, 37), (level.width - 90, level.height - 90)):
-            chip = Chip(level=level, x=x, y=y, size=96)
+            chip = Chip(level=level, x=x, y=y, width=96, height=96)
             np.testing.assert_array_equal(cut_chip(windowed, chip), cut_chip(whole, chip))
 
 
@@ -285,7 +285,7 @@ def test_a_large_tiff_is_read_smaller_by_averaging(tmp_path: Path, has_overviews
     np.testing.assert_array_equal(read[150], read[149])
     level = LevelSpec(long_side=64).at(width=1603, height=1201)
     exact = Image.fromarray(pixels).resize((level.width, level.height), Image.Resampling.BILINEAR)
-    shown = cut_chip(picture, Chip(level=level, x=0, y=0, size=64))[: level.height]
+    shown = cut_chip(picture, Chip(level=level, x=0, y=0, width=64, height=64))[: level.height]
     assert np.abs(shown.astype(np.int64) - np.asarray(exact)).max() <= 3
 
 

@@ -194,7 +194,7 @@ def test_a_batch_taken_in_parts_is_matched_as_one_taken_whole(monkeypatch: pytes
 
 def test_a_large_box_cropped_by_a_fine_chip_gives_a_valid_small_positive() -> None:
     level = LevelSpec(factor=2.0, below=60).at(width=400, height=400)
-    chip = Chip(level=level, x=0, y=0, size=128)
+    chip = Chip(level=level, x=0, y=0, width=128, height=128)
     large = np.array([[40.0, 10.0, 190.0, 60.0]])  # 87 px: out of the level's range
     target = assign(
         chip,

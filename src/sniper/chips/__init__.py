@@ -1,7 +1,8 @@
 """The idea of the paper, without pixels and without torch.
 
 `pyramid` says how far to resize and which box sizes are valid there, `image_boxes` is what chips are chosen for,
-`cover` chooses them, `chip` is one of them, `assign` tells what it teaches, `table` keeps all chips of a data set.
+`cover` chooses them, `chip` is one of them, `assign` tells what it teaches, `table` keeps all chips of a data set;
+`windows` is what chips are compared with.
 """
 
 from sniper.chips.assign import ChipTarget, Standing, assign

@@ -51,6 +51,7 @@ def assign(
     is_moved_here: Bool[np.ndarray, " n"],
     is_negative: bool = False,
     min_visible_side: float = 10.0,
+    min_visible_share: float = 0.0,
 ) -> ChipTarget:
     """Tell what a chip teaches: every box that it touches, clipped, with its standing.
 
@@ -65,13 +66,15 @@ def assign(
         is_moved_here: (n,) whether each was passed to this chip's level because finer windows could not hold it.
         is_negative: whether the chip is there for what the detector takes for objects; it teaches no box.
         min_visible_side: chip pixels that a clipped box must show in both axes to count (authors' code: 10).
+        min_visible_share: a box with less of its area left is not there, as far as the chip can tell.
 
     Returns:
-        The boxes that share some area with the chip, in the order given.
+        The boxes that share some area with the chip, and enough of their own, in the order given.
     """
     whole = chip.to_chip(boxes)
     clipped = chip.clip(whole)
-    shown = area(clipped) > 0
+    left = area(clipped)
+    shown = (left > 0) & (left >= min_visible_share * area(whole))
     sides = clipped[:, 2:] - clipped[:, :2]
     is_cut = (np.abs(whole - clipped) > 1e-6).any(axis=1)
     is_sliver = is_cut & (sides.min(axis=1, initial=np.inf) < min_visible_side)

@@ -12,13 +12,13 @@ from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.look import Sight, look
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
+from sniper.chips.windows import TileSpec, WholeSpec, num_tiles
 from sniper.geometry.boxes import size
 
 USEFUL_SIZES = (32.0, 480.0)
 """Sizes, in chip pixels, at which a detector does well: from, to (rule of thumb of the authors' code)."""
 
-_SINGLE_PASS = LevelSpec(short_side=800, max_long_side=1333)
-_GRID_OVERLAP = 0.2
+(_SINGLE_PASS,) = WholeSpec().levels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -250,12 +250,10 @@ def _level_megapixels(level: LevelSpec, images: ImageBoxes) -> float:
 
 def _megapixels(pyramid: PyramidSpec, images: ImageBoxes, *, num_chips: int) -> Megapixels:
     count = max(len(images), 1)
-    step = round(pyramid.chip_size * (1 - _GRID_OVERLAP))
-    rooms = [np.maximum(sides - pyramid.chip_size, 0) for sides in (images.widths, images.heights)]
-    tiles = np.prod([-(-room // step) + 1 for room in rooms], axis=0)
+    num_grid = int(num_tiles(TileSpec(side=pyramid.chip_size), images).sum())
     return Megapixels(
         chips=chips_megapixels(pyramid, num_chips) / count,
         single=_level_megapixels(_SINGLE_PASS, images) / count,
         pyramid=levels_megapixels(pyramid.levels, images) / count,
-        grid=chips_megapixels(pyramid, int(tiles.sum())) / count,
+        grid=chips_megapixels(pyramid, num_grid) / count,
     )

@@ -11,29 +11,31 @@ from sniper.geometry.boxes import clip
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A square window of a level image; what reaches beyond that image is padding.
+    """A window of a level image; what reaches beyond that image is padding.
 
     Attributes:
         level: the level of the image it is cut from.
         x: left edge of the window, level pixels.
         y: top edge of the window, level pixels.
-        size: side of the window, level pixels; also the side of the chip.
+        width: of the window, level pixels; also of the chip.
+        height: of the window, level pixels; also of the chip.
     """
 
     level: Level
     x: int
     y: int
-    size: int
+    width: int
+    height: int
 
     @property
     def window(self) -> Float[np.ndarray, "4"]:
         """The window as xyxy in the level frame, padding included."""
-        return np.array([self.x, self.y, self.x + self.size, self.y + self.size], dtype=np.float64)
+        return np.array([self.x, self.y, self.x + self.width, self.y + self.height], dtype=np.float64)
 
     @property
     def visible(self) -> tuple[int, int]:
         """Width and height of the part that shows the image; the rest, right and below, is padding."""
-        return min(self.size, self.level.width - self.x), min(self.size, self.level.height - self.y)
+        return min(self.width, self.level.width - self.x), min(self.height, self.level.height - self.y)
 
     def to_chip(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
         """Bring boxes from the image frame into the chip frame, whole, also where they leave the chip.
@@ -47,7 +49,8 @@ class Chip:
         Example:
             >>> from sniper.chips.pyramid import LevelSpec
             >>> level = LevelSpec(factor=2.0).at(width=100, height=100)
-            >>> Chip(level=level, x=32, y=0, size=64).to_chip(np.array([[20.0, 0.0, 40.0, 30.0]])).tolist()
+            >>> chip = Chip(level=level, x=32, y=0, width=64, height=64)
+            >>> chip.to_chip(np.array([[20.0, 0.0, 40.0, 30.0]])).tolist()
             [[8.0, 0.0, 48.0, 60.0]]
         """
         return self.level.to_level(boxes) - self._origin()
@@ -58,7 +61,7 @@ class Chip:
 
     def clip(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
         """Cut (n, 4) xyxy boxes of the chip frame at the borders of the chip."""
-        return clip(boxes, width=self.size, height=self.size)
+        return clip(boxes, width=self.width, height=self.height)
 
     def describe(self) -> str:
         """Say in words where the chip was cut, in image pixels."""

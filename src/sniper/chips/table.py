@@ -106,6 +106,16 @@ class ChipTable:
         return np.repeat(np.arange(len(self.widths)), np.diff(self.cover.offsets))
 
     @property
+    def moved_to(self) -> Int[np.ndarray, " n"]:
+        """For each box the coarser level that took it, or -1; see `Cover`."""
+        return self.cover.moved_to
+
+    @property
+    def pixels(self) -> Int[np.ndarray, " c"]:
+        """The pixels of each chip, padding included."""
+        return np.full(len(self), self.pyramid.chip_size**2, dtype=np.int64)
+
+    @property
     def chips_per_level(self) -> Int[np.ndarray, " l"]:
         """The number of chips at each level, finest first."""
         return np.bincount(self.cover.level, minlength=len(self.pyramid.levels))
@@ -125,7 +135,8 @@ class ChipTable:
             level=level,
             x=int(self.cover.x[index]),
             y=int(self.cover.y[index]),
-            size=self.pyramid.chip_size,
+            width=self.pyramid.chip_size,
+            height=self.pyramid.chip_size,
         )
 
     def save(self, path: Path) -> None:

@@ -73,7 +73,7 @@ class ChipCache:
     def key(self, stamp: Stamp, chip: Chip) -> bytes:
         """Name what a chip's pixels are made of."""
         level = chip.level
-        made_of = (self._way, stamp, (level.width, level.height, chip.x, chip.y, chip.size))
+        made_of = (self._way, stamp, (level.width, level.height, chip.x, chip.y, *chip.visible))
         return hashlib.blake2b(repr(made_of).encode(), digest_size=16).digest()
 
     def find(self, key: bytes) -> UInt8[np.ndarray, "h w 3"] | None:

@@ -98,7 +98,7 @@ def cut_window(
     return _resampled(picture.read(region.window, reduction=region.reduction), region)
 
 
-def cut_chip(picture: Picture, chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
+def cut_chip(picture: Picture, chip: Chip) -> UInt8[np.ndarray, "m n 3"]:
     """Give the pixels of a chip; what reaches beyond the image is black.
 
     Args:
@@ -122,14 +122,14 @@ def read_essence(picture: Picture, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
     return read if region.enlarges else _resampled(read, region)
 
 
-def finished(essence: UInt8[np.ndarray, "h w 3"], chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
+def finished(essence: UInt8[np.ndarray, "h w 3"], chip: Chip) -> UInt8[np.ndarray, "m n 3"]:
     """Make a chip of what `read_essence` gave."""
     region = region_of(chip.level, _shown(chip))
     shown = _resampled(essence, region) if region.enlarges else essence
     height, width = shown.shape[:2]
-    if (height, width) == (chip.size, chip.size):
+    if (height, width) == (chip.height, chip.width):
         return shown
-    pixels = np.zeros((chip.size, chip.size, 3), dtype=np.uint8)
+    pixels = np.zeros((chip.height, chip.width, 3), dtype=np.uint8)
     pixels[:height, :width] = shown
     return pixels
 

@@ -27,7 +27,7 @@ class ChipSample:
     """One chip, ready to be put into a batch.
 
     Attributes:
-        pixels: (K, K, 3) grey levels, chip frame.
+        pixels: (H, W, 3) grey levels, chip frame.
         target: what it teaches.
         valid_sizes: the valid range of its level in chip pixels: at least the first, below the second.
         seed: what is drawn when this chip is learnt from depends on this number alone.
@@ -35,7 +35,7 @@ class ChipSample:
         skipped: chips that should have been here, but whose images cannot be read.
     """
 
-    pixels: UInt8[np.ndarray, "k k 3"]
+    pixels: UInt8[np.ndarray, "h w 3"]
     target: ChipTarget
     valid_sizes: tuple[float, float]
     seed: int
@@ -48,7 +48,7 @@ class Batch:
     """A batch of chips. What belongs to a chip does not depend on which others share its batch.
 
     Attributes:
-        images: (B, 3, K, K) uint8 grey levels.
+        images: (B, 3, H, W) uint8 grey levels.
         boxes: (B, M, 4) float32 xyxy, chip frame: the valid ones of each chip first, zeros after its last.
         labels: (B, M) int64, 0..C-1; 0 after the last.
         standing: (B, M) int64 values of `Standing`; `ABSENT` after the last.
@@ -60,7 +60,7 @@ class Batch:
         skipped: for each, how many chips should have been in its place, but could not be read.
     """
 
-    images: UInt8[torch.Tensor, "b 3 k k"]
+    images: UInt8[torch.Tensor, "b 3 h w"]
     boxes: Float[torch.Tensor, "b m 4"]
     labels: Int[torch.Tensor, "b m"]
     standing: Int[torch.Tensor, "b m"]
@@ -104,20 +104,20 @@ class Batch:
             pin: into page-locked memory, from which copies to a GPU need no waiting.
         """
         count = sum(map(len, parts))
-        side = parts[0].images.shape[2]
+        height, width = parts[0].images.shape[2:]
         most = max(part.labels.shape[1] for part in parts)
-        images = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=pin).permute(0, 3, 1, 2)
+        images = torch.empty((count, height, width, 3), dtype=torch.uint8, pin_memory=pin).permute(0, 3, 1, 2)
         boxes = torch.zeros((count, most, 4), pin_memory=pin)
         labels = torch.zeros((count, most), dtype=torch.int64, pin_memory=pin)
         standing = torch.full((count, most), Standing.ABSENT, dtype=torch.int64, pin_memory=pin)
         valid_sizes = torch.zeros((count, 2), pin_memory=pin)
         for part, own in zip(parts, places, strict=True):
-            width = part.labels.shape[1]
+            num = part.labels.shape[1]
             for i, place in enumerate(own):
                 images[place] = part.images[i]
-                boxes[place, :width] = part.boxes[i]
-                labels[place, :width] = part.labels[i]
-                standing[place, :width] = part.standing[i]
+                boxes[place, :num] = part.boxes[i]
+                labels[place, :num] = part.labels[i]
+                standing[place, :num] = part.standing[i]
                 valid_sizes[place] = part.valid_sizes[i]
         order = np.argsort([place for own in places for place in own]).tolist()
 
@@ -154,7 +154,7 @@ class Batch:
         Those know no invalid and no ignored boxes: they get every object that the chip shows, and no crowd.
 
         Returns:
-            B images (3, K, K) float32 from 0 to 1, and B targets with `boxes` and `labels`, the labels from 1 on.
+            B images (3, H, W) float32 from 0 to 1, and B targets with `boxes` and `labels`, the labels from 1 on.
         """
         images = list(self.images.float() / 255)
         targets = []
@@ -172,7 +172,7 @@ class ChipDataset(Dataset[ChipSample]):
         plan: the chips and their order.
         spec: how chips are read and changed; what it says of data sets and of the plan is not looked at.
         transform: changes each chip after that, such as one of torchvision's `transforms.v2`. It is given a
-            `tv_tensors.Image` (3, K, K) uint8 and a dictionary of `boxes` (`tv_tensors.BoundingBoxes`, xyxy), `labels`
+            `tv_tensors.Image` (3, H, W) uint8 and a dictionary of `boxes` (`tv_tensors.BoundingBoxes`, xyxy), `labels`
             and `standing`, one for each box, and gives back both; boxes may vanish, with their labels and standings.
             torch's global generator is seeded for each chip.
         kept_images: how many images stay decoded for further chips of theirs.
@@ -222,7 +222,7 @@ class ChipDataset(Dataset[ChipSample]):
         image_index = int(self._image_indices[chip_index])
         record = self._annotations[image_index]
         chip = self._plan.table.chip(chip_index, image_index=image_index)
-        moved_to = self._plan.table.cover.moved_to[self._annotations.boxes_of(image_index)]
+        moved_to = self._plan.table.moved_to[self._annotations.boxes_of(image_index)]
         target = assign(
             chip,
             boxes=record.boxes,
@@ -231,6 +231,7 @@ class ChipDataset(Dataset[ChipSample]):
             is_moved_here=moved_to == chip.level.index,
             is_negative=bool(self._plan.table.is_negative[chip_index]),
             min_visible_side=self._spec.min_visible_side,
+            min_visible_share=self._plan.min_visible_share,
         )
         seed = int(self._plan.seeds[index])
         sample = ChipSample(
@@ -245,8 +246,8 @@ class ChipDataset(Dataset[ChipSample]):
         return sample if self._transform is None else transformed(sample, self._transform)
 
     def _jittered(
-        self, pixels: UInt8[np.ndarray, "k k 3"], chip: Chip, *, seed: int
-    ) -> UInt8[np.ndarray, "k k 3"]:
+        self, pixels: UInt8[np.ndarray, "h w 3"], chip: Chip, *, seed: int
+    ) -> UInt8[np.ndarray, "h w 3"]:
         """Change the colours of what a chip shows; what reaches beyond the image stays black."""
         if self._jitter is None:
             return pixels
@@ -292,13 +293,13 @@ def transformed(sample: ChipSample, transform: ChipTransform) -> ChipSample:
     """
     from torchvision import tv_tensors
 
-    size = sample.pixels.shape[0]
+    height, width = sample.pixels.shape[:2]
     image: Any = tv_tensors.Image(torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1))
     target: dict[str, Any] = {
         "boxes": tv_tensors.BoundingBoxes(
             torch.from_numpy(sample.target.boxes).float().reshape(-1, 4),
             format="XYXY",
-            canvas_size=(size, size),
+            canvas_size=(height, width),
         ),
         "labels": torch.from_numpy(sample.target.labels),
         "standing": torch.from_numpy(sample.target.standing),
@@ -310,7 +311,7 @@ def transformed(sample: ChipSample, transform: ChipTransform) -> ChipSample:
             f"{sample.name}: the transform gave {type(changed).__name__}, wanted image and target"
         )
     image, target = changed
-    problem = next(_problems_of(image, target, size), None)
+    problem = next(_problems_of(image, target, (height, width)), None)
     if problem is not None:
         raise TransformError(f"{sample.name}: after the transform {problem}")
     boxes, labels, standing = (target[name] for name in ("boxes", "labels", "standing"))
@@ -321,14 +322,14 @@ def transformed(sample: ChipSample, transform: ChipTransform) -> ChipSample:
     )
 
 
-def _problems_of(image: Any, target: Any, size: int) -> Iterator[str]:
+def _problems_of(image: Any, target: Any, sides: tuple[int, int]) -> Iterator[str]:
     """Tell what is wrong with what a transform gave back; the first problem hides others."""
     from torchvision import tv_tensors
 
     if not isinstance(image, torch.Tensor):
         yield f"the image is {type(image).__name__}, wanted a tensor"
-    if image.shape != (3, size, size) or image.dtype != torch.uint8:
-        yield f"the image is {image.dtype} of {tuple(image.shape)}, wanted uint8 of {(3, size, size)}"
+    if image.shape != (3, *sides) or image.dtype != torch.uint8:
+        yield f"the image is {image.dtype} of {tuple(image.shape)}, wanted uint8 of {(3, *sides)}"
     if not isinstance(target, dict):
         yield f"the target is {type(target).__name__}, wanted a dictionary"
     parts: dict[str, Any] = {name: target.get(name) for name in ("boxes", "labels", "standing")}

@@ -51,7 +51,7 @@ def load_batches(
     # Rows that every trainer reads from cannot be kept apart.
     num_own_rows = plan.num_rows // num_ranks if plan.num_rows % num_ranks == 0 else 1
     num_parts = max(min(num_processes, num_own_rows), 1)
-    own = [range(step * plan.batch_size + rank, (step + 1) * plan.batch_size, num_ranks) for step in steps]
+    own = [plan.places(step)[rank::num_ranks] for step in steps]
     parts = [
         [place for place in places if place % plan.num_rows // num_ranks % num_parts == part]
         for places in own

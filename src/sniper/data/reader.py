@@ -44,7 +44,7 @@ class ChipReader:
         self._stamps: dict[Path, Stamp] = {}
         self._bad: dict[Path, str] = {}
 
-    def read(self, path: Path, chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
+    def read(self, path: Path, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
         """Give the pixels of a chip.
 
         Args:
@@ -65,7 +65,7 @@ class ChipReader:
             self._bad[path] = str(error)
             raise
 
-    def _read_cached(self, cache: ChipCache, path: Path, chip: Chip) -> UInt8[np.ndarray, "k k 3"]:
+    def _read_cached(self, cache: ChipCache, path: Path, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
         try:
             stamp = cache.stamp(path)
         except OSError as error:

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from sniper.chips.windows import TileSpec, WholeSpec
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec:
@@ -100,6 +102,8 @@ class DataSpec:
         test: what to evaluate on.
         chips: chip table of the training set, as `sniper chips` writes it, for all epochs; None chooses chips anew
             each epoch.
+        whole: learn from whole images instead of chips.
+        tiles: learn from a grid of tiles instead of chips.
         read: how image files become pixels.
         on_bad_image: `refuse` ends what is under way, naming the file; `skip` warns of it, takes another chip in its
             place, and counts.
@@ -116,6 +120,8 @@ class DataSpec:
     train: SourceSpec = SourceSpec()
     test: SourceSpec = SourceSpec()
     chips: str | None = None
+    whole: WholeSpec | None = None
+    tiles: TileSpec | None = None
     read: ReadSpec = ReadSpec()
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     images_at_once: int | None = None
@@ -126,6 +132,9 @@ class DataSpec:
     loader_processes: int = 1
 
     def __post_init__(self) -> None:
+        ways = [name for name in ("chips", "whole", "tiles") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            raise ValueError(f"there is one way to feed a detector at a time, not both {' and '.join(ways)}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is a share from 0 to 1, not {self.flip}")
         if not 0 <= self.min_visible_side < math.inf:

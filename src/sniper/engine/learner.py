@@ -238,8 +238,8 @@ class Learner:
         """Try fewer chips until some fit, and say how to go on with so many."""
         spec = self.spec.train
         asked = len(batch) // spec.accumulate
-        side = batch.images.shape[-1]
-        told = f"step {step}: {asked} chips of {side}×{side} at a time do not fit into the memory of {self.device}"
+        height, width = batch.images.shape[2:]
+        told = f"step {step}: {asked} chips of {width}×{height} at a time do not fit into the memory of {self.device}"
         if self.spec.model.backbone.batch_norm == "synced" and self.ranks.count > 1:
             return f"{told}; a larger --train.accumulate or a smaller --train.batch_size may"
         fits, fails = 0, asked

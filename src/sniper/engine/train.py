@@ -14,7 +14,7 @@ from sniper.chips import ChipTable
 from sniper.data.coco import Annotations
 from sniper.data.dataset import Batch, ChipTransform
 from sniper.data.loader import load_batches
-from sniper.data.plan import EpochPlan, plan_epoch
+from sniper.data.plan import EpochPlan, plan_epoch, plan_tiles, plan_whole
 from sniper.engine.board import Board, check_tensorboard
 from sniper.engine.learner import Learner
 from sniper.engine.optimizer import learning_rate
@@ -41,6 +41,7 @@ class StepReport:
         learning_rate: of the step.
         chips_per_second: of all devices, over the step, reading included.
         data_wait: share of the step's time that was spent waiting for chips.
+        megapixels: of the step's chips, padding included, in millions.
         peak_memory: the most memory that was in use so far on the first device, bytes.
         skipped_chips: how many chips could not be read, and others took their places.
     """
@@ -55,6 +56,7 @@ class StepReport:
     learning_rate: float
     chips_per_second: float
     data_wait: float
+    megapixels: float
     peak_memory: int
     skipped_chips: int = 0
 
@@ -143,6 +145,45 @@ def train(
     return learner.best
 
 
+def plan_of(
+    spec: ExperimentSpec,
+    annotations: Annotations,
+    *,
+    epoch: int,
+    table: ChipTable | None = None,
+    num_shares: int = 1,
+) -> EpochPlan:
+    """Plan one epoch of an experiment: chips, whole images or tiles, as it asks for.
+
+    Args:
+        spec: the experiment.
+        annotations: what to train on.
+        epoch: which pass, 0 the first.
+        table: the chips, where they were chosen before.
+        num_shares: into how many parts each batch is to be cut.
+
+    Raises:
+        AnnotationError: if there is nothing to learn from.
+    """
+    data, batch_size = spec.data, spec.train.batch_size
+    drawn: dict[str, Any] = {"flip": data.flip, "seed": spec.seed, "epoch": epoch}
+    if data.whole is not None:
+        return plan_whole(annotations, data.whole, batch_size=batch_size, num_shares=num_shares, **drawn)
+    if data.tiles is not None:
+        return plan_tiles(
+            annotations, data.tiles, batch_size=batch_size, images_at_once=data.images_at_once, **drawn
+        )
+    return plan_epoch(
+        annotations,
+        spec.pyramid,
+        batch_size=batch_size,
+        table=table,
+        negatives_per_image=0 if spec.train.rpn_only else spec.negatives.per_image,
+        images_at_once=data.images_at_once,
+        **drawn,
+    )
+
+
 def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Annotations, ranks: Ranks) -> ChipTable | None:
     """Read the chips of all epochs, if the experiment names a table.
 
@@ -210,7 +251,10 @@ class _Trainer:
         for batch in _told_plainly(batches):
             arrived = time.monotonic()
             epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
-            rate = learning_rate(spec, step=progress.step, epoch=epoch)
+            place = progress.step_in_epoch
+            rate = learning_rate(
+                spec, step=progress.step, epoch=epoch, relative_size=plan.relative_size(place)
+            )
             losses = self.learner.learn(batch, rate=rate, step=progress.step)
             progress = Progress(
                 step=progress.step + 1, epoch=progress.epoch, step_in_epoch=progress.step_in_epoch + 1
@@ -231,8 +275,9 @@ class _Trainer:
                 gradient_norm=losses.pop("gradient_norm"),
                 losses=losses,
                 learning_rate=rate,
-                chips_per_second=spec.batch_size / (now - started),
+                chips_per_second=len(plan.places(place)) / (now - started),
                 data_wait=(arrived - ready) / (now - started),
+                megapixels=batch.images[:, 0].numel() * self.ranks.count / 1e6,
                 peak_memory=self.learner.peak_memory(),
                 skipped_chips=round(skipped),
             )
@@ -281,16 +326,9 @@ class _Trainer:
         return [count * self.ranks.count for count in self.ranks.mean(own).tolist()]
 
     def _plan(self, epoch: int) -> EpochPlan:
-        return plan_epoch(
-            self.annotations,
-            self.spec.pyramid,
-            batch_size=self.spec.train.batch_size,
-            flip=self.spec.data.flip,
-            seed=self.spec.seed,
-            epoch=epoch,
-            table=self.table_of(epoch),
-            negatives_per_image=0 if self.spec.train.rpn_only else self.spec.negatives.per_image,
-            images_at_once=self.spec.data.images_at_once,
+        num_shares = self.ranks.count * self.spec.train.accumulate
+        return plan_of(
+            self.spec, self.annotations, epoch=epoch, table=self.table_of(epoch), num_shares=num_shares
         )
 
     def _batches(self, plan: EpochPlan, *, first_step: int, num_steps: int) -> Iterable[Batch]:
@@ -318,6 +356,7 @@ class _Trainer:
             "gradient_norm": report.gradient_norm,
             "learning_rate": report.learning_rate,
             "chips_per_second": round(report.chips_per_second, 2),
+            "megapixels": round(report.megapixels, 4),
             "data_wait": round(report.data_wait, 4),
             "peak_memory_gb": round(report.peak_memory / 1e9, 3),
         }

@@ -22,8 +22,8 @@ class BatchLike(Protocol):
     """A batch of chips, as the detector reads it."""
 
     @property
-    def images(self) -> UInt8[torch.Tensor, "b 3 k k"]:
-        """(B, 3, K, K) grey levels."""
+    def images(self) -> UInt8[torch.Tensor, "b 3 h w"]:
+        """(B, 3, H, W) grey levels."""
 
     @property
     def boxes(self) -> Float[torch.Tensor, "b m 4"]:

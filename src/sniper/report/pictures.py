@@ -36,7 +36,7 @@ def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 3
         chips: of an epoch.
         path: of the picture.
         count: how many chips; fewer if there are not so many.
-        side: of each chip in the picture, pixels.
+        side: of each chip in the picture, the longer one, pixels.
     """
     shown = [_draw_chip(chips[i], side=side) for i in range(min(count, len(chips)))]
     columns = min(math.ceil(math.sqrt(len(shown) * 4 / 3)), len(shown))
@@ -147,8 +147,11 @@ def _write_legend(draw: ImageDraw.ImageDraw, counts: Mapping[str, int], *, unit:
 
 
 def _draw_chip(sample: ChipSample, *, side: int) -> Image.Image:
-    zoom = side / sample.pixels.shape[0]
-    picture = Image.fromarray(np.ascontiguousarray(sample.pixels)).resize((side, side))
+    height, width = sample.pixels.shape[:2]
+    zoom = side / max(height, width)
+    picture = Image.new("RGB", (side, side), _SHEET_BACKGROUND)
+    pixels = Image.fromarray(np.ascontiguousarray(sample.pixels))
+    picture.paste(pixels.resize((max(round(width * zoom), 1), max(round(height * zoom), 1))))
     draw = ImageDraw.Draw(picture)
     order = np.argsort(-sample.target.standing, kind="stable")  # the valid ones on top
     for i in order:

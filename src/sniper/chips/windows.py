@@ -1,0 +1,243 @@
+"""What else a detector is fed with, to be compared with chips: whole images, at one level or more, and blind tiles."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from sniper.chips.chip import Chip
+from sniper.chips.image_boxes import ImageBoxes
+from sniper.chips.pyramid import LevelSpec
+from sniper.geometry.boxes import area
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeSpec:
+    """Learn from whole images.
+
+    One level without a range is how most detectors are trained. Several are multi-scale training; with valid ranges
+    that is SNIP (Singh and Davis 2018), which SNIPER is to equal at less cost.
+
+    Attributes:
+        levels: to which images are resized, each in its turn. An image is learnt from where one of its boxes is valid.
+        batch_megapixels: images of like shape fill a batch until it has this many million pixels, padding included, or
+            as many images as a batch has chips. An image that has more pixels is a batch of its own.
+    """
+
+    levels: tuple[LevelSpec, ...] = (LevelSpec(short_side=800, max_long_side=1333),)
+    batch_megapixels: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("whole images need at least one level")
+        if not 0 < self.batch_megapixels < math.inf:
+            raise ValueError(f"batch_megapixels must be positive, not {self.batch_megapixels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileSpec:
+    """Learn from a grid of tiles laid over each image, wherever its objects are.
+
+    Attributes:
+        side: of a tile, pixels.
+        overlap: share of a tile that the next one repeats.
+        factor: by which images are resized before.
+        empty: tiles that show no box are kept, or dropped.
+        min_visible_share: a box that has less of its area left in a tile is not there, as far as the tile can tell.
+    """
+
+    side: int = 512
+    overlap: float = 0.2
+    factor: float = 1.0
+    empty: Literal["keep", "drop"] = "keep"
+    min_visible_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ValueError(f"side must be at least 1, not {self.side}")
+        for name in ("overlap", "min_visible_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share from 0 to below 1, not {getattr(self, name)}")
+        if not 0 < self.factor < math.inf:
+            raise ValueError(f"factor must be positive, not {self.factor}")
+
+    @property
+    def stride(self) -> int:
+        """How far one tile is from the next, pixels."""
+        return max(round(self.side * (1 - self.overlap)), 1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WindowTable:
+    """Windows of any sides, of all images of a data set.
+
+    Attributes:
+        levels: to which images are resized.
+        image_widths: (m,) of the images, pixels.
+        image_heights: (m,) of the images, pixels.
+        image_indices: (c,) the image of each window.
+        level: (c,) its level.
+        x: (c,) its left edge, level pixels.
+        y: (c,) its top edge, level pixels.
+        widths: (c,) of the windows, level pixels.
+        heights: (c,) of the windows, level pixels.
+        moved_to: (n,) -1 for each box: none moves to another level here.
+    """
+
+    levels: tuple[LevelSpec, ...]
+    image_widths: Int[np.ndarray, " m"]
+    image_heights: Int[np.ndarray, " m"]
+    image_indices: Int[np.ndarray, " c"]
+    level: Int[np.ndarray, " c"]
+    x: Int[np.ndarray, " c"]
+    y: Int[np.ndarray, " c"]
+    widths: Int[np.ndarray, " c"]
+    heights: Int[np.ndarray, " c"]
+    moved_to: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.level)
+
+    @cached_property
+    def is_negative(self) -> Bool[np.ndarray, " c"]:
+        """Which windows are there for what the detector takes for objects: none."""
+        return np.zeros(len(self), dtype=np.bool_)
+
+    @property
+    def pixels(self) -> Int[np.ndarray, " c"]:
+        """The pixels of each window, padding included."""
+        return self.widths * self.heights
+
+    def chip(self, index: int, *, image_index: int) -> Chip:
+        """Give one window as a chip.
+
+        Args:
+            index: of the window in this table.
+            image_index: of its image in the data set.
+        """
+        level_index = int(self.level[index])
+        level = self.levels[level_index].at(
+            width=int(self.image_widths[image_index]),
+            height=int(self.image_heights[image_index]),
+            index=level_index,
+        )
+        return Chip(
+            level=level,
+            x=int(self.x[index]),
+            y=int(self.y[index]),
+            width=int(self.widths[index]),
+            height=int(self.heights[index]),
+        )
+
+    def resized(self, *, widths: Int[np.ndarray, " c"], heights: Int[np.ndarray, " c"]) -> "WindowTable":
+        """Give the same windows with other sides; what they reach beyond their images is padding."""
+        return replace(self, widths=widths, heights=heights)
+
+
+def whole_images(spec: WholeSpec, images: ImageBoxes) -> WindowTable:
+    """Give every image at every level at which one of the boxes to be learnt is valid.
+
+    As in SNIP, an image teaches nothing at a level where it has no valid box. Without ranges that leaves out the images
+    without boxes alone.
+
+    Example:
+        >>> one = ImageBoxes(
+        ...     widths=np.array([640]),
+        ...     heights=np.array([480]),
+        ...     offsets=np.array([0, 1]),
+        ...     boxes=np.array([[10.0, 10.0, 40.0, 40.0]]),
+        ...     is_wanted=np.array([True]),
+        ... )
+        >>> table = whole_images(WholeSpec(), one)
+        >>> table.widths.tolist(), table.heights.tolist()
+        ([1067], [800])
+    """
+    parts = []
+    for index, level in enumerate(spec.levels):
+        is_valid = level.valid_range.contains(images.boxes) & images.is_wanted
+        own = np.unique(images.image_of_box[is_valid])
+        widths, heights = level.resized(images.widths[own], images.heights[own])
+        parts.append((own, np.full(len(own), index), widths, heights))
+    image_indices, levels, widths, heights = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return WindowTable(
+        levels=spec.levels,
+        image_widths=images.widths,
+        image_heights=images.heights,
+        image_indices=image_indices,
+        level=levels,
+        x=np.zeros(len(levels), dtype=np.int64),
+        y=np.zeros(len(levels), dtype=np.int64),
+        widths=widths,
+        heights=heights,
+        moved_to=np.full(len(images.boxes), -1, dtype=np.int8),
+    )
+
+
+def tiles(spec: TileSpec, images: ImageBoxes) -> WindowTable:
+    """Lay the grid over every image; its last row and column end at the borders.
+
+    Example:
+        >>> one = ImageBoxes(
+        ...     widths=np.array([1000]),
+        ...     heights=np.array([400]),
+        ...     offsets=np.array([0, 0]),
+        ...     boxes=np.zeros((0, 4)),
+        ...     is_wanted=np.zeros(0, dtype=bool),
+        ... )
+        >>> tiles(TileSpec(), one).x.tolist()
+        [0, 410, 488]
+    """
+    level = LevelSpec(factor=spec.factor)
+    level_widths, level_heights = level.resized(images.widths, images.heights)
+    columns, rows = (_num_along(sides, spec) for sides in (level_widths, level_heights))
+    counts = columns * rows
+    image_indices = np.repeat(np.arange(len(images)), counts)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    row, column = np.divmod(place, columns[image_indices])
+    table = WindowTable(
+        levels=(level,),
+        image_widths=images.widths,
+        image_heights=images.heights,
+        image_indices=image_indices,
+        level=np.zeros(len(place), dtype=np.int64),
+        x=np.minimum(column * spec.stride, np.maximum(level_widths[image_indices] - spec.side, 0)),
+        y=np.minimum(row * spec.stride, np.maximum(level_heights[image_indices] - spec.side, 0)),
+        widths=np.full(len(place), spec.side),
+        heights=np.full(len(place), spec.side),
+        moved_to=np.full(len(images.boxes), -1, dtype=np.int8),
+    )
+    if spec.empty == "keep":
+        return table
+    shows = [_shows_box(table, index, images, least=spec.min_visible_share) for index in range(len(table))]
+    return _selected(table, np.flatnonzero(shows))
+
+
+def num_tiles(spec: TileSpec, images: ImageBoxes) -> Int[np.ndarray, " m"]:
+    """Count the tiles of each image, empty ones too."""
+    widths, heights = LevelSpec(factor=spec.factor).resized(images.widths, images.heights)
+    return _num_along(widths, spec) * _num_along(heights, spec)
+
+
+def _num_along(sides: Int[np.ndarray, " m"], spec: TileSpec) -> Int[np.ndarray, " m"]:
+    """Count the tiles along one axis of each level image."""
+    room: np.ndarray = np.maximum(sides - spec.side, 0)
+    return -(-room // spec.stride) + 1
+
+
+def _shows_box(table: WindowTable, index: int, images: ImageBoxes, *, least: float) -> bool:
+    """Tell whether a window shows enough of one of the boxes to be learnt."""
+    image_index = int(table.image_indices[index])
+    own = slice(images.offsets[image_index], images.offsets[image_index + 1])
+    chip = table.chip(index, image_index=image_index)
+    whole = chip.to_chip(images.boxes[own][images.is_wanted[own]])
+    left = area(chip.clip(whole))
+    return bool(((left > 0) & (left >= least * area(whole))).any())
+
+
+def _selected(table: WindowTable, indices: Int[np.ndarray, " k"]) -> WindowTable:
+    """Keep some windows."""
+    names = ("image_indices", "level", "x", "y", "widths", "heights")
+    return replace(table, **{name: getattr(table, name)[indices] for name in names})
