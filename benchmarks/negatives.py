@@ -15,8 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from cells import keep_options, run_cells
 from PIL import Image, ImageDraw
 
 from sniper.chips.negatives import NegativeSpec
@@ -86,8 +85,9 @@ def main() -> None:
         run_cell(options.folder, way, int(seed), spec)
         return
     cells = [f"{way}:{seed}" for seed in range(options.seeds) for way in reversed(WAYS)]
-    run_all(
-        [cell for cell in cells if not result_path(options.folder, *cell.split(":")).exists()], options.jobs
+    run_cells(
+        [cell for cell in cells if not result_path(options.folder, *cell.split(":")).exists()],
+        jobs=options.jobs,
     )
     results = {
         way: [json.loads(result_path(options.folder, way, seed).read_text()) for seed in range(options.seeds)]
@@ -101,17 +101,6 @@ def main() -> None:
     draw_worst(options.folder)
     (options.folder / "table.md").write_text(tell(results))
     print(json.dumps({"benchmark": "negatives", "steps": options.steps, "results": results}))
-
-
-def keep_options(folder: Path, chosen: dict[str, float]) -> None:
-    """Refuse to mix the cells of different experiments."""
-    path = folder / "options.json"
-    if path.exists() and json.loads(path.read_text()) != chosen:
-        raise SystemExit(
-            f"{folder}: holds cells of {path.read_text()}, not {json.dumps(chosen)}; name another"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(chosen))
 
 
 def draw_world(folder: Path, *, num_images: int) -> None:
@@ -128,21 +117,6 @@ def draw_world(folder: Path, *, num_images: int) -> None:
     for name, seed, count in (("train", 1, num_images), ("test", 2, num_images // 2)):
         if not (folder / "world" / f"{name}.json").exists():
             draw_shapes(folder / "world", spec=replace(spec, num_images=count), seed=seed, name=name)
-
-
-def run_all(cells: Sequence[str], jobs: int) -> None:
-    """Run cells in processes of their own, some at a time."""
-    waiting, running = list(cells), []
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            running.append(subprocess.Popen([sys.executable, *sys.argv, "--cell", waiting.pop(0)]))
-        time.sleep(1)
-        for process in [one for one in running if one.poll() is not None]:
-            running.remove(process)
-            if process.returncode:
-                for other in running:
-                    other.terminate()
-                raise SystemExit(f"a cell failed with {process.returncode}")
 
 
 def run_cell(folder: Path, way: str, seed: int, spec: ExperimentSpec) -> None:

@@ -39,6 +39,7 @@ class StepReport:
         losses: by name.
         gradient_norm: of the sum of all losses.
         learning_rate: of the step.
+        seconds: that the step took, reading included.
         chips_per_second: of all devices, over the step, reading included.
         data_wait: share of the step's time that was spent waiting for chips.
         megapixels: of the step's chips, padding included, in millions.
@@ -54,6 +55,7 @@ class StepReport:
     losses: dict[str, float]
     gradient_norm: float
     learning_rate: float
+    seconds: float
     chips_per_second: float
     data_wait: float
     megapixels: float
@@ -275,6 +277,7 @@ class _Trainer:
                 gradient_norm=losses.pop("gradient_norm"),
                 losses=losses,
                 learning_rate=rate,
+                seconds=now - started,
                 chips_per_second=len(plan.places(place)) / (now - started),
                 data_wait=(arrived - ready) / (now - started),
                 megapixels=batch.images[:, 0].numel() * self.ranks.count / 1e6,
@@ -355,6 +358,7 @@ class _Trainer:
             **report.losses,
             "gradient_norm": report.gradient_norm,
             "learning_rate": report.learning_rate,
+            "seconds": round(report.seconds, 4),
             "chips_per_second": round(report.chips_per_second, 2),
             "megapixels": round(report.megapixels, 4),
             "data_wait": round(report.data_wait, 4),

@@ -1,0 +1,454 @@
+"""SNIPER's claim, checked: one detector from the same first weights, fed in different ways at the same cost.
+
+    python benchmarks/proof.py runs/proof --data NAME TRAIN.json TEST.json --backbone mobilenetv2_100 --seeds 2
+
+The ways:
+
+- `single`: the whole image, short side 800, long side at most 1333.
+- `pyramid`: the whole image at each level of the paper's pyramid, every box learnt at every level.
+- `snip`: the same, with valid ranges.
+- `grid`: tiles as large as a chip at the scale of the image, a fifth of overlap, tiles without a box dropped;
+  `grid_empty` keeps them.
+- `sniper`: chips of the same three levels; `sniper_two` leaves out the finest; `negatives` adds mined negative chips.
+
+All that is said in pixels is for chips of 512; with `--chip-size 256` levels, anchors and the single scale shrink to
+half, but for the tiles, which stay at the scale of the image. The budget is the megapixels that are trained on, padding
+included, and those of the RPN that `negatives` mines with; what mining itself takes is told apart. Batches of whole
+images hold as many pixels as a batch of chips does, as far as one image is not larger. Learning rate, its decay, batch
+norm and the number of proposals are the same for all.
+
+Every detector is searched with as its way is meant to be, and all of them with the three levels and their ranges. Each
+finished cell is kept in the folder and not run again; cells of other ways, seeds and budgets may be added later. In the
+folder stand `table.md`, `curve.png`, `results.json`; the last is printed as one line, too.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from cells import keep_options, run_cells
+from matplotlib.figure import Figure
+
+from sniper.chips import LevelSpec, PyramidSpec
+from sniper.chips.negatives import NegativeSpec
+from sniper.chips.pyramid import PAPER_LEVELS
+from sniper.chips.windows import TileSpec, WholeSpec
+from sniper.comparison import ResampledAP, compare
+from sniper.config import dump_experiment
+from sniper.data.coco import Annotations, load_annotations
+from sniper.data.plan import build_table
+from sniper.data.proposals import add_negatives
+from sniper.data.spec import DataSpec
+from sniper.diagnosis import diagnose
+from sniper.engine.mine import mine
+from sniper.engine.predict import Predictor, to_coco
+from sniper.engine.run import Run
+from sniper.engine.train import plan_of, train
+from sniper.evaluation import evaluate
+from sniper.files import replace_whole
+from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
+from sniper.report.palette import PALETTE
+from sniper.spec import ExperimentSpec, PredictSpec, TrainSpec, widened
+from sniper.stages import rpn_experiment
+
+WAYS = ("single", "pyramid", "snip", "grid", "grid_empty", "sniper", "sniper_two", "negatives")
+PAPER_CHIP = 512
+NUMBERS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar_100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training and its scores."""
+
+    data: str
+    way: str
+    megapixels: float
+    seed: int
+
+    @classmethod
+    def parse(cls, name: str) -> "Cell":
+        data, way, megapixels, seed = name.split(":")
+        return cls(data=data, way=way, megapixels=float(megapixels), seed=int(seed))
+
+    def __str__(self) -> str:
+        return f"{self.data}:{self.way}:{self.megapixels:g}:{self.seed}"
+
+    def folder(self, root: Path) -> Path:
+        return root / self.data / f"{self.way}_{self.megapixels:g}_{self.seed}"
+
+    def result_path(self, root: Path) -> Path:
+        folder = self.folder(root)
+        return folder.parent / f"{folder.name}.json"
+
+
+def main() -> None:
+    options = parse_options()
+    chosen = {name: str(value) for name, value in vars(options).items() if name not in FREE}
+    keep_options(options.folder, chosen)
+    torch.set_num_threads(options.threads)
+    if options.cell:
+        run_cell(Cell.parse(options.cell), options)
+        return
+    cells = [
+        Cell(data=data, way=way, megapixels=megapixels, seed=seed)
+        for seed in range(options.seeds)
+        for megapixels in sorted(options.megapixels, reverse=True)
+        for way in options.ways
+        for data in dict.fromkeys(name for name, _, _ in options.data)
+    ]
+    missing = [cell for cell in cells if not cell.result_path(options.folder).exists()]
+    run_cells([str(cell) for cell in missing], jobs=options.jobs)
+    tell(options)
+
+
+FREE = ("folder", "data", "weights", "ways", "seeds", "megapixels", "jobs", "cell", "device")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One detector, fed in different ways at the same cost.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", nargs=3, action="append", required=True, metavar=("NAME", "TRAIN", "TEST"))
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=["sniper", "snip", "pyramid", "single", "grid"]
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--megapixels", nargs="+", type=float, default=[2000, 6000], help="budgets")
+    parser.add_argument("--chip-size", type=int, default=PAPER_CHIP)
+    parser.add_argument("--batch-size", type=int, default=16, help="chips")
+    parser.add_argument("--rate", type=float, default=0.03, help="learning rate of such a batch")
+    parser.add_argument("--warm-up", type=int, default=60, help="steps")
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--weights", help="safetensors; timm's pretrained ones otherwise")
+    parser.add_argument("--batch-norm", choices=("trained", "frozen"), default="trained")
+    parser.add_argument("--head", nargs=2, type=int, default=[64, 512], help="channels and width of the head")
+    parser.add_argument("--proposals", type=int, default=128, help="to train on, of a chip or an image")
+    parser.add_argument("--train-images", type=int, help="this many, drawn once for all; all otherwise")
+    parser.add_argument("--test-images", type=int)
+    parser.add_argument("--rpn-megapixels", type=float, default=300, help="for mining; count as the budget's")
+    parser.add_argument("--at-least", nargs="+", type=int, default=list(NegativeSpec().at_least))
+    parser.add_argument("--loader-processes", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--cell", help="run this one only")
+    return parser.parse_args()
+
+
+def levels_of(chip_size: int) -> tuple[LevelSpec, ...]:
+    """Shrink the paper's levels as the chip is shrunk; sizes in image pixels stay."""
+    share = chip_size / PAPER_CHIP
+    *finer, coarsest = PAPER_LEVELS
+    shrunk = [replace(level, factor=round(level.factor * share, 4)) for level in finer if level.factor]
+    return (*shrunk, replace(coarsest, long_side=chip_size))
+
+
+def rangeless(levels: Sequence[LevelSpec]) -> tuple[LevelSpec, ...]:
+    return tuple(replace(level, at_least=0.0, below=float("inf")) for level in levels)
+
+
+def experiment(cell: Cell, options: argparse.Namespace) -> ExperimentSpec:
+    """Give what all ways have in common, and how this one is fed."""
+    size, share = options.chip_size, options.chip_size / PAPER_CHIP
+    levels = levels_of(size)
+    single = LevelSpec(short_side=round(800 * share), max_long_side=round(1333 * share))
+    batch_megapixels = options.batch_size * size**2 / 1e6
+    trained = levels
+    feed: dict[str, Any] = {}
+    if cell.way in ("single", "pyramid", "snip"):
+        own = {"single": (single,), "pyramid": rangeless(levels), "snip": levels}[cell.way]
+        feed["whole"] = WholeSpec(levels=own, batch_megapixels=batch_megapixels)
+    elif cell.way in ("grid", "grid_empty"):
+        feed["tiles"] = TileSpec(side=size, empty="keep" if cell.way == "grid_empty" else "drop")
+        feed["min_visible_side"] = 0.0  # of tiles, the share that is left decides
+    elif cell.way == "sniper_two":
+        trained = (replace(levels[1], at_least=0.0), levels[2])
+    return ExperimentSpec(
+        seed=cell.seed,
+        data=DataSpec(loader_processes=options.loader_processes, **feed),
+        pyramid=PyramidSpec(chip_size=size, levels=trained),
+        negatives=NegativeSpec(at_least=tuple(options.at_least)),
+        model=DetectorSpec(
+            backbone=BackboneSpec(
+                name=options.backbone, weights=options.weights, batch_norm=options.batch_norm
+            ),
+            rpn=RPNSpec(
+                channels=128,
+                anchor_sizes=tuple(side * share for side in RPNSpec().anchor_sizes),
+                num_candidates=1000,
+                num_training_proposals=options.proposals,
+            ),
+            roi_head=RoIHeadSpec(channels=options.head[0], width=options.head[1]),
+        ),
+        train=TrainSpec(
+            batch_size=options.batch_size,
+            reference_batch=options.batch_size,
+            learning_rate=options.rate,
+            warm_up_rate=options.rate / 10,
+            warm_up_steps=options.warm_up,
+            clip_gradient=10.0,
+            checkpoint_minutes=2.0,
+        ),
+        predict=PredictSpec(levels=widened(levels)),
+    )
+
+
+def own_search(cell: Cell, spec: ExperimentSpec) -> PredictSpec:
+    """Give how a detector is searched with that was fed in this way."""
+    if spec.data.tiles is not None:
+        return replace(spec.predict, levels=(LevelSpec(factor=1.0),), window=max(spec.data.tiles.side, 256))
+    if cell.way == "snip" or spec.data.whole is None:
+        return replace(
+            spec.predict,
+            levels=widened(spec.pyramid.levels) if cell.way == "sniper_two" else spec.predict.levels,
+        )
+    return replace(spec.predict, levels=spec.data.whole.levels)
+
+
+def with_budget(spec: ExperimentSpec, annotations: Annotations, *, megapixels: float) -> ExperimentSpec:
+    """Train for so many megapixels, with the rate lowered for the last fifth."""
+    epochs = megapixels / plan_of(spec, annotations, epoch=0).megapixels
+    return replace(spec, train=replace(spec.train, epochs=epochs, decay_at=(0.8 * epochs,)))
+
+
+def load(path: str, count: int | None) -> Annotations:
+    annotations = load_annotations(Path(path))
+    if count is None or count >= len(annotations):
+        return annotations
+    drawn = np.random.default_rng(0).choice(len(annotations), size=count, replace=False)
+    return annotations.select(np.sort(drawn))
+
+
+def run_cell(cell: Cell, options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    device = torch.device(options.device)
+    (train_path, test_path) = next((one, other) for name, one, other in options.data if name == cell.data)
+    train_set = load(train_path, options.train_images)
+    folder = cell.folder(options.folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    spec = experiment(cell, options)
+    told: dict[str, Any] = {"mining_minutes": 0.0, "rpn_megapixels": 0.0}
+    left = cell.megapixels
+    if cell.way == "negatives":
+        spec, mined = with_negatives(cell, spec, train_set, options)
+        told |= mined
+        left -= mined["rpn_megapixels"]
+    spec = with_budget(spec, train_set, megapixels=left)
+    run = opened(folder, spec)
+    train(run, spec, train_set, device=device, watch=lambda report: None)
+    steps = [entry for entry in run.entries() if entry["stage"] == "train"]
+    test_set = load(test_path, options.test_images)
+    searches = {"own": own_search(cell, spec), "pyramid": spec.predict}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, predict in searches.items():
+        began = time.monotonic()
+        if name == "pyramid" and predict == searches["own"]:
+            found[name], told[name] = found["own"], told["own"]
+            continue
+        found[name] = search(run, replace(spec, predict=predict), test_set, device=device)
+        told[name] = score(found[name], test_set) | {
+            "search_minutes": round((time.monotonic() - began) / 60, 2)
+        }
+    with replace_whole(folder / "detections.json") as file:
+        file.write(json.dumps(found).encode())
+    told |= {
+        "megapixels": round(sum(entry["megapixels"] for entry in steps) + told["rpn_megapixels"], 1),
+        "steps": len(steps),
+        "chips": sum(round(entry["chips_per_second"] * entry["seconds"]) for entry in steps),
+        "train_minutes": round(sum(entry["seconds"] for entry in steps) / 60, 2),
+        "chips_per_second": round(statistics.median(entry["chips_per_second"] for entry in steps), 2),
+        "peak_memory_gb": max(entry["peak_memory_gb"] for entry in steps),
+        "minutes": round((time.monotonic() - started) / 60, 2),
+    }
+    with replace_whole(cell.result_path(options.folder)) as file:
+        head = {"cell": str(cell), "way": cell.way, "seed": cell.seed, "megapixels_asked": cell.megapixels}
+        file.write(json.dumps(head | told).encode())
+
+
+def opened(folder: Path, spec: ExperimentSpec) -> Run:
+    """Begin a run, or go on with it."""
+    if (folder / "config.yaml").exists():
+        return Run.open(folder)
+    return Run.create(folder, config=dump_experiment(spec))
+
+
+def with_negatives(
+    cell: Cell, spec: ExperimentSpec, train_set: Annotations, options: argparse.Namespace
+) -> tuple[ExperimentSpec, dict[str, float]]:
+    """Train an RPN, mine with it, and name the chips that come of it; once for all budgets of a seed."""
+    device = torch.device(options.device)
+    folder = options.folder / cell.data / f"mined_{cell.seed}"
+    rpn_spec = with_budget(rpn_experiment(spec), train_set, megapixels=options.rpn_megapixels)
+    run = opened(folder / "rpn", rpn_spec)
+    train(run, rpn_spec, train_set, device=device, watch=lambda report: None)
+    told_path, chips_path = folder / "mined.json", folder / "chips.npz"
+    if not told_path.exists():
+        began = time.monotonic()
+        store = mine(
+            run, spec, train_set, folder / "proposals", device=device, watch=lambda done, total: None
+        )
+        generator = np.random.default_rng([cell.seed, 1])
+        positives = build_table(train_set, spec.pyramid, generator=generator)
+        table = add_negatives(positives, store, spec.negatives, generator=generator)
+        table.save(chips_path)
+        told = {
+            "rpn_megapixels": round(sum(entry["megapixels"] for entry in run.entries()), 1),
+            "mining_minutes": round((time.monotonic() - began) / 60, 2),
+            "positive_chips": len(positives),
+            "negative_chips_pool": len(table) - len(positives),
+        }
+        told_path.write_text(json.dumps(told))
+    return replace(spec, data=replace(spec.data, chips=str(chips_path.absolute()))), json.loads(
+        told_path.read_text()
+    )
+
+
+def search(
+    run: Run, spec: ExperimentSpec, test_set: Annotations, *, device: torch.device
+) -> list[dict[str, Any]]:
+    predictor = Predictor.load(run, spec, device=device)
+    results = []
+    for record, found in zip(test_set, predictor.search(record.path for record in test_set), strict=True):
+        assert found is not None
+        results += to_coco(found, image_id=record.image_id, categories=predictor.categories)
+    return results
+
+
+def score(found: Sequence[dict[str, Any]], test_set: Annotations) -> dict[str, float | None]:
+    truth = test_set.to_coco()
+    numbers = evaluate(found, truth).as_dict()
+    false = diagnose(found, truth).false_positives
+    told: dict[str, float | None] = {name: numbers[name] for name in NUMBERS}
+    return told | {f"false_positives_at_{recall:g}": value for recall, value in false.items()}
+
+
+def tell(options: argparse.Namespace) -> None:
+    """Write table, curve and results of all cells that are finished."""
+    groups: dict[str, dict[float, dict[str, list[dict[str, Any]]]]] = {}
+    for name, _, test_path in options.data:
+        truth = load(test_path, options.test_images).to_coco()
+        cells = [json.loads(path.read_text()) for path in sorted((options.folder / name).glob("*.json"))]
+        for megapixels in sorted({cell["megapixels_asked"] for cell in cells}):
+            same = [cell for cell in cells if cell["megapixels_asked"] == megapixels]
+            ways = {way: [cell for cell in same if cell["way"] == way] for way in WAYS}
+            groups.setdefault(name, {})[megapixels] = {way: own for way, own in ways.items() if own}
+            add_differences(options.folder, groups[name][megapixels], truth)
+    tables = [
+        f"{name}, {megapixels:g} megapixels\n\n{table_of(ways)}"
+        for name, budgets in groups.items()
+        for megapixels, ways in budgets.items()
+    ]
+    (options.folder / "table.md").write_text("\n".join(tables))
+    draw_curve(groups, options.folder / "curve.png")
+    results = json.dumps(
+        {"benchmark": "proof", "options": vars(options) | {"folder": None}, "results": groups}
+    )
+    (options.folder / "results.json").write_text(results + "\n")
+    print(results)
+
+
+def add_differences(root: Path, ways: dict[str, list[dict[str, Any]]], truth: dict[str, Any]) -> None:
+    """Tell of each way how far its AP is from that of `sniper`, each searched as it is meant to be."""
+    if "sniper" not in ways:
+        return
+    aps = {}
+    for way, cells in ways.items():
+        paths = [Cell.parse(cell["cell"]).folder(root) / "detections.json" for cell in cells]
+        aps[way] = [ResampledAP(json.loads(path.read_text())["own"], truth) for path in paths]
+    for way, cells in ways.items():
+        if way != "sniper":
+            difference = compare(aps["sniper"], aps[way], generator=np.random.default_rng(0))
+            cells[0]["against_sniper"] = vars(difference)
+
+
+COLUMNS = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "S",
+    "ap_medium": "M",
+    "ap_large": "L",
+    "ar_100": "AR",
+    "false_positives_at_0.5": "FP 50",
+}
+COSTS = {
+    "megapixels": ("Mpx", 0),
+    "chips": ("images or chips", 0),
+    "steps": ("steps", 0),
+    "train_minutes": ("train, min", 1),
+    "chips_per_second": ("per second", 1),
+    "mining_minutes": ("mining, min", 1),
+    "peak_memory_gb": ("peak, GB", 1),
+}
+
+
+def table_of(ways: dict[str, list[dict[str, Any]]]) -> str:
+    heads = ["", "seeds", *COLUMNS.values(), "AP less that of sniper", "AP on the same pyramid"]
+    heads += [head for head, _ in COSTS.values()] + ["search, min"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    for way, cells in ways.items():
+        row = [way, str(len(cells))]
+        row += [
+            spread([cell["own"][name] for cell in cells], 3 if name != "false_positives_at_0.5" else 2)
+            for name in COLUMNS
+        ]
+        gap = cells[0].get("against_sniper")
+        row.append(
+            "" if gap is None else f"{gap['difference']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
+        )
+        row.append(spread([cell["pyramid"]["ap"] for cell in cells], 3))
+        row += [
+            f"{statistics.mean(cell[name] for cell in cells):.{digits}f}"
+            for name, (_, digits) in COSTS.items()
+        ]
+        row.append(f"{statistics.mean(cell['own']['search_minutes'] for cell in cells):.1f}")
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """Give the mean over seeds, and how far they are apart."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "not reached"
+    mean = f"{statistics.mean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
+
+
+def draw_curve(groups: dict[str, dict[float, dict[str, list[dict[str, Any]]]]], path: Path) -> None:
+    figure = Figure(figsize=(5 * len(groups), 4), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, (name, budgets) in zip(panels, groups.items(), strict=True):
+        for way, color in zip(WAYS, PALETTE * 2, strict=False):
+            cells = [cell for ways in budgets.values() for cell in ways.get(way, [])]
+            asked = sorted({cell["megapixels_asked"] for cell in cells})
+            means = [
+                statistics.mean(cell["own"]["ap"] for cell in cells if cell["megapixels_asked"] == megapixels)
+                for megapixels in asked
+            ]
+            axes.plot(asked, means, "-o", color=color, markersize=4, label=way) if cells else None
+            axes.plot(
+                [cell["megapixels_asked"] for cell in cells],
+                [cell["own"]["ap"] for cell in cells],
+                ".",
+                color=color,
+                alpha=0.5,
+            )
+        axes.set(xlabel="megapixels trained on", ylabel="AP, searched as meant to be", title=name)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
