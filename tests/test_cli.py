@@ -282,6 +282,24 @@ def test_a_check_reads_every_pixel_and_names_all_that_is_wrong(
     assert "train_3.png: cannot be read as an image" in message
 
 
+def test_an_evaluation_tells_how_far_it_is_from_another(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = json.loads((world / "train.json").read_text())
+    found = [
+        {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": one["bbox"], "score": 0.9}
+        for one in truth["annotations"]
+    ]
+    (world / "all.json").write_text(json.dumps(found))
+    (world / "half.json").write_text(json.dumps(found[::2]))
+    told = ask(capsys, "evaluate", world / "half.json", world / "train.json", "--against", world / "all.json")
+    assert told["ap_difference"] == pytest.approx(told["ap"] - 1.0)
+    assert told["ap_difference_low"] <= told["ap_difference"] <= told["ap_difference_high"] < 0
+    (world / "all.json").write_text(json.dumps([{**found[0], "image_id": 77}]))
+    score = ("evaluate", world / "half.json", world / "train.json")
+    assert "no image has id 77" in refused(world, capsys, *score, "--against", world / "all.json")
+
+
 def test_an_evaluation_tells_where_its_numbers_come_from(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

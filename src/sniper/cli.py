@@ -597,7 +597,9 @@ def evaluate(
     told: dict[str, Any] = dict(scores.as_dict())
     if other is not None:
         difference = compare(
-            [ResampledAP(other, truth)], [ResampledAP(found, truth)], generator=np.random.default_rng(0)
+            [ResampledAP(other, truth, max_detections=max_detections)],
+            [ResampledAP(found, truth, max_detections=max_detections)],
+            generator=np.random.default_rng(0),
         )
         told |= {
             "ap_difference": difference.difference,

@@ -35,17 +35,24 @@ class ResampledAP:
     Args:
         detections: COCO results. May be empty.
         ground_truth: a COCO data set.
+        max_detections: the best so many of each image and class count.
 
     Raises:
         DetectionsError: if a detection is of an image or a category that the ground truth does not have.
     """
 
-    def __init__(self, detections: Sequence[Mapping[str, Any]], ground_truth: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        detections: Sequence[Mapping[str, Any]],
+        ground_truth: Mapping[str, Any],
+        *,
+        max_detections: int = 100,
+    ) -> None:
         check_detections_match(detections, ground_truth)
         truth = as_coco(ground_truth)
         scoring = hotcoco.COCOeval(truth, truth.load_res(as_results(detections)), "bbox")
         scoring.params.area_rng, scoring.params.area_rng_lbl = [[0.0, 1e10]], ["all"]
-        scoring.params.max_dets = [100]
+        scoring.params.max_dets = [max_detections]
         scoring.evaluate()
         places = {image["id"]: place for place, image in enumerate(ground_truth["images"])}
         self.num_images = len(places)

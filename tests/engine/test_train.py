@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from sniper.chips import PyramidSpec
+from sniper.chips import LevelSpec, PyramidSpec
+from sniper.chips.windows import TileSpec, WholeSpec
 from sniper.data.coco import Annotations, load_annotations
 from sniper.data.plan import build_table
 from sniper.engine.build import autocast, build_detector
 from sniper.engine.run import Run
-from sniper.engine.train import StepReport, train
+from sniper.engine.train import StepReport, plan_of, train
 from sniper.errors import (
     AnnotationError,
     CheckpointError,
@@ -58,7 +59,7 @@ def metrics_of(run: Run) -> list[dict[str, Any]]:
 
 def drawn_metrics_of(run: Run) -> list[dict[str, Any]]:
     """Leave out what the clock and the memory say."""
-    measured = {"chips_per_second", "data_wait", "peak_memory_gb"}
+    measured = {"seconds", "chips_per_second", "data_wait", "peak_memory_gb"}
     return [{k: v for k, v in entry.items() if k not in measured} for entry in metrics_of(run)]
 
 
@@ -92,6 +93,67 @@ def test_a_run_that_was_killed_and_goes_on_ends_with_the_same_weights(
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert drawn_metrics_of(unbroken) == drawn_metrics_of(broken)
+
+
+WHOLE = WholeSpec(
+    levels=(LevelSpec(factor=1.0, below=40), LevelSpec(long_side=64, at_least=24)), batch_megapixels=0.08
+)
+
+
+@pytest.mark.parametrize(
+    "feed", [{"whole": WHOLE}, {"tiles": TileSpec(side=64, empty="drop")}, {"tiles": TileSpec(side=64)}]
+)
+def test_whole_images_and_tiles_are_learnt_from_and_runs_of_them_go_on(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path, feed: dict[str, Any]
+) -> None:
+    spec = dataclasses.replace(
+        spec,
+        data=dataclasses.replace(spec.data, **feed),
+        train=dataclasses.replace(spec.train, batch_size=2, epochs=1.5),
+    )
+    unbroken = Run.create(tmp_path / "unbroken", config="")
+    train(unbroken, spec, annotations, device=CPU, watch=ignore)
+    entries = metrics_of(unbroken)
+    first = plan_of(spec, annotations, epoch=0)
+    own = entries[: first.num_steps]
+    assert sum(entry["megapixels"] for entry in own) == pytest.approx(first.megapixels, abs=1e-3)
+    assert own[0]["chips"] == len(first.table)
+    broken = Run.create(tmp_path / "broken", config="")
+    train_killed_at(broken, spec, annotations, step=3)
+    train(broken, spec, annotations, device=CPU, watch=ignore)
+    one, other = weights_of(unbroken), weights_of(broken)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert drawn_metrics_of(unbroken) == drawn_metrics_of(broken)
+
+
+def test_a_batch_of_twice_as_many_whole_images_has_twice_the_rate(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(
+        spec,
+        data=dataclasses.replace(spec.data, whole=WHOLE),
+        train=dataclasses.replace(spec.train, epochs=1.0, warm_up_steps=0, decay_at=()),
+    )
+    run = Run.create(tmp_path / "run", config="")
+    train(run, spec, annotations, device=CPU, watch=ignore)
+    sizes = np.diff(plan_of(spec, annotations, epoch=0).offsets)
+    assert len(set(sizes.tolist())) > 1
+    rates = np.array([entry["learning_rate"] for entry in metrics_of(run)])
+    np.testing.assert_allclose(rates, spec.train.learning_rate * sizes / sizes.mean(), rtol=1e-6)
+
+
+def test_whole_images_are_learnt_from_in_parts(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(
+        spec,
+        data=dataclasses.replace(spec.data, whole=WHOLE),
+        train=dataclasses.replace(spec.train, epochs=1.0, accumulate=2),
+    )
+    run = Run.create(tmp_path / "run", config="")
+    train(run, spec, annotations, device=CPU, watch=ignore)
+    assert (np.diff(plan_of(spec, annotations, epoch=0, num_shares=2).offsets) % 2 == 0).all()
+    assert all(math.isfinite(entry["loss"]) for entry in metrics_of(run))
 
 
 def test_a_chip_table_gives_every_epoch_its_chips_also_when_the_file_is_gone(
