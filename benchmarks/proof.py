@@ -39,7 +39,7 @@ import torch
 from cells import keep_options, run_cells
 from matplotlib.figure import Figure
 
-from sniper.chips import LevelSpec, PyramidSpec
+from sniper.chips import LevelSpec, PyramidSpec, Standing, assign
 from sniper.chips.negatives import NegativeSpec
 from sniper.chips.pyramid import PAPER_LEVELS
 from sniper.chips.windows import TileSpec, WholeSpec
@@ -56,6 +56,7 @@ from sniper.engine.run import Run
 from sniper.engine.train import plan_of, train
 from sniper.evaluation import evaluate
 from sniper.files import replace_whole
+from sniper.geometry.boxes import size
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.report.palette import PALETTE
 from sniper.spec import ExperimentSpec, PredictSpec, TrainSpec, widened
@@ -158,24 +159,24 @@ def rangeless(levels: Sequence[LevelSpec]) -> tuple[LevelSpec, ...]:
 
 def experiment(cell: Cell, options: argparse.Namespace) -> ExperimentSpec:
     """Give what all ways have in common, and how this one is fed."""
-    size, share = options.chip_size, options.chip_size / PAPER_CHIP
-    levels = levels_of(size)
+    side, share = options.chip_size, options.chip_size / PAPER_CHIP
+    levels = levels_of(side)
     single = LevelSpec(short_side=round(800 * share), max_long_side=round(1333 * share))
-    batch_megapixels = options.batch_size * size**2 / 1e6
+    batch_megapixels = options.batch_size * side**2 / 1e6
     trained = levels
     feed: dict[str, Any] = {}
     if cell.way in ("single", "pyramid", "snip"):
         own = {"single": (single,), "pyramid": rangeless(levels), "snip": levels}[cell.way]
         feed["whole"] = WholeSpec(levels=own, batch_megapixels=batch_megapixels)
     elif cell.way in ("grid", "grid_empty"):
-        feed["tiles"] = TileSpec(side=size, empty="keep" if cell.way == "grid_empty" else "drop")
+        feed["tiles"] = TileSpec(side=side, empty="keep" if cell.way == "grid_empty" else "drop")
         feed["min_visible_side"] = 0.0  # of tiles, the share that is left decides
     elif cell.way == "sniper_two":
         trained = (replace(levels[1], at_least=0.0), levels[2])
     return ExperimentSpec(
         seed=cell.seed,
         data=DataSpec(loader_processes=options.loader_processes, **feed),
-        pyramid=PyramidSpec(chip_size=size, levels=trained),
+        pyramid=PyramidSpec(chip_size=side, levels=trained),
         negatives=NegativeSpec(at_least=tuple(options.at_least)),
         model=DetectorSpec(
             backbone=BackboneSpec(
@@ -183,7 +184,7 @@ def experiment(cell: Cell, options: argparse.Namespace) -> ExperimentSpec:
             ),
             rpn=RPNSpec(
                 channels=128,
-                anchor_sizes=tuple(side * share for side in RPNSpec().anchor_sizes),
+                anchor_sizes=tuple(anchor * share for anchor in RPNSpec().anchor_sizes),
                 num_candidates=1000,
                 num_training_proposals=options.proposals,
             ),
@@ -334,15 +335,19 @@ def score(found: Sequence[dict[str, Any]], test_set: Annotations) -> dict[str, f
 def tell(options: argparse.Namespace) -> None:
     """Write table, curve and results of all cells that are finished."""
     groups: dict[str, dict[float, dict[str, list[dict[str, Any]]]]] = {}
-    for name, _, test_path in options.data:
+    epochs: dict[str, dict[str, dict[str, float]]] = {}
+    for name, train_path, test_path in options.data:
         truth = load(test_path, options.test_images).to_coco()
+        train_set = load(train_path, options.train_images)
+        epochs[name] = {way: epoch_of(name, way, train_set, options) for way in WAYS if way != "negatives"}
         cells = [json.loads(path.read_text()) for path in sorted((options.folder / name).glob("*.json"))]
         for megapixels in sorted({cell["megapixels_asked"] for cell in cells}):
             same = [cell for cell in cells if cell["megapixels_asked"] == megapixels]
             ways = {way: [cell for cell in same if cell["way"] == way] for way in WAYS}
             groups.setdefault(name, {})[megapixels] = {way: own for way, own in ways.items() if own}
             add_differences(options.folder, groups[name][megapixels], truth)
-    tables = [
+    tables = [f"{name}, an epoch of each\n\n{epochs_table(ways)}" for name, ways in epochs.items()]
+    tables += [
         f"{name}, {megapixels:g} megapixels\n\n{table_of(ways)}"
         for name, budgets in groups.items()
         for megapixels, ways in budgets.items()
@@ -354,6 +359,44 @@ def tell(options: argparse.Namespace) -> None:
     )
     (options.folder / "results.json").write_text(results + "\n")
     print(results)
+
+
+def epoch_of(data: str, way: str, train_set: Annotations, options: argparse.Namespace) -> dict[str, float]:
+    """Tell what an epoch of a way costs, and how many objects it teaches, each as often as it is shown."""
+    spec = experiment(Cell(data=data, way=way, megapixels=0, seed=0), options)
+    plan = plan_of(spec, train_set, epoch=0)
+    sizes: list[float] = []
+    for index, image_index in enumerate(plan.table.image_indices.tolist()):
+        chip = plan.table.chip(index, image_index=image_index)
+        record = train_set[image_index]
+        target = assign(
+            chip,
+            boxes=record.boxes,
+            labels=record.labels,
+            is_crowd=record.is_crowd,
+            is_moved_here=plan.table.moved_to[train_set.boxes_of(image_index)] == chip.level.index,
+            min_visible_side=spec.data.min_visible_side,
+            min_visible_share=plan.min_visible_share,
+        )
+        sizes += size(target.boxes[target.standing == Standing.VALID]).tolist()
+    return {
+        "images_or_chips": len(plan.table),
+        "steps": plan.num_steps,
+        "megapixels": round(plan.megapixels, 1),
+        "objects": len(sizes),
+        "objects_per_megapixel": round(len(sizes) / plan.megapixels, 1),
+        **{f"size_{share}": round(float(np.quantile(sizes, share / 100)), 1) for share in (10, 50, 90)},
+    }
+
+
+def epochs_table(ways: dict[str, dict[str, float]]) -> str:
+    heads = list(next(iter(ways.values())))
+    lines = ["| | " + " | ".join(head.replace("_", " ") for head in heads) + " |"]
+    lines.append("|---|" + "--:|" * len(heads))
+    lines += [
+        f"| {way} | " + " | ".join(f"{row[head]:g}" for head in heads) + " |" for way, row in ways.items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def add_differences(root: Path, ways: dict[str, list[dict[str, Any]]], truth: dict[str, Any]) -> None:
