@@ -15,8 +15,9 @@ def keep_options(folder: Path, chosen: Mapping[str, Any]) -> None:
     told = json.dumps(chosen)
     if path.exists() and json.loads(path.read_text()) != json.loads(told):
         raise SystemExit(f"{folder}: holds cells of {path.read_text()}, not {told}; name another")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(told)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(told)
 
 
 def run_cells(cells: Sequence[str], *, jobs: int) -> None:

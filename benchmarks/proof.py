@@ -8,14 +8,15 @@ The ways:
 - `pyramid`: the whole image at each level of the paper's pyramid, every box learnt at every level.
 - `snip`: the same, with valid ranges.
 - `grid`: tiles as large as a chip at the scale of the image, a fifth of overlap, tiles without a box dropped;
-  `grid_empty` keeps them.
+  `grid_empty` keeps them; `grid_twice` enlarges the images twice before.
 - `sniper`: chips of the same three levels; `sniper_two` leaves out the finest; `negatives` adds mined negative chips.
 
 All that is said in pixels is for chips of 512; with `--chip-size 256` levels, anchors and the single scale shrink to
-half, but for the tiles, which stay at the scale of the image. The budget is the megapixels that are trained on, padding
+half, and so does the scale of the grid. The budget is the megapixels that are trained on, padding
 included, and those of the RPN that `negatives` mines with; what mining itself takes is told apart. Batches of whole
-images hold as many pixels as a batch of chips does, as far as one image is not larger. Learning rate, its decay, batch
-norm and the number of proposals are the same for all.
+images hold as many pixels as a batch of chips does, as far as one image is not larger; every pixel counts as much in
+all ways. Learning rate, its decay and batch norm are the same for all. A whole image is as many pixels as several chips
+and has more anchors and proposals drawn to learn from (`--proposals`, `--anchors`).
 
 Every detector is searched with as its way is meant to be, and all of them with the three levels and their ranges. Each
 finished cell is kept in the folder and not run again; cells of other ways, seeds and budgets may be added later. In the
@@ -39,7 +40,7 @@ import torch
 from cells import keep_options, run_cells
 from matplotlib.figure import Figure
 
-from sniper.chips import LevelSpec, PyramidSpec, Standing, assign
+from sniper.chips import ChipTable, LevelSpec, PyramidSpec, Standing, assign
 from sniper.chips.negatives import NegativeSpec
 from sniper.chips.pyramid import PAPER_LEVELS
 from sniper.chips.windows import TileSpec, WholeSpec
@@ -55,14 +56,14 @@ from sniper.engine.predict import Predictor, to_coco
 from sniper.engine.run import Run
 from sniper.engine.train import plan_of, train
 from sniper.evaluation import evaluate
-from sniper.files import replace_whole
+from sniper.files import replace_whole, sha256
 from sniper.geometry.boxes import size
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.report.palette import PALETTE
 from sniper.spec import ExperimentSpec, PredictSpec, TrainSpec, widened
 from sniper.stages import rpn_experiment
 
-WAYS = ("single", "pyramid", "snip", "grid", "grid_empty", "sniper", "sniper_two", "negatives")
+WAYS = ("single", "pyramid", "snip", "grid", "grid_twice", "grid_empty", "sniper", "sniper_two", "negatives")
 PAPER_CHIP = 512
 NUMBERS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar_100")
 
@@ -95,10 +96,12 @@ class Cell:
 def main() -> None:
     options = parse_options()
     chosen = {name: str(value) for name, value in vars(options).items() if name not in FREE}
+    chosen["first_weights"] = sha256(Path(options.weights)) if options.weights else "timm"
     keep_options(options.folder, chosen)
     torch.set_num_threads(options.threads)
     if options.cell:
-        run_cell(Cell.parse(options.cell), options)
+        cell = Cell.parse(options.cell)
+        (mine_chips if cell.way == "mined" else run_cell)(cell, options)
         return
     cells = [
         Cell(data=data, way=way, megapixels=megapixels, seed=seed)
@@ -107,8 +110,10 @@ def main() -> None:
         for way in options.ways
         for data in dict.fromkeys(name for name, _, _ in options.data)
     ]
-    missing = [cell for cell in cells if not cell.result_path(options.folder).exists()]
-    run_cells([str(cell) for cell in missing], jobs=options.jobs)
+    mined = [mined_cell(cell, options) for cell in cells if cell.way == "negatives"]
+    for some in (dict.fromkeys(mined), cells):  # what is mined serves all budgets of a seed
+        missing = [cell for cell in some if not cell.result_path(options.folder).exists()]
+        run_cells([str(cell) for cell in missing], jobs=options.jobs)
     tell(options)
 
 
@@ -132,7 +137,20 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--weights", help="safetensors; timm's pretrained ones otherwise")
     parser.add_argument("--batch-norm", choices=("trained", "frozen"), default="trained")
     parser.add_argument("--head", nargs=2, type=int, default=[64, 512], help="channels and width of the head")
-    parser.add_argument("--proposals", type=int, default=128, help="to train on, of a chip or an image")
+    parser.add_argument(
+        "--proposals",
+        nargs=2,
+        type=int,
+        default=[128, 512],
+        help="to train on, of a chip and of a whole image",
+    )
+    parser.add_argument(
+        "--anchors",
+        nargs=2,
+        type=int,
+        default=[256, 1024],
+        help="to train on, of a chip and of a whole image",
+    )
     parser.add_argument("--train-images", type=int, help="this many, drawn once for all; all otherwise")
     parser.add_argument("--test-images", type=int)
     parser.add_argument("--rpn-megapixels", type=float, default=300, help="for mining; count as the budget's")
@@ -162,14 +180,16 @@ def experiment(cell: Cell, options: argparse.Namespace) -> ExperimentSpec:
     side, share = options.chip_size, options.chip_size / PAPER_CHIP
     levels = levels_of(side)
     single = LevelSpec(short_side=round(800 * share), max_long_side=round(1333 * share))
-    batch_megapixels = options.batch_size * side**2 / 1e6
     trained = levels
     feed: dict[str, Any] = {}
     if cell.way in ("single", "pyramid", "snip"):
         own = {"single": (single,), "pyramid": rangeless(levels), "snip": levels}[cell.way]
-        feed["whole"] = WholeSpec(levels=own, batch_megapixels=batch_megapixels)
-    elif cell.way in ("grid", "grid_empty"):
-        feed["tiles"] = TileSpec(side=side, empty="keep" if cell.way == "grid_empty" else "drop")
+        feed["whole"] = WholeSpec(levels=own)
+    elif cell.way.startswith("grid"):
+        factor = 2 * share if cell.way == "grid_twice" else share
+        feed["tiles"] = TileSpec(
+            side=side, factor=factor, empty="keep" if cell.way == "grid_empty" else "drop"
+        )
         feed["min_visible_side"] = 0.0  # of tiles, the share that is left decides
     elif cell.way == "sniper_two":
         trained = (replace(levels[1], at_least=0.0), levels[2])
@@ -186,7 +206,8 @@ def experiment(cell: Cell, options: argparse.Namespace) -> ExperimentSpec:
                 channels=128,
                 anchor_sizes=tuple(anchor * share for anchor in RPNSpec().anchor_sizes),
                 num_candidates=1000,
-                num_training_proposals=options.proposals,
+                anchors_per_chip=options.anchors["whole" in feed],
+                num_training_proposals=options.proposals["whole" in feed],
             ),
             roi_head=RoIHeadSpec(channels=options.head[0], width=options.head[1]),
         ),
@@ -206,7 +227,11 @@ def experiment(cell: Cell, options: argparse.Namespace) -> ExperimentSpec:
 def own_search(cell: Cell, spec: ExperimentSpec) -> PredictSpec:
     """Give how a detector is searched with that was fed in this way."""
     if spec.data.tiles is not None:
-        return replace(spec.predict, levels=(LevelSpec(factor=1.0),), window=max(spec.data.tiles.side, 256))
+        return replace(
+            spec.predict,
+            levels=(LevelSpec(factor=spec.data.tiles.factor),),
+            window=max(spec.data.tiles.side, 256),
+        )
     if cell.way == "snip" or spec.data.whole is None:
         return replace(
             spec.predict,
@@ -217,7 +242,10 @@ def own_search(cell: Cell, spec: ExperimentSpec) -> PredictSpec:
 
 def with_budget(spec: ExperimentSpec, annotations: Annotations, *, megapixels: float) -> ExperimentSpec:
     """Train for so many megapixels, with the rate lowered for the last fifth."""
-    epochs = megapixels / plan_of(spec, annotations, epoch=0).megapixels
+    table = None
+    if spec.data.chips is not None:
+        table = ChipTable.load(Path(spec.data.chips), pyramid=spec.pyramid, digest=annotations.digest)
+    epochs = megapixels / plan_of(spec, annotations, epoch=0, table=table).megapixels
     return replace(spec, train=replace(spec.train, epochs=epochs, decay_at=(0.8 * epochs,)))
 
 
@@ -232,47 +260,48 @@ def load(path: str, count: int | None) -> Annotations:
 def run_cell(cell: Cell, options: argparse.Namespace) -> None:
     started = time.monotonic()
     device = torch.device(options.device)
-    (train_path, test_path) = next((one, other) for name, one, other in options.data if name == cell.data)
+    train_path, test_path = paths_of(cell, options)
     train_set = load(train_path, options.train_images)
     folder = cell.folder(options.folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     spec = experiment(cell, options)
-    told: dict[str, Any] = {"mining_minutes": 0.0, "rpn_megapixels": 0.0}
-    left = cell.megapixels
+    told: dict[str, Any] = {"mining_minutes": 0.0, "rpn_minutes": 0.0, "rpn_megapixels": 0.0}
     if cell.way == "negatives":
-        spec, mined = with_negatives(cell, spec, train_set, options)
-        told |= mined
-        left -= mined["rpn_megapixels"]
+        mined = mined_cell(cell, options)
+        found = json.loads(mined.result_path(options.folder).read_text())
+        told |= {name: found[name] for name in told}
+        chips = mined.folder(options.folder).absolute() / "chips.npz"
+        spec = replace(spec, data=replace(spec.data, chips=str(chips)))
+    left = cell.megapixels - told["rpn_megapixels"]
     spec = with_budget(spec, train_set, megapixels=left)
     run = opened(folder, spec)
     train(run, spec, train_set, device=device, watch=lambda report: None)
     steps = [entry for entry in run.entries() if entry["stage"] == "train"]
     test_set = load(test_path, options.test_images)
     searches = {"own": own_search(cell, spec), "pyramid": spec.predict}
-    found: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for name, predict in searches.items():
         began = time.monotonic()
         if name == "pyramid" and predict == searches["own"]:
-            found[name], told[name] = found["own"], told["own"]
+            results[name], told[name] = results["own"], told["own"]
             continue
-        found[name] = search(run, replace(spec, predict=predict), test_set, device=device)
-        told[name] = score(found[name], test_set) | {
+        results[name] = search(run, replace(spec, predict=predict), test_set, device=device)
+        told[name] = score(results[name], test_set) | {
             "search_minutes": round((time.monotonic() - began) / 60, 2)
         }
     with replace_whole(folder / "detections.json") as file:
-        file.write(json.dumps(found).encode())
+        file.write(json.dumps(results).encode())
     told |= {
         "megapixels": round(sum(entry["megapixels"] for entry in steps) + told["rpn_megapixels"], 1),
         "steps": len(steps),
         "chips": sum(round(entry["chips_per_second"] * entry["seconds"]) for entry in steps),
-        "train_minutes": round(sum(entry["seconds"] for entry in steps) / 60, 2),
-        "chips_per_second": round(statistics.median(entry["chips_per_second"] for entry in steps), 2),
+        "train_minutes": round(sum(entry["seconds"] for entry in steps) / 60 + told["rpn_minutes"], 2),
+        "megapixels_per_second": round(
+            sum(entry["megapixels"] for entry in steps) / sum(entry["seconds"] for entry in steps), 3
+        ),
         "peak_memory_gb": max(entry["peak_memory_gb"] for entry in steps),
         "minutes": round((time.monotonic() - started) / 60, 2),
     }
-    with replace_whole(cell.result_path(options.folder)) as file:
-        head = {"cell": str(cell), "way": cell.way, "seed": cell.seed, "megapixels_asked": cell.megapixels}
-        file.write(json.dumps(head | told).encode())
+    keep_result(cell, told, train_set, options)
 
 
 def opened(folder: Path, spec: ExperimentSpec) -> Run:
@@ -282,35 +311,46 @@ def opened(folder: Path, spec: ExperimentSpec) -> Run:
     return Run.create(folder, config=dump_experiment(spec))
 
 
-def with_negatives(
-    cell: Cell, spec: ExperimentSpec, train_set: Annotations, options: argparse.Namespace
-) -> tuple[ExperimentSpec, dict[str, float]]:
-    """Train an RPN, mine with it, and name the chips that come of it; once for all budgets of a seed."""
+def mined_cell(cell: Cell, options: argparse.Namespace) -> Cell:
+    """Give the cell whose chips a cell with negatives is trained on."""
+    return replace(cell, way="mined", megapixels=options.rpn_megapixels)
+
+
+def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
+    """Train an RPN, mine with it, and choose negative chips."""
     device = torch.device(options.device)
-    folder = options.folder / cell.data / f"mined_{cell.seed}"
-    rpn_spec = with_budget(rpn_experiment(spec), train_set, megapixels=options.rpn_megapixels)
-    run = opened(folder / "rpn", rpn_spec)
+    folder = cell.folder(options.folder)
+    train_set = load(paths_of(cell, options)[0], options.train_images)
+    spec = experiment(cell, options)
+    rpn_spec = with_budget(rpn_experiment(spec), train_set, megapixels=cell.megapixels)
+    run = opened(folder, rpn_spec)
     train(run, rpn_spec, train_set, device=device, watch=lambda report: None)
-    told_path, chips_path = folder / "mined.json", folder / "chips.npz"
-    if not told_path.exists():
-        began = time.monotonic()
-        store = mine(
-            run, spec, train_set, folder / "proposals", device=device, watch=lambda done, total: None
-        )
-        generator = np.random.default_rng([cell.seed, 1])
-        positives = build_table(train_set, spec.pyramid, generator=generator)
-        table = add_negatives(positives, store, spec.negatives, generator=generator)
-        table.save(chips_path)
-        told = {
-            "rpn_megapixels": round(sum(entry["megapixels"] for entry in run.entries()), 1),
-            "mining_minutes": round((time.monotonic() - began) / 60, 2),
-            "positive_chips": len(positives),
-            "negative_chips_pool": len(table) - len(positives),
-        }
-        told_path.write_text(json.dumps(told))
-    return replace(spec, data=replace(spec.data, chips=str(chips_path.absolute()))), json.loads(
-        told_path.read_text()
-    )
+    began = time.monotonic()
+    store = mine(run, spec, train_set, folder / "proposals", device=device, watch=lambda done, total: None)
+    generator = np.random.default_rng([cell.seed, 1])
+    positives = build_table(train_set, spec.pyramid, generator=generator)
+    table = add_negatives(positives, store, spec.negatives, generator=generator)
+    table.save(folder / "chips.npz")
+    told = {
+        "rpn_megapixels": round(sum(entry["megapixels"] for entry in run.entries()), 1),
+        "rpn_minutes": round(sum(entry["seconds"] for entry in run.entries()) / 60, 2),
+        "mining_minutes": round((time.monotonic() - began) / 60, 2),
+        "positive_chips": len(positives),
+        "negative_chips_pool": len(table) - len(positives),
+    }
+    keep_result(cell, told, train_set, options)
+
+
+def keep_result(
+    cell: Cell, told: dict[str, Any], train_set: Annotations, options: argparse.Namespace
+) -> None:
+    head = {"cell": str(cell), "way": cell.way, "seed": cell.seed, "megapixels_asked": cell.megapixels}
+    with replace_whole(cell.result_path(options.folder)) as file:
+        file.write(json.dumps(head | {"trained_on": train_set.digest} | told).encode())
+
+
+def paths_of(cell: Cell, options: argparse.Namespace) -> tuple[str, str]:
+    return next((one, other) for name, one, other in options.data if name == cell.data)
 
 
 def search(
@@ -339,8 +379,11 @@ def tell(options: argparse.Namespace) -> None:
     for name, train_path, test_path in options.data:
         truth = load(test_path, options.test_images).to_coco()
         train_set = load(train_path, options.train_images)
-        epochs[name] = {way: epoch_of(name, way, train_set, options) for way in WAYS if way != "negatives"}
-        cells = [json.loads(path.read_text()) for path in sorted((options.folder / name).glob("*.json"))]
+        epochs[name] = {way: epoch_of(name, way, train_set, options) for way in WAYS[:-1]}
+        found = [json.loads(path.read_text()) for path in sorted((options.folder / name).glob("*.json"))]
+        if any(cell["trained_on"] != train_set.digest for cell in found):
+            raise SystemExit(f"{options.folder / name}: holds cells that were trained on other annotations")
+        cells = [cell for cell in found if cell["way"] in WAYS]
         for megapixels in sorted({cell["megapixels_asked"] for cell in cells}):
             same = [cell for cell in cells if cell["megapixels_asked"] == megapixels]
             ways = {way: [cell for cell in same if cell["way"] == way] for way in WAYS}
@@ -403,14 +446,21 @@ def add_differences(root: Path, ways: dict[str, list[dict[str, Any]]], truth: di
     """Tell of each way how far its AP is from that of `sniper`, each searched as it is meant to be."""
     if "sniper" not in ways:
         return
-    aps = {}
+    aps: dict[str, dict[int, ResampledAP]] = {}
     for way, cells in ways.items():
-        paths = [Cell.parse(cell["cell"]).folder(root) / "detections.json" for cell in cells]
-        aps[way] = [ResampledAP(json.loads(path.read_text())["own"], truth) for path in paths]
-    for way, cells in ways.items():
-        if way != "sniper":
-            difference = compare(aps["sniper"], aps[way], generator=np.random.default_rng(0))
-            cells[0]["against_sniper"] = vars(difference)
+        paths = {cell["seed"]: Cell.parse(cell["cell"]).folder(root) / "detections.json" for cell in cells}
+        aps[way] = {
+            seed: ResampledAP(json.loads(path.read_text())["own"], truth) for seed, path in paths.items()
+        }
+    for way, own in aps.items():
+        both = sorted(own.keys() & aps["sniper"].keys())
+        if way != "sniper" and both:
+            difference = compare(
+                [aps["sniper"][seed] for seed in both],
+                [own[seed] for seed in both],
+                generator=np.random.default_rng(0),
+            )
+            ways[way][0]["against_sniper"] = vars(difference) | {"seeds": both}
 
 
 COLUMNS = {
@@ -428,14 +478,20 @@ COSTS = {
     "chips": ("images or chips", 0),
     "steps": ("steps", 0),
     "train_minutes": ("train, min", 1),
-    "chips_per_second": ("per second", 1),
+    "megapixels_per_second": ("Mpx/s", 2),
     "mining_minutes": ("mining, min", 1),
     "peak_memory_gb": ("peak, GB", 1),
 }
 
 
 def table_of(ways: dict[str, list[dict[str, Any]]]) -> str:
-    heads = ["", "seeds", *COLUMNS.values(), "AP less that of sniper", "AP on the same pyramid"]
+    heads = [
+        "",
+        "seeds",
+        *COLUMNS.values(),
+        "AP less that of sniper (95 %, test images only)",
+        "AP on the same pyramid",
+    ]
     heads += [head for head, _ in COSTS.values()] + ["search, min"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     for way, cells in ways.items():
@@ -471,14 +527,15 @@ def draw_curve(groups: dict[str, dict[float, dict[str, list[dict[str, Any]]]]], 
     figure = Figure(figsize=(5 * len(groups), 4), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (name, budgets) in zip(panels, groups.items(), strict=True):
-        for way, color in zip(WAYS, PALETTE * 2, strict=False):
+        for place, way in enumerate(WAYS):
+            color, line = PALETTE[place % len(PALETTE)], "-" if place < len(PALETTE) else "--"
             cells = [cell for ways in budgets.values() for cell in ways.get(way, [])]
             asked = sorted({cell["megapixels_asked"] for cell in cells})
             means = [
                 statistics.mean(cell["own"]["ap"] for cell in cells if cell["megapixels_asked"] == megapixels)
                 for megapixels in asked
             ]
-            axes.plot(asked, means, "-o", color=color, markersize=4, label=way) if cells else None
+            axes.plot(asked, means, line, marker="o", color=color, markersize=4, label=way) if cells else None
             axes.plot(
                 [cell["megapixels_asked"] for cell in cells],
                 [cell["own"]["ap"] for cell in cells],

@@ -66,7 +66,10 @@ def test_every_fault_is_told_at_once_with_the_nearest_name() -> None:
         ("train: {momentum: 5}", r"train: momentum must be in \[0, 1\), not 5"),
         ("train: 3", "train: "),
         ("pyramid: {levels: []}", "at least one level"),
-        ("data: {whole: {batch_megapixels: 0}}", "data.whole: batch_megapixels must be positive, not 0"),
+        (
+            "data: {whole: {batch_megapixels: 0}}",
+            "data.whole: batch_megapixels must be positive or null, not 0",
+        ),
         ("data: {whole: {level: []}}", "data.whole.level is not known; did you mean data.whole.levels?"),
         ("data: {tiles: {overlap: 1}}", "data.tiles: overlap is a share from 0 to below 1, not 1"),
         ("data: {whole: {}, tiles: {}}", "one way to feed a detector at a time, not both whole and tiles"),

@@ -99,7 +99,7 @@ def test_crowds_alone_give_no_whole_image() -> None:
     ("kind", "fields", "told"),
     [
         (WholeSpec, {"levels": ()}, "at least one level"),
-        (WholeSpec, {"batch_megapixels": 0.0}, "batch_megapixels must be positive, not 0.0"),
+        (WholeSpec, {"batch_megapixels": 0.0}, "batch_megapixels must be positive or null, not 0.0"),
         (WholeSpec, {"batch_megapixels": math.inf}, "batch_megapixels must be positive"),
         (TileSpec, {"side": 0}, "side must be at least 1, not 0"),
         (TileSpec, {"overlap": 1.0}, "overlap is a share from 0 to below 1, not 1.0"),

@@ -34,7 +34,14 @@ def annotations(tmp_path: Path) -> Annotations:
 
 def whole(annotations: Annotations, *, epoch: int = 0, num_shares: int = 1, batch_size: int = 6) -> EpochPlan:
     return plan_whole(
-        annotations, WHOLE, batch_size=batch_size, flip=0.5, seed=0, epoch=epoch, num_shares=num_shares
+        annotations,
+        WHOLE,
+        batch_size=batch_size,
+        chip_size=64,
+        flip=0.5,
+        seed=0,
+        epoch=epoch,
+        num_shares=num_shares,
     )
 
 
@@ -72,13 +79,24 @@ def test_batches_are_of_like_shape_and_of_no_more_pixels_than_asked(annotations:
     assert plan.num_steps <= 0.7 * len(plan.table)
 
 
-def test_relative_sizes_weigh_all_images_alike(annotations: Annotations) -> None:
-    plan = whole(annotations)
-    sizes = [plan.relative_size(step) for step in range(plan.num_steps)]
-    assert np.mean(sizes) == pytest.approx(1)
-    assert (
-        len({round(size / len(batch), 9) for size, batch in zip(sizes, batches_of(plan), strict=True)}) == 1
-    )
+@pytest.mark.parametrize("num_shares", [1, 4])
+def test_all_images_of_an_epoch_count_alike_and_pixels_as_much_as_in_chips(
+    annotations: Annotations, num_shares: int
+) -> None:
+    plan = whole(annotations, num_shares=num_shares)
+    weights = [plan.weight(step) for step in range(plan.num_steps)]
+    # What a step learns is the mean over its images: each has this share of the weight.
+    shares = {round(weight / len(batch), 9) for weight, batch in zip(weights, batches_of(plan), strict=True)}
+    assert len(shares) == 1
+    assert sum(weights) == pytest.approx(plan.megapixels / 0.15)
+    chips = plan_tiles(annotations, TileSpec(side=64), batch_size=5, flip=0.5, seed=0, epoch=0)
+    assert {chips.weight(step) for step in range(chips.num_steps)} == {1.0}
+
+
+def test_a_batch_has_the_pixels_of_a_batch_of_chips_if_nothing_else_is_said(annotations: Annotations) -> None:
+    plan = plan_whole(annotations, WholeSpec(), batch_size=50, chip_size=700, flip=0.0, seed=0, epoch=0)
+    assert plan.batch_megapixels == pytest.approx(50 * 0.49)
+    assert max(map(len, batches_of(plan))) > 10
 
 
 def test_the_pixels_of_a_plan_are_those_of_its_batches(annotations: Annotations) -> None:

@@ -32,8 +32,6 @@ def test_the_rate_follows_the_batch_by_the_rule_of_its_optimizer(
     spec = TrainSpec(optimizer=optimizer, batch_size=8)
     assert learning_rate(spec, step=1000, epoch=1.0) == pytest.approx(rate)
     assert learning_rate(spec, step=0, epoch=0.0) == pytest.approx(rate * 0.004 / 0.12)
-    fourfold = learning_rate(spec, step=1000, epoch=1.0, relative_size=4.0)
-    assert fourfold == pytest.approx(rate * {"sgd": 4, "adamw": 2}[optimizer])
     (group,) = build_optimizer(spec, torch.nn.Linear(2, 2)).param_groups
     assert group["lr"] == pytest.approx(rate)
 

@@ -126,22 +126,6 @@ def test_whole_images_and_tiles_are_learnt_from_and_runs_of_them_go_on(
     assert drawn_metrics_of(unbroken) == drawn_metrics_of(broken)
 
 
-def test_a_batch_of_twice_as_many_whole_images_has_twice_the_rate(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
-) -> None:
-    spec = dataclasses.replace(
-        spec,
-        data=dataclasses.replace(spec.data, whole=WHOLE),
-        train=dataclasses.replace(spec.train, epochs=1.0, warm_up_steps=0, decay_at=()),
-    )
-    run = Run.create(tmp_path / "run", config="")
-    train(run, spec, annotations, device=CPU, watch=ignore)
-    sizes = np.diff(plan_of(spec, annotations, epoch=0).offsets)
-    assert len(set(sizes.tolist())) > 1
-    rates = np.array([entry["learning_rate"] for entry in metrics_of(run)])
-    np.testing.assert_allclose(rates, spec.train.learning_rate * sizes / sizes.mean(), rtol=1e-6)
-
-
 def test_whole_images_are_learnt_from_in_parts(
     annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ def assign(
         is_moved_here: (n,) whether each was passed to this chip's level because finer windows could not hold it.
         is_negative: whether the chip is there for what the detector takes for objects; it teaches no box.
         min_visible_side: chip pixels that a clipped box must show in both axes to count (authors' code: 10).
-        min_visible_share: a box with less of its area left is not there, as far as the chip can tell.
+        min_visible_share: an object with less of its area left is not there, as far as the chip can tell; a crowd is.
 
     Returns:
         The boxes that share some area with the chip, and enough of their own, in the order given.
@@ -74,7 +74,7 @@ def assign(
     whole = chip.to_chip(boxes)
     clipped = chip.clip(whole)
     left = area(clipped)
-    shown = (left > 0) & (left >= min_visible_share * area(whole))
+    shown = (left > 0) & (is_crowd | (left >= min_visible_share * area(whole)))
     sides = clipped[:, 2:] - clipped[:, :2]
     is_cut = (np.abs(whole - clipped) > 1e-6).any(axis=1)
     is_sliver = is_cut & (sides.min(axis=1, initial=np.inf) < min_visible_side)

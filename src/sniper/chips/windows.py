@@ -24,17 +24,18 @@ class WholeSpec:
     Attributes:
         levels: to which images are resized, each in its turn. An image is learnt from where one of its boxes is valid.
         batch_megapixels: images of like shape fill a batch until it has this many million pixels, padding included, or
-            as many images as a batch has chips. An image that has more pixels is a batch of its own.
+            as many images as a batch has chips. An image that has more pixels is a batch of its own. None takes as many
+            pixels as a batch of chips has.
     """
 
     levels: tuple[LevelSpec, ...] = (LevelSpec(short_side=800, max_long_side=1333),)
-    batch_megapixels: float = 4.0
+    batch_megapixels: float | None = None
 
     def __post_init__(self) -> None:
         if not self.levels:
             raise ValueError("whole images need at least one level")
-        if not 0 < self.batch_megapixels < math.inf:
-            raise ValueError(f"batch_megapixels must be positive, not {self.batch_megapixels}")
+        if self.batch_megapixels is not None and not 0 < self.batch_megapixels < math.inf:
+            raise ValueError(f"batch_megapixels must be positive or null, not {self.batch_megapixels}")
 
 
 @dataclass(frozen=True, kw_only=True)

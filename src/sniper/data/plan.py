@@ -1,6 +1,7 @@
 """An epoch's plan: its chips, or whole images or tiles; their order and batches, and which are mirrored."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -61,6 +62,8 @@ class EpochPlan:
         num_rows: the chips stand in so many rows, read by columns: the places `i` with equal `i % num_rows` go through
             images one after the other. 1 where images take no turns.
         min_visible_share: a box with less of its area left in a chip is not there, as far as the chip can tell.
+        batch_megapixels: the million pixels of a batch that the learning rate is stated for; None where all batches are
+            alike.
     """
 
     table: Chips
@@ -70,6 +73,7 @@ class EpochPlan:
     offsets: Int[np.ndarray, " s_plus_1"]
     num_rows: int = 1
     min_visible_share: float = 0.0
+    batch_megapixels: float | None = None
 
     @property
     def num_steps(self) -> int:
@@ -86,13 +90,23 @@ class EpochPlan:
         """All pixels that are computed on, in millions; padding and repeated chips count."""
         return float(self.table.pixels[self.order].sum()) / 1e6
 
+    @cached_property
+    def mean_batch_size(self) -> float:
+        """The number of chips of this plan that have as many pixels as a batch that the rate is stated for."""
+        if self.batch_megapixels is None:
+            return len(self.order) / self.num_steps
+        return len(self.order) * self.batch_megapixels / self.megapixels
+
     def places(self, step: int) -> range:
         """Give the places in the order that make up a batch."""
         return range(int(self.offsets[step]), int(self.offsets[step + 1]))
 
-    def relative_size(self, step: int) -> float:
-        """Give the number of chips of a batch over that of a mean one: 1 where all batches are alike."""
-        return len(self.places(step)) * self.num_steps / len(self.order)
+    def weight(self, step: int) -> float:
+        """Tell how many times the losses of a batch are to count, which are means over its chips.
+
+        All chips of an epoch count alike, and a million pixels as much as in a plan of any other kind.
+        """
+        return len(self.places(step)) / self.mean_batch_size
 
 
 def to_image_boxes(annotations: Annotations) -> ImageBoxes:
@@ -185,6 +199,7 @@ def plan_whole(
     spec: WholeSpec,
     *,
     batch_size: int,
+    chip_size: int,
     flip: float,
     seed: int,
     epoch: int,
@@ -196,6 +211,8 @@ def plan_whole(
         annotations: the data set.
         spec: levels, and the pixels of a batch.
         batch_size: images in a batch at the most.
+        chip_size: side of the chips whose pixels, in a batch of so many, stand for those of a batch of images, if the
+            spec does not say otherwise.
         flip: share of images mirrored left to right.
         seed: of the run.
         epoch: which pass, 0 the first. Equal (seed, epoch) give equal plans.
@@ -207,8 +224,9 @@ def plan_whole(
     generator = np.random.default_rng([seed, epoch])
     table = whole_images(spec, to_image_boxes(annotations))
     _check_learnable(annotations, table)
+    megapixels = spec.batch_megapixels or batch_size * chip_size**2 / 1e6
     batches, table = _alike(
-        table, most=batch_size, pixels=spec.batch_megapixels * 1e6, unit=num_shares, generator=generator
+        table, most=batch_size, pixels=megapixels * 1e6, unit=num_shares, generator=generator
     )
     batches = [batches[place] for place in generator.permutation(len(batches)).tolist()]
     order = np.concatenate(batches)
@@ -218,6 +236,7 @@ def plan_whole(
         is_flipped=generator.random(len(order)) < flip,
         seeds=generator.integers(2**63 - 1, size=len(order)),
         offsets=np.cumsum([0, *map(len, batches)]),
+        batch_megapixels=megapixels,
     )
 
 

@@ -71,17 +71,18 @@ class Learner:
         """The detector to be used: that of the averaged weights, if they are kept."""
         return self.model if self._average is None else self._average.module
 
-    def learn(self, batch: Batch, *, rate: float, step: int) -> dict[str, float]:
+    def learn(self, batch: Batch, *, rate: float, step: int, weight: float = 1.0) -> dict[str, float]:
         """Make one update.
 
         Args:
             batch: this process's share of the chips, on any device.
             rate: of learning.
             step: updates made before.
+            weight: how many times the losses count; the larger one of two batches counts more.
 
         Returns:
-            The losses by name and the norm of their gradient, `gradient_norm`, over all processes. Asking for them is
-            the one time in a step that the processor waits for the device.
+            The losses by name, as they are, and the norm of the gradient by which they count, `gradient_norm`, over all
+            processes. Asking for them is the one time in a step that the processor waits for the device.
 
         Raises:
             TrainingDiverged: if a loss or a gradient is not finite; the weights are as they were.
@@ -89,7 +90,7 @@ class Learner:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        losses = self._try_gradients(batch)
+        losses = self._try_gradients(batch, weight=weight)
         if losses is None:
             raise OutOfMemory(self._advise(batch, step=step))
         self._scaler.unscale_(self._optimizer)
@@ -164,7 +165,7 @@ class Learner:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def _try_gradients(self, batch: Batch) -> dict[str, torch.Tensor] | None:
+    def _try_gradients(self, batch: Batch, *, weight: float) -> dict[str, torch.Tensor] | None:
         """Compute the losses of a batch and their gradients, part by part; None if they do not fit."""
         num_parts = self.spec.train.accumulate
         size = len(batch) // num_parts
@@ -174,7 +175,7 @@ class Learner:
             for index in range(num_parts):
                 with self._shared_if(index == num_parts - 1):
                     part = batch.part(index * size, (index + 1) * size).to(self.device)
-                    losses = self._backward(self._losses, part, share=1 / num_parts)
+                    losses = self._backward(self._losses, part, share=weight / num_parts)
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0) + loss.detach() / num_parts
         except (torch.OutOfMemoryError, RuntimeError) as error:

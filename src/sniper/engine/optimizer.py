@@ -17,33 +17,27 @@ def build_optimizer(spec: TrainSpec, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
 
 
-def scaled(rate: float, spec: TrainSpec, *, relative_size: float = 1.0) -> float:
+def scaled(rate: float, spec: TrainSpec) -> float:
     """Bring a rate from the reference batch to the batch that is used.
 
     In proportion for SGD (Goyal et al. 2017), with the square root for AdamW, whose steps do not grow with the
     gradient (Malladi et al. 2022).
 
-    Args:
-        rate: for the reference batch.
-        spec: the sizes of both.
-        relative_size: how many times a mean batch this one is, where batches differ. So all images count alike.
-
     Example:
         >>> scaled(0.12, TrainSpec(batch_size=16, reference_batch=128))
         0.015
     """
-    ratio = spec.batch_size / spec.reference_batch * relative_size
+    ratio = spec.batch_size / spec.reference_batch
     return rate * (math.sqrt(ratio) if spec.optimizer == "adamw" else ratio)
 
 
-def learning_rate(spec: TrainSpec, *, step: int, epoch: float, relative_size: float = 1.0) -> float:
+def learning_rate(spec: TrainSpec, *, step: int, epoch: float) -> float:
     """Give the rate of one step: a straight rise first, then steps down at given epochs.
 
     Args:
         spec: rates and times.
         step: updates made before this one.
         epoch: passes made before this step; fractions count.
-        relative_size: see `scaled`.
 
     Example:
         >>> spec = TrainSpec(
@@ -52,8 +46,8 @@ def learning_rate(spec: TrainSpec, *, step: int, epoch: float, relative_size: fl
         >>> [round(learning_rate(spec, step=s, epoch=e), 3) for s, e in [(0, 0.0), (5, 0.5), (10, 1.0), (20, 2.0)]]
         [0.0, 0.05, 0.1, 0.01]
     """
-    rate, first = (
-        scaled(one, spec, relative_size=relative_size) for one in (spec.learning_rate, spec.warm_up_rate)
-    )
-    rate *= spec.decay ** sum(epoch >= at for at in spec.decay_at)
-    return rate if step >= spec.warm_up_steps else first + (rate - first) * step / spec.warm_up_steps
+    rate = scaled(spec.learning_rate, spec) * spec.decay ** sum(epoch >= at for at in spec.decay_at)
+    if step >= spec.warm_up_steps:
+        return rate
+    first = scaled(spec.warm_up_rate, spec)
+    return first + (rate - first) * step / spec.warm_up_steps

@@ -170,7 +170,14 @@ def plan_of(
     data, batch_size = spec.data, spec.train.batch_size
     drawn: dict[str, Any] = {"flip": data.flip, "seed": spec.seed, "epoch": epoch}
     if data.whole is not None:
-        return plan_whole(annotations, data.whole, batch_size=batch_size, num_shares=num_shares, **drawn)
+        return plan_whole(
+            annotations,
+            data.whole,
+            batch_size=batch_size,
+            chip_size=spec.pyramid.chip_size,
+            num_shares=num_shares,
+            **drawn,
+        )
     if data.tiles is not None:
         return plan_tiles(
             annotations, data.tiles, batch_size=batch_size, images_at_once=data.images_at_once, **drawn
@@ -254,10 +261,8 @@ class _Trainer:
             arrived = time.monotonic()
             epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
             place = progress.step_in_epoch
-            rate = learning_rate(
-                spec, step=progress.step, epoch=epoch, relative_size=plan.relative_size(place)
-            )
-            losses = self.learner.learn(batch, rate=rate, step=progress.step)
+            rate = learning_rate(spec, step=progress.step, epoch=epoch)
+            losses = self.learner.learn(batch, rate=rate, step=progress.step, weight=plan.weight(place))
             progress = Progress(
                 step=progress.step + 1, epoch=progress.epoch, step_in_epoch=progress.step_in_epoch + 1
             )
