@@ -297,7 +297,12 @@ def test_an_evaluation_tells_how_far_it_is_from_another(
     assert told["ap_difference_low"] <= told["ap_difference"] <= told["ap_difference_high"] < 0
     (world / "all.json").write_text(json.dumps([{**found[0], "image_id": 77}]))
     score = ("evaluate", world / "half.json", world / "train.json")
-    assert "no image has id 77" in refused(world, capsys, *score, "--against", world / "all.json")
+    message = refused(world, capsys, *score, "--against", world / "all.json")
+    assert "all.json: " in message
+    assert "no image has id 77" in message
+    assert "takes two images" in refused(
+        world, capsys, *score, "--against", world / "half.json", "--limit", "1"
+    )
 
 
 def test_an_evaluation_tells_where_its_numbers_come_from(

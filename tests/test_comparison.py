@@ -107,3 +107,15 @@ def test_what_cannot_be_compared_is_refused() -> None:
         ResampledAP([{**found[0], "image_id": 99}], truth)
     with pytest.raises(ValueError, match="wanted APs of the same images, got 0 and 1"):
         compare([], [ResampledAP(found, truth)], generator=np.random.default_rng(0))
+    alone = {**truth, "images": [{"id": 1}], "annotations": []}
+    one = ResampledAP([], alone)
+    with pytest.raises(ValueError, match="cannot be guessed from a single one"):
+        compare([one], [one], generator=np.random.default_rng(0))
+
+
+def test_draws_of_images_without_objects_do_not_count() -> None:
+    box = {"category_id": 1, "bbox": [10, 10, 50, 40], "image_id": 1}
+    truth = {"images": [{"id": 1}, {"id": 2}], "categories": [{"id": 1, "name": "a"}], "annotations": [box]}
+    found = ResampledAP([{**box, "score": 0.9}], truth)
+    told = compare([ResampledAP([], truth)], [found], generator=np.random.default_rng(0))
+    assert (told.difference, told.low, told.high) == pytest.approx((1.0, 1.0, 1.0))

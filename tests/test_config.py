@@ -71,7 +71,7 @@ def test_every_fault_is_told_at_once_with_the_nearest_name() -> None:
             "data.whole: batch_megapixels must be positive or null, not 0",
         ),
         ("data: {whole: {level: []}}", "data.whole.level is not known; did you mean data.whole.levels?"),
-        ("data: {tiles: {overlap: 1}}", "data.tiles: overlap is a share from 0 to below 1, not 1"),
+        ("data: {tiles: {overlap: 1}}", "data.tiles: overlap is a share from 0 to 0.9, not 1"),
         ("data: {whole: {}, tiles: {}}", "one way to feed a detector at a time, not both whole and tiles"),
         ("data: {chips: a.npz, tiles: {}}", "one way to feed a detector at a time, not both chips and tiles"),
         (

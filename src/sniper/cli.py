@@ -7,6 +7,7 @@ imported only by the commands that need it.
 
 import json as json_module
 import logging
+import math
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
 
-from sniper.errors import ConfigError, ImageError, SniperError
+from sniper.errors import ConfigError, DetectionsError, ImageError, SniperError
 
 if TYPE_CHECKING:
     import torch
@@ -554,23 +555,15 @@ def evaluate(
             other such images would say (a paired bootstrap).
         json: print one JSON object and nothing else.
     """
-    import math
-
     import numpy as np
 
-    from sniper.comparison import ResampledAP, compare
     from sniper.data.coco import load_annotations
     from sniper.diagnosis import PAPER_SIZES, diagnose
     from sniper.evaluation import check_detections_match, load_detections
     from sniper.evaluation import evaluate as score
     from sniper.report.curves import CURVE_SUFFIXES, draw_precision, show_diagnosis
 
-    if sizes is not None:
-        is_rising = all(0 <= low < high for low, high in pairwise((*sizes, math.inf)))
-        if not details or not is_rising:
-            raise ConfigError(
-                f"--sizes goes with --details, from 0 or more and rising: {' '.join(map(str, sizes))}"
-            )
+    _check_sizes(sizes, details=details)
     if curve is not None:
         _check_folder(curve)
         if curve.suffix.lower() not in CURVE_SUFFIXES:
@@ -579,7 +572,10 @@ def evaluate(
     truth = loaded.to_coco()
     found, other = (None if path is None else load_detections(path) for path in (detections, against))
     assert found is not None
-    check_detections_match([*found, *(other or [])], truth)
+    check_detections_match(found, truth)
+    if other is not None:
+        with _told_of(f"--against {against}"):
+            check_detections_match(other, truth)
     if limit is not None:
         loaded = loaded.select(np.arange(min(limit, len(loaded))))
         truth = loaded.to_coco()
@@ -596,16 +592,7 @@ def evaluate(
         )
     told: dict[str, Any] = dict(scores.as_dict())
     if other is not None:
-        difference = compare(
-            [ResampledAP(other, truth, max_detections=max_detections)],
-            [ResampledAP(found, truth, max_detections=max_detections)],
-            generator=np.random.default_rng(0),
-        )
-        told |= {
-            "ap_difference": difference.difference,
-            "ap_difference_low": difference.low,
-            "ap_difference_high": difference.high,
-        }
+        told |= _compared(found, other, truth, max_detections=max_detections)
     if details or curve is not None:
         bins = PAPER_SIZES if sizes is None else (*sizes, math.inf)
         diagnosis = diagnose(found, truth, max_detections=max_detections, sizes=bins)
@@ -771,6 +758,53 @@ def _load_source(source: "SourceSpec", name: str, config: Path, data: "DataSpec"
     )
     _warn(loaded)
     return loaded
+
+
+def _check_sizes(sizes: tuple[float, ...] | None, *, details: bool) -> None:
+    """Refuse bins of sizes that do not rise, and such as nothing would show."""
+    if sizes is None:
+        return
+    is_rising = all(0 <= low < high for low, high in pairwise((*sizes, math.inf)))
+    if not details or not is_rising:
+        raise ConfigError(
+            f"--sizes goes with --details, from 0 or more and rising: {' '.join(map(str, sizes))}"
+        )
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """Say what detections a problem is of."""
+    try:
+        yield
+    except DetectionsError as error:
+        raise DetectionsError(f"{name}: {error}") from error
+
+
+def _compared(
+    found: Sequence[Mapping[str, Any]],
+    other: Sequence[Mapping[str, Any]],
+    truth: Mapping[str, Any],
+    *,
+    max_detections: int,
+) -> dict[str, float]:
+    """Tell how far the AP is from that of other detections, and what other images would say."""
+    import numpy as np
+
+    from sniper.comparison import ResampledAP, compare
+
+    if len(truth["images"]) < 2 or all(one.get("iscrowd") for one in truth["annotations"]):
+        raise ConfigError("--against: to compare on other images takes two images, and objects in them")
+    with _console.status("drawing other images"):
+        difference = compare(
+            [ResampledAP(other, truth, max_detections=max_detections)],
+            [ResampledAP(found, truth, max_detections=max_detections)],
+            generator=np.random.default_rng(0),
+        )
+    return {
+        "ap_difference": difference.difference,
+        "ap_difference_low": difference.low,
+        "ap_difference_high": difference.high,
+    }
 
 
 def _check_folder(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Two sets of detections of the same images: how far their APs differ, and how much of that the choice of images is."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,22 +145,27 @@ def compare(
         num_resamples: how often.
 
     Raises:
-        ValueError: if they are not of equally many images, or there is nothing to compare.
+        ValueError: if they are not of equally many images, two at least, or there is nothing to compare.
     """
     counts = {one.num_images for one in (*first, *second)}
     if len(counts) != 1 or not first or not second:
         raise ValueError(f"wanted APs of the same images, got {len(first)} and {len(second)} of {counts}")
     num_images = counts.pop()
+    if num_images < 2:
+        raise ValueError("other images cannot be guessed from a single one")
 
     def difference(times: Int[np.ndarray, " m"]) -> float:
-        one, other = (np.mean([ap(times) for ap in aps]) for aps in (first, second))
-        return float(other - one)
+        """Give NaN where those images have no objects."""
+        values = [[ap(times) for ap in aps] for aps in (first, second)]
+        if min(map(min, values)) < 0:
+            return math.nan
+        return float(np.mean(values[1]) - np.mean(values[0]))
 
     drawn = [
         difference(np.bincount(generator.integers(num_images, size=num_images), minlength=num_images))
         for _ in range(num_resamples)
     ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
     return Difference(
         difference=difference(np.ones(num_images, dtype=np.int64)), low=float(low), high=float(high)
     )

@@ -102,7 +102,12 @@ def test_crowds_alone_give_no_whole_image() -> None:
         (WholeSpec, {"batch_megapixels": 0.0}, "batch_megapixels must be positive or null, not 0.0"),
         (WholeSpec, {"batch_megapixels": math.inf}, "batch_megapixels must be positive"),
         (TileSpec, {"side": 0}, "side must be at least 1, not 0"),
-        (TileSpec, {"overlap": 1.0}, "overlap is a share from 0 to below 1, not 1.0"),
+        (TileSpec, {"overlap": 1.0}, "overlap is a share from 0 to 0.9, not 1.0"),
+        (
+            WholeSpec,
+            {"levels": (LevelSpec(factor=3.0, below=80),)},
+            "no level learns from boxes of size 80 and above",
+        ),
         (TileSpec, {"min_visible_share": -0.1}, "min_visible_share is a share"),
         (TileSpec, {"factor": 0.0}, "factor must be positive, not 0.0"),
     ],

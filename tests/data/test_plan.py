@@ -13,7 +13,7 @@ from sniper.data.dataset import ChipDataset
 from sniper.data.loader import load_batches
 from sniper.data.plan import EpochPlan, plan_tiles, plan_whole
 from sniper.data.spec import DataSpec
-from sniper.errors import AnnotationError
+from sniper.errors import AnnotationError, ImageError
 from tests.data.tiny import write_dataset
 
 SIDES = [(160, 120), (96, 200), (200, 200), (150, 90), (120, 160), (161, 121), (90, 60)] * 4
@@ -135,6 +135,30 @@ def test_a_whole_image_is_read_whole_and_padded_with_black(annotations: Annotati
         is_valid = level.valid_range.contains(record.boxes)
         assert ((sample.target.standing == Standing.VALID) == is_valid).all()
     assert has_padding
+
+
+def test_the_place_of_an_image_that_cannot_be_read_is_taken_by_one_of_its_sides(
+    annotations: Annotations,
+) -> None:
+    plan = whole(annotations)
+    is_batched = [batch for batch in batches_of(plan) if len(batch) > 1]
+    path = annotations[int(plan.table.image_indices[is_batched[0][0]])].path
+    path.write_bytes(path.read_bytes()[:300])
+    spec = DataSpec(loader_processes=0, on_bad_image="skip")
+    with pytest.warns(UserWarning, match=f"{path.name}.*skipped"):
+        read = list(load_batches(annotations, plan, spec, steps=range(plan.num_steps)))
+    assert sum(sum(batch.skipped) for batch in read)
+    assert not any(path.name in name for batch in read for name in batch.names)
+
+
+def test_an_image_that_cannot_be_read_and_has_no_like_is_refused(tmp_path: Path) -> None:
+    alone = load_annotations(write_dataset(tmp_path, sides=[(100, 300), (300, 100)]))
+    alone[0].path.write_bytes(alone[0].path.read_bytes()[:300])
+    plan = plan_whole(alone, WholeSpec(), batch_size=1, chip_size=64, flip=0.5, seed=0, epoch=0)
+    chips = ChipDataset(alone, plan, spec=DataSpec(on_bad_image="skip"))
+    place = next(place for place in range(2) if plan.table.image_indices[plan.order[place]] == 0)
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ImageError, match=r"train_0\.png"):
+        chips[place]
 
 
 def test_trainers_share_each_batch_of_whole_images(annotations: Annotations) -> None:

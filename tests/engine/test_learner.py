@@ -68,6 +68,20 @@ def test_a_batch_cut_into_parts_teaches_what_the_whole_teaches(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_losses_that_count_thrice_move_the_weights_thrice_as_far_and_are_told_as_they_are(
+    spec: ExperimentSpec, batches: list[Batch]
+) -> None:
+    spec = changed(spec, weight_decay=0.0, clip_gradient=None)
+    once, thrice, faster = (learner_of(spec) for _ in range(3))
+    told = once.learn(batches[0], rate=0.01, step=0)
+    weighted = thrice.learn(batches[0], rate=0.01, step=0, weight=3.0)
+    faster.learn(batches[0], rate=0.03, step=0)
+    assert weighted.pop("gradient_norm") == pytest.approx(3 * told.pop("gradient_norm"), rel=1e-5)
+    assert weighted == pytest.approx(told)
+    for one, other in zip(thrice.model.parameters(), faster.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("fields", [{"optimizer": "adamw"}, {"precision": "bf16"}, {"precision": "fp16"}, {}])
 def test_every_optimizer_and_precision_learns(
     spec: ExperimentSpec, batches: list[Batch], fields: dict[str, Any]

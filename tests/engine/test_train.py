@@ -140,6 +140,18 @@ def test_whole_images_are_learnt_from_in_parts(
     assert all(math.isfinite(entry["loss"]) for entry in metrics_of(run))
 
 
+def test_a_run_of_whole_images_goes_on_with_as_many_parts_as_its_epoch_was_begun_with(
+    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, whole=WHOLE))
+    run = Run.create(tmp_path / "run", config="")
+    train_killed_at(run, spec, annotations, step=3)
+    halved = dataclasses.replace(spec, train=dataclasses.replace(spec.train, accumulate=2))
+    with pytest.raises(ConfigError, match=r"was 1 and is 2; go on with 1, or from a checkpoint at the end"):
+        train(run, halved, annotations, device=CPU, watch=ignore)
+    train(run, spec, annotations, device=CPU, watch=ignore)
+
+
 def test_a_chip_table_gives_every_epoch_its_chips_also_when_the_file_is_gone(
     annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,6 +173,29 @@ class Level:
         return np.array([x, y, x, y])
 
 
+def check_ranges(levels: Sequence[LevelSpec]) -> None:
+    """Make sure that levels go from the finest to the coarsest, and that their ranges together hold every size.
+
+    Raises:
+        ValueError: if not.
+    """
+    reached = 0.0
+    for finer, coarser in itertools.pairwise(levels):
+        if finer.at_least > coarser.at_least or finer.below > coarser.below:
+            raise ValueError(
+                f"levels go from the finest to the coarsest, but the range [{finer.at_least:g}, {finer.below:g}) "
+                f"stands before [{coarser.at_least:g}, {coarser.below:g})"
+            )
+    for level in levels:
+        if level.at_least > reached:
+            raise ValueError(
+                f"no level learns from boxes of size {reached:g} to {level.at_least:g}; they would be lost"
+            )
+        reached = max(reached, level.below)
+    if reached < math.inf:
+        raise ValueError(f"no level learns from boxes of size {reached:g} and above; they would be lost")
+
+
 PAPER_LEVELS = (
     LevelSpec(factor=3.0, below=80),
     LevelSpec(factor=1.667, at_least=32, below=150),
@@ -209,24 +233,7 @@ class PyramidSpec:
                 "the coarsest level must fit every image into one chip: "
                 f"give it a long_side of at most {self.chip_size}"
             )
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
-        reached = 0.0
-        for finer, coarser in itertools.pairwise(self.levels):
-            if finer.at_least > coarser.at_least or finer.below > coarser.below:
-                raise ValueError(
-                    f"levels go from the finest to the coarsest, but the range [{finer.at_least:g}, {finer.below:g}) "
-                    f"stands before [{coarser.at_least:g}, {coarser.below:g})"
-                )
-        for level in self.levels:
-            if level.at_least > reached:
-                raise ValueError(
-                    f"no level learns from boxes of size {reached:g} to {level.at_least:g}; they would be lost"
-                )
-            reached = max(reached, level.below)
-        if reached < math.inf:
-            raise ValueError(f"no level learns from boxes of size {reached:g} and above; they would be lost")
+        check_ranges(self.levels)
 
     def at(self, *, width: int, height: int) -> tuple[Level, ...]:
         """Bind every level to an image of this width and height, pixels."""

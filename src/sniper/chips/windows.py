@@ -10,8 +10,8 @@ from jaxtyping import Bool, Int
 
 from sniper.chips.chip import Chip
 from sniper.chips.image_boxes import ImageBoxes
-from sniper.chips.pyramid import LevelSpec
-from sniper.geometry.boxes import area
+from sniper.chips.pyramid import LevelSpec, check_ranges
+from sniper.geometry.boxes import area, intersections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class WholeSpec:
     def __post_init__(self) -> None:
         if not self.levels:
             raise ValueError("whole images need at least one level")
+        check_ranges(self.levels)
         if self.batch_megapixels is not None and not 0 < self.batch_megapixels < math.inf:
             raise ValueError(f"batch_megapixels must be positive or null, not {self.batch_megapixels}")
 
@@ -44,7 +45,7 @@ class TileSpec:
 
     Attributes:
         side: of a tile, pixels.
-        overlap: share of a tile that the next one repeats.
+        overlap: share of a tile that the next one repeats, up to 0.9.
         factor: by which images are resized before.
         empty: tiles that show no box are kept, or dropped.
         min_visible_share: a box that has less of its area left in a tile is not there, as far as the tile can tell.
@@ -59,9 +60,9 @@ class TileSpec:
     def __post_init__(self) -> None:
         if self.side < 1:
             raise ValueError(f"side must be at least 1, not {self.side}")
-        for name in ("overlap", "min_visible_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share from 0 to below 1, not {getattr(self, name)}")
+        for name, most in {"overlap": 0.9, "min_visible_share": 1.0}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is a share from 0 to {most:g}, not {getattr(self, name)}")
         if not 0 < self.factor < math.inf:
             raise ValueError(f"factor must be positive, not {self.factor}")
 
@@ -212,8 +213,7 @@ def tiles(spec: TileSpec, images: ImageBoxes) -> WindowTable:
     )
     if spec.empty == "keep":
         return table
-    shows = [_shows_box(table, index, images, least=spec.min_visible_share) for index in range(len(table))]
-    return _selected(table, np.flatnonzero(shows))
+    return _selected(table, np.flatnonzero(_show_boxes(table, images, least=spec.min_visible_share)))
 
 
 def num_tiles(spec: TileSpec, images: ImageBoxes) -> Int[np.ndarray, " m"]:
@@ -228,14 +228,19 @@ def _num_along(sides: Int[np.ndarray, " m"], spec: TileSpec) -> Int[np.ndarray, 
     return -(-room // spec.stride) + 1
 
 
-def _shows_box(table: WindowTable, index: int, images: ImageBoxes, *, least: float) -> bool:
-    """Tell whether a window shows enough of one of the boxes to be learnt."""
-    image_index = int(table.image_indices[index])
-    own = slice(images.offsets[image_index], images.offsets[image_index + 1])
-    chip = table.chip(index, image_index=image_index)
-    whole = chip.to_chip(images.boxes[own][images.is_wanted[own]])
-    left = area(chip.clip(whole))
-    return bool(((left > 0) & (left >= least * area(whole))).any())
+def _show_boxes(table: WindowTable, images: ImageBoxes, *, least: float) -> Bool[np.ndarray, " c"]:
+    """Tell which windows of one level show enough of a box to be learnt; the windows of an image follow each other."""
+    widths, heights = table.levels[0].resized(images.widths, images.heights)
+    scales = np.stack([widths / images.widths, heights / images.heights] * 2, axis=1)  # (m, 4)
+    corners = np.stack([table.x, table.y, table.x + table.widths, table.y + table.heights], axis=1)
+    starts = np.searchsorted(table.image_indices, np.arange(len(images) + 1))
+    shows = np.zeros(len(table), dtype=np.bool_)
+    for image in np.flatnonzero(images.has_wanted).tolist():
+        own, windows = slice(*images.offsets[image : image + 2]), slice(*starts[image : image + 2])
+        boxes = images.boxes[own][images.is_wanted[own]] * scales[image]  # (n, 4)
+        left = intersections(corners[windows].astype(np.float64), boxes)  # (w, n)
+        shows[windows] = ((left > 0) & (left >= least * area(boxes))).any(axis=1)
+    return shows
 
 
 def _selected(table: WindowTable, indices: Int[np.ndarray, " k"]) -> WindowTable:

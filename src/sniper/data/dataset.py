@@ -202,26 +202,40 @@ class ChipDataset(Dataset[ChipSample]):
         return len(self._plan.order)
 
     def __getitem__(self, index: int) -> ChipSample:
-        """Read a chip; one whose image cannot be read is replaced by the next in the plan, if that was asked for."""
+        """Read a chip; one whose image cannot be read is replaced by the next of its sides, if that was asked for."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         skipped = 0
-        while True:
+        for place in self._of_same_sides(index):
             try:
-                sample = self._read((index + skipped) % len(self))
+                sample = self._read(place)
             except ImageError as error:
-                skipped += 1
-                if self._spec.on_bad_image == "refuse" or skipped == len(self):
+                if self._spec.on_bad_image == "refuse":
                     raise
+                skipped, last = skipped + 1, error
                 warnings.warn(f"{error}; skipped", stacklevel=2)
             else:
                 return replace(sample, skipped=skipped)
+        raise last
 
-    def _read(self, index: int) -> ChipSample:
+    def _of_same_sides(self, index: int) -> Iterator[int]:
+        """Give a place in the plan, and after it the others, round about, that have chips of the same sides."""
+        yield index
+        first, _ = self._chip_at(index)
+        for place in (*range(index + 1, len(self)), *range(index)):
+            chip, _ = self._chip_at(place)
+            if (chip.width, chip.height) == (first.width, first.height):
+                yield place
+
+    def _chip_at(self, index: int) -> tuple[Chip, int]:
+        """Give the chip at a place in the plan, and its image's index."""
         chip_index = int(self._plan.order[index])
         image_index = int(self._image_indices[chip_index])
+        return self._plan.table.chip(chip_index, image_index=image_index), image_index
+
+    def _read(self, index: int) -> ChipSample:
+        chip, image_index = self._chip_at(index)
         record = self._annotations[image_index]
-        chip = self._plan.table.chip(chip_index, image_index=image_index)
         moved_to = self._plan.table.moved_to[self._annotations.boxes_of(image_index)]
         target = assign(
             chip,
@@ -229,7 +243,7 @@ class ChipDataset(Dataset[ChipSample]):
             labels=record.labels,
             is_crowd=record.is_crowd,
             is_moved_here=moved_to == chip.level.index,
-            is_negative=bool(self._plan.table.is_negative[chip_index]),
+            is_negative=bool(self._plan.table.is_negative[self._plan.order[index]]),
             min_visible_side=self._spec.min_visible_side,
             min_visible_share=self._plan.min_visible_share,
         )

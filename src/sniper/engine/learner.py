@@ -67,6 +67,11 @@ class Learner:
             self._losses = _in_parallel(self._losses)
 
     @property
+    def _num_shares(self) -> int:
+        """Into how many parts each batch is cut, by processes and by each of them."""
+        return self.ranks.count * self.spec.train.accumulate
+
+    @property
     def best(self) -> Detector:
         """The detector to be used: that of the averaged weights, if they are kept."""
         return self.model if self._average is None else self._average.module
@@ -135,6 +140,13 @@ class Learner:
         )
         if counters.get("loss_scale"):
             self._scaler.load_state_dict(counters["loss_scale"])
+        begun_with = counters.get("num_shares", self._num_shares)
+        if self.spec.data.whole is not None and progress.step_in_epoch and begun_with != self._num_shares:
+            raise ConfigError(
+                f"{run.folder}: batches of whole images depend on the number of processes times train.accumulate, "
+                f"which was {begun_with} and is {self._num_shares}; go on with {begun_with}, or from a checkpoint "
+                "at the end of an epoch (--step)"
+            )
         return progress
 
     def save(self, run: Run, annotations: Annotations, *, progress: Progress, keep: int) -> None:
@@ -148,7 +160,10 @@ class Learner:
                     weights=weights,
                     average=average,
                     optimizer=optimizer_tensors(self._optimizer, self.model),
-                    counters={"loss_scale": self._scaler.state_dict()},
+                    counters={
+                        "loss_scale": self._scaler.state_dict(),
+                        "num_shares": self._num_shares,
+                    },
                     progress=progress,
                     annotations=annotations,
                     keep=keep,
@@ -241,6 +256,8 @@ class Learner:
         asked = len(batch) // spec.accumulate
         height, width = batch.images.shape[2:]
         told = f"step {step}: {asked} chips of {width}×{height} at a time do not fit into the memory of {self.device}"
+        if self.spec.data.whole is not None:
+            return f"{told}; a smaller --data.whole.batch_megapixels, or smaller levels, may"
         if self.spec.model.backbone.batch_norm == "synced" and self.ranks.count > 1:
             return f"{told}; a larger --train.accumulate or a smaller --train.batch_size may"
         fits, fails = 0, asked
