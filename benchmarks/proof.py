@@ -131,6 +131,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--megapixels", nargs="+", type=float, default=[2000, 6000], help="budgets")
     parser.add_argument("--chip-size", type=int, default=PAPER_CHIP)
     parser.add_argument("--batch-size", type=int, default=16, help="chips")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--rate", type=float, default=0.03, help="learning rate of such a batch")
     parser.add_argument("--warm-up", type=int, default=60, help="steps")
     parser.add_argument("--backbone", default="mobilenetv2_100")
@@ -214,6 +215,7 @@ def experiment(cell: Cell, options: argparse.Namespace) -> ExperimentSpec:
         train=TrainSpec(
             batch_size=options.batch_size,
             reference_batch=options.batch_size,
+            optimizer=options.optimizer,
             learning_rate=options.rate,
             warm_up_rate=options.rate / 10,
             warm_up_steps=options.warm_up,
