@@ -57,11 +57,17 @@ def test_images_that_are_not_there_teach_nothing() -> None:
 def test_a_detector_does_not_differ_from_itself_and_is_surely_worse_with_half_its_hits() -> None:
     found, truth = drawn(3, num_images=40)
     same = compare(
-        [ResampledAP(found, truth)], [ResampledAP(found, truth)], generator=np.random.default_rng(0)
+        [ResampledAP(found, truth)],
+        [ResampledAP(found, truth)],
+        generator=np.random.default_rng(0),
+        num_resamples=100,
     )
     assert (same.difference, same.low, same.high) == (0.0, 0.0, 0.0)
     half = compare(
-        [ResampledAP(found, truth)], [ResampledAP(found[::2], truth)], generator=np.random.default_rng(0)
+        [ResampledAP(found, truth)],
+        [ResampledAP(found[::2], truth)],
+        generator=np.random.default_rng(0),
+        num_resamples=200,
     )
     ap = evaluate(found, truth).ap
     assert half.difference == pytest.approx(evaluate(found[::2], truth).ap - ap, abs=1e-9)
@@ -96,7 +102,7 @@ def test_the_bounds_hold_the_truth_about_as_often_as_they_say() -> None:
         one, other = (
             ResampledAP([row for row in rows if row["image_id"] in ids], part) for rows in (found, worse)
         )
-        told = compare([one], [other], generator=np.random.default_rng(start), num_resamples=200)
+        told = compare([one], [other], generator=np.random.default_rng(start), num_resamples=100)
         held += told.low <= everything <= told.high
     assert held >= 7
 
