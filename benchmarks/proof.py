@@ -293,7 +293,7 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> None:
     with replace_whole(folder / "detections.json") as file:
         file.write(json.dumps(results).encode())
     told |= {
-        "megapixels": round(sum(entry["megapixels"] for entry in steps) + told["rpn_megapixels"], 1),
+        "megapixels": round(sum(entry["megapixels"] for entry in steps) + told["rpn_megapixels"], 3),
         "steps": len(steps),
         "chips": sum(round(entry["chips_per_second"] * entry["seconds"]) for entry in steps),
         "train_minutes": round(sum(entry["seconds"] for entry in steps) / 60 + told["rpn_minutes"], 2),
@@ -334,7 +334,7 @@ def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
     table = add_negatives(positives, store, spec.negatives, generator=generator)
     table.save(folder / "chips.npz")
     told = {
-        "rpn_megapixels": round(sum(entry["megapixels"] for entry in run.entries()), 1),
+        "rpn_megapixels": round(sum(entry["megapixels"] for entry in run.entries()), 3),
         "rpn_minutes": round(sum(entry["seconds"] for entry in run.entries()) / 60, 2),
         "mining_minutes": round((time.monotonic() - began) / 60, 2),
         "positive_chips": len(positives),
