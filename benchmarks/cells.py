@@ -22,7 +22,8 @@ def keep_options(folder: Path, chosen: Mapping[str, Any]) -> None:
 
 def run_cells(cells: Sequence[str], *, jobs: int) -> None:
     """Run this script again for each cell, some at a time."""
-    waiting, running = list(cells), []
+    waiting = list(cells)
+    running: list[subprocess.Popen[bytes]] = []
     while waiting or running:
         while waiting and len(running) < jobs:
             running.append(subprocess.Popen([sys.executable, *sys.argv, "--cell", waiting.pop(0)]))

@@ -18,7 +18,8 @@ images hold as many pixels as a batch of chips does, as far as one image is not 
 all ways. Learning rate, its decay and batch norm are the same for all. A whole image is as many pixels as several chips
 and has more anchors and proposals drawn to learn from (`--proposals`, `--anchors`).
 
-Every detector is searched with as its way is meant to be, and all of them with the three levels and their ranges. Each
+Every detector is searched with as its way is meant to be, and all of them with the three levels and their ranges. AP is
+compared with that of `sniper` for as many megapixels and, where there is such a budget, for a third of them. Each
 finished cell is kept in the folder and not run again; cells of other ways, seeds and budgets may be added later. In the
 folder stand `table.md`, `curve.png`, `results.json`; the last is printed as one line, too.
 """
@@ -30,6 +31,8 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,9 @@ from sniper.stages import rpn_experiment
 WAYS = ("single", "pyramid", "snip", "grid", "grid_twice", "grid_empty", "sniper", "sniper_two", "negatives")
 PAPER_CHIP = 512
 NUMBERS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar_100")
+
+Budgets = dict[float, dict[str, list[dict[str, Any]]]]
+"""What finished cells tell, by megapixels and way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,7 +382,7 @@ def score(found: Sequence[dict[str, Any]], test_set: Annotations) -> dict[str, f
 
 def tell(options: argparse.Namespace) -> None:
     """Write table, curve and results of all cells that are finished."""
-    groups: dict[str, dict[float, dict[str, list[dict[str, Any]]]]] = {}
+    groups: dict[str, Budgets] = {}
     epochs: dict[str, dict[str, dict[str, float]]] = {}
     for name, train_path, test_path in options.data:
         truth = load(test_path, options.test_images).to_coco()
@@ -390,7 +396,7 @@ def tell(options: argparse.Namespace) -> None:
             same = [cell for cell in cells if cell["megapixels_asked"] == megapixels]
             ways = {way: [cell for cell in same if cell["way"] == way] for way in WAYS}
             groups.setdefault(name, {})[megapixels] = {way: own for way, own in ways.items() if own}
-            add_differences(options.folder, groups[name][megapixels], truth)
+        add_differences(options.folder, groups.get(name, {}), truth)
     tables = [f"{name}, an epoch of each\n\n{epochs_table(ways)}" for name, ways in epochs.items()]
     tables += [
         f"{name}, {megapixels:g} megapixels\n\n{table_of(ways)}"
@@ -444,25 +450,29 @@ def epochs_table(ways: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def add_differences(root: Path, ways: dict[str, list[dict[str, Any]]], truth: dict[str, Any]) -> None:
-    """Tell of each way how far its AP is from that of `sniper`, each searched as it is meant to be."""
-    if "sniper" not in ways:
-        return
-    aps: dict[str, dict[int, ResampledAP]] = {}
-    for way, cells in ways.items():
-        paths = {cell["seed"]: Cell.parse(cell["cell"]).folder(root) / "detections.json" for cell in cells}
-        aps[way] = {
-            seed: ResampledAP(json.loads(path.read_text())["own"], truth) for seed, path in paths.items()
-        }
-    for way, own in aps.items():
-        both = sorted(own.keys() & aps["sniper"].keys())
-        if way != "sniper" and both:
-            difference = compare(
-                [aps["sniper"][seed] for seed in both],
-                [own[seed] for seed in both],
-                generator=np.random.default_rng(0),
-            )
-            ways[way][0]["against_sniper"] = vars(difference) | {"seeds": both}
+def add_differences(root: Path, budgets: Budgets, truth: dict[str, Any]) -> None:
+    """Tell of each way how far its AP is from that of `sniper` for as much, and for a third of its megapixels."""
+    against = [cell for ways in budgets.values() for cell in ways.get("sniper", [])]
+
+    @cache
+    def resampled(cell: str) -> ResampledAP:
+        path = Cell.parse(cell).folder(root) / "detections.json"
+        return ResampledAP(json.loads(path.read_text())["own"], truth)
+
+    for megapixels, ways in budgets.items():
+        for name, budget in (("against_sniper", megapixels), ("against_sniper_at_a_third", megapixels / 3)):
+            same = {
+                one["seed"]: one for one in against if isclose(one["megapixels_asked"], budget, rel_tol=0.01)
+            }
+            for cells in ways.values():
+                pairs = [(same[cell["seed"]], cell) for cell in cells if cell["seed"] in same]
+                if pairs and pairs[0][0] is not pairs[0][1]:
+                    difference = compare(
+                        [resampled(one["cell"]) for one, _ in pairs],
+                        [resampled(other["cell"]) for _, other in pairs],
+                        generator=np.random.default_rng(0),
+                    )
+                    cells[0][name] = vars(difference) | {"seeds": [one["seed"] for one, _ in pairs]}
 
 
 COLUMNS = {
@@ -474,6 +484,10 @@ COLUMNS = {
     "ap_large": "L",
     "ar_100": "AR",
     "false_positives_at_0.5": "FP 50",
+}
+GAPS = {
+    "against_sniper": "AP less that of sniper (95 %, test images only)",
+    "against_sniper_at_a_third": "AP less that of sniper at a third of the megapixels",
 }
 COSTS = {
     "megapixels": ("Mpx", 0),
@@ -491,7 +505,7 @@ def table_of(ways: dict[str, list[dict[str, Any]]]) -> str:
         "",
         "seeds",
         *COLUMNS.values(),
-        "AP less that of sniper (95 %, test images only)",
+        *GAPS.values(),
         "AP on the same pyramid",
     ]
     heads += [head for head, _ in COSTS.values()] + ["search, min"]
@@ -502,10 +516,11 @@ def table_of(ways: dict[str, list[dict[str, Any]]]) -> str:
             spread([cell["own"][name] for cell in cells], 3 if name != "false_positives_at_0.5" else 2)
             for name in COLUMNS
         ]
-        gap = cells[0].get("against_sniper")
-        row.append(
+        gaps = [cells[0].get(name) for name in GAPS]
+        row += [
             "" if gap is None else f"{gap['difference']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
-        )
+            for gap in gaps
+        ]
         row.append(spread([cell["pyramid"]["ap"] for cell in cells], 3))
         row += [
             f"{statistics.mean(cell[name] for cell in cells):.{digits}f}"
@@ -525,7 +540,7 @@ def spread(values: Sequence[float | None], digits: int) -> str:
     return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
 
 
-def draw_curve(groups: dict[str, dict[float, dict[str, list[dict[str, Any]]]]], path: Path) -> None:
+def draw_curve(groups: dict[str, Budgets], path: Path) -> None:
     figure = Figure(figsize=(5 * len(groups), 4), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (name, budgets) in zip(panels, groups.items(), strict=True):
@@ -546,6 +561,8 @@ def draw_curve(groups: dict[str, dict[float, dict[str, list[dict[str, Any]]]]], 
                 alpha=0.5,
             )
         axes.set(xlabel="megapixels trained on", ylabel="AP, searched as meant to be", title=name)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend()

@@ -52,6 +52,11 @@ def test_the_proof_runs_all_ways_spends_the_budget_and_keeps_what_is_finished(tm
         assert -1 <= cell["own"]["ap"] <= 1
     assert ways["negatives"][0]["rpn_megapixels"] > 0
     assert "against_sniper" in ways["snip"][0]
+    less = prove(tmp_path, "--seeds", "1", "--megapixels", "0.1", "--ways", "sniper")
+    budgets = less["results"]["tiny"]
+    gap = budgets["0.3"]["snip"][0]["against_sniper_at_a_third"]
+    aps = [budgets["0.3"]["snip"][0]["own"]["ap"], budgets["0.1"]["sniper"][0]["own"]["ap"]]
+    assert gap["difference"] == pytest.approx(aps[0] - aps[1], abs=1e-6)
     table = (tmp_path / "proof" / "table.md").read_text()
     assert all(f"| {way} |" in table for way in WAYS)
     assert (tmp_path / "proof" / "curve.png").stat().st_size > 5000
