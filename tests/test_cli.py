@@ -284,14 +284,18 @@ def test_a_check_reads_every_pixel_and_names_all_that_is_wrong(
     assert "train_3.png: cannot be read as an image" in message
 
 
-def test_an_evaluation_tells_how_far_it_is_from_another(
-    world: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def perfect_detections(world: Path) -> list[dict[str, Any]]:
     truth = json.loads((world / "train.json").read_text())
-    found = [
+    return [
         {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": one["bbox"], "score": 0.9}
         for one in truth["annotations"]
     ]
+
+
+def test_an_evaluation_tells_how_far_it_is_from_another(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = perfect_detections(world)
     (world / "all.json").write_text(json.dumps(found))
     (world / "half.json").write_text(json.dumps(found[::2]))
     told = ask(capsys, "evaluate", world / "half.json", world / "train.json", "--against", world / "all.json")
@@ -310,11 +314,7 @@ def test_an_evaluation_tells_how_far_it_is_from_another(
 def test_an_evaluation_tells_where_its_numbers_come_from(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truth = json.loads((world / "train.json").read_text())
-    found = [
-        {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": one["bbox"], "score": 0.9}
-        for one in truth["annotations"]
-    ]
+    found = perfect_detections(world)
     path = world / "found.json"
     path.write_text(json.dumps(found))
     told = ask(
