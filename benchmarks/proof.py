@@ -501,13 +501,8 @@ COSTS = {
 
 
 def table_of(ways: dict[str, list[dict[str, Any]]]) -> str:
-    heads = [
-        "",
-        "seeds",
-        *COLUMNS.values(),
-        *GAPS.values(),
-        "AP on the same pyramid",
-    ]
+    gap_names = [name for name in GAPS if any(name in cells[0] for cells in ways.values())]
+    heads = ["", "seeds", *COLUMNS.values(), *(GAPS[name] for name in gap_names), "AP on the same pyramid"]
     heads += [head for head, _ in COSTS.values()] + ["search, min"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     for way, cells in ways.items():
@@ -516,7 +511,7 @@ def table_of(ways: dict[str, list[dict[str, Any]]]) -> str:
             spread([cell["own"][name] for cell in cells], 3 if name != "false_positives_at_0.5" else 2)
             for name in COLUMNS
         ]
-        gaps = [cells[0].get(name) for name in GAPS]
+        gaps = [cells[0].get(name) for name in gap_names]
         row += [
             "" if gap is None else f"{gap['difference']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
             for gap in gaps
