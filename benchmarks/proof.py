@@ -486,8 +486,8 @@ COLUMNS = {
     "false_positives_at_0.5": "FP 50",
 }
 GAPS = {
-    "against_sniper": "AP less that of sniper (95 %, test images only)",
-    "against_sniper_at_a_third": "AP less that of sniper at a third of the megapixels",
+    "against_sniper": "AP minus that of sniper (95 %, test images only)",
+    "against_sniper_at_a_third": "AP minus that of sniper at a third of the megapixels",
 }
 COSTS = {
     "megapixels": ("Mpx", 0),
