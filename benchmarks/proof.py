@@ -540,19 +540,22 @@ def draw_curve(groups: dict[str, Budgets], path: Path) -> None:
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (name, budgets) in zip(panels, groups.items(), strict=True):
         for place, way in enumerate(WAYS):
-            color, line = PALETTE[place % len(PALETTE)], "-" if place < len(PALETTE) else "--"
+            color = PALETTE[place % len(PALETTE)]
+            line, marker = ("-", "o") if place < len(PALETTE) else ("--", "s")
             cells = [cell for ways in budgets.values() for cell in ways.get(way, [])]
             asked = sorted({cell["megapixels_asked"] for cell in cells})
             means = [
                 statistics.mean(cell["own"]["ap"] for cell in cells if cell["megapixels_asked"] == megapixels)
                 for megapixels in asked
             ]
-            axes.plot(asked, means, line, marker="o", color=color, markersize=4, label=way) if cells else None
+            if cells:
+                axes.plot(asked, means, line, marker=marker, color=color, markersize=5, label=way)
             axes.plot(
                 [cell["megapixels_asked"] for cell in cells],
                 [cell["own"]["ap"] for cell in cells],
-                ".",
+                marker,
                 color=color,
+                markersize=3,
                 alpha=0.5,
             )
         axes.set(xlabel="megapixels trained on", ylabel="AP, searched as meant to be", title=name)
