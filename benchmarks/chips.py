@@ -25,12 +25,12 @@ import numba
 import numpy as np
 
 from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
-from sniper.chips.budget import measure
 from sniper.chips.cover import cover
 from sniper.chips.pyramid import Level
-from sniper.data.coco import load_annotations
-from sniper.data.plan import to_image_boxes
+from sniper.data.datasets.coco import load_annotations
+from sniper.data.epoch import to_image_boxes
 from sniper.geometry.boxes import is_inside
+from sniper.planning.cost import measure
 
 OPEN_IMAGES = 1_700_000
 NAIVE_IMAGES = 200

@@ -29,10 +29,10 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from sniper.chips import Chip, LevelSpec, PyramidSpec
+from sniper.config.experiment import PredictSpec
 from sniper.data.reader import ChipReader
-from sniper.engine.predict import Predictor
 from sniper.geometry import Detections
-from sniper.spec import PredictSpec
+from sniper.inference.detector import Predictor
 
 NUM_CHIPS = 60
 LEVELS = (LevelSpec(factor=1.0, below=100), LevelSpec(long_side=512, at_least=90))

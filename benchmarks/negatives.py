@@ -29,19 +29,19 @@ from cells import keep_options, run_cells
 from PIL import Image, ImageDraw
 
 from sniper.chips.negatives import NegativeSpec
-from sniper.config import dump_experiment
-from sniper.data.coco import Annotations, load_annotations
-from sniper.data.images import load_image
-from sniper.data.plan import plan_epoch
-from sniper.data.shapes import ShapesSpec, draw_shapes
-from sniper.demo import demo_experiment
-from sniper.engine.predict import Predictor, to_coco
-from sniper.engine.run import Run
-from sniper.evaluation import evaluate
+from sniper.config.experiment import ExperimentSpec, MineSpec
+from sniper.config.loading import dump_experiment
+from sniper.data.datasets.coco import Annotations, load_annotations
+from sniper.data.epoch import plan_epoch
+from sniper.data.images.files import load_image
+from sniper.demo.run import demo_experiment
+from sniper.demo.shapes import ShapesSpec, draw_shapes
+from sniper.evaluation.coco import evaluate
 from sniper.geometry.boxes import from_xywh, iou
+from sniper.inference.detector import Predictor, to_coco
 from sniper.models.spec import BackboneSpec
-from sniper.spec import ExperimentSpec, MineSpec
-from sniper.stages import train_experiment
+from sniper.pipeline import train_experiment
+from sniper.runs.run import Run
 
 WAYS = ("positive", "mined")
 CPU = torch.device("cpu")

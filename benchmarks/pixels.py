@@ -32,9 +32,9 @@ import torch
 from PIL import Image
 
 from sniper.chips import Chip, ChipTable, ImageBoxes, PyramidSpec
-from sniper.data.coco import load_annotations
+from sniper.data.datasets.coco import load_annotations
+from sniper.data.epoch import plan_epoch
 from sniper.data.loader import load_batches
-from sniper.data.plan import plan_epoch
 from sniper.data.reader import ChipReader
 from sniper.data.spec import CacheSpec, DataSpec
 

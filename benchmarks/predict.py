@@ -37,19 +37,19 @@ import torch
 from torchvision.ops import nms
 
 from sniper.chips import LevelSpec
-from sniper.config import load_experiment
-from sniper.data.coco import load_annotations
-from sniper.data.cutting import cut_window
-from sniper.data.images import load_image, open_picture
-from sniper.engine.build import autocast, build_detector, build_searcher
-from sniper.engine.predict import Predictor, to_coco
-from sniper.engine.run import Run
-from sniper.evaluation import evaluate
+from sniper.config.experiment import ExperimentSpec
+from sniper.config.loading import load_experiment
+from sniper.data.datasets.coco import load_annotations
+from sniper.data.images.files import load_image, open_picture
+from sniper.data.images.regions import cut_window
+from sniper.evaluation.coco import evaluate
 from sniper.geometry import Detections
-from sniper.geometry.suppression import soft_nms
+from sniper.geometry.nms import soft_nms
+from sniper.inference.detector import Predictor, to_coco
+from sniper.models.build import autocast, build_detector, build_searcher
 from sniper.models.detector import Detector
 from sniper.models.weights import fill_module
-from sniper.spec import ExperimentSpec
+from sniper.runs.run import Run
 
 SLICE = 512
 OVERLAP = 0.2
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     spec = load_experiment(run.config_path)
     spec = replace(spec, predict=replace(spec.predict, score_floor=options.floor))
     tensors, categories, source = run.load_weights()
-    model = build_detector(spec, num_classes=len(categories), has_weights=False)
+    model = build_detector(spec.model, num_classes=len(categories), has_weights=False)
     fill_module(model, tensors, source=source)
     search = WAYS[options.way](model.to(device).eval(), spec, device, [one.name for one in categories])
     search([records[0].path])  # not measured: kernels are compiled, memory is found

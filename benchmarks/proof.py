@@ -44,27 +44,27 @@ from cells import keep_options, run_cells
 from matplotlib.figure import Figure
 
 from sniper.chips import ChipTable, LevelSpec, PyramidSpec, Standing, assign
+from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.chips.negatives import NegativeSpec
 from sniper.chips.pyramid import PAPER_LEVELS
-from sniper.chips.windows import TileSpec, WholeSpec
-from sniper.comparison import ResampledAP, compare
-from sniper.config import dump_experiment
-from sniper.data.coco import Annotations, load_annotations
-from sniper.data.plan import build_table
-from sniper.data.proposals import add_negatives
+from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec, widened
+from sniper.config.loading import dump_experiment
+from sniper.data.datasets.coco import Annotations, load_annotations
+from sniper.data.epoch import build_table
 from sniper.data.spec import DataSpec
-from sniper.diagnosis import diagnose
-from sniper.engine.mine import mine
-from sniper.engine.predict import Predictor, to_coco
-from sniper.engine.run import Run
-from sniper.engine.train import plan_of, train
-from sniper.evaluation import evaluate
+from sniper.evaluation.coco import evaluate
+from sniper.evaluation.comparison import ResampledAP, compare
+from sniper.evaluation.diagnosis import diagnose
 from sniper.files import replace_whole, sha256
 from sniper.geometry.boxes import size
+from sniper.inference.detector import Predictor, to_coco
+from sniper.inference.mining import mine
+from sniper.inference.proposals import add_negatives
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
-from sniper.report.palette import PALETTE
-from sniper.spec import ExperimentSpec, PredictSpec, TrainSpec, widened
-from sniper.stages import rpn_experiment
+from sniper.pipeline import rpn_experiment
+from sniper.reports.palette import PALETTE
+from sniper.runs.run import Run
+from sniper.training.loop import plan_of, train
 
 WAYS = ("single", "pyramid", "snip", "grid", "grid_twice", "grid_empty", "sniper", "sniper_two", "negatives")
 PAPER_CHIP = 512

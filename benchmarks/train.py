@@ -34,13 +34,13 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from sniper.chips import ChipTarget, Standing
-from sniper.config import load_experiment
-from sniper.data.dataset import Batch, ChipSample, collate
-from sniper.engine.build import autocast
-from sniper.engine.learner import Learner
-from sniper.engine.ranks import ALONE
+from sniper.config.experiment import ExperimentSpec
+from sniper.config.loading import load_experiment
+from sniper.data.batches import Batch, ChipSample, collate
 from sniper.errors import OutOfMemory
-from sniper.spec import ExperimentSpec
+from sniper.models.build import autocast
+from sniper.runs.processes import ALONE
+from sniper.training.learner import Learner
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = ("backbone", "rpn", "rpn targets", "proposals", "roi head", "backward", "optimizer")

@@ -15,8 +15,8 @@ from torchvision.models.detection import (
 )
 
 from sniper import Detections, LevelSpec, Predictor
-from sniper.data.coco import Category
-from sniper.spec import PredictSpec
+from sniper.config.experiment import PredictSpec
+from sniper.data.datasets.coco import Category
 
 
 def build_predictor(model: FasterRCNN, names: Sequence[str], device: torch.device) -> Predictor:

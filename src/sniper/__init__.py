@@ -9,34 +9,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sniper.chips.pyramid import LevelSpec as LevelSpec
     from sniper.chips.pyramid import PyramidSpec as PyramidSpec
-    from sniper.config import load_experiment as load_experiment
-    from sniper.data.coco import load_annotations as load_annotations
-    from sniper.data.dataset import ChipDataset as ChipDataset
-    from sniper.data.dataset import collate as collate
-    from sniper.data.plan import plan_epoch as plan_epoch
-    from sniper.engine.predict import Predictor as Predictor
-    from sniper.engine.run import Run as Run
-    from sniper.engine.train import train as train
+    from sniper.config.experiment import ExperimentSpec as ExperimentSpec
+    from sniper.config.loading import load_experiment as load_experiment
+    from sniper.data.batches import ChipDataset as ChipDataset
+    from sniper.data.batches import collate as collate
+    from sniper.data.datasets.coco import load_annotations as load_annotations
+    from sniper.data.epoch import plan_epoch as plan_epoch
     from sniper.errors import SniperError as SniperError
-    from sniper.evaluation import evaluate as evaluate
+    from sniper.evaluation.coco import evaluate as evaluate
     from sniper.geometry.detections import Detections as Detections
-    from sniper.spec import ExperimentSpec as ExperimentSpec
+    from sniper.inference.detector import Predictor as Predictor
+    from sniper.runs.run import Run as Run
+    from sniper.training.loop import train as train
 
 _HOMES = {
-    "ChipDataset": "sniper.data.dataset",
+    "ChipDataset": "sniper.data.batches",
     "Detections": "sniper.geometry.detections",
-    "ExperimentSpec": "sniper.spec",
+    "ExperimentSpec": "sniper.config.experiment",
     "LevelSpec": "sniper.chips.pyramid",
-    "Predictor": "sniper.engine.predict",
+    "Predictor": "sniper.inference.detector",
     "PyramidSpec": "sniper.chips.pyramid",
-    "Run": "sniper.engine.run",
+    "Run": "sniper.runs.run",
     "SniperError": "sniper.errors",
-    "collate": "sniper.data.dataset",
-    "evaluate": "sniper.evaluation",
-    "load_annotations": "sniper.data.coco",
-    "load_experiment": "sniper.config",
-    "plan_epoch": "sniper.data.plan",
-    "train": "sniper.engine.train",
+    "collate": "sniper.data.batches",
+    "evaluate": "sniper.evaluation.coco",
+    "load_annotations": "sniper.data.datasets.coco",
+    "load_experiment": "sniper.config.loading",
+    "plan_epoch": "sniper.data.epoch",
+    "train": "sniper.training.loop",
 }
 
 __all__ = list(_HOMES)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sniper.data import reader
-from sniper.data.coco import Annotations, load_annotations
-from sniper.data.dataset import Batch, ChipDataset, collate
+from sniper.data.batches import Batch, ChipDataset, collate
+from sniper.data.datasets.coco import Annotations, load_annotations
+from sniper.data.epoch import EpochPlan, plan_epoch
 from sniper.data.loader import load_batches
-from sniper.data.plan import EpochPlan, plan_epoch
 from sniper.data.spec import DataSpec
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset

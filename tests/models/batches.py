@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from sniper.chips import ChipTarget, Standing
-from sniper.data.dataset import Batch, ChipSample, collate
+from sniper.data.batches import Batch, ChipSample, collate
 from sniper.models.detector import Detector
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 

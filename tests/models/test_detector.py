@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sniper.chips import Standing
-from sniper.data.dataset import Batch, ChipSample
+from sniper.data.batches import Batch, ChipSample
 from sniper.models.detector import Detector
 from sniper.models.spec import BackboneSpec, DetectorSpec
 from sniper.models.targets import Match, match_anchors, match_proposals

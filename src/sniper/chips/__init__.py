@@ -5,11 +5,11 @@
 `windows` is what chips are compared with.
 """
 
-from sniper.chips.assign import ChipTarget, Standing, assign
 from sniper.chips.chip import Chip
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import Level, LevelSpec, PyramidSpec, ValidRange
 from sniper.chips.table import ChipTable
+from sniper.chips.targets import ChipTarget, Standing, assign
 
 __all__ = [
     "Chip",

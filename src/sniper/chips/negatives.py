@@ -8,8 +8,8 @@ from jaxtyping import Bool, Int
 
 from sniper.chips.cover import Cover, gather
 from sniper.chips.image_boxes import ImageBoxes
-from sniper.chips.look import Sight, look
 from sniper.chips.table import ChipTable
+from sniper.chips.visibility import Sight, look
 
 
 @dataclass(frozen=True, kw_only=True)

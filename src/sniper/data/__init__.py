@@ -1,5 +1,5 @@
-"""From files on disk to batches of chips; knows no model.
+"""From files on disk to batches of chips; imports no model.
 
-`coco` checks annotations, `images` reads pixels, `plan` lays out an epoch of chips, `dataset` batches them, `shapes`
-draws a made-up world to try it all on.
+`datasets` reads annotations, `images` reads pixels, `epoch` orders the chips of one pass, `batches` and `loader` read
+them for training.
 """

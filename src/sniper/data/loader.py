@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.utils.data import DataLoader
 
-from sniper.data.coco import Annotations
-from sniper.data.dataset import Batch, ChipDataset, ChipSample, ChipTransform, collate
-from sniper.data.plan import EpochPlan
+from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, collate
+from sniper.data.datasets.coco import Annotations
+from sniper.data.epoch import EpochPlan
 from sniper.data.spec import DataSpec
 
 _PREFETCHED = 2  # batches, or parts of them, that a process reads ahead

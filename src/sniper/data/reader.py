@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sniper.chips import Chip
-from sniper.data.cache import ChipCache, Stamp
-from sniper.data.coco import Annotations
-from sniper.data.cutting import cut_chip, finished, read_essence
-from sniper.data.images import Picture, open_picture
+from sniper.data.datasets.coco import Annotations
+from sniper.data.images.cache import ChipCache, Stamp
+from sniper.data.images.files import Picture, open_picture
+from sniper.data.images.regions import cut_chip, finished, read_essence
 from sniper.data.spec import CacheSpec, ReadSpec
 from sniper.errors import ImageError
 

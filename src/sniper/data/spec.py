@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sniper.chips.windows import TileSpec, WholeSpec
+from sniper.chips.baselines import TileSpec, WholeSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import clip_boxes_to_image
 
 from sniper.models.box_coder import BoxCoder
+from sniper.models.nms import suppress
 from sniper.models.spec import RPNSpec
-from sniper.models.suppression import suppress
 from sniper.models.targets import Match, draw_sample, match_anchors
 
 

@@ -1,0 +1,47 @@
+"""Build a detector from its spec, for training or for inference, and choose the precision in which it computes."""
+
+import copy
+
+import torch
+
+from sniper.models.detector import Detector
+from sniper.models.folding import folded
+from sniper.models.spec import DetectorSpec, Precision
+
+
+def build_detector(
+    spec: DetectorSpec, *, num_classes: int, seed: int = 0, has_weights: bool = True
+) -> Detector:
+    """Build a detector; the layers without pretrained weights are initialised from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Detector(spec, num_classes=num_classes, has_weights=has_weights)
+
+
+def build_searcher(model: Detector) -> Detector:
+    """Make a copy of a detector that only searches, and faster: batch norm folded, weights laid out channels-last.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+    """
+    searcher = copy.deepcopy(model)
+    searcher.backbone.trunk = folded(searcher.backbone.trunk)
+    return searcher.to(memory_format=torch.channels_last)
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Compute in 16 bits if that is asked for; `auto` means bf16 where the device computes it natively, else fp32."""
+    if precision == "auto":
+        is_native = _gpu_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16()
+        precision = "bf16" if is_native else "fp32"
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

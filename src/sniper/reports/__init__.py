@@ -1,0 +1,1 @@
+"""Pictures and curves for people to look at."""

@@ -1,0 +1,364 @@
+"""Every image file is read right or named."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import rasterio
+from PIL import ExifTags, Image
+from rasterio.enums import ColorInterp, Resampling
+
+from sniper.chips import Chip, LevelSpec
+from sniper.data import images
+from sniper.data.images.files import WholePicture, WindowedTiff, load_image, open_picture, read_sides
+from sniper.data.images.regions import cut_chip
+from sniper.data.spec import ReadSpec
+from sniper.errors import ImageError
+
+NOISE = np.random.default_rng(0).integers(0, 256, (131, 203, 3), dtype=np.uint8)
+FULL_RANGE = ReadSpec(grey_range=(0, 65535))
+
+
+def smooth(height: int = 96, width: int = 128) -> np.ndarray:
+    """Draw three slopes, which lossy formats keep well."""
+    y, x = np.mgrid[:height, :width]
+    channels = (x * 255 / width, y * 255 / height, (x + y) * 255 / (width + height))
+    return np.stack(channels, axis=2).astype(np.uint8)
+
+
+def grey_of(pixels: np.ndarray) -> np.ndarray:
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def as_stored(pixels: np.ndarray) -> np.ndarray:
+    return pixels
+
+
+# Name, how it is saved, what is to be read, and by how many grey levels it may differ.
+Format = tuple[str, Callable[[Path], None], Callable[[np.ndarray], np.ndarray], int]
+
+
+def saved(mode: str, **options: object) -> Callable[[Path], None]:
+    def save(path: Path) -> None:
+        image = Image.fromarray(smooth())
+        if mode in ("RGBA", "LA"):
+            image = image.convert(mode)
+            image.putalpha(Image.fromarray(smooth()[..., 0]))
+        Image.Image.save(image.convert(mode), path, **options)
+
+    return save
+
+
+def saved_palette_with_transparency(path: Path) -> None:
+    image = Image.fromarray(smooth()).quantize(256)
+    image.save(path, transparency=bytes(range(256)))
+
+
+FORMATS: list[Format] = [
+    ("rgb.jpg", saved("RGB", quality=95), as_stored, 12),
+    ("progressive.jpg", saved("RGB", quality=95, progressive=True), as_stored, 12),
+    ("grey.jpg", saved("L", quality=95), grey_of, 4),
+    ("cmyk.jpg", saved("CMYK", quality=95), as_stored, 12),
+    ("rgb.png", saved("RGB"), as_stored, 0),
+    ("grey.png", saved("L"), grey_of, 0),
+    ("grey_alpha.png", saved("LA"), grey_of, 0),
+    ("alpha.png", saved("RGBA"), as_stored, 0),
+    ("palette.png", saved("P"), as_stored, 60),
+    ("palette_transparent.png", saved_palette_with_transparency, as_stored, 60),
+    ("rgb.webp", saved("RGB", lossless=True), as_stored, 0),
+    ("lossy.webp", saved("RGB", quality=95), as_stored, 16),
+    ("alpha.webp", saved("RGBA", lossless=True, exact=True), as_stored, 0),
+    ("rgb.tif", saved("RGB"), as_stored, 0),
+    ("lzw.tif", saved("RGB", compression="tiff_lzw"), as_stored, 0),
+    ("jpeg.tif", saved("RGB", compression="jpeg", quality=95), as_stored, 12),
+    ("cmyk.tif", saved("CMYK"), as_stored, 0),
+    ("grey.tif", saved("L"), grey_of, 0),
+    ("rgb.bmp", saved("RGB"), as_stored, 0),
+    ("palette.gif", saved("P"), as_stored, 60),
+]
+
+
+@pytest.mark.parametrize("case", FORMATS, ids=[case[0] for case in FORMATS])
+def test_every_format_is_read_as_rgb(tmp_path: Path, case: Format) -> None:
+    name, save, wanted, tolerance = case
+    save(tmp_path / name)
+    pixels = load_image(tmp_path / name)
+    assert read_sides(tmp_path / name) == (128, 96)
+    difference = np.abs(pixels.astype(np.int64) - wanted(smooth()))
+    assert difference.max() <= tolerance
+    assert difference.mean() <= tolerance / 2
+
+
+def deep_files(folder: Path) -> dict[str, np.ndarray]:
+    """Write images of 16 bits; gives the values of each."""
+    grey = (np.arange(96 * 128).reshape(96, 128) * 5).astype(np.uint16)
+    colors = np.stack([grey, grey[::-1], grey[:, ::-1]], axis=2)
+    Image.fromarray(grey).save(folder / "grey.png")
+    Image.fromarray(grey).save(folder / "grey.tif")
+    for name in ("rgb.png", "rgb.tif"):
+        cv2.imwrite(str(folder / name), colors[..., ::-1])
+    values = np.repeat(grey[..., None], 3, axis=2)
+    return {"grey.png": values, "grey.tif": values, "rgb.png": colors, "rgb.tif": colors}
+
+
+def test_16_bits_are_brought_to_8_by_the_range_that_is_given(tmp_path: Path) -> None:
+    for name, values in deep_files(tmp_path).items():
+        np.testing.assert_array_equal(load_image(tmp_path / name, FULL_RANGE), np.rint(values / 257))
+        narrow = load_image(tmp_path / name, ReadSpec(grey_range=(1000, 21_000)))
+        wanted = np.clip((values - 1000.0) * 255 / 20_000, 0, 255)
+        assert np.abs(narrow - wanted).max() <= 0.51
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_16_bits_band_by_band_are_read_right(tmp_path: Path) -> None:
+    colors = np.random.default_rng(0).integers(0, 65536, (40, 50, 3), dtype=np.uint16)
+    for options in ({}, {"compress": "deflate"}):
+        write_tiff(tmp_path / "bands.tif", colors, photometric="rgb", interleave="band", **options)
+        with pytest.raises(ImageError, match=r"bands\.tif: has more than 8 bits"):
+            load_image(tmp_path / "bands.tif")
+        np.testing.assert_array_equal(load_image(tmp_path / "bands.tif", FULL_RANGE), np.rint(colors / 257))
+        assert read_sides(tmp_path / "bands.tif", FULL_RANGE) == (50, 40)
+
+
+def test_16_bits_of_a_portable_pixmap_are_not_cut_to_8(tmp_path: Path) -> None:
+    (tmp_path / "deep.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(12))
+    with pytest.raises(ImageError, match=r"deep\.ppm: has more than 8 bits"):
+        load_image(tmp_path / "deep.ppm")
+
+
+def test_more_than_8_bits_without_a_range_are_refused_rather_than_guessed(tmp_path: Path) -> None:
+    for name in deep_files(tmp_path):
+        with pytest.raises(
+            ImageError, match=rf"{name}: has more than 8 bits.*data\.read\.grey_range: \[0, 65535\]"
+        ):
+            load_image(tmp_path / name)
+        with pytest.raises(ImageError, match=r"data\.read\.grey_range"):
+            read_sides(tmp_path / name)
+
+
+def test_floating_point_images_have_a_range_too_and_no_number_is_black(tmp_path: Path) -> None:
+    values = np.linspace(-1, 2, 64, dtype=np.float32).reshape(8, 8)
+    values[0, 0] = np.nan
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    pixels = load_image(tmp_path / "float.tif", ReadSpec(grey_range=(0, 1)))
+    wanted = np.nan_to_num(np.clip(values, 0, 1)) * 255
+    assert np.abs(pixels[..., 0] - wanted).max() <= 0.51
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["turned.jpg", "turned.png", "turned.tif"])
+def test_an_image_is_turned_as_exif_says_unless_it_is_taken_as_stored(
+    tmp_path: Path, name: str, orientation: int
+) -> None:
+    upright = smooth()
+    undo = {  # what a camera held that way stores
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = np.ascontiguousarray(undo[orientation])
+    Image.fromarray(stored).save(tmp_path / name, exif=exif, quality=95)
+    turned = load_image(tmp_path / name)
+    assert turned.shape == upright.shape
+    assert np.abs(turned.astype(np.int64) - upright).mean() < 3
+    assert read_sides(tmp_path / name) == (128, 96)
+    as_is = ReadSpec(orientation="stored")
+    assert load_image(tmp_path / name, as_is).shape == stored.shape
+    assert read_sides(tmp_path / name, as_is) == (stored.shape[1], stored.shape[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["cut.jpg", "cut_progressive.jpg", "cut.png", "cut.webp", "cut.tif", "cut_lzw.tif"]
+)
+@pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF", "ignore:Metadata Warning")
+def test_a_file_cut_short_anywhere_is_named_or_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    options = {
+        "cut_progressive.jpg": {"progressive": True},
+        "cut_lzw.tif": {"compression": "tiff_lzw"},
+        "cut.webp": {"quality": 80},
+    }
+    Image.fromarray(smooth(48, 64)).save(path, **options.get(name, {}))
+    content, whole = path.read_bytes(), load_image(path)
+    refused = 0
+    for length in range(0, len(content), 10):
+        path.write_bytes(content[:length])
+        try:
+            pixels = load_image(path)
+        except ImageError as error:
+            refused += str(error).startswith(f"{path}: ")
+        else:
+            np.testing.assert_array_equal(pixels, whole)
+    assert refused >= 0.9 * len(content) / 10
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no image at all")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("text.jpg", "empty.png", "none.jpg"):
+        with pytest.raises(ImageError, match=rf"{name}: cannot be read"):
+            load_image(tmp_path / name)
+
+
+def test_an_image_of_a_hundred_megapixels_is_read_and_one_beyond_the_limit_is_not(tmp_path: Path) -> None:
+    Image.new("1", (12_000, 9_000)).save(tmp_path / "large.png")
+    assert read_sides(tmp_path / "large.png") == (12_000, 9_000)
+    Image.new("1", (40_000, 30_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match=r"bomb\.png: has 40000x30000 pixels, wanted at most 1,000,000,000"):
+        read_sides(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match=r"bomb\.png: .*\(data\.read\.max_pixels\)"):
+        load_image(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match=r"large\.png: .*wanted at most 1,000"):
+        load_image(tmp_path / "large.png", ReadSpec(max_pixels=1000))
+
+
+def test_an_image_that_has_not_the_sides_it_should_have_is_named(tmp_path: Path) -> None:
+    Image.fromarray(NOISE).save(tmp_path / "image.png")
+    picture = open_picture(tmp_path / "image.png", sides=(200, 131))
+    with pytest.raises(ImageError, match=r"image\.png: has 203x131 pixels, but the annotations say 200x131"):
+        picture.read((0, 0, 10, 10))
+
+
+def write_tiff(path: Path, pixels: np.ndarray, **options: object) -> None:
+    height, width, bands = pixels.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", width=width, height=height, count=bands, dtype=pixels.dtype, **options
+    ) as file:
+        file.write(np.moveaxis(pixels, 2, 0))
+
+
+TILED = {"tiled": True, "blockxsize": 64, "blockysize": 64}
+
+
+@pytest.fixture
+def _large_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every TIFF for a large one."""
+    monkeypatch.setattr(images, "_WINDOWED_PIXELS", 100)
+
+
+@pytest.mark.usefixtures("_large_is_small")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+@pytest.mark.parametrize(
+    "options", [TILED, {**TILED, "compress": "deflate"}, {}], ids=["tiles", "deflate", "strips"]
+)
+def test_a_chip_of_a_large_tiff_is_that_of_the_whole_image(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
+    path = tmp_path / "large.tif"
+    write_tiff(path, np.ascontiguousarray(np.tile(NOISE, (4, 3, 1))), photometric="rgb", **options)
+    windowed, whole = open_picture(path), WholePicture(path, ReadSpec())
+    assert isinstance(windowed, WindowedTiff)
+    assert (windowed.width, windowed.height) == (609, 524)
+    for factor in (2.0, 1.0, 0.7):
+        level = LevelSpec(factor=factor).at(width=609, height=524)
+        for x, y in ((0, 0), (100, 37), (level.width - 90, level.height - 90)):
+            chip = Chip(level=level, x=x, y=y, width=96, height=96)
+            np.testing.assert_array_equal(cut_chip(windowed, chip), cut_chip(whole, chip))
+
+
+@pytest.mark.usefixtures("_large_is_small")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+@pytest.mark.parametrize("has_overviews", [False, True])
+def test_a_large_tiff_is_read_smaller_by_averaging(tmp_path: Path, has_overviews: bool) -> None:
+    path = tmp_path / "large.tif"
+    pixels = smooth(1201, 1603)
+    write_tiff(path, pixels, photometric="rgb", **TILED)
+    if has_overviews:
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2, 4, 8], Resampling.average)
+    picture = open_picture(path)
+    read = picture.read((0, 0, 1603, 1201), reduction=8)
+    assert read.shape == (151, 201, 3)
+    blocks = pixels[:1200, :1600].reshape(150, 8, 200, 8, 3).mean(axis=(1, 3))
+    assert np.abs(read[:150, :200] - blocks).max() <= 2
+    np.testing.assert_array_equal(read[150], read[149])
+    level = LevelSpec(long_side=64).at(width=1603, height=1201)
+    exact = Image.fromarray(pixels).resize((level.width, level.height), Image.Resampling.BILINEAR)
+    shown = cut_chip(picture, Chip(level=level, x=0, y=0, width=64, height=64))[: level.height]
+    assert np.abs(shown.astype(np.int64) - np.asarray(exact)).max() <= 3
+
+
+@pytest.mark.usefixtures("_large_is_small")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_a_large_tiff_may_be_grey_or_deep_or_have_alpha(tmp_path: Path) -> None:
+    grey = NOISE[..., :1]
+    write_tiff(tmp_path / "grey.tif", grey, **TILED)
+    read = open_picture(tmp_path / "grey.tif").read((3, 5, 40, 50))
+    np.testing.assert_array_equal(read, np.repeat(grey[5:50, 3:40], 3, axis=2))
+
+    write_tiff(tmp_path / "deep.tif", grey.astype(np.uint16) * 257, **TILED)
+    with pytest.raises(ImageError, match=r"deep\.tif: has more than 8 bits.*grey_range"):
+        open_picture(tmp_path / "deep.tif")
+    deep = open_picture(tmp_path / "deep.tif", FULL_RANGE).read((3, 5, 40, 50))
+    np.testing.assert_array_equal(deep, read)
+
+    alpha = np.dstack([NOISE, NOISE[..., :1]])
+    write_tiff(tmp_path / "alpha.tif", alpha, photometric="rgb", **TILED)
+    np.testing.assert_array_equal(open_picture(tmp_path / "alpha.tif").read((0, 0, 203, 131)), NOISE)
+
+
+@pytest.mark.usefixtures("_large_is_small")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_a_large_tiff_of_other_bands_or_sides_or_cut_short_is_named(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "two.tif", NOISE[..., :2], **TILED)
+    with pytest.raises(ImageError, match=r"two\.tif: "):
+        open_picture(tmp_path / "two.tif")
+
+    path = tmp_path / "cut.tif"
+    write_tiff(path, NOISE, photometric="rgb", **TILED)
+    with pytest.raises(ImageError, match=r"cut\.tif: has 203x131 pixels, but the annotations say 203x130"):
+        open_picture(path, sides=(203, 130))
+    path.write_bytes(path.read_bytes()[:-20_000])
+    with pytest.raises(ImageError, match=r"cut\.tif: cannot be read"):
+        open_picture(path).read((0, 0, 203, 131))
+
+
+@pytest.mark.usefixtures("_large_is_small")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"photometric": "miniswhite"}, "has 0 for white"), ({"nbits": 4}, "has 4 bits a channel")],
+)
+def test_a_large_tiff_that_is_read_otherwise_in_windows_is_refused(
+    tmp_path: Path, options: dict[str, object], told: str
+) -> None:
+    write_tiff(tmp_path / "odd.tif", NOISE[..., :1] // 16, **TILED, **options)
+    for read in (open_picture, read_sides):
+        with pytest.raises(ImageError, match=rf"odd\.tif: {told}"):
+            read(tmp_path / "odd.tif")
+
+
+@pytest.mark.usefixtures("_large_is_small")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_a_palette_in_a_large_tiff_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "palette.tif"
+    with rasterio.open(path, "w", driver="GTiff", width=203, height=131, count=1, dtype=np.uint8) as file:
+        file.write(NOISE[..., 0], 1)
+        file.write_colormap(1, {value: (value, 0, 0, 255) for value in range(256)})
+    assert rasterio.open(path).colorinterp[0] == ColorInterp.palette
+    with pytest.raises(ImageError, match=r"palette\.tif: has 1 bands \(palette\), wanted grey, RGB"):
+        open_picture(path)
+
+
+def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(np.full((20, 30, 3), level, dtype=np.uint8)) for level in (10, 200)]
+    pictures[0].save(tmp_path / "moving.webp", save_all=True, append_images=pictures[1:], lossless=True)
+    assert (load_image(tmp_path / "moving.webp") == 10).all()
+
+
+def test_a_stream_of_bytes_after_the_image_does_not_matter(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(NOISE).save(file, "PNG")
+    (tmp_path / "long.png").write_bytes(file.getvalue() + b"more")
+    np.testing.assert_array_equal(load_image(tmp_path / "long.png"), NOISE)

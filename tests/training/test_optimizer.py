@@ -1,0 +1,67 @@
+"""The learning rate: a straight rise, then steps down."""
+
+from typing import Literal
+
+import pytest
+import torch
+
+from sniper.config.experiment import TrainSpec
+from sniper.training.optimizer import build_optimizer, learning_rate
+
+PAPER = TrainSpec()
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "rate"),
+    [
+        (0, 0.0, 0.004),
+        (500, 0.05, (0.004 + 0.12) / 2),
+        (1000, 0.09, 0.12),
+        (50_000, 5.3299, 0.12),
+        (50_001, 5.33, 0.012),
+    ],
+)
+def test_the_papers_rate_at_these_places(step: int, epoch: float, rate: float) -> None:
+    assert learning_rate(PAPER, step=step, epoch=epoch) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.12 / 16), ("adamw", 0.12 / 4)])
+def test_the_rate_follows_the_batch_by_the_rule_of_its_optimizer(
+    optimizer: Literal["sgd", "adamw"], rate: float
+) -> None:
+    spec = TrainSpec(optimizer=optimizer, batch_size=8)
+    assert learning_rate(spec, step=1000, epoch=1.0) == pytest.approx(rate)
+    assert learning_rate(spec, step=0, epoch=0.0) == pytest.approx(rate * 0.004 / 0.12)
+    (group,) = build_optimizer(spec, torch.nn.Linear(2, 2)).param_groups
+    assert group["lr"] == pytest.approx(rate)
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
+    assert learning_rate(TrainSpec(warm_up_steps=0, decay_at=()), step=0, epoch=0.0) == 0.12
+
+
+def test_each_step_down_multiplies() -> None:
+    spec = TrainSpec(warm_up_steps=0, decay_at=(1.0, 1.5), decay=0.5)
+    assert learning_rate(spec, step=9, epoch=1.6) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 0}, "epochs must be positive, not 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, not nan"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        (
+            {"batch_size": 10, "accumulate": 4},
+            "accumulate: 10 chips .batch_size. cannot be cut into 4 equal parts",
+        ),
+        ({"ema_decay": 1.0}, "ema_decay must be between 0 and 1, or null"),
+        ({"evaluate_every": 0}, "evaluate_every must be at least 1 or null"),
+        ({"evaluate_every": 1, "rpn_only": True}, "an RPN alone .rpn_only. names no objects"),
+        ({"clip_gradient": 0.0}, "clip_gradient must be positive or null"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainSpec(**fields)  # type: ignore[arg-type]
