@@ -27,7 +27,7 @@ import numpy as np
 from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
 from sniper.chips.cover import cover
 from sniper.chips.pyramid import Level
-from sniper.data.datasets.coco import load_annotations
+from sniper.data.datasets.coco import load_dataset
 from sniper.data.epoch import to_image_boxes
 from sniper.geometry.boxes import is_inside
 from sniper.planning.cost import measure
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("annotations", type=Path, help="COCO JSON, such as that of val2017")
     parser.add_argument("--plot", type=Path, help="write a picture of time over the number of images")
     options = parser.parse_args()
-    images = to_image_boxes(load_annotations(options.annotations, has_images=False))
+    images = to_image_boxes(load_dataset(options.annotations, has_images=False))
     growth = time_growth(images)
     told = {
         "benchmark": "chips",
@@ -107,7 +107,7 @@ def time_open_images(annotations: Path) -> dict[str, Any]:
 
 
 def _choose_open_images(annotations: Path) -> dict[str, Any]:
-    images = repeated(to_image_boxes(load_annotations(annotations, has_images=False)), OPEN_IMAGES)
+    images = repeated(to_image_boxes(load_dataset(annotations, has_images=False)), OPEN_IMAGES)
     choose(images.select(np.arange(1000)))  # what is compiled is compiled now
     before = peak_gigabytes()
     started = time.perf_counter()

@@ -32,7 +32,7 @@ from sniper.chips import Chip, LevelSpec, PyramidSpec
 from sniper.config.experiment import PredictSpec
 from sniper.data.reader import ChipReader
 from sniper.geometry import Detections
-from sniper.inference.detector import Predictor
+from sniper.inference.detector import Detector
 
 NUM_CHIPS = 60
 LEVELS = (LevelSpec(factor=1.0, below=100), LevelSpec(long_side=512, at_least=90))
@@ -108,7 +108,7 @@ def measure(path: Path) -> dict[str, Any]:
         reader.read(path, Chip(level=level, x=x, y=y, width=512, height=512))
     chips_seconds = time.perf_counter() - started
     chips_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    predictor = Predictor(
+    predictor = Detector(
         detect=find_nothing,
         spec=PredictSpec(levels=LEVELS),
         categories=(),

@@ -31,14 +31,14 @@ from PIL import Image, ImageDraw
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.config.loading import dump_experiment
-from sniper.data.datasets.coco import Annotations, load_annotations
-from sniper.data.epoch import plan_epoch
+from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.epoch import order_chips
 from sniper.data.images.files import load_image
 from sniper.demo.run import demo_experiment
 from sniper.demo.shapes import ShapesSpec, draw_shapes
 from sniper.evaluation.coco import evaluate
 from sniper.geometry.boxes import from_xywh, iou
-from sniper.inference.detector import Predictor, to_coco
+from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec
 from sniper.pipeline import train_experiment
 from sniper.runs.run import Run
@@ -77,7 +77,7 @@ def main() -> None:
             steps=options.steps,
             negatives=NegativeSpec(
                 source="mined" if way == "mined" else "none",
-                at_least=(options.at_least,),
+                min_proposals=(options.at_least,),
                 per_image=options.per_image,
             ),
             mine=MineSpec(rpn_epochs=options.rpn_epochs),
@@ -93,7 +93,7 @@ def main() -> None:
         way: [json.loads(result_path(options.folder, way, seed).read_text()) for seed in range(options.seeds)]
         for way in WAYS
     }
-    truth = load_annotations(options.folder / "world" / "test.json").to_coco()
+    truth = load_dataset(options.folder / "world" / "test.json").to_coco()
     for way, cells_of_way in results.items():
         for seed, cell in enumerate(cells_of_way):
             found = json.loads((options.folder / f"{way}_{seed}" / "detections.json").read_text())
@@ -121,7 +121,7 @@ def draw_world(folder: Path, *, num_images: int) -> None:
 
 def run_cell(folder: Path, way: str, seed: int, spec: ExperimentSpec) -> None:
     torch.set_num_threads(1)
-    train_set = load_annotations(folder / "world" / "train.json")
+    train_set = load_dataset(folder / "world" / "train.json")
     run_folder = folder / f"{way}_{seed}"
     run = (
         Run(run_folder)
@@ -145,8 +145,8 @@ def run_cell(folder: Path, way: str, seed: int, spec: ExperimentSpec) -> None:
         watch=lambda report: note(report.stage),
         watch_mining=lambda done, total: note("mine"),
     )
-    test_set = load_annotations(folder / "world" / "test.json")
-    found = detect(Predictor.load(run, spec, device=CPU), test_set)
+    test_set = load_dataset(folder / "world" / "test.json")
+    found = detect(Detector.load(run, spec, device=CPU), test_set)
     (run_folder / "detections.json").write_text(json.dumps(found))
     truth = test_set.to_coco()
     metrics = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
@@ -174,20 +174,22 @@ def experiment(
         model=replace(
             spec.model,
             backbone=BackboneSpec(name="mobilenetv2_100", weights=str(weights.absolute())),
-            roi_head=replace(spec.model.roi_head, channels=64, width=512),
+            roi_head=replace(spec.model.roi_head, channels=64, hidden_dim=512),
         ),
         negatives=negatives,
         mine=mine,
     )
-    train_set = load_annotations(world / "train.json")
-    plan = plan_epoch(train_set, spec.pyramid, batch_size=spec.train.batch_size, flip=0.5, seed=seed, epoch=0)
+    train_set = load_dataset(world / "train.json")
+    plan = order_chips(
+        train_set, spec.pyramid, batch_size=spec.train.batch_size, flip=0.5, seed=seed, epoch=0
+    )
     epochs = steps / plan.num_steps
     if negatives.source == "mined":  # so many more chips of each image, if it has so many
         epochs = steps / (plan.num_steps + negatives.per_image * len(train_set) / spec.train.batch_size)
-    return replace(spec, train=replace(spec.train, epochs=epochs, decay_at=(0.8 * epochs,)))
+    return replace(spec, train=replace(spec.train, epochs=epochs, milestones=(0.8 * epochs,)))
 
 
-def detect(predictor: Predictor, test_set: Annotations) -> list[dict[str, Any]]:
+def detect(predictor: Detector, test_set: Dataset) -> list[dict[str, Any]]:
     found = []
     for record in test_set:
         detections = predictor(load_image(record.path))
@@ -226,7 +228,7 @@ def matched(found: Sequence[dict[str, Any]], truth: dict[str, Any]) -> tuple[np.
 
 def draw_worst(folder: Path, *, count: int = 12, side: int = 180) -> None:
     """Draw the best scored false positives, a row for each way."""
-    test_set = load_annotations(folder / "world" / "test.json")
+    test_set = load_dataset(folder / "world" / "test.json")
     records = {record.image_id: record for record in test_set}
     sheet = Image.new("RGB", (count * (side + 6) + 6, len(WAYS) * (side + 30) + 6), "white")
     draw = ImageDraw.Draw(sheet)

@@ -32,8 +32,8 @@ import torch
 from PIL import Image
 
 from sniper.chips import Chip, ChipTable, ImageBoxes, PyramidSpec
-from sniper.data.datasets.coco import load_annotations
-from sniper.data.epoch import plan_epoch
+from sniper.data.datasets.coco import load_dataset
+from sniper.data.epoch import order_chips
 from sniper.data.loader import load_batches
 from sniper.data.reader import ChipReader
 from sniper.data.spec import CacheSpec, DataSpec
@@ -172,10 +172,10 @@ def read(places: Sequence[Place], reader: ChipReader) -> None:
 
 def measure_loader(annotations: Path) -> dict[str, Any]:
     """Read a data set through with more and more processes; memory is what a process has for itself alone."""
-    data = load_annotations(annotations)
+    data = load_dataset(annotations)
     found: dict[str, Any] = {}
     for images_at_once in (0, 256):
-        plan = plan_epoch(
+        plan = order_chips(
             data,
             PyramidSpec(),
             batch_size=BATCH,
@@ -185,7 +185,7 @@ def measure_loader(annotations: Path) -> dict[str, Any]:
             images_at_once=images_at_once,
         )
         for processes in (0, 1, 2):
-            spec = DataSpec(loader_processes=processes)
+            spec = DataSpec(num_workers=processes)
             started = time.perf_counter()
             memory = []
             for step, _ in enumerate(load_batches(data, plan, spec, steps=range(plan.num_steps))):
@@ -217,10 +217,10 @@ def own_memory(process: int) -> int:
 
 def measure_mixing(annotations: Path) -> dict[str, Any]:
     """Count the images that a batch shows, and the share of its chips whose images the ten batches before showed."""
-    data = load_annotations(annotations, has_images=False)
+    data = load_dataset(annotations, has_images=False)
     found = {}
     for images_at_once in (0, 8, 20, 64, 256):
-        plan = plan_epoch(
+        plan = order_chips(
             data, PyramidSpec(), batch_size=BATCH, flip=0.5, seed=0, epoch=0, images_at_once=images_at_once
         )
         batches = plan.table.image_indices[plan.order].reshape(-1, BATCH)

@@ -6,7 +6,7 @@ The ways:
 
 - `one level`: the whole image with a short side of 800, at most 1333 long, as detectors are used mostly.
 - `plain pyramid`: the levels of the run, one image and one level at a time, hard NMS class by class in a loop.
-- `ours`: `Predictor`; `ours, unfolded` leaves batch norm where it is; `ours ×1` leaves out the levels that enlarge, so
+- `ours`: `Detector`; `ours, unfolded` leaves batch norm where it is; `ours ×1` leaves out the levels that enlarge, so
   that it sees the scale that SAHI does.
 - `SAHI 512`: SAHI's sliced prediction with slices of 512, an overlap of 0.2 and the whole image besides, its other
   settings as they come, driving the same detector (folded) at the image's own scale; `SAHI 512 ×2` enlarges every
@@ -39,15 +39,15 @@ from torchvision.ops import nms
 from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import load_experiment
-from sniper.data.datasets.coco import load_annotations
-from sniper.data.images.files import load_image, open_picture
+from sniper.data.datasets.coco import load_dataset
+from sniper.data.images.files import load_image, open_image
 from sniper.data.images.regions import cut_window
 from sniper.evaluation.coco import evaluate
 from sniper.geometry import Detections
 from sniper.geometry.nms import soft_nms
-from sniper.inference.detector import Predictor, to_coco
+from sniper.inference.detector import Detector, to_coco
 from sniper.models.build import autocast, build_detector, build_searcher
-from sniper.models.detector import Detector
+from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.run import Run
 
@@ -89,12 +89,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    annotations = load_annotations(options.annotations)
+    annotations = load_dataset(options.annotations)
     chosen = annotations.select(np.arange(min(options.limit, len(annotations))))
     records = list(chosen)
     run = Run.open(options.run)
     spec = load_experiment(run.config_path)
-    spec = replace(spec, predict=replace(spec.predict, score_floor=options.floor))
+    spec = replace(spec, predict=replace(spec.predict, score_threshold=options.floor))
     tensors, categories, source = run.load_weights()
     model = build_detector(spec.model, num_classes=len(categories), has_weights=False)
     fill_module(model, tensors, source=source)
@@ -122,37 +122,43 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def search_ours(model: Detector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]) -> Search:
-    predictor = Predictor.of(model, spec=spec, categories=(), device=device)
+def search_ours(
+    model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]
+) -> Search:
+    predictor = Detector.of(model, spec=spec, categories=(), device=device)
     return lambda paths: [found for found in predictor.search(paths) if found is not None]
 
 
-def search_unfolded(model: Detector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]) -> Search:
+def search_unfolded(
+    model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]
+) -> Search:
     predictor = replace(
-        Predictor.of(model, spec=spec, categories=(), device=device),
+        Detector.of(model, spec=spec, categories=(), device=device),
         detect=lambda images: detect(model, images, spec, device),
     )
     return lambda paths: [found for found in predictor.search(paths) if found is not None]
 
 
 def search_one_level(
-    model: Detector, spec: ExperimentSpec, device: torch.device, names: Sequence[str]
+    model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, names: Sequence[str]
 ) -> Search:
     predict = replace(spec.predict, levels=(ONE_LEVEL,))
     return search_ours(model, replace(spec, predict=predict), device, names)
 
 
 def search_without_enlarging(
-    model: Detector, spec: ExperimentSpec, device: torch.device, names: Sequence[str]
+    model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, names: Sequence[str]
 ) -> Search:
     finest, *others = (rule for rule in spec.predict.levels if rule.factor is None or rule.factor <= 1)
     levels = (replace(finest, at_least=0.0), *others)
     return search_ours(model, replace(spec, predict=replace(spec.predict, levels=levels)), device, names)
 
 
-def search_plainly(model: Detector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]) -> Search:
+def search_plainly(
+    model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]
+) -> Search:
     def search_one(path: Path) -> Detections:
-        picture = open_picture(path, spec.data.read)
+        picture = open_image(path, spec.data.read)
         parts = []
         for index, rule in enumerate(spec.predict.levels):
             level = rule.at(width=picture.width, height=picture.height, index=index)
@@ -160,7 +166,7 @@ def search_plainly(model: Detector, spec: ExperimentSpec, device: torch.device, 
             image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(device)
             (found,) = detect(model, [image], spec, device)
             boxes = level.to_image(found.boxes)
-            is_meant = level.valid_range.contains(boxes) & (found.scores >= spec.predict.score_floor)
+            is_meant = level.valid_range.contains(boxes) & (found.scores >= spec.predict.score_threshold)
             parts.append(Detections(boxes=boxes, scores=found.scores, labels=found.labels).select(is_meant))
         joined = Detections.join(parts)
         kept = []
@@ -175,14 +181,16 @@ def search_plainly(model: Detector, spec: ExperimentSpec, device: torch.device, 
 
 
 def detect(
-    model: Detector, images: Sequence[torch.Tensor], spec: ExperimentSpec, device: torch.device
+    model: TwoStageDetector, images: Sequence[torch.Tensor], spec: ExperimentSpec, device: torch.device
 ) -> Sequence[Detections]:
     with torch.inference_mode(), autocast(spec.predict.precision, device):
         return model.detect(images)
 
 
 def search_with_sahi(zoom: int) -> Callable[..., Search]:
-    def build(model: Detector, spec: ExperimentSpec, device: torch.device, names: Sequence[str]) -> Search:
+    def build(
+        model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, names: Sequence[str]
+    ) -> Search:
         from sahi.models.base import DetectionModel
         from sahi.predict import get_sliced_prediction
         from sahi.prediction import ObjectPrediction
@@ -229,7 +237,7 @@ def search_with_sahi(zoom: int) -> Callable[..., Search]:
         driver = Ours(
             model=searcher,
             device=str(device),
-            confidence_threshold=spec.predict.score_floor,
+            confidence_threshold=spec.predict.score_threshold,
             category_mapping={str(label): name for label, name in enumerate(names)},
         )
 

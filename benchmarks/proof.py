@@ -43,28 +43,28 @@ import torch
 from cells import keep_options, run_cells
 from matplotlib.figure import Figure
 
-from sniper.chips import ChipTable, LevelSpec, PyramidSpec, Standing, assign
+from sniper.chips import BoxStatus, ChipTable, LevelSpec, PyramidSpec, assign_targets
 from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.chips.negatives import NegativeSpec
 from sniper.chips.pyramid import PAPER_LEVELS
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec, widened
 from sniper.config.loading import dump_experiment
-from sniper.data.datasets.coco import Annotations, load_annotations
+from sniper.data.datasets.coco import Dataset, load_dataset
 from sniper.data.epoch import build_table
 from sniper.data.spec import DataSpec
 from sniper.evaluation.coco import evaluate
 from sniper.evaluation.comparison import ResampledAP, compare
 from sniper.evaluation.diagnosis import diagnose
-from sniper.files import replace_whole, sha256
+from sniper.files import atomic_write, sha256
 from sniper.geometry.boxes import size
-from sniper.inference.detector import Predictor, to_coco
+from sniper.inference.detector import Detector, to_coco
 from sniper.inference.mining import mine
 from sniper.inference.proposals import add_negatives
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.pipeline import rpn_experiment
 from sniper.reports.palette import PALETTE
 from sniper.runs.run import Run
-from sniper.training.loop import plan_of, train
+from sniper.training.loop import order_epoch, train
 
 WAYS = ("single", "pyramid", "snip", "grid", "grid_twice", "grid_empty", "sniper", "sniper_two", "negatives")
 PAPER_CHIP = 512
@@ -161,7 +161,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--train-images", type=int, help="this many, drawn once for all; all otherwise")
     parser.add_argument("--test-images", type=int)
     parser.add_argument("--rpn-megapixels", type=float, default=300, help="for mining; count as the budget's")
-    parser.add_argument("--at-least", nargs="+", type=int, default=list(NegativeSpec().at_least))
+    parser.add_argument("--at-least", nargs="+", type=int, default=list(NegativeSpec().min_proposals))
     parser.add_argument("--loader-processes", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--device", default="cpu")
@@ -202,9 +202,9 @@ def experiment(cell: Cell, options: argparse.Namespace) -> ExperimentSpec:
         trained = (replace(levels[1], at_least=0.0), levels[2])
     return ExperimentSpec(
         seed=cell.seed,
-        data=DataSpec(loader_processes=options.loader_processes, **feed),
+        data=DataSpec(num_workers=options.num_workers, **feed),
         pyramid=PyramidSpec(chip_size=side, levels=trained),
-        negatives=NegativeSpec(at_least=tuple(options.at_least)),
+        negatives=NegativeSpec(min_proposals=tuple(options.at_least)),
         model=DetectorSpec(
             backbone=BackboneSpec(
                 name=options.backbone, weights=options.weights, batch_norm=options.batch_norm
@@ -212,20 +212,20 @@ def experiment(cell: Cell, options: argparse.Namespace) -> ExperimentSpec:
             rpn=RPNSpec(
                 channels=128,
                 anchor_sizes=tuple(anchor * share for anchor in RPNSpec().anchor_sizes),
-                num_candidates=1000,
-                anchors_per_chip=options.anchors["whole" in feed],
-                num_training_proposals=options.proposals["whole" in feed],
+                pre_nms_top_n=1000,
+                batch_size_per_image=options.anchors["whole" in feed],
+                post_nms_top_n_train=options.proposals["whole" in feed],
             ),
-            roi_head=RoIHeadSpec(channels=options.head[0], width=options.head[1]),
+            roi_head=RoIHeadSpec(channels=options.head[0], hidden_dim=options.head[1]),
         ),
         train=TrainSpec(
             batch_size=options.batch_size,
-            reference_batch=options.batch_size,
+            reference_batch_size=options.batch_size,
             optimizer=options.optimizer,
             learning_rate=options.rate,
-            warm_up_rate=options.rate / 10,
-            warm_up_steps=options.warm_up,
-            clip_gradient=10.0,
+            warmup_start_factor=0.1,
+            warmup_steps=options.warm_up,
+            clip_grad_norm=10.0,
             checkpoint_minutes=2.0,
         ),
         predict=PredictSpec(levels=widened(levels)),
@@ -248,17 +248,17 @@ def own_search(cell: Cell, spec: ExperimentSpec) -> PredictSpec:
     return replace(spec.predict, levels=spec.data.whole.levels)
 
 
-def with_budget(spec: ExperimentSpec, annotations: Annotations, *, megapixels: float) -> ExperimentSpec:
+def with_budget(spec: ExperimentSpec, annotations: Dataset, *, megapixels: float) -> ExperimentSpec:
     """Train for so many megapixels, with the rate lowered for the last fifth."""
     table = None
     if spec.data.chips is not None:
         table = ChipTable.load(Path(spec.data.chips), pyramid=spec.pyramid, digest=annotations.digest)
-    epochs = megapixels / plan_of(spec, annotations, epoch=0, table=table).megapixels
-    return replace(spec, train=replace(spec.train, epochs=epochs, decay_at=(0.8 * epochs,)))
+    epochs = megapixels / order_epoch(spec, annotations, epoch=0, table=table).megapixels
+    return replace(spec, train=replace(spec.train, epochs=epochs, milestones=(0.8 * epochs,)))
 
 
-def load(path: str, count: int | None) -> Annotations:
-    annotations = load_annotations(Path(path))
+def load(path: str, count: int | None) -> Dataset:
+    annotations = load_dataset(Path(path))
     if count is None or count >= len(annotations):
         return annotations
     drawn = np.random.default_rng(0).choice(len(annotations), size=count, replace=False)
@@ -296,7 +296,7 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> None:
         told[name] = score(results[name], test_set) | {
             "search_minutes": round((time.monotonic() - began) / 60, 2)
         }
-    with replace_whole(folder / "detections.json") as file:
+    with atomic_write(folder / "detections.json") as file:
         file.write(json.dumps(results).encode())
     told |= {
         "megapixels": round(sum(entry["megapixels"] for entry in steps) + told["rpn_megapixels"], 3),
@@ -349,11 +349,9 @@ def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
     keep_result(cell, told, train_set, options)
 
 
-def keep_result(
-    cell: Cell, told: dict[str, Any], train_set: Annotations, options: argparse.Namespace
-) -> None:
+def keep_result(cell: Cell, told: dict[str, Any], train_set: Dataset, options: argparse.Namespace) -> None:
     head = {"cell": str(cell), "way": cell.way, "seed": cell.seed, "megapixels_asked": cell.megapixels}
-    with replace_whole(cell.result_path(options.folder)) as file:
+    with atomic_write(cell.result_path(options.folder)) as file:
         file.write(json.dumps(head | {"trained_on": train_set.digest} | told).encode())
 
 
@@ -362,9 +360,9 @@ def paths_of(cell: Cell, options: argparse.Namespace) -> tuple[str, str]:
 
 
 def search(
-    run: Run, spec: ExperimentSpec, test_set: Annotations, *, device: torch.device
+    run: Run, spec: ExperimentSpec, test_set: Dataset, *, device: torch.device
 ) -> list[dict[str, Any]]:
-    predictor = Predictor.load(run, spec, device=device)
+    predictor = Detector.load(run, spec, device=device)
     results = []
     for record, found in zip(test_set, predictor.search(record.path for record in test_set), strict=True):
         assert found is not None
@@ -372,7 +370,7 @@ def search(
     return results
 
 
-def score(found: Sequence[dict[str, Any]], test_set: Annotations) -> dict[str, float | None]:
+def score(found: Sequence[dict[str, Any]], test_set: Dataset) -> dict[str, float | None]:
     truth = test_set.to_coco()
     numbers = evaluate(found, truth).as_dict()
     false = diagnose(found, truth).false_positives
@@ -412,24 +410,24 @@ def tell(options: argparse.Namespace) -> None:
     print(results)
 
 
-def epoch_of(data: str, way: str, train_set: Annotations, options: argparse.Namespace) -> dict[str, float]:
+def epoch_of(data: str, way: str, train_set: Dataset, options: argparse.Namespace) -> dict[str, float]:
     """Tell what an epoch of a way costs, and how many objects it teaches, each as often as it is shown."""
     spec = experiment(Cell(data=data, way=way, megapixels=0, seed=0), options)
-    plan = plan_of(spec, train_set, epoch=0)
+    plan = order_epoch(spec, train_set, epoch=0)
     sizes: list[float] = []
     for index, image_index in enumerate(plan.table.image_indices.tolist()):
         chip = plan.table.chip(index, image_index=image_index)
         record = train_set[image_index]
-        target = assign(
+        target = assign_targets(
             chip,
             boxes=record.boxes,
             labels=record.labels,
             is_crowd=record.is_crowd,
             is_moved_here=plan.table.moved_to[train_set.boxes_of(image_index)] == chip.level.index,
             min_visible_side=spec.data.min_visible_side,
-            min_visible_share=plan.min_visible_share,
+            min_visibility=plan.min_visibility,
         )
-        sizes += size(target.boxes[target.standing == Standing.VALID]).tolist()
+        sizes += size(target.boxes[target.status == BoxStatus.VALID]).tolist()
     return {
         "images_or_chips": len(plan.table),
         "steps": plan.num_steps,

@@ -33,13 +33,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from sniper.chips import ChipTarget, Standing
+from sniper.chips import BoxStatus, ChipTarget
 from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import load_experiment
 from sniper.data.batches import Batch, ChipSample, collate
 from sniper.errors import OutOfMemory
 from sniper.models.build import autocast
-from sniper.runs.processes import ALONE
+from sniper.runs.processes import SINGLE_PROCESS
 from sniper.training.learner import Learner
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -93,7 +93,7 @@ def run_ours(name: str, batch_size: int, options: argparse.Namespace) -> dict[st
     train = replace(spec.train, batch_size=batch_size, precision=options.precision, compile=options.compile)
     backbone = replace(spec.model.backbone, pretrained=False)
     spec = replace(spec, train=train, model=replace(spec.model, backbone=backbone))
-    learner = Learner(spec, num_classes=80, device=device, ranks=ALONE, has_weights=False)
+    learner = Learner(spec, num_classes=80, device=device, ranks=SINGLE_PROCESS, has_weights=False)
     batch = made_up(batch_size, options.side)
     if device.type == "cuda":
         batch = batch.pin_memory()
@@ -158,9 +158,9 @@ def made_up(batch_size: int, side: int) -> Batch:
     for index in range(batch_size):
         corners = rng.uniform(0, side * 0.7, (13, 2))
         boxes = np.concatenate([corners, corners + rng.uniform(12, side * 0.3, (13, 2))], axis=1)
-        standing = [Standing.VALID] * 6 + [Standing.INVALID] * 6 + [Standing.IGNORED]
+        status = [BoxStatus.VALID] * 6 + [BoxStatus.OUT_OF_RANGE] * 6 + [BoxStatus.IGNORE]
         target = ChipTarget(
-            boxes=boxes, labels=rng.integers(0, 80, 13), standing=np.array(standing, dtype=np.int64)
+            boxes=boxes, labels=rng.integers(0, 80, 13), status=np.array(status, dtype=np.int64)
         )
         pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
         samples.append(

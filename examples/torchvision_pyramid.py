@@ -14,12 +14,12 @@ from torchvision.models.detection import (
     fasterrcnn_mobilenet_v3_large_fpn,
 )
 
-from sniper import Detections, LevelSpec, Predictor
+from sniper import Detections, Detector, LevelSpec
 from sniper.config.experiment import PredictSpec
 from sniper.data.datasets.coco import Category
 
 
-def build_predictor(model: FasterRCNN, names: Sequence[str], device: torch.device) -> Predictor:
+def build_predictor(model: FasterRCNN, names: Sequence[str], device: torch.device) -> Detector:
     """Hand a torchvision detector to the pyramid.
 
     Args:
@@ -52,7 +52,7 @@ def build_predictor(model: FasterRCNN, names: Sequence[str], device: torch.devic
         merge="hard",
     )
     categories = tuple(Category(category_id=number, name=name) for number, name in enumerate(names, start=1))
-    return Predictor(detect=detect, spec=spec, categories=categories, device=device)
+    return Detector(detect=detect, spec=spec, categories=categories, device=device)
 
 
 def main() -> None:

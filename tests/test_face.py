@@ -12,17 +12,17 @@ def test_the_public_names_are_these() -> None:
     assert sorted(sniper.__all__) == [
         "ChipDataset",
         "Detections",
+        "Detector",
         "ExperimentSpec",
         "LevelSpec",
-        "Predictor",
         "PyramidSpec",
         "Run",
         "SniperError",
         "collate",
         "evaluate",
-        "load_annotations",
+        "load_dataset",
         "load_experiment",
-        "plan_epoch",
+        "order_chips",
         "train",
     ]
 

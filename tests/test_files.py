@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from sniper.files import replace_whole
+from sniper.files import atomic_write
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with replace_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -22,7 +22,7 @@ def test_a_file_stays_when_writing_fails(tmp_path: Path) -> None:
     path.write_bytes(b"old")
 
     def fail() -> None:
-        with replace_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"new")
             raise RuntimeError("disk")
 

@@ -15,9 +15,9 @@ import torch
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.config.loading import dump_experiment
-from sniper.data import proposals as module
-from sniper.data.datasets.coco import Annotations, load_annotations
+from sniper.data.datasets.coco import Dataset, load_dataset
 from sniper.errors import CheckpointError
+from sniper.inference import proposals as module
 from sniper.models.spec import BackboneSpec
 from sniper.pipeline import train_experiment
 from sniper.runs.run import Run
@@ -29,16 +29,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Annotations:
+def annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     monkeypatch.setattr(module, "IMAGES_PER_SHARD", 2)
-    return load_annotations(write_dataset(tmp_path / "world"))
+    return load_dataset(write_dataset(tmp_path / "world"))
 
 
 @pytest.fixture
-def spec(annotations: Annotations) -> ExperimentSpec:
+def spec(annotations: Dataset) -> ExperimentSpec:
     return dataclasses.replace(
         tiny_experiment(annotations.path),
-        negatives=NegativeSpec(source="mined", at_least=(1,)),
+        negatives=NegativeSpec(source="mined", min_proposals=(1,)),
         mine=MineSpec(rpn_epochs=1.0),
     )
 
@@ -54,7 +54,7 @@ def ignore(*_: object) -> None:
 def go(
     run: Run,
     spec: ExperimentSpec,
-    annotations: Annotations,
+    annotations: Dataset,
     *,
     watch: Callable[[StepReport], None] = ignore,
     watch_mining: Callable[[int, int], None] = ignore,
@@ -72,7 +72,7 @@ def created(folder: Path, spec: ExperimentSpec) -> Run:
 
 
 def test_an_experiment_is_told_stage_by_stage(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     stages: list[str] = []
     run = created(tmp_path / "run", spec)
@@ -98,7 +98,7 @@ def test_an_experiment_is_told_stage_by_stage(
 
 @pytest.mark.parametrize("place", ["rpn", "mine", "train"])
 def test_an_experiment_that_was_killed_in_any_stage_ends_with_the_same_weights(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path, place: str
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path, place: str
 ) -> None:
     unbroken = go(created(tmp_path / "unbroken", spec), spec, annotations)
 
@@ -131,13 +131,13 @@ def test_an_experiment_that_was_killed_in_any_stage_ends_with_the_same_weights(
 
 
 def test_a_stage_is_run_again_only_when_its_inputs_change(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     def stop(report: StepReport) -> None:
         if report.stage == "train":
             raise Killed
 
-    def stages_of(spec: ExperimentSpec, annotations: Annotations = annotations) -> list[str]:
+    def stages_of(spec: ExperimentSpec, annotations: Dataset = annotations) -> list[str]:
         seen: list[str] = []
 
         def watch(report: StepReport) -> None:
@@ -155,7 +155,7 @@ def test_a_stage_is_run_again_only_when_its_inputs_change(
     assert stages_of(other_rule) == ["train"]  # from the same proposals
     longer = dataclasses.replace(spec, mine=MineSpec(rpn_epochs=2.0))
     assert stages_of(longer) == ["rpn", "mine", "train"]
-    fewer = load_annotations(write_dataset(tmp_path / "other", boxes_per_image=2))
+    fewer = load_dataset(write_dataset(tmp_path / "other", boxes_per_image=2))
     assert stages_of(longer, fewer) == ["rpn", "mine", "train"]
     deeper = dataclasses.replace(
         longer,
@@ -165,7 +165,7 @@ def test_a_stage_is_run_again_only_when_its_inputs_change(
 
 
 def test_a_finished_run_needs_its_earlier_stages_no_more(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     run = created(tmp_path / "run", spec)
     go(run, spec, annotations)
@@ -174,14 +174,14 @@ def test_a_finished_run_needs_its_earlier_stages_no_more(
     longer = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=2.0))
     go(run, longer, annotations, watch=lambda report: seen.append(report.stage))
     assert set(seen) == {"train"}
-    fewer = load_annotations(write_dataset(tmp_path / "other", boxes_per_image=2))
+    fewer = load_dataset(write_dataset(tmp_path / "other", boxes_per_image=2))
     with pytest.raises(CheckpointError, match="learnt from other images"):
         go(run, longer, fewer, watch=lambda report: seen.append(report.stage))
     assert set(seen) == {"train"}
 
 
 def test_a_stage_half_removed_is_begun_anew(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     run = created(tmp_path / "run", spec)
     (run.folder / "rpn.old" / "checkpoints").mkdir(parents=True)
@@ -189,9 +189,7 @@ def test_a_stage_half_removed_is_begun_anew(
     assert not (run.folder / "rpn.old").exists()
 
 
-def test_a_signal_ends_a_mining_at_once(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
-) -> None:
+def test_a_signal_ends_a_mining_at_once(annotations: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:
     spec = dataclasses.replace(
         spec, mine=MineSpec(rpn_epochs=1.0, every_epochs=1), train=dataclasses.replace(spec.train, epochs=2.0)
     )
@@ -210,12 +208,12 @@ def test_a_signal_ends_a_mining_at_once(
 
 
 def test_negatives_are_mined_again_with_the_newest_weights(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     spec = dataclasses.replace(
         spec,
         mine=MineSpec(rpn_epochs=1.0, every_epochs=1),
-        train=dataclasses.replace(spec.train, epochs=3.0, decay_at=()),
+        train=dataclasses.replace(spec.train, epochs=3.0, milestones=()),
     )
     unbroken = created(tmp_path / "unbroken", spec)
     weights = go(unbroken, spec, annotations)
@@ -238,7 +236,7 @@ def test_negatives_are_mined_again_with_the_newest_weights(
 
 
 def test_an_experiment_without_mining_has_one_stage(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     plain = dataclasses.replace(spec, negatives=NegativeSpec())
     run = created(tmp_path / "run", plain)

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from sniper.config.loading import load_experiment as load_experiment
     from sniper.data.batches import ChipDataset as ChipDataset
     from sniper.data.batches import collate as collate
-    from sniper.data.datasets.coco import load_annotations as load_annotations
-    from sniper.data.epoch import plan_epoch as plan_epoch
+    from sniper.data.datasets.coco import load_dataset as load_dataset
+    from sniper.data.epoch import order_chips as order_chips
     from sniper.errors import SniperError as SniperError
     from sniper.evaluation.coco import evaluate as evaluate
     from sniper.geometry.detections import Detections as Detections
-    from sniper.inference.detector import Predictor as Predictor
+    from sniper.inference.detector import Detector as Detector
     from sniper.runs.run import Run as Run
     from sniper.training.loop import train as train
 
@@ -27,15 +27,15 @@ _HOMES = {
     "Detections": "sniper.geometry.detections",
     "ExperimentSpec": "sniper.config.experiment",
     "LevelSpec": "sniper.chips.pyramid",
-    "Predictor": "sniper.inference.detector",
+    "Detector": "sniper.inference.detector",
     "PyramidSpec": "sniper.chips.pyramid",
     "Run": "sniper.runs.run",
     "SniperError": "sniper.errors",
     "collate": "sniper.data.batches",
     "evaluate": "sniper.evaluation.coco",
-    "load_annotations": "sniper.data.datasets.coco",
+    "load_dataset": "sniper.data.datasets.coco",
     "load_experiment": "sniper.config.loading",
-    "plan_epoch": "sniper.data.epoch",
+    "order_chips": "sniper.data.epoch",
     "train": "sniper.training.loop",
 }
 

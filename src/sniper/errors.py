@@ -10,7 +10,7 @@ class ConfigError(SniperError):
 
 
 class AnnotationError(SniperError):
-    """Annotations that cannot be trained or scored on."""
+    """Dataset that cannot be trained or scored on."""
 
 
 class DetectionsError(SniperError):

@@ -20,7 +20,7 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def replace_whole(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its place only when all of it has reached the disk.
 
     Args:

@@ -17,16 +17,16 @@ from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
 from sniper.config.loading import dump_experiment, load_experiment
-from sniper.data.datasets.coco import Annotations, load_annotations
+from sniper.data.datasets.coco import Dataset, load_dataset
 from sniper.data.epoch import build_table
 from sniper.data.spec import SourceSpec
 from sniper.errors import AnnotationError, ConfigError
 from sniper.evaluation.coco import evaluate
-from sniper.inference.detector import Predictor, to_coco
+from sniper.inference.detector import Detector, to_coco
 from sniper.inference.mining import mine
 from sniper.inference.proposals import ProposalStore, add_negatives
-from sniper.models.detector import Detector
-from sniper.runs.processes import ALONE, Ranks
+from sniper.models.two_stage import TwoStageDetector
+from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
 from sniper.training.loop import StepReport, train
 
@@ -34,14 +34,14 @@ from sniper.training.loop import StepReport, train
 def train_experiment(
     run: Run,
     spec: ExperimentSpec,
-    annotations: Annotations,
+    annotations: Dataset,
     *,
     device: torch.device,
     watch: Callable[[StepReport], None],
     watch_mining: Callable[[int, int], None],
     watch_scores: Callable[[float, Mapping[str, float]], None] = lambda epoch, scores: None,
-    ranks: Ranks = ALONE,
-) -> Detector:
+    ranks: Processes = SINGLE_PROCESS,
+) -> TwoStageDetector:
     """Run all stages that an experiment asks for; what is raised is what `train` and `mine` raise.
 
     Args:
@@ -128,12 +128,12 @@ def train_experiment(
 
 def _scorer(
     spec: ExperimentSpec,
-    annotations: Annotations,
+    annotations: Dataset,
     *,
     device: torch.device,
-    ranks: Ranks,
+    ranks: Processes,
     watch: Callable[[float, Mapping[str, float]], None],
-) -> Callable[[Detector, float], Mapping[str, float]] | None:
+) -> Callable[[TwoStageDetector, float], Mapping[str, float]] | None:
     """Give what scores a detector on the test images, each process searching its share; None if that is not wanted."""
     if spec.train.evaluate_every is None:
         return None
@@ -141,7 +141,7 @@ def _scorer(
         raise ConfigError("train.evaluate_every: data.test.annotations is missing")
     source = spec.data.test
     root = None if source.images is None else Path(source.images)
-    test = load_annotations(
+    test = load_dataset(
         Path(source.annotations),
         image_root=root,
         read=spec.data.read,
@@ -151,8 +151,8 @@ def _scorer(
         raise AnnotationError(f"{test.path}: has other categories than {annotations.path}")
     truth = test.to_coco()
 
-    def score(model: Detector, epoch: float) -> Mapping[str, float]:
-        predictor = Predictor.of(model, spec=spec, categories=annotations.categories, device=device)
+    def score(model: TwoStageDetector, epoch: float) -> Mapping[str, float]:
+        predictor = Detector.of(model, spec=spec, categories=annotations.categories, device=device)
         records = [test[index] for index in range(ranks.rank, len(test), ranks.count)]
         own = []
         for record, found in zip(records, predictor.search(record.path for record in records), strict=True):
@@ -176,7 +176,7 @@ def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
     )
 
 
-def _begun(folder: Path, spec: ExperimentSpec, annotations: Annotations) -> Run:
+def _begun(folder: Path, spec: ExperimentSpec, annotations: Dataset) -> Run:
     """Find the run of a stage, or begin it; one that was begun otherwise is begun anew."""
     aside = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -205,7 +205,7 @@ def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
             spec.data,
             train=SourceSpec(),
             test=SourceSpec(),
-            loader_processes=0,
+            num_workers=0,
             on_bad_image="refuse",
             cache=replace(
                 spec.data.cache, folder=None if spec.data.cache.folder is None else "", gigabytes=1.0

@@ -55,7 +55,7 @@ def test_tiles_show_every_pixel_and_overlap_as_asked(
 def test_tiles_are_dropped_where_no_box_has_enough_of_itself_left(
     world: Any, side: int, share: float
 ) -> None:
-    kept = tiles(TileSpec(side=side, empty="drop", min_visible_share=share), world)
+    kept = tiles(TileSpec(side=side, empty="drop", min_visibility=share), world)
     everything = tiles(TileSpec(side=side), world)
     wanted = []
     for i in range(len(everything)):
@@ -108,7 +108,7 @@ def test_crowds_alone_give_no_whole_image() -> None:
             {"levels": (LevelSpec(factor=3.0, below=80),)},
             "no level learns from boxes of size 80 and above",
         ),
-        (TileSpec, {"min_visible_share": -0.1}, "min_visible_share is a share"),
+        (TileSpec, {"min_visibility": -0.1}, "min_visibility is a share"),
         (TileSpec, {"factor": 0.0}, "factor must be positive, not 0.0"),
     ],
 )

@@ -49,7 +49,7 @@ def test_each_negative_chip_adds_enough_leftovers_until_no_window_does(
 ) -> None:
     objects, proposals = scene
     positives = positives_of(objects)
-    spec = NegativeSpec(at_least=(least, least + 1), rule=rule)  # type: ignore[arg-type]
+    spec = NegativeSpec(min_proposals=(least, least + 1), rule=rule)  # type: ignore[arg-type]
     found = negatives_of(positives, proposals, spec)
     for image in range(len(objects)):
         boxes = boxes_of(proposals, image)
@@ -105,7 +105,7 @@ def test_an_image_without_objects_gives_negative_chips() -> None:
     positives = positives_of(objects)
     assert len(positives) == 0
     for least, count in ((5, 1), (6, 0)):
-        found = negatives_of(positives, proposals, NegativeSpec(at_least=(least,)))
+        found = negatives_of(positives, proposals, NegativeSpec(min_proposals=(least,)))
         assert len(found.level) == count
 
 
@@ -121,7 +121,7 @@ def test_pool_and_positive_chips_stand_image_after_image() -> None:
         ),
     )
     positives = positives_of(objects)
-    found = negatives_of(positives, proposals, NegativeSpec(at_least=(1,)))
+    found = negatives_of(positives, proposals, NegativeSpec(min_proposals=(1,)))
     table = with_negatives(positives, found)
     assert len(table) == len(positives) + len(found.level) > len(positives)
     for name, own in (("x", positives.cover.x), ("y", positives.cover.y), ("level", positives.cover.level)):
@@ -164,8 +164,8 @@ def test_every_negative_chip_of_the_pool_is_drawn_alike() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"at_least": ()}, "at_least must be"),
-        ({"at_least": (0,)}, "at_least must be"),
+        ({"min_proposals": ()}, "min_proposals must be"),
+        ({"min_proposals": (0,)}, "min_proposals must be"),
         ({"per_image": -1}, "per_image"),
     ],
 )

@@ -102,13 +102,13 @@ def test_a_plan_suggests_an_experiment_that_trains(world: Path, capsys: pytest.C
     assert told["uncovered_boxes"] == 0
     assert (world / "plan" / "plan.html").is_file()
     suggested = load_experiment(world / "plan" / "suggested.yaml")
-    assert len(suggested.pyramid.levels) == len(told["offers"][0]["levels"]) == 2
+    assert len(suggested.pyramid.levels) == len(told["suggest_pyramids"][0]["levels"]) == 2
     assert suggested.train == load_experiment(config).train
 
     table = world / "chips.npz"
     chips = ask(capsys, "chips", annotations, "-o", table, "--config", world / "plan" / "suggested.yaml")
     assert chips.keys() >= PLAN_KEYS
-    assert chips["chips_per_image"] == told["offers"][0]["chips_per_image"]
+    assert chips["chips_per_image"] == told["suggest_pyramids"][0]["chips_per_image"]
     trained = ask(
         capsys, "train", world / "plan" / "suggested.yaml", "--run", world / "run", "--data.chips", table,
         "--train.epochs", "0.5",
@@ -123,7 +123,7 @@ def test_negative_chips_are_mined_planned_and_trained_on(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     annotations, config, folder = world / "train.json", world / "experiment.yaml", world / "run"
-    mined = ["--negatives.source", "mined", "--negatives.at_least", "[1]", "--mine.rpn_epochs", "1"]
+    mined = ["--negatives.source", "mined", "--negatives.min_proposals", "[1]", "--mine.rpn_epochs", "1"]
     trained = ask(capsys, "train", config, "--run", folder, *mined, "--train.epochs", "0.5")
     assert trained["step"] > 0
     assert {path.name for path in folder.iterdir()} == {
@@ -260,7 +260,7 @@ def test_images_that_are_to_be_skipped_are_listed(world: Path, capsys: pytest.Ca
             world / "run",
             "--data.on_bad_image",
             "skip",
-            "--data.loader_processes",
+            "--data.num_workers",
             "0",
         )
     metrics = [json.loads(line) for line in (world / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -438,7 +438,7 @@ def test_mistakes_are_told_in_a_paragraph(world: Path, capsys: pytest.CaptureFix
 def test_a_checkpoint_of_another_model_is_told(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ask(capsys, "train", world / "experiment.yaml", "--run", world / "run", "--train.epochs", "0.2")
     config = world / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("width: 32", "width: 48"))
+    config.write_text(config.read_text().replace("hidden_dim: 32", "hidden_dim: 48"))
     message = refused(world, capsys, "predict", world / "run", world / "images" / "train_0.png")
     assert "belongs to another model: roi_head.first.weight is (32, 392), not (48, 392)" in message
 
@@ -489,7 +489,7 @@ def test_an_image_that_breaks_in_the_middle_is_named_plainly(
     path = world / "images" / "train_2.png"
     path.write_bytes(path.read_bytes()[:2000])
     start = ("train", world / "experiment.yaml", "--run", world / "run")
-    message = refused(world, capsys, *start, "--data.loader_processes", num_processes)
+    message = refused(world, capsys, *start, "--data.num_workers", num_processes)
     assert message.startswith("error: ")
     assert "train_2.png: cannot be read as an image" in message
     assert "Caught" not in message
@@ -517,7 +517,7 @@ def weights_of(run_folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_killed_process_leaves_a_run_that_ends_with_the_same_weights(world: Path) -> None:
-    length = ("--train.epochs", "3", "--data.loader_processes", "1")
+    length = ("--train.epochs", "3", "--data.num_workers", "1")
     unbroken = start_process(world, world / "unbroken", *length)
     killed = start_process(world, world / "killed", *length)
     wait_for_checkpoint(killed, world / "killed")
@@ -533,7 +533,7 @@ def test_a_killed_process_leaves_a_run_that_ends_with_the_same_weights(world: Pa
 
 @pytest.mark.slow
 def test_a_run_killed_at_ten_random_moments_ends_with_the_weights_of_one_that_never_was(world: Path) -> None:
-    length = ("--train.epochs", "120", "--data.loader_processes", "1", "--train.ema_decay", "0.99")
+    length = ("--train.epochs", "120", "--data.num_workers", "1", "--train.ema_decay", "0.99")
     unbroken = start_process(world, world / "unbroken", *length)
     _, words = unbroken.communicate()
     assert unbroken.returncode == 0, words
@@ -573,7 +573,14 @@ def start_two(*tokens: str) -> subprocess.Popen[str]:
 def test_two_processes_learn_what_one_learns(world: Path) -> None:
     options = (
         *("--train.epochs", "7", "--train.checkpoint_minutes", "99", "--train.evaluate_every", "7"),
-        *("--model.backbone.batch_norm", "frozen", "--train.accumulate", "2", "--negatives.source", "mined"),
+        *(
+            "--model.backbone.batch_norm",
+            "frozen",
+            "--train.accumulation_steps",
+            "2",
+            "--negatives.source",
+            "mined",
+        ),
     )
     alone = start_process(world, world / "alone", *options)
     together = start_together(world, world / "together", *options)
@@ -645,7 +652,7 @@ def test_a_process_that_is_asked_to_stop_saves_first(world: Path, signal_number:
 def test_an_error_of_one_process_ends_all_of_them_and_is_told(world: Path) -> None:
     path = world / "images" / "train_2.png"
     path.write_bytes(path.read_bytes()[:-2000])  # its sides can still be read
-    process = start_together(world, world / "run", "--data.loader_processes", "1")
+    process = start_together(world, world / "run", "--data.num_workers", "1")
     _, words = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert re.search(r"error: \S*train_2\.png: cannot be read as an image", " ".join(words.split())), words

@@ -22,7 +22,7 @@ HERE = Path("folder/experiment.yaml")
 
 
 def test_an_experiment_comes_back_as_it_was_written() -> None:
-    spec = ExperimentSpec(seed=3, train=TrainSpec(epochs=1.5, clip_gradient=10.0))
+    spec = ExperimentSpec(seed=3, train=TrainSpec(epochs=1.5, clip_grad_norm=10.0))
     assert parse_experiment(dump_experiment(spec), source=HERE) == spec
 
 
@@ -104,7 +104,7 @@ def test_paths_start_from_the_file_and_those_of_overrides_from_the_working_folde
 def test_overrides_reach_every_field() -> None:
     overrides = {
         "seed": "4",
-        "train.clip_gradient": "null",
+        "train.clip_grad_norm": "null",
         "pyramid.levels": "[{factor: 2, below: 99}, {long_side: 512, at_least: 50}]",
     }
     spec = parse_experiment("seed: 1", source=HERE, overrides=overrides)

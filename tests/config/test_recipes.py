@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sniper.chips import LevelSpec, PyramidSpec, Standing
+from sniper.chips import BoxStatus, LevelSpec, PyramidSpec
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.config.loading import load_experiment
-from sniper.data.datasets.coco import Annotations, load_annotations
+from sniper.data.datasets.coco import Dataset, load_dataset
 from sniper.data.images.files import load_image
 from sniper.evaluation.coco import evaluate
 from sniper.geometry.boxes import to_xywh
-from sniper.inference.detector import Predictor, to_coco
+from sniper.inference.detector import Detector, to_coco
 from sniper.models.build import build_detector
 from sniper.runs.run import Run
 from sniper.training.loop import StepReport, train
@@ -37,7 +37,7 @@ def of_name(path: Path) -> str:
 @pytest.mark.parametrize("path", CONFIGS, ids=of_name)
 def test_an_experiment_of_ours_gives_finite_losses(path: Path) -> None:
     model = build_detector(load_experiment(path).model, num_classes=80, has_weights=False).train()
-    chips = [build_sample([[20, 20, 100, 90]], [Standing.VALID]), build_sample([], [])]
+    chips = [build_sample([[20, 20, 100, 90]], [BoxStatus.VALID]), build_sample([], [])]
     losses = model.losses(build_batch(*chips))
     assert all(torch.isfinite(loss) for loss in losses.values())
 
@@ -52,12 +52,12 @@ def test_the_papers_recipe_is_what_an_experiment_says_that_says_nothing(name: st
     assert spec.model.rpn == defaults.model.rpn
 
 
-def write_eight_images(folder: Path) -> Annotations:
+def write_eight_images(folder: Path) -> Dataset:
     """Write eight real images of a few objects, of at least 8 px a side, as squares of `SIDE`.
 
     They are filled up with black, as chips are: what is learnt by heart is learnt with its surroundings.
     """
-    source = load_annotations(SHARED / "data/coco_mini/train.json")
+    source = load_dataset(SHARED / "data/coco_mini/train.json")
     images: list[dict[str, Any]] = []
     entries: list[dict[str, Any]] = []
     (folder / "images").mkdir(parents=True)
@@ -89,7 +89,7 @@ def write_eight_images(folder: Path) -> Annotations:
     categories = [{"id": one.category_id, "name": one.name} for one in source.categories]
     path = folder / "eight.json"
     path.write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))
-    return load_annotations(path)
+    return load_dataset(path)
 
 
 @pytest.mark.slow
@@ -104,27 +104,27 @@ def test_an_experiments_detector_learns_eight_images_by_heart(path: Path, tmp_pa
         spec.model.backbone,
         pretrained=False,
         weights=str(WEIGHTS) if has_weights else None,
-        frozen_stride=spec.model.backbone.frozen_stride if has_weights else 0,
+        frozen_stages=spec.model.backbone.frozen_stages if has_weights else 0,
     )
     level = LevelSpec(long_side=SIDE)
     spec = ExperimentSpec(
         pyramid=PyramidSpec(chip_size=SIDE, levels=(level,)),
-        data=dataclasses.replace(spec.data, flip=0.0, loader_processes=0),
+        data=dataclasses.replace(spec.data, flip=0.0, num_workers=0),
         model=dataclasses.replace(
             spec.model,
             backbone=backbone,
-            rpn=dataclasses.replace(spec.model.rpn, num_training_proposals=64),  # there are few objects
+            rpn=dataclasses.replace(spec.model.rpn, post_nms_top_n_train=64),  # there are few objects
         ),
         train=TrainSpec(
             epochs=150.0,
             batch_size=8,
-            reference_batch=8,
+            reference_batch_size=8,
             optimizer="adamw",
             learning_rate=1e-3,
-            warm_up_steps=10,
-            warm_up_rate=1e-5,
-            decay_at=(130.0,),
-            clip_gradient=10.0,
+            warmup_steps=10,
+            warmup_start_factor=1e-5 / 0.001,
+            milestones=(130.0,),
+            clip_grad_norm=10.0,
         ),
         predict=PredictSpec(levels=(level,)),
     )
@@ -135,7 +135,7 @@ def test_an_experiments_detector_learns_eight_images_by_heart(path: Path, tmp_pa
             print(path.stem, report.progress.step, report.losses)  # noqa: T201 - to be seen when it fails
 
     train(run, spec, images, device=CPU, watch=tell)
-    predictor = Predictor.load(run, spec, device=CPU)
+    predictor = Detector.load(run, spec, device=CPU)
     results = []
     for record in images:
         found = predictor(load_image(record.path))

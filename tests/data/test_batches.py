@@ -11,46 +11,46 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.transforms import v2
 
-from sniper.chips import Standing
+from sniper.chips import BoxStatus
 from sniper.data.batches import Batch, ChipDataset, collate, flipped
-from sniper.data.datasets.coco import Annotations, load_annotations
-from sniper.data.epoch import EpochPlan, build_table, plan_epoch
-from sniper.data.spec import ColorSpec, DataSpec
+from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.epoch import EpochOrder, build_table, order_chips
+from sniper.data.spec import ColorJitterSpec, DataSpec
 from sniper.errors import AnnotationError, ImageError, TransformError
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 
 
 @pytest.fixture
-def annotations(tmp_path: Path) -> Annotations:
-    return load_annotations(write_dataset(tmp_path))
+def annotations(tmp_path: Path) -> Dataset:
+    return load_dataset(write_dataset(tmp_path))
 
 
-def plan_of(annotations: Annotations, *, epoch: int = 0, seed: int = 0, flip: float = 0.5) -> EpochPlan:
-    return plan_epoch(annotations, SMALL_PYRAMID, batch_size=4, flip=flip, seed=seed, epoch=epoch)
+def order_epoch(annotations: Dataset, *, epoch: int = 0, seed: int = 0, flip: float = 0.5) -> EpochOrder:
+    return order_chips(annotations, SMALL_PYRAMID, batch_size=4, flip=flip, seed=seed, epoch=epoch)
 
 
-def test_a_plan_holds_every_chip_once_and_fills_the_last_batch(annotations: Annotations) -> None:
-    plan = plan_of(annotations)
+def test_a_plan_holds_every_chip_once_and_fills_the_last_batch(annotations: Dataset) -> None:
+    plan = order_epoch(annotations)
     assert plan.num_steps * 4 == len(plan.order)
     assert 0 <= plan.num_padding < 4
     assert sorted(plan.order[: len(plan.table)].tolist()) == list(range(len(plan.table)))
     assert plan.order[len(plan.table) :].tolist() == plan.order[: plan.num_padding].tolist()
 
 
-def test_a_plan_is_a_function_of_seed_and_epoch(annotations: Annotations) -> None:
-    def told(plan: EpochPlan) -> list[object]:
+def test_a_plan_is_a_function_of_seed_and_epoch(annotations: Dataset) -> None:
+    def told(plan: EpochOrder) -> list[object]:
         return [plan.order.tolist(), plan.is_flipped.tolist(), plan.table.cover.x.tolist()]
 
-    assert told(plan_of(annotations)) == told(plan_of(annotations))
-    assert told(plan_of(annotations)) != told(plan_of(annotations, epoch=1))
-    assert told(plan_of(annotations)) != told(plan_of(annotations, seed=1))
+    assert told(order_epoch(annotations)) == told(order_epoch(annotations))
+    assert told(order_epoch(annotations)) != told(order_epoch(annotations, epoch=1))
+    assert told(order_epoch(annotations)) != told(order_epoch(annotations, seed=1))
 
 
-def test_a_table_chosen_before_is_shuffled_anew_each_epoch(annotations: Annotations) -> None:
+def test_a_table_chosen_before_is_shuffled_anew_each_epoch(annotations: Dataset) -> None:
     table = build_table(annotations, SMALL_PYRAMID, generator=np.random.default_rng(5))
     plans = [
-        plan_epoch(annotations, SMALL_PYRAMID, batch_size=4, flip=0.5, seed=0, epoch=epoch, table=table)
+        order_chips(annotations, SMALL_PYRAMID, batch_size=4, flip=0.5, seed=0, epoch=epoch, table=table)
         for epoch in range(2)
     ]
     assert all(plan.table is table for plan in plans)
@@ -58,20 +58,20 @@ def test_a_table_chosen_before_is_shuffled_anew_each_epoch(annotations: Annotati
 
 
 def test_a_data_set_without_boxes_makes_no_plan(tmp_path: Path) -> None:
-    empty = load_annotations(write_dataset(tmp_path, boxes_per_image=0))
+    empty = load_dataset(write_dataset(tmp_path, boxes_per_image=0))
     with pytest.raises(AnnotationError, match=r"train\.json: has no box to learn from"):
-        plan_of(empty)
+        order_epoch(empty)
 
 
-def test_every_box_is_valid_and_whole_in_some_chip(annotations: Annotations) -> None:
-    plan = plan_of(annotations, flip=0.0)
+def test_every_box_is_valid_and_whole_in_some_chip(annotations: Dataset) -> None:
+    plan = order_epoch(annotations, flip=0.0)
     chips = ChipDataset(annotations, plan)
     seen = set()
     for place, index in enumerate(plan.order.tolist()):
         image_index = int(plan.table.image_indices[index])
         chip = plan.table.chip(index, image_index=image_index)
         target = chips[place].target
-        valid = target.boxes[target.standing == Standing.VALID]
+        valid = target.boxes[target.status == BoxStatus.VALID]
         for box in chip.to_image(valid):
             own = annotations[image_index].boxes
             nearest = np.abs(own - box).max(axis=1)
@@ -80,22 +80,22 @@ def test_every_box_is_valid_and_whole_in_some_chip(annotations: Annotations) -> 
     assert len(seen) == len(annotations.boxes)
 
 
-def test_pixels_lie_under_their_boxes(annotations: Annotations) -> None:
+def test_pixels_lie_under_their_boxes(annotations: Dataset) -> None:
     # The squares of the tiny data set are black (dark) or nearly white (bright) on grey.
-    chips = ChipDataset(annotations, plan_of(annotations, flip=0.5))
+    chips = ChipDataset(annotations, order_epoch(annotations, flip=0.5))
     for place in range(len(chips)):
         sample = chips[place]
         target = sample.target
-        for box, label, standing in zip(target.boxes, target.labels, target.standing, strict=True):
+        for box, label, status in zip(target.boxes, target.labels, target.status, strict=True):
             x, y = ((box[:2] + box[2:]) / 2).astype(int)
             overlapping = ((target.boxes[:, :2] <= [x, y]) & (target.boxes[:, 2:] > [x, y])).all(axis=1)
-            if standing == Standing.VALID and overlapping.sum() == 1:
+            if status == BoxStatus.VALID and overlapping.sum() == 1:
                 level = sample.pixels[y, x].astype(int)
                 assert (level > 200).all() if label == 1 else (level < 100).all()
 
 
-def test_mirroring_twice_is_the_same_and_once_moves_boxes_with_pixels(annotations: Annotations) -> None:
-    sample = ChipDataset(annotations, plan_of(annotations, flip=0.0))[0]
+def test_mirroring_twice_is_the_same_and_once_moves_boxes_with_pixels(annotations: Dataset) -> None:
+    sample = ChipDataset(annotations, order_epoch(annotations, flip=0.0))[0]
     twice = flipped(flipped(sample))
     np.testing.assert_array_equal(twice.pixels, sample.pixels)
     np.testing.assert_allclose(twice.target.boxes, sample.target.boxes)
@@ -105,14 +105,14 @@ def test_mirroring_twice_is_the_same_and_once_moves_boxes_with_pixels(annotation
     np.testing.assert_allclose(once.target.boxes[:, 0], 64 - sample.target.boxes[:, 2])
 
 
-def test_an_index_outside_is_refused(annotations: Annotations) -> None:
-    chips = ChipDataset(annotations, plan_of(annotations))
+def test_an_index_outside_is_refused(annotations: Dataset) -> None:
+    chips = ChipDataset(annotations, order_epoch(annotations))
     with pytest.raises(IndexError):
         chips[len(chips)]
 
 
-def test_a_loader_with_and_without_processes_gives_the_same_batches(annotations: Annotations) -> None:
-    chips = ChipDataset(annotations, plan_of(annotations))
+def test_a_loader_with_and_without_processes_gives_the_same_batches(annotations: Dataset) -> None:
+    chips = ChipDataset(annotations, order_epoch(annotations))
     alone = list(DataLoader(chips, batch_size=4, collate_fn=collate))
     beside = list(DataLoader(chips, batch_size=4, collate_fn=collate, num_workers=2))
     for one, other in zip(alone, beside, strict=True):
@@ -122,12 +122,12 @@ def test_a_loader_with_and_without_processes_gives_the_same_batches(annotations:
         assert torch.equal(one.boxes, other.boxes)
 
 
-def batch_of(annotations: Annotations) -> Batch:
-    chips = ChipDataset(annotations, plan_of(annotations))
+def batch_of(annotations: Dataset) -> Batch:
+    chips = ChipDataset(annotations, order_epoch(annotations))
     return collate([chips[i] for i in range(4)])
 
 
-def test_a_batch_has_one_shape(annotations: Annotations) -> None:
+def test_a_batch_has_one_shape(annotations: Dataset) -> None:
     batch = batch_of(annotations)
     assert batch.images.shape == (4, 3, 64, 64)
     assert batch.images.dtype == torch.uint8
@@ -135,7 +135,7 @@ def test_a_batch_has_one_shape(annotations: Annotations) -> None:
     assert len(batch) == len(batch.boxes) == len(batch.names) == len(set(batch.seeds)) == 4
 
 
-def test_a_torchvision_detector_trains_on_a_batch(annotations: Annotations) -> None:
+def test_a_torchvision_detector_trains_on_a_batch(annotations: Dataset) -> None:
     torch.manual_seed(0)
     model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=3).train()
     images, targets = batch_of(annotations).to_torchvision()
@@ -145,22 +145,22 @@ def test_a_torchvision_detector_trains_on_a_batch(annotations: Annotations) -> N
     assert min(int(target["labels"].min()) for target in targets if len(target["labels"])) >= 1
 
 
-def test_torchvision_is_given_no_ignored_boxes(annotations: Annotations) -> None:
+def test_torchvision_is_given_no_ignored_boxes(annotations: Dataset) -> None:
     batch = batch_of(annotations)
-    standing = batch.standing.clone()
-    standing[0] = Standing.IGNORED
-    _, targets = dataclasses.replace(batch, standing=standing).to_torchvision()
+    status = batch.status.clone()
+    status[0] = BoxStatus.IGNORE
+    _, targets = dataclasses.replace(batch, status=status).to_torchvision()
     assert targets[0]["boxes"].shape == (0, 4)
-    assert [len(one["boxes"]) for one in targets[1:]] == (standing[1:] != Standing.ABSENT).sum(1).tolist()
+    assert [len(one["boxes"]) for one in targets[1:]] == (status[1:] != BoxStatus.PADDING).sum(1).tolist()
 
 
 def test_a_batch_has_the_valid_boxes_of_each_chip_first_and_a_part_of_it_its_own(
-    annotations: Annotations,
+    annotations: Dataset,
 ) -> None:
     batch = batch_of(annotations)
-    for standing, count in zip(batch.standing, batch.num_valid, strict=True):
-        assert (standing[:count] == Standing.VALID).all()
-        assert (standing[count:] != Standing.VALID).all()
+    for status, count in zip(batch.status, batch.num_valid, strict=True):
+        assert (status[:count] == BoxStatus.VALID).all()
+        assert (status[count:] != BoxStatus.VALID).all()
     part = batch.part(1, 3)
     assert part.names == batch.names[1:3]
     assert part.seeds == batch.seeds[1:3]
@@ -169,23 +169,23 @@ def test_a_batch_has_the_valid_boxes_of_each_chip_first_and_a_part_of_it_its_own
     assert torch.equal(part.boxes, batch.boxes[1:3])
 
 
-def spoilt(annotations: Annotations, index: int) -> str:
+def spoilt(annotations: Dataset, index: int) -> str:
     """Cut an image file short; gives its name."""
     path = annotations[index].path
     path.write_bytes(path.read_bytes()[:200])
     return path.name
 
 
-def test_a_bad_image_is_refused_by_name(annotations: Annotations) -> None:
+def test_a_bad_image_is_refused_by_name(annotations: Dataset) -> None:
     name = spoilt(annotations, 1)
-    chips = ChipDataset(annotations, plan_of(annotations))
+    chips = ChipDataset(annotations, order_epoch(annotations))
     with pytest.raises(ImageError, match=rf"{name}: cannot be read as an image"):
         collate([chips[place] for place in range(len(chips))])
 
 
-def test_a_bad_image_is_skipped_and_counted_if_that_was_asked_for(annotations: Annotations) -> None:
+def test_a_bad_image_is_skipped_and_counted_if_that_was_asked_for(annotations: Dataset) -> None:
     name = spoilt(annotations, 1)
-    plan = plan_of(annotations)
+    plan = order_epoch(annotations)
     chips = ChipDataset(annotations, plan, spec=DataSpec(on_bad_image="skip"))
     with pytest.warns(UserWarning, match=rf"{name}: cannot be read.*; skipped"):
         samples = [chips[place] for place in range(len(chips))]
@@ -198,21 +198,21 @@ def test_a_bad_image_is_skipped_and_counted_if_that_was_asked_for(annotations: A
     assert sum(collate(samples).skipped) >= is_bad.sum() > 0
 
 
-def test_a_data_set_of_bad_images_alone_is_refused_all_the_same(annotations: Annotations) -> None:
+def test_a_data_set_of_bad_images_alone_is_refused_all_the_same(annotations: Dataset) -> None:
     for index in range(len(annotations)):
         spoilt(annotations, index)
-    chips = ChipDataset(annotations, plan_of(annotations), spec=DataSpec(on_bad_image="skip"))
+    chips = ChipDataset(annotations, order_epoch(annotations), spec=DataSpec(on_bad_image="skip"))
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(ImageError, match="cannot be read"):
         chips[0]
 
 
-def test_torchvisions_transforms_move_boxes_with_pixels(annotations: Annotations) -> None:
-    plan = plan_of(annotations, flip=0.0)
+def test_torchvisions_transforms_move_boxes_with_pixels(annotations: Dataset) -> None:
+    plan = order_epoch(annotations, flip=0.0)
     plain = ChipDataset(annotations, plan)[0]
     mirrored = ChipDataset(annotations, plan, transform=v2.RandomHorizontalFlip(p=1.0))[0]
     np.testing.assert_array_equal(mirrored.pixels, flipped(plain).pixels)
     np.testing.assert_allclose(mirrored.target.boxes, flipped(plain).target.boxes, atol=1e-4)
-    np.testing.assert_array_equal(mirrored.target.standing, plain.target.standing)
+    np.testing.assert_array_equal(mirrored.target.status, plain.target.status)
     upside_down = ChipDataset(annotations, plan, transform=v2.RandomVerticalFlip(p=1.0))[0]
     np.testing.assert_array_equal(upside_down.pixels, plain.pixels[::-1])
     np.testing.assert_allclose(
@@ -220,20 +220,20 @@ def test_torchvisions_transforms_move_boxes_with_pixels(annotations: Annotations
     )
 
 
-def test_boxes_that_a_transform_drops_take_their_labels_and_standings_along(annotations: Annotations) -> None:
+def test_boxes_that_a_transform_drops_take_their_labels_and_standings_along(annotations: Dataset) -> None:
     def keep_first(image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return image, {name: values[:1] for name, values in target.items()}
 
-    plan = plan_of(annotations, flip=0.0)
+    plan = order_epoch(annotations, flip=0.0)
     batch = collate([ChipDataset(annotations, plan, transform=keep_first)[place] for place in range(4)])
     plain = batch_of(annotations)
     assert max(plain.num_boxes) > 1
     assert max(batch.num_boxes) == 1
 
 
-def test_what_a_transform_draws_depends_on_the_chip_alone(annotations: Annotations) -> None:
-    plan = plan_of(annotations)
-    spec = DataSpec(color=ColorSpec(brightness=0.5, hue=0.2))
+def test_what_a_transform_draws_depends_on_the_chip_alone(annotations: Dataset) -> None:
+    plan = order_epoch(annotations)
+    spec = DataSpec(color_jitter=ColorJitterSpec(brightness=0.5, hue=0.2))
     chips = ChipDataset(annotations, plan, spec=spec, transform=v2.RandomPosterize(bits=3))
     before = torch.random.get_rng_state()
     first = [chips[place].pixels for place in range(4)]
@@ -248,9 +248,9 @@ def test_what_a_transform_draws_depends_on_the_chip_alone(annotations: Annotatio
 
 
 def test_what_reaches_beyond_the_image_stays_black_whatever_becomes_of_the_colours(tmp_path: Path) -> None:
-    narrow = load_annotations(write_dataset(tmp_path, sides=[(40, 40)]))
-    spec = DataSpec(color=ColorSpec(brightness=1.0, contrast=1.0))
-    plan = plan_of(narrow, flip=0.0)
+    narrow = load_dataset(write_dataset(tmp_path, sides=[(40, 40)]))
+    spec = DataSpec(color_jitter=ColorJitterSpec(brightness=1.0, contrast=1.0))
+    plan = order_epoch(narrow, flip=0.0)
     plain, changed = ChipDataset(narrow, plan), ChipDataset(narrow, plan, spec=spec)
     for place in range(len(plain)):
         is_padding = (plain[place].pixels == 0).all(axis=2)[:, ::-1].cumprod(axis=1)[:, ::-1].astype(bool)
@@ -273,7 +273,7 @@ def test_what_reaches_beyond_the_image_stays_black_whatever_becomes_of_the_colou
     ],
 )
 def test_a_transform_that_makes_something_else_of_a_chip_is_told(
-    annotations: Annotations, transform: Any, told: str
+    annotations: Dataset, transform: Any, told: str
 ) -> None:
     with pytest.raises(TransformError, match=told):
-        ChipDataset(annotations, plan_of(annotations), transform=transform)[0]
+        ChipDataset(annotations, order_epoch(annotations), transform=transform)[0]

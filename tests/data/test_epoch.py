@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sniper.chips import LevelSpec, Standing
+from sniper.chips import BoxStatus, LevelSpec
 from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.data.batches import ChipDataset
-from sniper.data.datasets.coco import Annotations, load_annotations
-from sniper.data.epoch import EpochPlan, plan_tiles, plan_whole
+from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.epoch import EpochOrder, order_tiles, order_whole_images
 from sniper.data.loader import load_batches
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError, ImageError
@@ -28,12 +28,12 @@ WHOLE = WholeSpec(
 
 
 @pytest.fixture
-def annotations(tmp_path: Path) -> Annotations:
-    return load_annotations(write_dataset(tmp_path, sides=SIDES, boxes_per_image=4))
+def annotations(tmp_path: Path) -> Dataset:
+    return load_dataset(write_dataset(tmp_path, sides=SIDES, boxes_per_image=4))
 
 
-def whole(annotations: Annotations, *, epoch: int = 0, num_shares: int = 1, batch_size: int = 6) -> EpochPlan:
-    return plan_whole(
+def whole(annotations: Dataset, *, epoch: int = 0, num_shares: int = 1, batch_size: int = 6) -> EpochOrder:
+    return order_whole_images(
         annotations,
         WHOLE,
         batch_size=batch_size,
@@ -45,14 +45,12 @@ def whole(annotations: Annotations, *, epoch: int = 0, num_shares: int = 1, batc
     )
 
 
-def batches_of(plan: EpochPlan) -> list[list[int]]:
+def batches_of(plan: EpochOrder) -> list[list[int]]:
     return [plan.order[list(plan.places(step))].tolist() for step in range(plan.num_steps)]
 
 
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 50])
-def test_every_image_is_in_one_batch_and_batches_can_be_shared(
-    annotations: Annotations, num_shares: int
-) -> None:
+def test_every_image_is_in_one_batch_and_batches_can_be_shared(annotations: Dataset, num_shares: int) -> None:
     plan = whole(annotations, num_shares=num_shares)
     batches = batches_of(plan)
     assert sorted({one for batch in batches for one in batch}) == list(range(len(plan.table)))
@@ -62,7 +60,7 @@ def test_every_image_is_in_one_batch_and_batches_can_be_shared(
     assert plan.num_padding == len(plan.order) - len(plan.table) < num_shares
 
 
-def test_batches_are_of_like_shape_and_of_no_more_pixels_than_asked(annotations: Annotations) -> None:
+def test_batches_are_of_like_shape_and_of_no_more_pixels_than_asked(annotations: Dataset) -> None:
     plan = whole(annotations)
     table = plan.table
     for batch in batches_of(plan):
@@ -81,7 +79,7 @@ def test_batches_are_of_like_shape_and_of_no_more_pixels_than_asked(annotations:
 
 @pytest.mark.parametrize("num_shares", [1, 4])
 def test_all_images_of_an_epoch_count_alike_and_pixels_as_much_as_in_chips(
-    annotations: Annotations, num_shares: int
+    annotations: Dataset, num_shares: int
 ) -> None:
     plan = whole(annotations, num_shares=num_shares)
     weights = [plan.weight(step) for step in range(plan.num_steps)]
@@ -89,27 +87,29 @@ def test_all_images_of_an_epoch_count_alike_and_pixels_as_much_as_in_chips(
     shares = {round(weight / len(batch), 9) for weight, batch in zip(weights, batches_of(plan), strict=True)}
     assert len(shares) == 1
     assert sum(weights) == pytest.approx(plan.megapixels / 0.15)
-    chips = plan_tiles(annotations, TileSpec(side=64), batch_size=5, flip=0.5, seed=0, epoch=0)
+    chips = order_tiles(annotations, TileSpec(side=64), batch_size=5, flip=0.5, seed=0, epoch=0)
     assert {chips.weight(step) for step in range(chips.num_steps)} == {1.0}
 
 
-def test_a_batch_has_the_pixels_of_a_batch_of_chips_if_nothing_else_is_said(annotations: Annotations) -> None:
-    plan = plan_whole(annotations, WholeSpec(), batch_size=50, chip_size=700, flip=0.0, seed=0, epoch=0)
+def test_a_batch_has_the_pixels_of_a_batch_of_chips_if_nothing_else_is_said(annotations: Dataset) -> None:
+    plan = order_whole_images(
+        annotations, WholeSpec(), batch_size=50, chip_size=700, flip=0.0, seed=0, epoch=0
+    )
     assert plan.batch_megapixels == pytest.approx(50 * 0.49)
     assert max(map(len, batches_of(plan))) > 10
 
 
-def test_the_pixels_of_a_plan_are_those_of_its_batches(annotations: Annotations) -> None:
+def test_the_pixels_of_a_plan_are_those_of_its_batches(annotations: Dataset) -> None:
     for plan in (
         whole(annotations, num_shares=2),
-        plan_tiles(annotations, TileSpec(side=64), batch_size=5, flip=0.5, seed=0, epoch=0),
+        order_tiles(annotations, TileSpec(side=64), batch_size=5, flip=0.5, seed=0, epoch=0),
     ):
-        batches = load_batches(annotations, plan, DataSpec(loader_processes=0), steps=range(plan.num_steps))
+        batches = load_batches(annotations, plan, DataSpec(num_workers=0), steps=range(plan.num_steps))
         read = sum(batch.images[:, 0].numel() for batch in batches)
         assert plan.megapixels == pytest.approx(read / 1e6)
 
 
-def test_a_whole_image_is_read_whole_and_padded_with_black(annotations: Annotations) -> None:
+def test_a_whole_image_is_read_whole_and_padded_with_black(annotations: Dataset) -> None:
     plan = whole(annotations)
     chips = ChipDataset(annotations, plan)
     has_padding = 0
@@ -133,18 +133,18 @@ def test_a_whole_image_is_read_whole_and_padded_with_black(annotations: Annotati
             boxes[:, [0, 2]] = sample.pixels.shape[1] - boxes[:, [2, 0]]
         np.testing.assert_allclose(sample.target.boxes, boxes, atol=1e-6)
         is_valid = level.valid_range.contains(record.boxes)
-        assert ((sample.target.standing == Standing.VALID) == is_valid).all()
+        assert ((sample.target.status == BoxStatus.VALID) == is_valid).all()
     assert has_padding
 
 
 def test_the_place_of_an_image_that_cannot_be_read_is_taken_by_one_of_its_sides(
-    annotations: Annotations,
+    annotations: Dataset,
 ) -> None:
     plan = whole(annotations)
     is_batched = [batch for batch in batches_of(plan) if len(batch) > 1]
     path = annotations[int(plan.table.image_indices[is_batched[0][0]])].path
     path.write_bytes(path.read_bytes()[:300])
-    spec = DataSpec(loader_processes=0, on_bad_image="skip")
+    spec = DataSpec(num_workers=0, on_bad_image="skip")
     with pytest.warns(UserWarning, match=f"{path.name}.*skipped"):
         read = list(load_batches(annotations, plan, spec, steps=range(plan.num_steps)))
     assert sum(sum(batch.skipped) for batch in read)
@@ -152,19 +152,19 @@ def test_the_place_of_an_image_that_cannot_be_read_is_taken_by_one_of_its_sides(
 
 
 def test_an_image_that_cannot_be_read_and_has_no_like_is_refused(tmp_path: Path) -> None:
-    alone = load_annotations(write_dataset(tmp_path, sides=[(100, 300), (300, 100)]))
+    alone = load_dataset(write_dataset(tmp_path, sides=[(100, 300), (300, 100)]))
     alone[0].path.write_bytes(alone[0].path.read_bytes()[:300])
-    plan = plan_whole(alone, WholeSpec(), batch_size=1, chip_size=64, flip=0.5, seed=0, epoch=0)
+    plan = order_whole_images(alone, WholeSpec(), batch_size=1, chip_size=64, flip=0.5, seed=0, epoch=0)
     chips = ChipDataset(alone, plan, spec=DataSpec(on_bad_image="skip"))
     place = next(place for place in range(2) if plan.table.image_indices[plan.order[place]] == 0)
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(ImageError, match=r"train_0\.png"):
         chips[place]
 
 
-def test_trainers_share_each_batch_of_whole_images(annotations: Annotations) -> None:
+def test_trainers_share_each_batch_of_whole_images(annotations: Dataset) -> None:
     plan = whole(annotations, num_shares=2)
     steps = range(plan.num_steps)
-    spec = DataSpec(loader_processes=0)
+    spec = DataSpec(num_workers=0)
     together = list(load_batches(annotations, plan, spec, steps=steps))
     parts = [list(load_batches(annotations, plan, spec, steps=steps, share=(rank, 2))) for rank in range(2)]
     for step, batch in enumerate(together):
@@ -174,9 +174,9 @@ def test_trainers_share_each_batch_of_whole_images(annotations: Annotations) -> 
         assert tuple(names) == batch.names
 
 
-def test_a_tile_teaches_what_has_enough_of_itself_left(annotations: Annotations) -> None:
-    spec = TileSpec(side=64, overlap=0.25, min_visible_share=0.5)
-    plan = plan_tiles(annotations, spec, batch_size=4, flip=0.0, seed=0, epoch=0)
+def test_a_tile_teaches_what_has_enough_of_itself_left(annotations: Dataset) -> None:
+    spec = TileSpec(side=64, overlap=0.25, min_visibility=0.5)
+    plan = order_tiles(annotations, spec, batch_size=4, flip=0.0, seed=0, epoch=0)
     chips = ChipDataset(annotations, plan, spec=DataSpec(min_visible_side=0.0))
     has_dropped = 0
     for place in range(len(plan.table)):
@@ -188,13 +188,13 @@ def test_a_tile_teaches_what_has_enough_of_itself_left(annotations: Annotations)
         share = np.maximum(left, 0).prod(axis=1) / (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         target = chips[place].target
         assert len(target.boxes) == (share >= 0.5).sum()
-        assert (target.standing == Standing.VALID).all()
+        assert (target.status == BoxStatus.VALID).all()
         has_dropped += ((share > 0) & (share < 0.5)).any()
     assert has_dropped
 
 
-def test_plans_are_functions_of_seed_and_epoch(annotations: Annotations) -> None:
-    def told(plan: EpochPlan) -> list[object]:
+def test_plans_are_functions_of_seed_and_epoch(annotations: Dataset) -> None:
+    def told(plan: EpochOrder) -> list[object]:
         return [plan.order.tolist(), plan.is_flipped.tolist(), plan.offsets.tolist(), plan.seeds.tolist()]
 
     assert told(whole(annotations)) == told(whole(annotations)) != told(whole(annotations, epoch=1))
@@ -205,9 +205,9 @@ def test_plans_are_functions_of_seed_and_epoch(annotations: Annotations) -> None
 
 
 def test_a_data_set_without_boxes_makes_no_plan(tmp_path: Path) -> None:
-    empty = load_annotations(write_dataset(tmp_path, boxes_per_image=0))
+    empty = load_dataset(write_dataset(tmp_path, boxes_per_image=0))
     with pytest.raises(AnnotationError, match=r"train\.json: has no box to learn from"):
         whole(empty)
     with pytest.raises(AnnotationError, match="has no box to learn from"):
-        plan_tiles(empty, TileSpec(side=64, empty="drop"), batch_size=4, flip=0.5, seed=0, epoch=0)
-    assert plan_tiles(empty, TileSpec(side=64), batch_size=4, flip=0.5, seed=0, epoch=0).num_steps
+        order_tiles(empty, TileSpec(side=64, empty="drop"), batch_size=4, flip=0.5, seed=0, epoch=0)
+    assert order_tiles(empty, TileSpec(side=64), batch_size=4, flip=0.5, seed=0, epoch=0).num_steps

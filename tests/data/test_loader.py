@@ -9,8 +9,8 @@ import torch
 
 from sniper.data import reader
 from sniper.data.batches import Batch, ChipDataset, collate
-from sniper.data.datasets.coco import Annotations, load_annotations
-from sniper.data.epoch import EpochPlan, plan_epoch
+from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.epoch import EpochOrder, order_chips
 from sniper.data.loader import load_batches
 from sniper.data.spec import DataSpec
 from tests.chips.worlds import SMALL_PYRAMID
@@ -20,14 +20,14 @@ SIDES = [(160, 120), (96, 200), (200, 200), (150, 90)] * 3
 
 
 @pytest.fixture
-def annotations(tmp_path: Path) -> Annotations:
-    return load_annotations(write_dataset(tmp_path, sides=SIDES, boxes_per_image=6))
+def annotations(tmp_path: Path) -> Dataset:
+    return load_dataset(write_dataset(tmp_path, sides=SIDES, boxes_per_image=6))
 
 
-def plan_of(
-    annotations: Annotations, images_at_once: int | None, *, batch_size: int = 4, epoch: int = 0
-) -> EpochPlan:
-    return plan_epoch(
+def order_epoch(
+    annotations: Dataset, images_at_once: int | None, *, batch_size: int = 4, epoch: int = 0
+) -> EpochOrder:
+    return order_chips(
         annotations,
         SMALL_PYRAMID,
         batch_size=batch_size,
@@ -38,15 +38,13 @@ def plan_of(
     )
 
 
-def images_of(plan: EpochPlan) -> np.ndarray:
+def images_of(plan: EpochOrder) -> np.ndarray:
     return plan.table.image_indices[plan.order]
 
 
 @pytest.mark.parametrize("images_at_once", [1, 2, 3, 5, 64])
-def test_images_take_turns_and_every_chip_is_there_once(
-    annotations: Annotations, images_at_once: int
-) -> None:
-    plan = plan_of(annotations, images_at_once)
+def test_images_take_turns_and_every_chip_is_there_once(annotations: Dataset, images_at_once: int) -> None:
+    plan = order_epoch(annotations, images_at_once)
     own = plan.order[: len(plan.table)]
     assert sorted(own.tolist()) == list(range(len(plan.table)))
     assert plan.order[len(plan.table) :].tolist() == own[: plan.num_padding].tolist()
@@ -61,16 +59,16 @@ def test_images_take_turns_and_every_chip_is_there_once(
     assert changes <= len(annotations) - 1
 
 
-def test_turns_are_drawn_anew_each_epoch(annotations: Annotations) -> None:
-    plans = [plan_of(annotations, 3, epoch=epoch) for epoch in (0, 0, 1)]
+def test_turns_are_drawn_anew_each_epoch(annotations: Dataset) -> None:
+    plans = [order_epoch(annotations, 3, epoch=epoch) for epoch in (0, 0, 1)]
     assert plans[0].order.tolist() == plans[1].order.tolist() != plans[2].order.tolist()
     assert len({tuple(dict.fromkeys(images_of(plan).tolist())) for plan in plans}) == 2
 
 
-def test_with_as_many_images_at_work_as_chips_in_a_batch_it_shows_so_many(annotations: Annotations) -> None:
-    mixed = images_of(plan_of(annotations, 4)).reshape(-1, 4)
+def test_with_as_many_images_at_work_as_chips_in_a_batch_it_shows_so_many(annotations: Dataset) -> None:
+    mixed = images_of(order_epoch(annotations, 4)).reshape(-1, 4)
     assert np.mean([len(set(batch)) for batch in mixed.tolist()]) > 3.5
-    alone = images_of(plan_of(annotations, 1)).reshape(-1, 4)
+    alone = images_of(order_epoch(annotations, 1)).reshape(-1, 4)
     assert np.mean([len(set(batch)) for batch in alone.tolist()]) < 2.5
 
 
@@ -85,7 +83,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize(
-    ("images_at_once", "loader_processes", "share"),
+    ("images_at_once", "num_workers", "share"),
     [
         (0, 0, (0, 1)),
         (0, 2, (1, 2)),
@@ -98,11 +96,11 @@ def assert_equal(one: Batch, other: Batch) -> None:
     ],
 )
 def test_how_many_processes_read_changes_nothing(
-    annotations: Annotations, images_at_once: int, loader_processes: int, share: tuple[int, int]
+    annotations: Dataset, images_at_once: int, num_workers: int, share: tuple[int, int]
 ) -> None:
-    plan = plan_of(annotations, images_at_once)
+    plan = order_epoch(annotations, images_at_once)
     chips = ChipDataset(annotations, plan)
-    spec = DataSpec(loader_processes=loader_processes)
+    spec = DataSpec(num_workers=num_workers)
     steps = range(1, plan.num_steps)
     read = list(load_batches(annotations, plan, spec, steps=steps, share=share))
     assert len(read) == len(steps)
@@ -112,25 +110,25 @@ def test_how_many_processes_read_changes_nothing(
 
 
 def test_an_image_is_decoded_once_for_all_its_chips(
-    annotations: Annotations, monkeypatch: pytest.MonkeyPatch
+    annotations: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    real = reader.open_picture
+    real = reader.open_image
 
     def note(path: Path, *args: object, **kwargs: object) -> object:
         opened.append(path)
         return real(path, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reader, "open_picture", note)
+    monkeypatch.setattr(reader, "open_image", note)
 
     def count(images_at_once: int) -> int:
         opened.clear()
-        plan = plan_of(annotations, images_at_once)
-        spec = DataSpec(loader_processes=0)
+        plan = order_epoch(annotations, images_at_once)
+        spec = DataSpec(num_workers=0)
         list(load_batches(annotations, plan, spec, steps=range(plan.num_steps)))
         return len(opened)
 
-    num_chips = len(plan_of(annotations, 0).order)
+    num_chips = len(order_epoch(annotations, 0).order)
     assert count(0) > 0.7 * num_chips
     # Each once; again where a row ends within an image, and for the chips that fill the last batch.
     assert count(4) <= len(annotations) + 3 + 4
@@ -138,8 +136,8 @@ def test_an_image_is_decoded_once_for_all_its_chips(
     assert num_chips > 2 * (len(annotations) + 7)
 
 
-def test_a_joined_batch_has_room_for_the_most_boxes(annotations: Annotations) -> None:
-    plan = plan_of(annotations, 0, batch_size=6)
+def test_a_joined_batch_has_room_for_the_most_boxes(annotations: Dataset) -> None:
+    plan = order_epoch(annotations, 0, batch_size=6)
     chips = ChipDataset(annotations, plan)
     samples = [chips[place] for place in range(6)]
     parts = [collate([samples[4], samples[1]]), collate([samples[0], samples[5], samples[3], samples[2]])]
@@ -148,18 +146,18 @@ def test_a_joined_batch_has_room_for_the_most_boxes(annotations: Annotations) ->
 
 def test_by_itself_a_plan_takes_as_many_images_as_memory_is_good_for(tmp_path: Path) -> None:
     sides = [(60, 50)] * 260
-    many = load_annotations(write_dataset(tmp_path / "many", sides=sides, boxes_per_image=1))
-    assert plan_of(many, None).num_rows == 256
+    many = load_dataset(write_dataset(tmp_path / "many", sides=sides, boxes_per_image=1))
+    assert order_epoch(many, None).num_rows == 256
     large = dataclasses.replace(many, widths=many.widths * 200, heights=many.heights * 200)  # 360 MB each
-    assert plan_of(large, None).num_rows == 4
-    assert plan_of(large, None, batch_size=25).num_rows == 5
+    assert order_epoch(large, None).num_rows == 4
+    assert order_epoch(large, None, batch_size=25).num_rows == 5
     tiffs = dataclasses.replace(large, file_names=np.array([f"{i}.tif" for i in range(260)]))
-    assert plan_of(tiffs, None).num_rows == 256  # are read in windows
+    assert order_epoch(tiffs, None).num_rows == 256  # are read in windows
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_each_trainer_and_process_keeps_to_its_own_images(annotations: Annotations, num_ranks: int) -> None:
-    plan = plan_of(annotations, 8)
+def test_each_trainer_and_process_keeps_to_its_own_images(annotations: Dataset, num_ranks: int) -> None:
+    plan = order_epoch(annotations, 8)
     assert plan.num_rows == 8
     rows_of = [
         {place % plan.num_rows for place in range(len(plan.order)) if place % num_ranks == rank}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sniper.data.datasets.coco import load_annotations
+from sniper.data.datasets.coco import load_dataset
 from sniper.demo.shapes import (
     CLASSES,
     CLUTTER,
@@ -71,7 +71,7 @@ def test_more_images_leave_the_first_as_they_are(tmp_path: Path) -> None:
 def test_the_world_is_a_data_set_without_a_fault(tmp_path: Path) -> None:
     path = draw_shapes(tmp_path, spec=SMALL, seed=4, name="test")
     assert path == tmp_path / "test.json"
-    annotations = load_annotations(path)
+    annotations = load_dataset(path)
     assert annotations.warnings == ()
     assert [category.name for category in annotations.categories] == list(CLASSES)
     assert annotations[0].path == tmp_path / "images" / "test_000.jpg"
@@ -94,7 +94,7 @@ def test_a_world_of_clutter_has_no_annotation(tmp_path: Path) -> None:
 
 
 def test_a_world_may_be_empty(tmp_path: Path) -> None:
-    assert len(load_annotations(draw_shapes(tmp_path, spec=ShapesSpec(num_images=0), seed=0))) == 0
+    assert len(load_dataset(draw_shapes(tmp_path, spec=ShapesSpec(num_images=0), seed=0))) == 0
 
 
 @pytest.mark.parametrize("kinds", [CLASSES, CLUTTER], ids=["objects", "clutter"])

@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms
 
 from sniper.geometry import Detections
 from sniper.geometry.boxes import area, intersections, iou
-from sniper.geometry.nms import Decay, fuse_boxes, lies_in_better, soft_nms
+from sniper.geometry.nms import Decay, is_part_of_better, soft_nms, weighted_box_fusion
 
 
 def drawn(seed: int, *, count: int, num_classes: int = 3) -> Detections:
@@ -100,7 +100,7 @@ def plain_fusion(detections: Detections, *, iou_above: float) -> list[tuple[floa
 @given(seeds, st.integers(0, 40))
 def test_fusion_is_the_plain_algorithm(seed: int, count: int) -> None:
     detections = drawn(seed, count=count)
-    fused = fuse_boxes(detections, iou=0.4, floor=0.0)
+    fused = weighted_box_fusion(detections, iou=0.4, floor=0.0)
     expected = plain_fusion(detections, iou_above=0.4)
     np.testing.assert_allclose(fused.scores, [score for score, _ in expected])
     np.testing.assert_allclose(fused.boxes, np.array([box for _, box in expected]).reshape(-1, 4))
@@ -110,7 +110,7 @@ def test_fusion_is_the_plain_algorithm(seed: int, count: int) -> None:
 def test_fusion_of_boxes_that_do_not_meet_changes_nothing(seed: int, count: int) -> None:
     detections = drawn(seed, count=count)
     apart = detections.boxes + 1000.0 * np.arange(count)[:, None]
-    fused = fuse_boxes(Detections(boxes=apart, scores=detections.scores, labels=detections.labels))
+    fused = weighted_box_fusion(Detections(boxes=apart, scores=detections.scores, labels=detections.labels))
     order = np.argsort(-detections.scores, kind="stable")
     np.testing.assert_array_equal(fused.boxes, apart[order])
 
@@ -128,16 +128,16 @@ def test_what_lies_in_a_better_one_is_told_as_by_brute_force(seed: int, count: i
                 and detections.scores[other] >= 0.5 * detections.scores[one]
                 and shared >= 0.7 * area(detections.boxes[[one]])[0]
             )
-    np.testing.assert_array_equal(lies_in_better(detections, is_asked), expected)
+    np.testing.assert_array_equal(is_part_of_better(detections, is_asked), expected)
 
 
 def test_what_is_no_number_or_below_the_floor_is_left_out() -> None:
     boxes = np.array([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [40.0, 0.0, 50.0, 10.0]])
     some = Detections(boxes=boxes, scores=np.array([np.nan, 0.2, 0.0005]), labels=np.zeros(3, dtype=np.int64))
     assert soft_nms(some).scores.tolist() == [0.2]
-    assert fuse_boxes(some).scores.tolist() == [0.2]
+    assert weighted_box_fusion(some).scores.tolist() == [0.2]
     nothing = Detections(boxes=boxes[:2], scores=np.zeros(2), labels=np.zeros(2, dtype=np.int64))
-    assert len(fuse_boxes(nothing, floor=0.0)) == 0
+    assert len(weighted_box_fusion(nothing, floor=0.0)) == 0
 
 
 @given(seeds, st.integers(0, 20))
@@ -172,7 +172,7 @@ def test_the_limit_keeps_the_best_of_all_classes() -> None:
 
 def test_nothing_merges_to_nothing() -> None:
     assert len(soft_nms(Detections.empty())) == 0
-    assert len(fuse_boxes(Detections.empty())) == 0
+    assert len(weighted_box_fusion(Detections.empty())) == 0
     assert len(Detections.join([])) == 0
 
 

@@ -10,11 +10,11 @@ from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
-from sniper.data.datasets.coco import Category, load_annotations
+from sniper.data.datasets.coco import Category, load_dataset
 from sniper.errors import RunError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import size
-from sniper.inference.detector import Predictor, to_coco
+from sniper.inference.detector import Detector, to_coco
 from sniper.runs.run import Run
 from sniper.training.loop import train
 from tests.data.tiny import write_dataset
@@ -25,9 +25,9 @@ CPU = torch.device("cpu")
 CATEGORIES = tuple(Category(category_id=i, name=str(i)) for i in (7, 9, 30))
 
 
-def predictor_of(*levels: LevelSpec, limit: int = 200) -> Predictor:
+def predictor_of(*levels: LevelSpec, limit: int = 200) -> Detector:
     spec = PredictSpec(levels=levels, precision="fp32", max_detections=limit)
-    return Predictor(detect=build_tiny().eval().detect, spec=spec, categories=CATEGORIES, device=CPU)
+    return Detector(detect=build_tiny().eval().detect, spec=spec, categories=CATEGORIES, device=CPU)
 
 
 def noise(width: int, height: int) -> np.ndarray:
@@ -77,17 +77,17 @@ def test_results_bear_the_categories_own_ids() -> None:
 
 
 def test_a_run_brings_its_weights_and_categories(tmp_path: Path) -> None:
-    annotations = load_annotations(write_dataset(tmp_path))
+    annotations = load_dataset(write_dataset(tmp_path))
     spec = tiny_experiment(annotations.path)
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=0.2))
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(RunError, match="no checkpoint yet"):
-        Predictor.load(run, spec, device=CPU)
+        Detector.load(run, spec, device=CPU)
     model = train(run, spec, annotations, device=CPU, watch=lambda report: None)
-    predictor = Predictor.load(run, spec, device=CPU)
+    predictor = Detector.load(run, spec, device=CPU)
     assert [category.name for category in predictor.categories] == ["dark", "bright"]
     image = noise(150, 120)
-    own = Predictor.of(model.eval(), spec=spec, categories=predictor.categories, device=CPU)(image)
+    own = Detector.of(model.eval(), spec=spec, categories=predictor.categories, device=CPU)(image)
     found = predictor(image)
     assert len(found) > 0
     np.testing.assert_array_equal(found.boxes, own.boxes)

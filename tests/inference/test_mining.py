@@ -10,11 +10,11 @@ import torch
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
-from sniper.data import proposals as module
-from sniper.data.datasets.coco import Annotations, load_annotations
+from sniper.data.datasets.coco import Dataset, load_dataset
 from sniper.errors import DetectionsError, ProposalsError, RunError
 from sniper.geometry.boxes import iou
-from sniper.inference.mining import Miner, mine, take_detections
+from sniper.inference import proposals as module
+from sniper.inference.mining import Miner, mine, proposals_from_detections
 from sniper.inference.proposals import ProposalStore
 from sniper.runs.run import Run
 from sniper.training.loop import train
@@ -26,18 +26,18 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Annotations:
+def annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     monkeypatch.setattr(module, "IMAGES_PER_SHARD", 1)
-    return load_annotations(write_dataset(tmp_path / "world"))
+    return load_dataset(write_dataset(tmp_path / "world"))
 
 
 @pytest.fixture
-def spec(annotations: Annotations) -> ExperimentSpec:
+def spec(annotations: Dataset) -> ExperimentSpec:
     return tiny_experiment(annotations.path)
 
 
 @pytest.fixture
-def run(annotations: Annotations, spec: ExperimentSpec, tmp_path: Path) -> Run:
+def run(annotations: Dataset, spec: ExperimentSpec, tmp_path: Path) -> Run:
     made = Run.create(tmp_path / "run", config="")
     train(made, spec, annotations, device=CPU, watch=lambda _: None)
     return made
@@ -64,7 +64,7 @@ def test_proposals_of_all_levels_are_merged_in_the_image_frame_best_first() -> N
     levels = (LevelSpec(factor=2.0), LevelSpec(long_side=64))
     images = noise((90, 60), (64, 64), (1, 50))
     for image, (boxes, scores) in zip(images, miner_of(*levels)(images), strict=True):
-        assert len(boxes) == len(scores) <= 2 * TINY.rpn.num_proposals
+        assert len(boxes) == len(scores) <= 2 * TINY.rpn.post_nms_top_n
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert (boxes >= 0).all()
         assert (boxes <= np.array([*image.shape[1::-1], *image.shape[1::-1]])).all()
@@ -85,7 +85,7 @@ def test_images_of_one_shape_are_searched_together_as_one_by_one() -> None:
 
 
 def test_a_miner_that_was_killed_goes_on_and_finds_the_same(
-    run: Run, spec: ExperimentSpec, annotations: Annotations, tmp_path: Path
+    run: Run, spec: ExperimentSpec, annotations: Dataset, tmp_path: Path
 ) -> None:
     whole = mine(run, spec, annotations, tmp_path / "whole", device=CPU, watch=ignore)
 
@@ -113,7 +113,7 @@ def test_a_miner_that_was_killed_goes_on_and_finds_the_same(
 
 
 def test_processes_side_by_side_share_the_images(
-    run: Run, spec: ExperimentSpec, annotations: Annotations, tmp_path: Path
+    run: Run, spec: ExperimentSpec, annotations: Dataset, tmp_path: Path
 ) -> None:
     for rank, missing in ((0, [1, 2]), (2, [1]), (1, [])):
         store = mine(run, spec, annotations, tmp_path / "found", device=CPU, watch=ignore, share=(rank, 3))
@@ -121,7 +121,7 @@ def test_processes_side_by_side_share_the_images(
 
 
 def test_a_process_waits_for_the_first_one_to_begin(
-    run: Run, spec: ExperimentSpec, annotations: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, spec: ExperimentSpec, annotations: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sniper.inference.mining._LONGEST_WAIT", 0.2)
     with pytest.raises(ProposalsError, match="the first process has not begun it"):
@@ -129,7 +129,7 @@ def test_a_process_waits_for_the_first_one_to_begin(
 
 
 def test_a_run_without_weights_cannot_mine(
-    spec: ExperimentSpec, annotations: Annotations, tmp_path: Path
+    spec: ExperimentSpec, annotations: Dataset, tmp_path: Path
 ) -> None:
     with pytest.raises(RunError, match="no checkpoint yet"):
         mine(
@@ -142,7 +142,7 @@ def test_a_run_without_weights_cannot_mine(
         )
 
 
-def test_detections_of_any_detector_are_taken(annotations: Annotations, tmp_path: Path) -> None:
+def test_detections_of_any_detector_are_taken(annotations: Dataset, tmp_path: Path) -> None:
     source = tmp_path / "found.json"
     entries = [
         {"image_id": 2, "category_id": 10, "bbox": [5, 5, 20, 20], "score": 0.5},
@@ -161,10 +161,12 @@ def test_detections_of_any_detector_are_taken(annotations: Annotations, tmp_path
         {"image_id": 4, "category_id": 10, "bbox": [1, 2, 3, 4], "score": 0.1},
     ]
     source.write_text(json.dumps(entries))
-    store = take_detections(entries, annotations, tmp_path / "found", spec=MineSpec(), source=source)
+    store = proposals_from_detections(
+        entries, annotations, tmp_path / "found", spec=MineSpec(), source=source
+    )
     found = [shard.boxes for _, shard in store]
     assert [len(boxes) for boxes in found] == [0, 2, 0, 1]
     np.testing.assert_allclose(found[1], [[5, 5, 25, 26], [50, 150, 96, 200]], atol=0.01)
     strange = [{**entries[0], "image_id": 77}]
     with pytest.raises(DetectionsError, match="has no image 77"):
-        take_detections(strange, annotations, tmp_path / "other", spec=MineSpec(), source=source)
+        proposals_from_detections(strange, annotations, tmp_path / "other", spec=MineSpec(), source=source)

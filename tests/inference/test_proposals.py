@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 
 from sniper.chips.negatives import NegativeSpec
-from sniper.data import proposals as module
-from sniper.data.datasets.coco import Annotations, load_annotations
-from sniper.data.epoch import build_table, plan_epoch
+from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.epoch import build_table, order_chips
 from sniper.errors import ProposalsError
+from sniper.inference import proposals as module
 from sniper.inference.proposals import ProposalStore, ShardProposals, add_negatives
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 
 
 @pytest.fixture
-def annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Annotations:
+def annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     monkeypatch.setattr(module, "IMAGES_PER_SHARD", 3)  # four images: two shards
-    return load_annotations(write_dataset(tmp_path))
+    return load_dataset(write_dataset(tmp_path))
 
 
-def found_in(annotations: Annotations, images: range, *, count: int = 50) -> ShardProposals:
+def found_in(annotations: Dataset, images: range, *, count: int = 50) -> ShardProposals:
     rng = np.random.default_rng(images.start)
     sides = np.stack([annotations.widths, annotations.heights] * 2, axis=1)[np.repeat(list(images), count)]
     low = rng.uniform(0, 0.8, (len(sides), 2))
@@ -31,7 +31,7 @@ def found_in(annotations: Annotations, images: range, *, count: int = 50) -> Sha
     )
 
 
-def filled(folder: Path, annotations: Annotations) -> ProposalStore:
+def filled(folder: Path, annotations: Dataset) -> ProposalStore:
     store = ProposalStore.begin(folder, annotations, source={"weights": "abc"})
     for shard in store.missing:
         store.write(shard, found_in(annotations, store.images_of(shard)))
@@ -39,7 +39,7 @@ def filled(folder: Path, annotations: Annotations) -> ProposalStore:
 
 
 def test_proposals_come_back_as_they_were_to_a_fraction_of_a_pixel(
-    annotations: Annotations, tmp_path: Path
+    annotations: Dataset, tmp_path: Path
 ) -> None:
     filled(tmp_path / "found", annotations)
     store = ProposalStore.open(tmp_path / "found", annotations)
@@ -51,7 +51,7 @@ def test_proposals_come_back_as_they_were_to_a_fraction_of_a_pixel(
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)
 
 
-def test_what_is_missing_is_told_and_gone_on_with(annotations: Annotations, tmp_path: Path) -> None:
+def test_what_is_missing_is_told_and_gone_on_with(annotations: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "found"
     store = ProposalStore.begin(folder, annotations, source={"weights": "abc"})
     store.write(1, found_in(annotations, store.images_of(1)))
@@ -62,7 +62,7 @@ def test_what_is_missing_is_told_and_gone_on_with(annotations: Annotations, tmp_
     assert ProposalStore.begin(folder, annotations, source={"weights": "other"}).missing == [0, 1]
 
 
-def test_a_damaged_shard_is_told(annotations: Annotations, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_told(annotations: Dataset, tmp_path: Path) -> None:
     store = filled(tmp_path / "found", annotations)
     path = tmp_path / "found" / "00000.npz"
     whole = path.read_bytes()
@@ -77,7 +77,7 @@ def test_a_damaged_shard_is_told(annotations: Annotations, tmp_path: Path) -> No
     assert num_told > 30
 
 
-def test_an_unfinished_store_is_begun_anew(annotations: Annotations, tmp_path: Path) -> None:
+def test_an_unfinished_store_is_begun_anew(annotations: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "found"
     folder.mkdir()
     for name in ("00001.npz", ".head.json.123", ".00000.npz.77"):
@@ -85,7 +85,7 @@ def test_an_unfinished_store_is_begun_anew(annotations: Annotations, tmp_path: P
     assert ProposalStore.begin(folder, annotations, source={}).missing == [0, 1]
 
 
-def test_what_does_not_belong_is_refused(annotations: Annotations, tmp_path: Path) -> None:
+def test_what_does_not_belong_is_refused(annotations: Dataset, tmp_path: Path) -> None:
     filled(tmp_path / "found", annotations)
     with pytest.raises(ProposalsError, match="found in other images"):
         ProposalStore.open(tmp_path / "found", annotations.select(np.array([0, 1])))
@@ -110,11 +110,13 @@ def test_what_does_not_belong_is_refused(annotations: Annotations, tmp_path: Pat
 
 
 def test_negative_chips_are_chosen_shard_by_shard_and_drawn_each_epoch(
-    annotations: Annotations, tmp_path: Path
+    annotations: Dataset, tmp_path: Path
 ) -> None:
     store = filled(tmp_path / "found", annotations)
     positives = build_table(annotations, SMALL_PYRAMID, generator=np.random.default_rng(0))
-    table = add_negatives(positives, store, NegativeSpec(at_least=(2,)), generator=np.random.default_rng(0))
+    table = add_negatives(
+        positives, store, NegativeSpec(min_proposals=(2,)), generator=np.random.default_rng(0)
+    )
     pool = np.bincount(table.image_indices[table.is_negative], minlength=4)
     assert (pool > 1).all()
     assert (~table.is_negative).sum() == len(positives)
@@ -123,7 +125,7 @@ def test_negative_chips_are_chosen_shard_by_shard_and_drawn_each_epoch(
     np.testing.assert_array_equal(again.is_negative, table.is_negative)
 
     plans = [
-        plan_epoch(
+        order_chips(
             annotations,
             SMALL_PYRAMID,
             batch_size=4,

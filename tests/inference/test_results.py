@@ -11,8 +11,8 @@ import pytest
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
 from sniper.errors import DetectionsError, ImageError
-from sniper.inference.results import ResultParts, SearchReport, ToSearch, search_to_file
-from sniper.runs.processes import Ranks
+from sniper.inference.results import ImageToSearch, ResultParts, SearchReport, search_to_file
+from sniper.runs.processes import Processes
 from tests.data.tiny import write_image
 from tests.inference.test_search import blob_predictor
 
@@ -22,10 +22,15 @@ def entries_of(index: int) -> list[dict[str, Any]]:
 
 
 def parts_of(
-    target: Path, *, resume: bool = False, num_images: int = 7, weights: str = "a", ranks: Ranks | None = None
+    target: Path,
+    *,
+    resume: bool = False,
+    num_images: int = 7,
+    weights: str = "a",
+    ranks: Processes | None = None,
 ) -> ResultParts:
     return ResultParts(
-        target, made_of={"weights": weights}, num_images=num_images, resume=resume, ranks=ranks or Ranks()
+        target, made_of={"weights": weights}, num_images=num_images, resume=resume, ranks=ranks or Processes()
     )
 
 
@@ -111,7 +116,9 @@ def test_an_image_that_cannot_be_read_ends_the_search_and_loses_nothing(tmp_path
     images = []
     for number in range(40):
         write_image(tmp_path / f"{number}.png", width=60, height=50, seed=number)
-        images.append(ToSearch(image_id=number, path=tmp_path / f"{number}.png", file_name=f"{number}.png"))
+        images.append(
+            ImageToSearch(image_id=number, path=tmp_path / f"{number}.png", file_name=f"{number}.png")
+        )
     predictor = blob_predictor(LevelSpec(factor=1.0), window=256, batch_megapixels=0.001)
     target = tmp_path / "found.json"
     seen: list[tuple[int, int]] = []
@@ -123,7 +130,7 @@ def test_an_image_that_cannot_be_read_ends_the_search_and_loses_nothing(tmp_path
             target,
             made_of={"weights": weights},
             resume=resume,
-            ranks=Ranks(),
+            ranks=Processes(),
             watch=lambda done, total: seen.append((done, total)),
         )
 
@@ -159,11 +166,11 @@ def test_images_in_which_as_many_were_found_as_may_be_are_counted(tmp_path: Path
     predictor = dataclasses.replace(blob_predictor(LevelSpec(factor=1.0), window=256), spec=spec)
     report = search_to_file(
         predictor,
-        [ToSearch(image_id=1, path=tmp_path / "a.png")],
+        [ImageToSearch(image_id=1, path=tmp_path / "a.png")],
         tmp_path / "found.json",
         made_of={},
         resume=False,
-        ranks=Ranks(),
+        ranks=Processes(),
         watch=lambda done, total: None,
     )
     assert (report.num_results, report.num_full) == (2, 1)

@@ -18,12 +18,12 @@ from PIL import Image
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
 from sniper.data.datasets.coco import Category
-from sniper.data.images.files import PictureInMemory
+from sniper.data.images.files import ArrayImageReader
 from sniper.data.images.regions import cut_window
 from sniper.data.spec import DataSpec
 from sniper.errors import ImageError, OutOfMemory
 from sniper.geometry import Detections
-from sniper.inference.detector import Detect, Predictor
+from sniper.inference.detector import Detect, Detector
 from sniper.inference.search import Axis, Search, Tiling, Window
 from tests.models.batches import build_tiny
 
@@ -46,11 +46,11 @@ def find_blobs(images: Sequence[torch.Tensor]) -> list[Detections]:
 
 def blob_predictor(
     *levels: LevelSpec, window: int, batch_megapixels: float = 8.0, merge: Merge = "gaussian"
-) -> Predictor:
+) -> Detector:
     spec = PredictSpec(
         levels=levels, window=window, batch_megapixels=batch_megapixels, merge=merge, max_detections=10_000
     )
-    return Predictor(
+    return Detector(
         detect=find_blobs, spec=spec, categories=(Category(category_id=1, name="blob"),), device=CPU
     )
 
@@ -142,7 +142,7 @@ def test_a_network_computes_in_windows_what_it_computes_in_the_whole() -> None:
     assert len(windows) > 2
     cells_seen = 0
     for window in windows:
-        features = features_of(cut_window(PictureInMemory(image), window.level, window.corners))
+        features = features_of(cut_window(ArrayImageReader(image), window.level, window.corners))
         x1, y1, x2, y2 = (corner // 16 for corner in window.corners)
         # Away from inner borders by more than what a cell looks at.
         left, top = (0 if x1 == 0 else 1), (0 if y1 == 0 else 1)
@@ -159,7 +159,7 @@ def test_what_is_found_in_an_image_does_not_depend_on_the_others() -> None:
     sides = [(90, 70), (128, 128), (100, 65), (127, 120), (64, 300), (90, 70)]
     images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sides]
     levels = (LevelSpec(factor=1.5), LevelSpec(long_side=64))
-    predictor = Predictor(
+    predictor = Detector(
         detect=build_tiny().eval().detect,
         spec=PredictSpec(levels=levels, precision="fp32"),
         categories=(),
@@ -277,7 +277,7 @@ def test_a_bad_file_ends_the_search_or_is_skipped(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"[12]\.png: cannot be read as an image"):
         list(predictor.search(paths))
     assert len(predictor(str(paths[0]))) > 0
-    skipping = Predictor(
+    skipping = Detector(
         detect=find_blobs,
         spec=predictor.spec,
         categories=predictor.categories,

@@ -6,32 +6,32 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from sniper.chips import ChipTarget, Standing
+from sniper.chips import BoxStatus, ChipTarget
 from sniper.data.batches import Batch, ChipSample, collate
-from sniper.models.detector import Detector
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
+from sniper.models.two_stage import TwoStageDetector
 
 TINY = DetectorSpec(
-    backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stride=0),
+    backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stages=0),
     rpn=RPNSpec(
         channels=16,
         anchor_sizes=(16, 32, 64),
-        num_candidates=200,
-        num_proposals=30,
-        num_training_proposals=20,
+        pre_nms_top_n=200,
+        post_nms_top_n=30,
+        post_nms_top_n_train=20,
     ),
-    roi_head=RoIHeadSpec(channels=8, width=32),
+    roi_head=RoIHeadSpec(channels=8, hidden_dim=32),
 )
 
 
-def build_tiny(spec: DetectorSpec = TINY, *, num_classes: int = 3, seed: int = 0) -> Detector:
+def build_tiny(spec: DetectorSpec = TINY, *, num_classes: int = 3, seed: int = 0) -> TwoStageDetector:
     torch.manual_seed(seed)
-    return Detector(spec, num_classes=num_classes)
+    return TwoStageDetector(spec, num_classes=num_classes)
 
 
 def build_sample(
     boxes: Sequence[Sequence[float]],
-    standing: Sequence[Standing],
+    status: Sequence[BoxStatus],
     labels: Sequence[int] | None = None,
     *,
     side: int = 128,
@@ -43,7 +43,7 @@ def build_sample(
         target=ChipTarget(
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             labels=np.array(labels if labels is not None else [0] * len(boxes), dtype=np.int64),
-            standing=np.array(standing, dtype=np.int64),
+            status=np.array(status, dtype=np.int64),
         ),
         valid_sizes=(0.0, largest),
         seed=seed,

@@ -43,12 +43,12 @@ def test_features_are_joined_at_stride_16(name: str) -> None:
     backbone = Backbone(BackboneSpec(name=name, pretrained=False)).eval()
     (features,) = backbone(torch.zeros((2, 3, 64, 96), dtype=torch.uint8))
     assert features.shape == (2, backbone.num_channels, 4, 6)
-    one = Backbone(BackboneSpec(name=name, pretrained=False, features=1))
+    one = Backbone(BackboneSpec(name=name, pretrained=False, num_feature_maps=1))
     assert one.num_channels < backbone.num_channels
 
 
 def test_nothing_is_frozen_when_nothing_shall_be() -> None:
-    backbone = Backbone(BackboneSpec(name="test_resnet", pretrained=False, frozen_stride=0)).train()
+    backbone = Backbone(BackboneSpec(name="test_resnet", pretrained=False, frozen_stages=0)).train()
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     assert all(module.training for module in backbone.modules())
 
@@ -104,4 +104,4 @@ def test_a_feature_pyramid_has_five_maps_each_half_the_one_before() -> None:
 
 def test_a_model_without_the_strides_of_a_pyramid_is_refused() -> None:
     with pytest.raises(ConfigError, match="a pyramid is made of"):
-        Backbone(BackboneSpec(name="test_vit", pretrained=False, neck="fpn", frozen_stride=0))
+        Backbone(BackboneSpec(name="test_vit", pretrained=False, neck="fpn", frozen_stages=0))

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from sniper.models.folding import folded
+from sniper.models.folding import fold_batch_norm
 
 
 def with_statistics(trunk: nn.Module) -> nn.Module:
@@ -33,7 +33,7 @@ def test_a_folded_trunk_gives_the_same_maps(name: str) -> None:
     torch.manual_seed(0)
     trunk = with_statistics(timm.create_model(name, features_only=True))
     before = {key: tensor.clone() for key, tensor in trunk.state_dict().items()}
-    quick = folded(trunk)
+    quick = fold_batch_norm(trunk)
     assert count_norms(trunk) > 10
     assert count_norms(quick) == 0
     image = torch.randn(2, 3, 96, 64)
@@ -72,6 +72,6 @@ def test_a_trunk_that_cannot_be_folded_stays(kind: type[nn.Module]) -> None:
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         (wanted,) = trunk(image)
-        (given,) = folded(trunk)(image)
-    assert count_norms(folded(trunk)) == 1
+        (given,) = fold_batch_norm(trunk)(image)
+    assert count_norms(fold_batch_norm(trunk)) == 1
     assert torch.equal(wanted, given)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 
 from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
-from sniper.data.datasets.coco import load_annotations
+from sniper.data.datasets.coco import load_dataset
 from sniper.data.epoch import to_image_boxes
-from sniper.planning.cost import Budget, measure
+from sniper.planning.cost import CostPlan, measure
 from tests.chips.worlds import SMALL_PYRAMID, boxes_of, one_image, worlds
 
 COCO = Path(__file__).parents[3] / "shared/data/annotations/coco_val2017.json"
@@ -21,7 +21,7 @@ def table_of(world: ImageBoxes, pyramid: PyramidSpec) -> ChipTable:
     return ChipTable.build(pyramid, world, digest="", generator=np.random.default_rng(0))
 
 
-def budget_of(world: ImageBoxes, pyramid: PyramidSpec = SMALL_PYRAMID) -> Budget:
+def budget_of(world: ImageBoxes, pyramid: PyramidSpec = SMALL_PYRAMID) -> CostPlan:
     return measure(table_of(world, pyramid), world)
 
 
@@ -105,7 +105,7 @@ def test_a_box_that_moved_is_useful_only_where_it_is_learnt() -> None:
 
 @pytest.mark.skipif(not COCO.is_file(), reason="the annotations of COCO val2017 are not at hand")
 def test_coco_costs_what_the_authors_code_makes_it_cost_and_loses_no_box() -> None:
-    budget = budget_of(to_image_boxes(load_annotations(COCO, has_images=False)), PyramidSpec())
+    budget = budget_of(to_image_boxes(load_dataset(COCO, has_images=False)), PyramidSpec())
     assert budget.mean_chips_per_image <= 3.95  # theirs: 3.918, and boxes lost
     per_level = [level.num_chips / budget.num_images_with_boxes for level in budget.levels]
     assert per_level == pytest.approx([1.702, 1.352, 0.865], abs=0.03)

@@ -7,24 +7,24 @@ import numpy as np
 import pytest
 
 from sniper.chips import LevelSpec, PyramidSpec
-from sniper.data.datasets.coco import load_annotations
+from sniper.data.datasets.coco import load_dataset
 from sniper.data.epoch import build_table, to_image_boxes
 from sniper.planning.cost import measure
 from sniper.planning.page import PlanPage, resize_rule
-from sniper.planning.suggest import offers
+from sniper.planning.suggest import suggest_pyramids
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 
 
 def page_of(path: Path, *, pyramid: PyramidSpec = SMALL_PYRAMID) -> PlanPage:
-    annotations = load_annotations(path, has_images=False)
+    annotations = load_dataset(path, has_images=False)
     boxes = to_image_boxes(annotations)
     table = build_table(annotations, pyramid, generator=np.random.default_rng(0))
     return PlanPage(
         annotations=annotations,
         table=table,
         budget=measure(table, boxes),
-        offers=offers(boxes, like=PyramidSpec(), num_levels=[1, 2], share=0.5),
+        suggest_pyramids=suggest_pyramids(boxes, like=PyramidSpec(), num_levels=[1, 2], share=0.5),
         test_megapixels=0.5,
         batch_size=4,
         crowd=1,

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from sniper.data.batches import ChipDataset
-from sniper.data.datasets.coco import Category, load_annotations
-from sniper.data.epoch import plan_epoch
-from sniper.data.images.files import PictureInMemory
+from sniper.data.datasets.coco import Category, load_dataset
+from sniper.data.epoch import order_chips
+from sniper.data.images.files import ArrayImageReader
 from sniper.geometry import Detections
 from sniper.reports.pictures import Truth, draw_chips, draw_detections
 from tests.chips.worlds import SMALL_PYRAMID
@@ -18,8 +18,8 @@ CATEGORIES = (Category(category_id=1, name="dark"), Category(category_id=2, name
 
 
 def test_a_sheet_holds_as_many_chips_as_there_are(tmp_path: Path) -> None:
-    annotations = load_annotations(write_dataset(tmp_path, sides=((160, 120),), boxes_per_image=1))
-    plan = plan_epoch(annotations, SMALL_PYRAMID, batch_size=1, flip=0.0, seed=0, epoch=0)
+    annotations = load_dataset(write_dataset(tmp_path, sides=((160, 120),), boxes_per_image=1))
+    plan = order_chips(annotations, SMALL_PYRAMID, batch_size=1, flip=0.0, seed=0, epoch=0)
     draw_chips(ChipDataset(annotations, plan), tmp_path / "chips.png", side=100)
     with Image.open(tmp_path / "chips.png") as sheet:
         colors = {color for _, color in sheet.getcolors(maxcolors=1_000_000) or []}
@@ -28,7 +28,7 @@ def test_a_sheet_holds_as_many_chips_as_there_are(tmp_path: Path) -> None:
 
 
 def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
-    image = PictureInMemory(np.zeros((100, 200, 3), dtype=np.uint8))
+    image = ArrayImageReader(np.zeros((100, 200, 3), dtype=np.uint8))
     found = Detections(
         boxes=np.array([[20.0, 40.0, 60.0, 80.0], [120.0, 40.0, 160.0, 80.0]]),
         scores=np.array([0.9, 0.1]),
@@ -45,7 +45,7 @@ def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
 def test_a_box_at_the_upper_border_has_its_name_inside(tmp_path: Path) -> None:
     found = Detections(boxes=np.array([[0.0, 0.0, 90.0, 90.0]]), scores=np.array([0.9]), labels=np.array([0]))
     draw_detections(
-        PictureInMemory(np.zeros((100, 100, 3), dtype=np.uint8)),
+        ArrayImageReader(np.zeros((100, 100, 3), dtype=np.uint8)),
         found,
         tmp_path / "found.png",
         categories=CATEGORIES,
@@ -55,7 +55,7 @@ def test_a_box_at_the_upper_border_has_its_name_inside(tmp_path: Path) -> None:
 
 
 def test_hits_false_alarms_misses_and_crowds_have_colours_of_their_own(tmp_path: Path) -> None:
-    image = PictureInMemory(np.zeros((600, 1200, 3), dtype=np.uint8))
+    image = ArrayImageReader(np.zeros((600, 1200, 3), dtype=np.uint8))
     truth = Truth(
         boxes=np.array([[100.0, 100, 200, 200], [400, 100, 500, 200], [700, 100, 1100, 500]]),
         labels=np.array([0, 0, 0]),
@@ -88,7 +88,7 @@ def test_hits_false_alarms_misses_and_crowds_have_colours_of_their_own(tmp_path:
 
 
 def test_a_very_large_image_makes_a_picture_that_can_be_opened(tmp_path: Path) -> None:
-    image = PictureInMemory(np.zeros((500, 12_000, 3), dtype=np.uint8))
+    image = ArrayImageReader(np.zeros((500, 12_000, 3), dtype=np.uint8))
     found = Detections(boxes=np.array([[0.0, 0, 6000, 500]]), scores=np.array([0.9]), labels=np.array([0]))
     draw_detections(image, found, tmp_path / "found.png", categories=CATEGORIES)
     with Image.open(tmp_path / "found.png") as picture:

@@ -11,16 +11,16 @@ from tests.models.batches import TINY
 def tiny_experiment(annotations: Path) -> ExperimentSpec:
     source = SourceSpec(annotations=str(annotations))
     return ExperimentSpec(
-        data=DataSpec(train=source, test=source, loader_processes=0),
+        data=DataSpec(train=source, test=source, num_workers=0),
         pyramid=SMALL_PYRAMID,
         model=TINY,
         train=TrainSpec(
             epochs=1.5,
             batch_size=4,
             learning_rate=0.01,
-            reference_batch=4,
-            warm_up_steps=2,
-            decay_at=(1.0,),
+            reference_batch_size=4,
+            warmup_steps=2,
+            milestones=(1.0,),
             precision="fp32",
             checkpoint_minutes=1e-9,  # after every step
         ),

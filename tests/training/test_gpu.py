@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sniper.chips import Standing
+from sniper.chips import BoxStatus
 from sniper.config.experiment import ExperimentSpec, TrainSpec
 from sniper.data.batches import Batch
 from sniper.models.spec import DetectorSpec
-from sniper.runs.processes import ALONE
+from sniper.runs.processes import SINGLE_PROCESS
 from sniper.training.learner import Learner
 from tests.models.batches import TINY, build_batch, build_sample
 
@@ -34,10 +34,10 @@ def no_waiting() -> Iterator[None]:
 
 def some_chips() -> Batch:
     chips = [
-        build_sample([[16, 16, 48, 48], [70, 60, 120, 100]], [Standing.VALID, Standing.INVALID]),
+        build_sample([[16, 16, 48, 48], [70, 60, 120, 100]], [BoxStatus.VALID, BoxStatus.OUT_OF_RANGE]),
         build_sample([], []),
-        build_sample([[10, 10, 60, 60]], [Standing.IGNORED]),
-        build_sample([[20, 30, 80, 70]], [Standing.VALID]),
+        build_sample([[10, 10, 60, 60]], [BoxStatus.IGNORE]),
+        build_sample([[20, 30, 80, 70]], [BoxStatus.VALID]),
     ]
     return build_batch(*chips)
 
@@ -45,7 +45,7 @@ def some_chips() -> Batch:
 def learner_of(model: DetectorSpec, device: str, precision: str = "fp32") -> Learner:
     train = TrainSpec(batch_size=4, precision=precision)  # type: ignore[arg-type]
     spec = ExperimentSpec(model=model, train=train)
-    return Learner(spec, num_classes=3, device=torch.device(device), ranks=ALONE, has_weights=False)
+    return Learner(spec, num_classes=3, device=torch.device(device), ranks=SINGLE_PROCESS, has_weights=False)
 
 
 @pytest.mark.usefixtures("no_waiting")

@@ -11,11 +11,11 @@ import torch
 
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch, ChipDataset, collate
-from sniper.data.datasets.coco import Annotations, load_annotations
-from sniper.data.epoch import plan_epoch
+from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.epoch import order_chips
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
-from sniper.models.detector import Detector
-from sniper.runs.processes import ALONE, Ranks
+from sniper.models.two_stage import TwoStageDetector
+from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Progress, Run
 from sniper.training.learner import Learner
 from tests.data.tiny import write_dataset
@@ -25,12 +25,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def annotations(tmp_path: Path) -> Annotations:
-    return load_annotations(write_dataset(tmp_path / "world"))
+def annotations(tmp_path: Path) -> Dataset:
+    return load_dataset(write_dataset(tmp_path / "world"))
 
 
 @pytest.fixture
-def spec(annotations: Annotations) -> ExperimentSpec:
+def spec(annotations: Dataset) -> ExperimentSpec:
     """Batch norm is frozen, so that a chip does not depend on those beside it."""
     spec = tiny_experiment(annotations.path)
     backbone = dataclasses.replace(spec.model.backbone, batch_norm="frozen")
@@ -38,8 +38,8 @@ def spec(annotations: Annotations) -> ExperimentSpec:
 
 
 @pytest.fixture
-def batches(annotations: Annotations, spec: ExperimentSpec) -> list[Batch]:
-    plan = plan_epoch(annotations, spec.pyramid, batch_size=4, flip=0.0, seed=0, epoch=0)
+def batches(annotations: Dataset, spec: ExperimentSpec) -> list[Batch]:
+    plan = order_chips(annotations, spec.pyramid, batch_size=4, flip=0.0, seed=0, epoch=0)
     chips = ChipDataset(annotations, plan)
     return [collate([chips[i] for i in range(start, start + 4)]) for start in range(0, len(chips) - 3, 4)]
 
@@ -48,7 +48,7 @@ def changed(spec: ExperimentSpec, **fields: Any) -> ExperimentSpec:
     return dataclasses.replace(spec, train=dataclasses.replace(spec.train, **fields))
 
 
-def learner_of(spec: ExperimentSpec, *, ranks: Ranks = ALONE) -> Learner:
+def learner_of(spec: ExperimentSpec, *, ranks: Processes = SINGLE_PROCESS) -> Learner:
     return Learner(spec, num_classes=2, device=CPU, ranks=ranks, has_weights=False)
 
 
@@ -62,7 +62,7 @@ def test_a_batch_cut_into_parts_teaches_what_the_whole_teaches(
     spec: ExperimentSpec, batches: list[Batch]
 ) -> None:
     whole, losses = learnt(spec, batches)
-    parts, same_losses = learnt(changed(spec, accumulate=2), batches)
+    parts, same_losses = learnt(changed(spec, accumulation_steps=2), batches)
     assert same_losses == pytest.approx(losses, rel=1e-4)
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -71,7 +71,7 @@ def test_a_batch_cut_into_parts_teaches_what_the_whole_teaches(
 def test_losses_that_count_thrice_move_the_weights_thrice_as_far_and_are_told_as_they_are(
     spec: ExperimentSpec, batches: list[Batch]
 ) -> None:
-    spec = changed(spec, weight_decay=0.0, clip_gradient=None)
+    spec = changed(spec, weight_decay=0.0, clip_grad_norm=None)
     once, thrice, faster = (learner_of(spec) for _ in range(3))
     told = once.learn(batches[0], rate=0.01, step=0)
     weighted = thrice.learn(batches[0], rate=0.01, step=0, weight=3.0)
@@ -111,10 +111,11 @@ def test_the_average_of_the_weights_lags_behind_them_and_is_what_is_used(
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"optimizer": "adamw"}, {"precision": "fp16"}, {"ema_decay": 0.99, "accumulate": 2}]
+    "fields",
+    [{}, {"optimizer": "adamw"}, {"precision": "fp16"}, {"ema_decay": 0.99, "accumulation_steps": 2}],
 )
 def test_a_learner_that_goes_on_from_disk_learns_the_same_bits(
-    annotations: Annotations,
+    annotations: Dataset,
     spec: ExperimentSpec,
     batches: list[Batch],
     tmp_path: Path,
@@ -139,13 +140,13 @@ def test_a_chip_whose_loss_is_no_number_is_named(
 ) -> None:
     learner = learner_of(spec)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    bad, compute = batches[0].names[2], Detector.losses
+    bad, compute = batches[0].names[2], TwoStageDetector.losses
 
-    def losses(self: Detector, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self: TwoStageDetector, batch: Batch) -> dict[str, torch.Tensor]:
         values = compute(self, batch)
         return {name: loss * math.nan if bad in batch.names else loss for name, loss in values.items()}
 
-    monkeypatch.setattr(Detector, "losses", losses)
+    monkeypatch.setattr(TwoStageDetector, "losses", losses)
     with pytest.raises(TrainingDiverged) as caught:
         learner.learn(batches[0], rate=0.01, step=7)
     assert str(caught.value).startswith("step 7: a loss or a gradient is not finite (rpn_objectness nan, ")
@@ -154,8 +155,10 @@ def test_a_chip_whose_loss_is_no_number_is_named(
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def _with_room_for(limit: int, compute: Callable[[Detector, Batch], Any]) -> Callable[[Detector, Batch], Any]:
-    def losses(self: Detector, batch: Batch) -> Any:
+def _with_room_for(
+    limit: int, compute: Callable[[TwoStageDetector, Batch], Any]
+) -> Callable[[TwoStageDetector, Batch], Any]:
+    def losses(self: TwoStageDetector, batch: Batch) -> Any:
         if len(batch) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return compute(self, batch)
@@ -168,9 +171,12 @@ def _with_room_for(limit: int, compute: Callable[[Detector, Batch], Any]) -> Cal
     [
         (
             3,
-            "4 chips of 64×64 at a time .* memory of cpu; 3 would. .*--train.accumulate 2, .*--train.batch_size 3",
+            "4 chips of 64×64 at a time .* memory of cpu; 3 would. .*--train.accumulation_steps 2, .*--train.batch_size 3",  # noqa: E501,
         ),
-        (1, "; 1 would. Keep the batch and say --train.accumulate 4, or begin .*--train.batch_size 1.$"),
+        (
+            1,
+            "; 1 would. Keep the batch and say --train.accumulation_steps 4, or begin .*--train.batch_size 1.$",
+        ),
         (0, "do not fit into the memory of cpu, nor does one"),
     ],
 )
@@ -182,7 +188,7 @@ def test_a_batch_that_does_not_fit_is_answered_with_one_that_does(
     answer: str,
 ) -> None:
     learner = learner_of(spec)
-    monkeypatch.setattr(Detector, "losses", _with_room_for(limit, Detector.losses))
+    monkeypatch.setattr(TwoStageDetector, "losses", _with_room_for(limit, TwoStageDetector.losses))
     with pytest.raises(OutOfMemory, match=answer):
         learner.learn(batches[0], rate=0.01, step=0)
 
@@ -190,28 +196,28 @@ def test_a_batch_that_does_not_fit_is_answered_with_one_that_does(
 def test_an_error_that_is_none_of_memory_is_not_taken_for_one(
     spec: ExperimentSpec, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def losses(self: Detector, batch: Batch) -> Any:
+    def losses(self: TwoStageDetector, batch: Batch) -> Any:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Detector, "losses", losses)
+    monkeypatch.setattr(TwoStageDetector, "losses", losses)
     with pytest.raises(RuntimeError, match="shapes differ"):
         learner_of(spec).learn(batches[0], rate=0.01, step=0)
 
 
 def test_what_cannot_be_shared_is_refused(spec: ExperimentSpec) -> None:
     with pytest.raises(ConfigError, match=r"4 chips cannot be shared equally by 3 processes$"):
-        learner_of(spec, ranks=Ranks(count=3))
+        learner_of(spec, ranks=Processes(count=3))
     with pytest.raises(ConfigError, match="4 chips cannot be shared equally by 4 processes in 2 parts each"):
-        learner_of(changed(spec, accumulate=2), ranks=Ranks(count=4))
+        learner_of(changed(spec, accumulation_steps=2), ranks=Processes(count=4))
     backbone = dataclasses.replace(spec.model.backbone, batch_norm="synced")
     synced = dataclasses.replace(spec, model=dataclasses.replace(spec.model, backbone=backbone))
     with pytest.raises(ConfigError, match="torch can sync statistics on GPUs only"):
-        learner_of(synced, ranks=Ranks(count=2))
+        learner_of(synced, ranks=Processes(count=2))
     assert learner_of(synced).model is not None  # alone there is nothing to sync
 
 
 def test_a_full_disk_is_told_and_leaves_the_checkpoints_before(
-    annotations: Annotations,
+    annotations: Dataset,
     spec: ExperimentSpec,
     batches: list[Batch],
     tmp_path: Path,

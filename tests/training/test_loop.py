@@ -15,7 +15,7 @@ import torch
 from sniper.chips import LevelSpec, PyramidSpec
 from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.config.experiment import ExperimentSpec
-from sniper.data.datasets.coco import Annotations, load_annotations
+from sniper.data.datasets.coco import Dataset, load_dataset
 from sniper.data.epoch import build_table
 from sniper.errors import (
     AnnotationError,
@@ -26,9 +26,9 @@ from sniper.errors import (
     TrainingDiverged,
 )
 from sniper.models.build import autocast, build_detector
-from sniper.models.detector import Detector
+from sniper.models.two_stage import TwoStageDetector
 from sniper.runs.run import Run
-from sniper.training.loop import StepReport, plan_of, train
+from sniper.training.loop import StepReport, order_epoch, train
 from tests.data.tiny import write_dataset
 from tests.training.experiments import tiny_experiment
 
@@ -36,12 +36,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def annotations(tmp_path: Path) -> Annotations:
-    return load_annotations(write_dataset(tmp_path / "world"))
+def annotations(tmp_path: Path) -> Dataset:
+    return load_dataset(write_dataset(tmp_path / "world"))
 
 
 @pytest.fixture
-def spec(annotations: Annotations) -> ExperimentSpec:
+def spec(annotations: Dataset) -> ExperimentSpec:
     return tiny_experiment(annotations.path)
 
 
@@ -67,7 +67,7 @@ class Killed(Exception):
     """Stands for the end of a process, at any step."""
 
 
-def train_killed_at(run: Run, spec: ExperimentSpec, annotations: Annotations, *, step: int) -> None:
+def train_killed_at(run: Run, spec: ExperimentSpec, annotations: Dataset, *, step: int) -> None:
     def kill(report: StepReport) -> None:
         if report.progress.step == step:
             raise Killed
@@ -77,7 +77,7 @@ def train_killed_at(run: Run, spec: ExperimentSpec, annotations: Annotations, *,
 
 
 def test_a_run_that_was_killed_and_goes_on_ends_with_the_same_weights(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=2.5))
     unbroken = Run.create(tmp_path / "unbroken", config="")
@@ -104,7 +104,7 @@ WHOLE = WholeSpec(
     "feed", [{"whole": WHOLE}, {"tiles": TileSpec(side=64, empty="drop")}, {"tiles": TileSpec(side=64)}]
 )
 def test_whole_images_and_tiles_are_learnt_from_and_runs_of_them_go_on(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path, feed: dict[str, Any]
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path, feed: dict[str, Any]
 ) -> None:
     spec = dataclasses.replace(
         spec,
@@ -114,7 +114,7 @@ def test_whole_images_and_tiles_are_learnt_from_and_runs_of_them_go_on(
     unbroken = Run.create(tmp_path / "unbroken", config="")
     train(unbroken, spec, annotations, device=CPU, watch=ignore)
     entries = metrics_of(unbroken)
-    first = plan_of(spec, annotations, epoch=0)
+    first = order_epoch(spec, annotations, epoch=0)
     own = entries[: first.num_steps]
     assert sum(entry["megapixels"] for entry in own) == pytest.approx(first.megapixels, abs=1e-3)
     assert own[0]["chips"] == len(first.table)
@@ -127,33 +127,33 @@ def test_whole_images_and_tiles_are_learnt_from_and_runs_of_them_go_on(
 
 
 def test_whole_images_are_learnt_from_in_parts(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     spec = dataclasses.replace(
         spec,
         data=dataclasses.replace(spec.data, whole=WHOLE),
-        train=dataclasses.replace(spec.train, epochs=1.0, accumulate=2),
+        train=dataclasses.replace(spec.train, epochs=1.0, accumulation_steps=2),
     )
     run = Run.create(tmp_path / "run", config="")
     train(run, spec, annotations, device=CPU, watch=ignore)
-    assert (np.diff(plan_of(spec, annotations, epoch=0, num_shares=2).offsets) % 2 == 0).all()
+    assert (np.diff(order_epoch(spec, annotations, epoch=0, num_shares=2).offsets) % 2 == 0).all()
     assert all(math.isfinite(entry["loss"]) for entry in metrics_of(run))
 
 
 def test_a_run_of_whole_images_goes_on_with_as_many_parts_as_its_epoch_was_begun_with(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, whole=WHOLE))
     run = Run.create(tmp_path / "run", config="")
     train_killed_at(run, spec, annotations, step=3)
-    halved = dataclasses.replace(spec, train=dataclasses.replace(spec.train, accumulate=2))
+    halved = dataclasses.replace(spec, train=dataclasses.replace(spec.train, accumulation_steps=2))
     with pytest.raises(ConfigError, match=r"was 1 and is 2; go on with 1, or from a checkpoint at the end"):
         train(run, halved, annotations, device=CPU, watch=ignore)
     train(run, spec, annotations, device=CPU, watch=ignore)
 
 
 def test_a_chip_table_gives_every_epoch_its_chips_also_when_the_file_is_gone(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     table = build_table(annotations, spec.pyramid, generator=np.random.default_rng(8))
     table.save(tmp_path / "table.npz")
@@ -173,7 +173,7 @@ def test_a_chip_table_gives_every_epoch_its_chips_also_when_the_file_is_gone(
 
 
 def test_a_chip_table_in_the_runs_own_place_is_kept(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     own = tmp_path / "run" / "chips.npz"
     own.parent.mkdir()
@@ -184,7 +184,7 @@ def test_a_chip_table_in_the_runs_own_place_is_kept(
 
 
 def test_a_chip_table_of_another_pyramid_is_refused(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     build_table(annotations, PyramidSpec(), generator=np.random.default_rng(8)).save(tmp_path / "table.npz")
     spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, chips=str(tmp_path / "table.npz")))
@@ -193,11 +193,11 @@ def test_a_chip_table_of_another_pyramid_is_refused(
 
 
 def test_loader_processes_change_no_weight(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     runs = []
     for count in (0, 1):
-        data = dataclasses.replace(spec.data, loader_processes=count)
+        data = dataclasses.replace(spec.data, num_workers=count)
         run = Run.create(tmp_path / f"with_{count}", config="")
         train(run, dataclasses.replace(spec, data=data), annotations, device=CPU, watch=ignore)
         runs.append(weights_of(run))
@@ -205,7 +205,7 @@ def test_loader_processes_change_no_weight(
 
 
 def test_a_fraction_of_an_epoch_makes_a_fraction_of_its_steps(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     reports: list[StepReport] = []
     train(Run.create(tmp_path / "run", config=""), spec, annotations, device=CPU, watch=reports.append)
@@ -213,16 +213,16 @@ def test_a_fraction_of_an_epoch_makes_a_fraction_of_its_steps(
     assert len(reports) == pytest.approx(1.5 * per_epoch, abs=2)
     assert reports[-1].epoch == pytest.approx(1.5, abs=0.2)
     assert reports[-1].steps_left == 0
-    assert reports[0].learning_rate == 0.004
+    assert reports[0].learning_rate == pytest.approx(0.01 / 30)
     assert reports[-1].learning_rate == pytest.approx(0.001)
 
 
 def test_a_run_may_be_lengthened_and_takes_the_rest_of_the_epoch_first(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     whole = Run.create(tmp_path / "whole", config="")
     parts = Run.create(tmp_path / "parts", config="")
-    plain = dataclasses.replace(spec.train, decay_at=())
+    plain = dataclasses.replace(spec.train, milestones=())
     for run, epochs in ((whole, 2.0), (parts, 0.5), (parts, 1.3), (parts, 2.0)):
         longer = dataclasses.replace(spec, train=dataclasses.replace(plain, epochs=epochs))
         train(run, longer, annotations, device=CPU, watch=ignore)
@@ -231,7 +231,7 @@ def test_a_run_may_be_lengthened_and_takes_the_rest_of_the_epoch_first(
 
 
 def test_metrics_hold_a_line_for_each_step(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path / "run", config="")
     train(run, spec, annotations, device=CPU, watch=ignore)
@@ -242,7 +242,7 @@ def test_metrics_hold_a_line_for_each_step(
 
 
 def test_only_the_newest_checkpoints_are_kept(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path / "run", config="")
     train(run, spec, annotations, device=CPU, watch=ignore)
@@ -251,9 +251,9 @@ def test_only_the_newest_checkpoints_are_kept(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
-    wild = dataclasses.replace(spec.train, learning_rate=1e30, warm_up_steps=0, decay_at=())
+    wild = dataclasses.replace(spec.train, learning_rate=1e30, warmup_steps=0, milestones=())
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(
         TrainingDiverged,
@@ -263,14 +263,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(
     assert all(math.isfinite(entry["loss"]) for entry in metrics_of(run))
 
 
-def test_gradients_are_clipped_when_asked(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
-) -> None:
+def test_gradients_are_clipped_when_asked(annotations: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:
     numbers = itertools.count()
 
     def step_length(clip: float | None) -> float:
         changed = dataclasses.replace(
-            spec.train, clip_gradient=clip, epochs=0.1, warm_up_steps=0, decay_at=(), weight_decay=0.0
+            spec.train, clip_grad_norm=clip, epochs=0.1, warmup_steps=0, milestones=(), weight_decay=0.0
         )
         run = Run.create(tmp_path / f"run_{next(numbers)}", config="")
         model = build_detector(spec.model, num_classes=2, seed=spec.seed)
@@ -285,17 +283,17 @@ def test_gradients_are_clipped_when_asked(
 
 
 def test_a_checkpoint_of_another_model_is_refused(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path / "run", config="")
     train(run, spec, annotations, device=CPU, watch=ignore)
-    wider = dataclasses.replace(spec.model, roi_head=dataclasses.replace(spec.model.roi_head, width=40))
+    wider = dataclasses.replace(spec.model, roi_head=dataclasses.replace(spec.model.roi_head, hidden_dim=40))
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: belongs to another model: roi_head"):
         train(run, dataclasses.replace(spec, model=wider), annotations, device=CPU, watch=ignore)
 
 
 def test_a_checkpoint_cut_short_is_refused(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path / "run", config="")
     train(run, spec, annotations, device=CPU, watch=ignore)
@@ -306,7 +304,7 @@ def test_a_checkpoint_cut_short_is_refused(
 
 
 def test_annotations_without_a_single_box_are_refused(spec: ExperimentSpec, tmp_path: Path) -> None:
-    empty = load_annotations(write_dataset(tmp_path / "empty", boxes_per_image=0))
+    empty = load_dataset(write_dataset(tmp_path / "empty", boxes_per_image=0))
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(AnnotationError, match=r"train\.json: has no box to learn from"):
         train(run, spec, empty, device=CPU, watch=ignore)
@@ -329,12 +327,12 @@ def test_precision_is_what_was_asked_for() -> None:
 
 
 def test_scores_are_told_after_epochs_and_once_also_if_the_run_is_killed_before_them(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=3.5, evaluate_every=2))
     told: list[float] = []
 
-    def score(model: Detector, epoch: float) -> dict[str, float]:
+    def score(model: TwoStageDetector, epoch: float) -> dict[str, float]:
         assert not model.training
         told.append(epoch)
         if told == [2.0, 3.5]:
@@ -354,9 +352,7 @@ def test_scores_are_told_after_epochs_and_once_also_if_the_run_is_killed_before_
     assert scored[-1]["step"] == entries[-2]["step"]
 
 
-def test_metrics_go_to_tensorboard_too(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
-) -> None:
+def test_metrics_go_to_tensorboard_too(annotations: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, tensorboard=True))
     run = Run.create(tmp_path / "run", config="")
@@ -370,7 +366,7 @@ def test_metrics_go_to_tensorboard_too(
 
 
 def test_without_tensorboard_a_run_that_asks_for_it_is_refused(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, tensorboard=True))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -379,7 +375,7 @@ def test_without_tensorboard_a_run_that_asks_for_it_is_refused(
 
 
 def test_a_run_goes_back_to_an_older_checkpoint_when_asked_and_loses_nothing(
-    annotations: Annotations, spec: ExperimentSpec, tmp_path: Path
+    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, keep_checkpoints=3))
     run = Run.create(tmp_path / "run", config="")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sniper.data.datasets.coco import load_annotations
+from sniper.data.datasets.coco import load_dataset
 from sniper.data.images.files import load_image
-from sniper.inference.detector import Predictor
+from sniper.inference.detector import Detector
 from sniper.runs.run import Run
 from sniper.training.loop import StepReport, train
 from tests.data.tiny import write_dataset
@@ -42,15 +42,15 @@ def write_odd_world(folder: Path) -> Path:
 
 
 def test_images_at_the_edge_of_what_there_is_train_and_predict(tmp_path: Path) -> None:
-    annotations = load_annotations(write_odd_world(tmp_path))
+    annotations = load_dataset(write_odd_world(tmp_path))
     spec = tiny_experiment(annotations.path)
-    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=2, decay_at=()))
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=2, milestones=()))
     run = Run.create(tmp_path / "run", config="")
     reports: list[StepReport] = []
     train(run, spec, annotations, device=torch.device("cpu"), watch=reports.append)
     assert all(np.isfinite(report.loss) for report in reports)
 
-    predictor = Predictor.load(run, spec, device=torch.device("cpu"))
+    predictor = Detector.load(run, spec, device=torch.device("cpu"))
     for record in annotations:
         found = predictor(load_image(record.path))
         assert (found.boxes <= np.array([record.width, record.height] * 2) + 1e-6).all()

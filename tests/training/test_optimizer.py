@@ -37,11 +37,11 @@ def test_the_rate_follows_the_batch_by_the_rule_of_its_optimizer(
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
-    assert learning_rate(TrainSpec(warm_up_steps=0, decay_at=()), step=0, epoch=0.0) == 0.12
+    assert learning_rate(TrainSpec(warmup_steps=0, milestones=()), step=0, epoch=0.0) == 0.12
 
 
 def test_each_step_down_multiplies() -> None:
-    spec = TrainSpec(warm_up_steps=0, decay_at=(1.0, 1.5), decay=0.5)
+    spec = TrainSpec(warmup_steps=0, milestones=(1.0, 1.5), gamma=0.5)
     assert learning_rate(spec, step=9, epoch=1.6) == pytest.approx(0.03)
 
 
@@ -53,13 +53,13 @@ def test_each_step_down_multiplies() -> None:
         ({"weight_decay": -0.1}, "weight_decay must not be negative"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         (
-            {"batch_size": 10, "accumulate": 4},
-            "accumulate: 10 chips .batch_size. cannot be cut into 4 equal parts",
+            {"batch_size": 10, "accumulation_steps": 4},
+            "accumulation_steps: 10 chips .batch_size. cannot be split into 4 equal parts",
         ),
         ({"ema_decay": 1.0}, "ema_decay must be between 0 and 1, or null"),
         ({"evaluate_every": 0}, "evaluate_every must be at least 1 or null"),
         ({"evaluate_every": 1, "rpn_only": True}, "an RPN alone .rpn_only. names no objects"),
-        ({"clip_gradient": 0.0}, "clip_gradient must be positive or null"),
+        ({"clip_grad_norm": 0.0}, "clip_grad_norm must be positive or null"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(fields: dict[str, float], message: str) -> None:

@@ -9,9 +9,10 @@ from sniper.chips.chip import Chip
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import Level, LevelSpec, PyramidSpec, ValidRange
 from sniper.chips.table import ChipTable
-from sniper.chips.targets import ChipTarget, Standing, assign
+from sniper.chips.targets import BoxStatus, ChipTarget, assign_targets
 
 __all__ = [
+    "BoxStatus",
     "Chip",
     "ChipTable",
     "ChipTarget",
@@ -19,7 +20,6 @@ __all__ = [
     "Level",
     "LevelSpec",
     "PyramidSpec",
-    "Standing",
     "ValidRange",
-    "assign",
+    "assign_targets",
 ]

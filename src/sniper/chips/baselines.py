@@ -48,19 +48,19 @@ class TileSpec:
         overlap: share of a tile that the next one repeats, up to 0.9.
         factor: by which images are resized before.
         empty: tiles that show no box are kept, or dropped.
-        min_visible_share: a box that has less of its area left in a tile is not there, as far as the tile can tell.
+        min_visibility: a box that has less of its area left in a tile is not there, as far as the tile can tell.
     """
 
     side: int = 512
     overlap: float = 0.2
     factor: float = 1.0
     empty: Literal["keep", "drop"] = "keep"
-    min_visible_share: float = 0.1
+    min_visibility: float = 0.1
 
     def __post_init__(self) -> None:
         if self.side < 1:
             raise ValueError(f"side must be at least 1, not {self.side}")
-        for name, most in {"overlap": 0.9, "min_visible_share": 1.0}.items():
+        for name, most in {"overlap": 0.9, "min_visibility": 1.0}.items():
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is a share from 0 to {most:g}, not {getattr(self, name)}")
         if not 0 < self.factor < math.inf:
@@ -213,7 +213,7 @@ def tiles(spec: TileSpec, images: ImageBoxes) -> WindowTable:
     )
     if spec.empty == "keep":
         return table
-    return _selected(table, np.flatnonzero(_show_boxes(table, images, least=spec.min_visible_share)))
+    return _selected(table, np.flatnonzero(_show_boxes(table, images, least=spec.min_visibility)))
 
 
 def num_tiles(spec: TileSpec, images: ImageBoxes) -> Int[np.ndarray, " m"]:

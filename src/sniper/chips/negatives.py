@@ -19,21 +19,21 @@ class NegativeSpec:
     Attributes:
         source: `mined` trains an RPN first and looks with it where it is wrong; `none` mines nothing. A chip table that
             has negative chips brings its own.
-        at_least: proposals that a window must add to be taken, for each level from the finest; the last number stands
-            for all coarser levels.
+        min_proposals: proposals that a window must add, for each level from the finest; the last number holds for all
+            coarser levels.
         rule: proposals that positive chips of their level have taken: those wholly inside one (`cover`, the paper's),
             or all that touch one (`overlap`, the authors' code).
         per_image: at most this many negative chips of each image are drawn for an epoch.
     """
 
     source: Literal["none", "mined"] = "none"
-    at_least: tuple[int, ...] = (11, 26)
+    min_proposals: tuple[int, ...] = (11, 26)
     rule: Literal["cover", "overlap"] = "cover"
     per_image: int = 2
 
     def __post_init__(self) -> None:
-        if not self.at_least or min(self.at_least) < 1:
-            raise ValueError(f"at_least must be numbers from 1 on, not {list(self.at_least)}")
+        if not self.min_proposals or min(self.min_proposals) < 1:
+            raise ValueError(f"min_proposals must be numbers from 1 on, not {list(self.min_proposals)}")
         if self.per_image < 0:
             raise ValueError(f"per_image must not be negative, not {self.per_image}")
 
@@ -67,7 +67,7 @@ def choose_negatives(
         generator: draws among equally good windows.
     """
     num_levels = len(positives.pyramid.levels)
-    least = (spec.at_least + spec.at_least[-1:] * num_levels)[:num_levels]
+    least = (spec.min_proposals + spec.min_proposals[-1:] * num_levels)[:num_levels]
     return gather(
         positives.pyramid,
         proposals,

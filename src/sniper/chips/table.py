@@ -13,7 +13,7 @@ from sniper.chips.cover import Cover, cover
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import PyramidSpec
 from sniper.errors import ChipTableError
-from sniper.files import UNREADABLE, replace_whole
+from sniper.files import UNREADABLE, atomic_write
 
 _VERSION = 2
 _ARRAYS = ("widths", "heights", "is_negative", *(field.name for field in fields(Cover)))
@@ -142,7 +142,7 @@ class ChipTable:
     def save(self, path: Path) -> None:
         """Write the table to one compressed `.npz`; a file already there is replaced whole or not at all."""
         head = {"version": _VERSION, "digest": self.digest, "pyramid": asdict(self.pyramid)}
-        with replace_whole(path) as file:
+        with atomic_write(path) as file:
             np.savez_compressed(
                 file,
                 head=np.array(json.dumps(head)),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sniper.chips import ChipTable
     from sniper.config.experiment import ExperimentSpec
-    from sniper.data.datasets.coco import Annotations
+    from sniper.data.datasets.coco import Dataset
     from sniper.data.spec import DataSpec, SourceSpec
     from sniper.geometry import Detections
     from sniper.planning.page import PlanPage
@@ -125,20 +125,20 @@ def plan(
     from dataclasses import replace
 
     from sniper.config.loading import dump_changes
-    from sniper.data.datasets.coco import load_annotations
+    from sniper.data.datasets.coco import load_dataset
     from sniper.data.epoch import to_image_boxes
     from sniper.data.spec import SourceSpec
-    from sniper.files import replace_whole
+    from sniper.files import atomic_write
     from sniper.planning.cost import levels_megapixels, measure
     from sniper.planning.page import PlanPage
-    from sniper.planning.suggest import offers
+    from sniper.planning.suggest import suggest_pyramids
 
     spec = _experiment(config)
     if batch_size is not None:
         spec = replace(spec, train=replace(spec.train, batch_size=batch_size))
     if images is not None and not images.is_dir():
         raise ConfigError(f"--images {images}: there is no such folder")
-    loaded = load_annotations(annotations, image_root=images, has_images=False)
+    loaded = load_dataset(annotations, image_root=images, has_images=False)
     _warn(loaded)
     folder = output or Path("plans") / f"{annotations.absolute().parent.name}_{annotations.stem}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def plan(
     budget = measure(table, boxes, negatives_per_image=spec.negatives.per_image)
     with _console.status("looking for a pyramid that suits"):
         num_levels = [levels] if levels else range(1, 5)
-        found = offers(boxes, like=spec.pyramid, num_levels=num_levels, share=share)
+        found = suggest_pyramids(boxes, like=spec.pyramid, num_levels=num_levels, share=share)
     suggested = None
     if found:
         old = spec.data.train
@@ -161,7 +161,7 @@ def plan(
         annotations=loaded,
         table=table,
         budget=budget,
-        offers=found,
+        suggest_pyramids=found,
         test_megapixels=levels_megapixels(spec.predict.levels, boxes) / max(budget.num_images, 1),
         batch_size=spec.train.batch_size,
         crowd=crowd,
@@ -171,7 +171,7 @@ def plan(
     page.save(folder / "plan.html")
     (folder / "suggested.yaml").unlink(missing_ok=True)  # of an earlier plan
     if found:
-        with replace_whole(folder / "suggested.yaml") as file:
+        with atomic_write(folder / "suggested.yaml") as file:
             file.write(page.suggested.encode())
     if json:
         told = page.as_dict()
@@ -202,12 +202,12 @@ def chips(
         json: print one JSON object and nothing else.
     """
     started = time.monotonic()
-    from sniper.data.datasets.coco import load_annotations
+    from sniper.data.datasets.coco import load_dataset
     from sniper.data.epoch import to_image_boxes
     from sniper.planning.cost import measure
 
     spec = _experiment(config)
-    loaded = load_annotations(annotations, has_images=False)
+    loaded = load_dataset(annotations, has_images=False)
     _warn(loaded)
     table = _choose_chips(loaded, spec, proposals, seed=seed)
     _check_folder(output)
@@ -237,11 +237,11 @@ def check(
     started = time.monotonic()
     from rich.progress import track
 
-    from sniper.data.datasets.coco import load_annotations
+    from sniper.data.datasets.coco import load_dataset
     from sniper.data.reader import find_bad_images
 
     read = _experiment(config).data.read
-    loaded = load_annotations(annotations, image_root=images, has_images=False)
+    loaded = load_dataset(annotations, image_root=images, has_images=False)
     _warn(loaded)
     found = track(find_bad_images(loaded, read), "check", total=len(loaded), console=_console, transient=True)
     problems = [problem for problem in found if problem is not None]
@@ -283,7 +283,7 @@ def train(
     """
     from sniper.config.loading import check_resumable, dump_experiment, load_experiment
     from sniper.pipeline import train_experiment
-    from sniper.runs.processes import Ranks
+    from sniper.runs.processes import Processes
     from sniper.runs.run import Run
 
     folder = run or Path("runs") / config.stem
@@ -300,7 +300,7 @@ def train(
     annotations = _load_source(spec.data.train, "data.train.annotations", config, spec.data)
     place = _device(device)
     last: dict[str, Any] = {}
-    with Ranks.of_environment().joined(place) as ranks:
+    with Processes.from_environment().joined(place) as ranks:
         if not resume and ranks.is_first:
             Run.create(folder, config=dump_experiment(spec))
         elif ranks.is_first:
@@ -356,11 +356,11 @@ def mine(
     """
     started = time.monotonic()
     from sniper.config.loading import load_experiment
-    from sniper.data.datasets.coco import load_annotations
+    from sniper.data.datasets.coco import load_dataset
     from sniper.evaluation.coco import load_detections
     from sniper.inference.mining import mine as mine_run
-    from sniper.inference.mining import take_detections
-    from sniper.runs.processes import Ranks
+    from sniper.inference.mining import proposals_from_detections
+    from sniper.runs.processes import Processes
     from sniper.runs.run import Run
 
     opened = Run.open(run)
@@ -373,7 +373,7 @@ def mine(
         image_root = None if source.images is None else Path(source.images)
     if annotations is None:
         raise ConfigError(f"{opened.config_path}: data.train.annotations is missing")
-    loaded = load_annotations(
+    loaded = load_dataset(
         annotations,
         image_root=image_root,
         has_images=detections is None,
@@ -381,11 +381,11 @@ def mine(
         skips_bad_images=spec.data.on_bad_image == "skip",
     )
     _warn(loaded)
-    ranks = Ranks.of_environment()
+    ranks = Processes.from_environment()
     share = ranks.rank, ranks.count
     folder = output or run / "proposals"
     if detections is not None:
-        store = take_detections(
+        store = proposals_from_detections(
             load_detections(detections), loaded, folder, spec=spec.mine, source=detections, share=share
         )
     else:
@@ -439,13 +439,13 @@ def predict(
     from dataclasses import asdict
 
     from sniper.config.loading import load_experiment
-    from sniper.data.datasets.coco import Annotations
-    from sniper.data.images.files import open_picture
+    from sniper.data.datasets.coco import Dataset
+    from sniper.data.images.files import open_image
     from sniper.files import sha256
-    from sniper.inference.detector import Predictor
-    from sniper.inference.results import ToSearch, search_to_file
+    from sniper.inference.detector import Detector
+    from sniper.inference.results import ImageToSearch, search_to_file
     from sniper.reports.pictures import Truth, draw_detections
-    from sniper.runs.processes import Ranks
+    from sniper.runs.processes import Processes
     from sniper.runs.run import Run
 
     opened = Run.open(run)
@@ -454,16 +454,16 @@ def predict(
         raise ConfigError("predict wants either image files or --annotations, not both")
     if image_root is not None and annotations is None:
         raise ConfigError("--image-root goes with --annotations")
-    truth: Annotations | None = None
+    truth: Dataset | None = None
     if images:
         files = _image_files(images)
         sources = [
-            ToSearch(image_id=number, path=path, file_name=str(path))
+            ImageToSearch(image_id=number, path=path, file_name=str(path))
             for number, path in enumerate(files, start=1)
         ][:limit]
     else:
         truth = _images_to_search(annotations, image_root, spec, run)
-        sources = [ToSearch(image_id=record.image_id, path=record.path) for record in truth][:limit]
+        sources = [ImageToSearch(image_id=record.image_id, path=record.path) for record in truth][:limit]
     place = _device(device)
     target = output or run / "detections.json"
     if target.is_dir():
@@ -471,7 +471,7 @@ def predict(
     for folder in (target.parent, draw):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-    predictor = Predictor.load(opened, spec, device=place)
+    predictor = Detector.load(opened, spec, device=place)
     if draw is not None and truth is not None and truth.categories != predictor.categories:
         raise ConfigError(
             f"--draw: {truth.path} has other categories than {run}, so nothing can be told right"
@@ -485,7 +485,7 @@ def predict(
             record = truth[index]
             known = Truth(boxes=record.boxes, labels=record.labels, is_crowd=record.is_crowd)
         draw_detections(
-            open_picture(own.path, spec.data.read),
+            open_image(own.path, spec.data.read),
             detections,
             draw / f"{own.image_id:06d}_{own.path.stem}.png",
             categories=predictor.categories,
@@ -493,7 +493,7 @@ def predict(
         )
 
     started = time.monotonic()
-    with Ranks.of_environment().joined(place) as ranks, _step_bar(is_shown=ranks.is_first) as bars:
+    with Processes.from_environment().joined(place) as ranks, _step_bar(is_shown=ranks.is_first) as bars:
         report = search_to_file(
             predictor,
             sources,
@@ -557,7 +557,7 @@ def evaluate(
     """
     import numpy as np
 
-    from sniper.data.datasets.coco import load_annotations
+    from sniper.data.datasets.coco import load_dataset
     from sniper.evaluation.coco import check_detections_match, load_detections
     from sniper.evaluation.coco import evaluate as score
     from sniper.evaluation.diagnosis import PAPER_SIZES, diagnose
@@ -568,7 +568,7 @@ def evaluate(
         _check_folder(curve)
         if curve.suffix.lower() not in CURVE_SUFFIXES:
             raise ConfigError(f"--curve {curve}: wanted a name that ends in {', '.join(CURVE_SUFFIXES)}")
-    loaded = load_annotations(annotations, has_images=False)
+    loaded = load_dataset(annotations, has_images=False)
     truth = loaded.to_coco()
     found, other = (None if path is None else load_detections(path) for path in (detections, against))
     assert found is not None
@@ -637,7 +637,7 @@ def _experiment(config: Path | None) -> "ExperimentSpec":
 
 
 def _choose_chips(
-    annotations: "Annotations", spec: "ExperimentSpec", proposals: Path | None, *, seed: int
+    annotations: "Dataset", spec: "ExperimentSpec", proposals: Path | None, *, seed: int
 ) -> "ChipTable":
     """Choose the positive chips of a data set and, from proposals, the negative ones."""
     import numpy as np
@@ -674,7 +674,7 @@ def _show_plan(page: "PlanPage", folder: Path) -> None:
     for table in (draw_levels(budget), draw_costs(budget), draw_offers(page)):
         out.print(table)
     out.print(f"to look at: {folder / 'plan.html'}", soft_wrap=True, markup=False)
-    if not page.offers:
+    if not page.suggest_pyramids:
         out.print("no pyramid was found that brings so many boxes to a useful size; try a lower --share")
     else:
         out.print(f"to train:   sniper train {folder / 'suggested.yaml'}", soft_wrap=True, markup=False)
@@ -727,13 +727,13 @@ def _image_files(tokens: Sequence[str]) -> list[Path]:
 
 def _images_to_search(
     annotations: Path | None, image_root: Path | None, spec: "ExperimentSpec", run: Path
-) -> "Annotations":
+) -> "Dataset":
     """Load the annotations whose images are to be searched."""
-    from sniper.data.datasets.coco import load_annotations
+    from sniper.data.datasets.coco import load_dataset
 
     if annotations is None:
         return _load_source(spec.data.test, "data.test.annotations", run / "config.yaml", spec.data)
-    loaded = load_annotations(
+    loaded = load_dataset(
         annotations,
         image_root=image_root,
         read=spec.data.read,
@@ -743,14 +743,14 @@ def _images_to_search(
     return loaded
 
 
-def _load_source(source: "SourceSpec", name: str, config: Path, data: "DataSpec") -> "Annotations":
+def _load_source(source: "SourceSpec", name: str, config: Path, data: "DataSpec") -> "Dataset":
     """Load a data set that an experiment names."""
-    from sniper.data.datasets.coco import load_annotations
+    from sniper.data.datasets.coco import load_dataset
 
     if not source.annotations:
         raise ConfigError(f"{config}: {name} is missing")
     root = None if source.images is None else Path(source.images)
-    loaded = load_annotations(
+    loaded = load_dataset(
         Path(source.annotations),
         image_root=root,
         read=data.read,
@@ -830,7 +830,7 @@ def _device(name: str | None) -> "torch.device":
     return device
 
 
-def _warn(annotations: "Annotations") -> None:
+def _warn(annotations: "Dataset") -> None:
     for warning in annotations.warnings:
         _console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 

@@ -14,25 +14,25 @@ from sniper.models.spec import DetectorSpec, Precision
 class TrainSpec:
     """How to train; the defaults are the paper's, stated for its batch of 128 chips (SNIPER §4).
 
-    Rates are for gradients averaged over a batch of `reference_batch` chips, and scaled to the batch that is used: in
+    Rates are for gradients averaged over a batch of `reference_batch_size` chips, and scaled to the actual batch: in
     proportion with SGD, with the square root of the ratio with AdamW. The paper's 0.015, 0.0005 and 1e-4 are for
     gradients summed over eight devices: here rates are eight times as high, and the decay with them is an eighth.
 
     Attributes:
         epochs: passes over the plan; fractions allowed.
         batch_size: chips in a step, on all devices together.
-        accumulate: parts into which a device cuts its share of a batch, one after the other in its memory; batch norm
-            sees one part at a time.
+        accumulation_steps: parts into which a device splits its share of a batch, computed one after the other; batch
+            norm sees one part at a time.
         optimizer: `sgd`, or `adamw` with torch's other numbers.
         learning_rate: after warm-up, for the reference batch.
-        reference_batch: chips in the batch that the rates are stated for.
-        warm_up_steps: steps over which the rate rises in a straight line.
-        warm_up_rate: the rate of the first step, for the reference batch.
-        decay_at: epochs at which the rate is multiplied by `decay`; fractions allowed.
-        decay: see above.
+        reference_batch_size: chips in the batch that the rates are stated for.
+        warmup_steps: steps over which the rate rises in a straight line.
+        warmup_start_factor: the learning rate of the first step as a fraction of `learning_rate`.
+        milestones: epochs at which the rate is multiplied by `gamma`; fractions allowed.
+        gamma: see above.
         momentum: of SGD.
         weight_decay: of either optimizer; not scaled with the batch.
-        clip_gradient: scale gradients down to this norm; None leaves them alone.
+        clip_grad_norm: scale gradients down to this norm; None leaves them alone.
         ema_decay: keep an average of the weights, to be used after training, that forgets no faster than with this
             decay a step; at first it forgets faster. None keeps none.
         precision: `bf16` or `fp16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively, else fp32.
@@ -46,17 +46,17 @@ class TrainSpec:
 
     epochs: float = 6.0
     batch_size: int = 128
-    accumulate: int = 1
+    accumulation_steps: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.12
-    reference_batch: int = 128
-    warm_up_steps: int = 1000
-    warm_up_rate: float = 0.004
-    decay_at: tuple[float, ...] = (5.33,)
-    decay: float = 0.1
+    reference_batch_size: int = 128
+    warmup_steps: int = 1000
+    warmup_start_factor: float = 1 / 30
+    milestones: tuple[float, ...] = (5.33,)
+    gamma: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1.25e-5
-    clip_gradient: float | None = None
+    clip_grad_norm: float | None = None
     ema_decay: float | None = None
     precision: Precision = "auto"
     compile: bool = False
@@ -67,29 +67,30 @@ class TrainSpec:
     rpn_only: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate", "decay", "checkpoint_minutes"):
+        for name in ("epochs", "learning_rate", "gamma", "checkpoint_minutes"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
-        if not all(0 <= at < math.inf for at in self.decay_at):
-            raise ValueError(f"decay_at must be epochs from 0 on, not {list(self.decay_at)}")
-        for name in ("warm_up_steps", "warm_up_rate", "weight_decay"):
+        if not all(0 <= at < math.inf for at in self.milestones):
+            raise ValueError(f"milestones must be epochs from 0 on, not {list(self.milestones)}")
+        for name in ("warmup_steps", "warmup_start_factor", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        for name in ("batch_size", "accumulate", "reference_batch", "keep_checkpoints"):
+        for name in ("batch_size", "accumulation_steps", "reference_batch_size", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.accumulation_steps:
             raise ValueError(
-                f"accumulate: {self.batch_size} chips (batch_size) cannot be cut into {self.accumulate} equal parts"
+                f"accumulation_steps: {self.batch_size} chips (batch_size) cannot be split into "
+                f"{self.accumulation_steps} equal parts"
             )
         self._check_choices()
 
     def _check_choices(self) -> None:
         """Refuse what makes no sense among the fields that may be null."""
-        if self.clip_gradient is not None and not self.clip_gradient > 0:
-            raise ValueError(f"clip_gradient must be positive or null, not {self.clip_gradient}")
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
+            raise ValueError(f"clip_grad_norm must be positive or null, not {self.clip_grad_norm}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be between 0 and 1, or null, not {self.ema_decay}")
         if self.evaluate_every is not None and self.evaluate_every < 1:
@@ -102,7 +103,7 @@ class TrainSpec:
 class MineSpec:
     """How to look for what the detector is wrong about: with `negatives.source: mined`, or by `sniper mine`.
 
-    Images are searched at the levels of inference; each level gives as many proposals as `model.rpn.num_proposals`.
+    Images are searched at the levels of inference; each level gives as many proposals as `model.rpn.post_nms_top_n`.
 
     Attributes:
         rpn_epochs: passes over the positive chips that train the RPN alone first; fractions allowed.
@@ -153,7 +154,7 @@ class PredictSpec:
             `fusion`, the mean of boxes weighted by their scores.
         soft_nms_sigma: width of the Gaussian.
         merge_iou: of all but the Gaussian: what overlaps by more is the same object.
-        score_floor: detections below this score after merging are dropped.
+        score_threshold: detections below this score after merging are dropped.
         max_detections: per image.
         window: a level image with a longer side than this is searched in overlapping windows of it, level pixels.
         batch_megapixels: so many megapixels of level images are searched at once; fewer where they do not fit.
@@ -164,7 +165,7 @@ class PredictSpec:
     merge: Literal["gaussian", "linear", "hard", "fusion"] = "gaussian"
     soft_nms_sigma: float = 0.55
     merge_iou: float = 0.5
-    score_floor: float = 0.001
+    score_threshold: float = 0.001
     max_detections: int = 200
     window: int = 4096
     batch_megapixels: float = 8.0
@@ -175,8 +176,8 @@ class PredictSpec:
             raise ValueError("inference needs at least one level")
         if not self.soft_nms_sigma > 0:
             raise ValueError(f"soft_nms_sigma must be positive, not {self.soft_nms_sigma}")
-        if not 0 <= self.score_floor < 1:
-            raise ValueError(f"score_floor must be in [0, 1), not {self.score_floor}")
+        if not 0 <= self.score_threshold < 1:
+            raise ValueError(f"score_threshold must be in [0, 1), not {self.score_threshold}")
         if self.max_detections < 1:
             raise ValueError(f"max_detections must be at least 1, not {self.max_detections}")
         if not 0 < self.merge_iou < 1:
@@ -221,9 +222,12 @@ class ExperimentSpec:
         ways = [name for name in ("whole", "tiles") if getattr(self.data, name) is not None]
         if self.negatives.source == "mined" and ways:
             raise ValueError(f"negatives.source: negative chips go with chips, not with data.{ways[0]}")
-        if len(self.negatives.at_least) > max(len(self.pyramid.levels), len(NegativeSpec().at_least)):
+        if len(self.negatives.min_proposals) > max(
+            len(self.pyramid.levels), len(NegativeSpec().min_proposals)
+        ):
             raise ValueError(
-                f"negatives.at_least has {len(self.negatives.at_least)} numbers for {len(self.pyramid.levels)} levels"
+                f"negatives.min_proposals has {len(self.negatives.min_proposals)} numbers "
+                f"for {len(self.pyramid.levels)} levels"
             )
         if self.negatives.source == "mined" and self.train.rpn_only:
             raise ValueError(

@@ -22,6 +22,34 @@ _PATHS = (
     ("model", "backbone", "weights"),
 )
 
+RENAMED = {
+    "data.color": "data.color_jitter",
+    "data.loader_processes": "data.num_workers",
+    "data.read.grey_range": "data.read.intensity_range",
+    "data.read.orientation": "data.read.exif_orientation (turned is now apply, stored is ignore)",
+    "data.tiles.min_visible_share": "data.tiles.min_visibility",
+    "model.backbone.features": "model.backbone.num_feature_maps",
+    "model.backbone.frozen_stride": "model.backbone.frozen_stages (stride 4 is 1, stride 8 is 2)",
+    "model.roi_head.pooled_side": "model.roi_head.pool_size",
+    "model.roi_head.score_floor": "model.roi_head.score_threshold",
+    "model.roi_head.width": "model.roi_head.hidden_dim",
+    "model.rpn.anchors_per_chip": "model.rpn.batch_size_per_image",
+    "model.rpn.num_candidates": "model.rpn.pre_nms_top_n",
+    "model.rpn.num_proposals": "model.rpn.post_nms_top_n",
+    "model.rpn.num_training_proposals": "model.rpn.post_nms_top_n_train",
+    "model.rpn.positive_share": "model.rpn.positive_fraction",
+    "negatives.at_least": "negatives.min_proposals",
+    "predict.score_floor": "predict.score_threshold",
+    "train.accumulate": "train.accumulation_steps",
+    "train.clip_gradient": "train.clip_grad_norm",
+    "train.decay": "train.gamma",
+    "train.decay_at": "train.milestones",
+    "train.reference_batch": "train.reference_batch_size",
+    "train.warm_up_rate": "train.warmup_start_factor (as a fraction of train.learning_rate)",
+    "train.warm_up_steps": "train.warmup_steps",
+}
+"""Configuration keys of earlier versions, and the keys that replace them."""
+
 # What may change when a run goes on: nothing that its finished steps depended on.
 _FREE_TO_CHANGE = (
     "data.train",  # the checkpoint knows the digest of what it learnt from
@@ -30,12 +58,12 @@ _FREE_TO_CHANGE = (
     "train.epochs",
     "train.checkpoint_minutes",
     "train.keep_checkpoints",
-    "train.accumulate",  # as the number of devices may change
+    "train.accumulation_steps",  # as the number of devices may change
     "train.compile",
     "train.evaluate_every",
     "train.tensorboard",
     "data.test",
-    "data.loader_processes",
+    "data.num_workers",
     "data.on_bad_image",
     "data.cache.gigabytes",
     "predict",
@@ -168,9 +196,7 @@ def _misfits(values: Any, spec: type, *, prefix: str) -> list[str]:
     problems = []
     for key, value in values.items():
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(names)}"
-            problems.append(f"{prefix}{key} is not known; {hint}")
+            problems.append(f"{prefix}{key} {_unknown_key_hint(f'{prefix}{key}', names, prefix=prefix)}")
             continue
         if isinstance(value, bool) and hints[key] is not bool:
             problems.append(
@@ -184,6 +210,18 @@ def _misfits(values: Any, spec: type, *, prefix: str) -> list[str]:
                 place = f"{prefix}{key}." if index is None else f"{prefix}{key}[{index}]."
                 problems += _misfits(one, part, prefix=place)
     return problems
+
+
+def _unknown_key_hint(name: str, known: Sequence[str], *, prefix: str) -> str:
+    """Say what to use instead of an unknown key: its new name, or the nearest one."""
+    if name in RENAMED:
+        return f"was renamed to {RENAMED[name]}"
+    near = difflib.get_close_matches(name.removeprefix(prefix), known, n=1)
+    return (
+        f"is not known; did you mean {prefix}{near[0]}?"
+        if near
+        else f"is not known; known are {', '.join(known)}"
+    )
 
 
 _PLAIN_WORDS = {

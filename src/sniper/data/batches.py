@@ -9,13 +9,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch.utils.data import Dataset
 
-from sniper.chips import Chip, ChipTarget, Standing, assign
-from sniper.data.datasets.coco import Annotations
-from sniper.data.epoch import EpochPlan
+from sniper.chips import BoxStatus, Chip, ChipTarget, assign_targets
+from sniper.data.datasets.coco import Dataset
+from sniper.data.epoch import EpochOrder
 from sniper.data.reader import ChipReader
-from sniper.data.spec import ColorSpec, DataSpec
+from sniper.data.spec import ColorJitterSpec, DataSpec
 from sniper.errors import ImageError, TransformError
 
 ChipTransform = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
@@ -51,7 +50,7 @@ class Batch:
         images: (B, 3, H, W) uint8 grey levels.
         boxes: (B, M, 4) float32 xyxy, chip frame: the valid ones of each chip first, zeros after its last.
         labels: (B, M) int64, 0..C-1; 0 after the last.
-        standing: (B, M) int64 values of `Standing`; `ABSENT` after the last.
+        status: (B, M) int64 values of `BoxStatus`; `ABSENT` after the last.
         num_boxes: how many boxes each of the B chips has.
         num_valid: how many of them are valid.
         valid_sizes: (B, 2) float32, valid box sizes in chip pixels: at least the first, below the second.
@@ -63,7 +62,7 @@ class Batch:
     images: UInt8[torch.Tensor, "b 3 h w"]
     boxes: Float[torch.Tensor, "b m 4"]
     labels: Int[torch.Tensor, "b m"]
-    standing: Int[torch.Tensor, "b m"]
+    status: Int[torch.Tensor, "b m"]
     num_boxes: tuple[int, ...]
     num_valid: tuple[int, ...]
     valid_sizes: Float[torch.Tensor, "b 2"]
@@ -109,7 +108,7 @@ class Batch:
         images = torch.empty((count, height, width, 3), dtype=torch.uint8, pin_memory=pin).permute(0, 3, 1, 2)
         boxes = torch.zeros((count, most, 4), pin_memory=pin)
         labels = torch.zeros((count, most), dtype=torch.int64, pin_memory=pin)
-        standing = torch.full((count, most), Standing.ABSENT, dtype=torch.int64, pin_memory=pin)
+        status = torch.full((count, most), BoxStatus.PADDING, dtype=torch.int64, pin_memory=pin)
         valid_sizes = torch.zeros((count, 2), pin_memory=pin)
         for part, own in zip(parts, places, strict=True):
             num = part.labels.shape[1]
@@ -117,7 +116,7 @@ class Batch:
                 images[place] = part.images[i]
                 boxes[place, :num] = part.boxes[i]
                 labels[place, :num] = part.labels[i]
-                standing[place, :num] = part.standing[i]
+                status[place, :num] = part.status[i]
                 valid_sizes[place] = part.valid_sizes[i]
         order = np.argsort([place for own in places for place in own]).tolist()
 
@@ -129,7 +128,7 @@ class Batch:
             images=images,
             boxes=boxes,
             labels=labels,
-            standing=standing,
+            status=status,
             num_boxes=joined("num_boxes"),
             num_valid=joined("num_valid"),
             valid_sizes=valid_sizes,
@@ -144,7 +143,7 @@ class Batch:
             images=change(self.images),
             boxes=change(self.boxes),
             labels=change(self.labels),
-            standing=change(self.standing),
+            status=change(self.status),
             valid_sizes=change(self.valid_sizes),
         )
 
@@ -158,13 +157,13 @@ class Batch:
         """
         images = list(self.images.float() / 255)
         targets = []
-        for boxes, labels, standing in zip(self.boxes, self.labels, self.standing, strict=True):
-            is_object = (standing != Standing.IGNORED) & (standing != Standing.ABSENT)
+        for boxes, labels, status in zip(self.boxes, self.labels, self.status, strict=True):
+            is_object = (status != BoxStatus.IGNORE) & (status != BoxStatus.PADDING)
             targets.append({"boxes": boxes[is_object], "labels": labels[is_object] + 1})
         return images, targets
 
 
-class ChipDataset(Dataset[ChipSample]):
+class ChipDataset(torch.utils.data.Dataset[ChipSample]):
     """The chips of one epoch, for torch's `DataLoader`, with `collate` to make batches.
 
     Args:
@@ -173,7 +172,7 @@ class ChipDataset(Dataset[ChipSample]):
         spec: how chips are read and changed; what it says of data sets and of the plan is not looked at.
         transform: changes each chip after that, such as one of torchvision's `transforms.v2`. It is given a
             `tv_tensors.Image` (3, H, W) uint8 and a dictionary of `boxes` (`tv_tensors.BoundingBoxes`, xyxy), `labels`
-            and `standing`, one for each box, and gives back both; boxes may vanish, with their labels and standings.
+            and `status`, one for each box, and gives back both; boxes may vanish, with their labels and standings.
             torch's global generator is seeded for each chip.
         kept_images: how many images stay decoded for further chips of theirs.
 
@@ -183,8 +182,8 @@ class ChipDataset(Dataset[ChipSample]):
 
     def __init__(
         self,
-        annotations: Annotations,
-        plan: EpochPlan,
+        annotations: Dataset,
+        plan: EpochOrder,
         *,
         spec: DataSpec = DataSpec(),
         transform: ChipTransform | None = None,
@@ -194,7 +193,7 @@ class ChipDataset(Dataset[ChipSample]):
         self._plan = plan
         self._spec = spec
         self._reader = ChipReader(spec.read, cache=spec.cache, kept_images=kept_images)
-        self._jitter = _build_jitter(spec.color)
+        self._jitter = _build_jitter(spec.color_jitter)
         self._transform = transform
         self._image_indices = plan.table.image_indices
 
@@ -237,7 +236,7 @@ class ChipDataset(Dataset[ChipSample]):
         chip, image_index = self._chip_at(index)
         record = self._annotations[image_index]
         moved_to = self._plan.table.moved_to[self._annotations.boxes_of(image_index)]
-        target = assign(
+        target = assign_targets(
             chip,
             boxes=record.boxes,
             labels=record.labels,
@@ -245,7 +244,7 @@ class ChipDataset(Dataset[ChipSample]):
             is_moved_here=moved_to == chip.level.index,
             is_negative=bool(self._plan.table.is_negative[self._plan.order[index]]),
             min_visible_side=self._spec.min_visible_side,
-            min_visible_share=self._plan.min_visible_share,
+            min_visibility=self._plan.min_visibility,
         )
         seed = int(self._plan.seeds[index])
         sample = ChipSample(
@@ -273,8 +272,8 @@ class ChipDataset(Dataset[ChipSample]):
         return changed
 
 
-def _build_jitter(color: ColorSpec) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    if color == ColorSpec():
+def _build_jitter(color: ColorJitterSpec) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    if color == ColorJitterSpec():
         return None
     from torchvision.transforms import v2
 
@@ -295,7 +294,7 @@ def flipped(sample: ChipSample) -> ChipSample:
     width = sample.pixels.shape[1]
     boxes = sample.target.boxes
     mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    target = ChipTarget(boxes=mirrored, labels=sample.target.labels, standing=sample.target.standing)
+    target = ChipTarget(boxes=mirrored, labels=sample.target.labels, status=sample.target.status)
     return replace(sample, pixels=sample.pixels[:, ::-1], target=target)
 
 
@@ -303,7 +302,7 @@ def transformed(sample: ChipSample, transform: ChipTransform) -> ChipSample:
     """Change a chip by a transform that knows torchvision's `tv_tensors`; what it draws depends on its seed alone.
 
     Raises:
-        TransformError: if what comes back is no chip of the same size, or not one label and standing for each box.
+        TransformError: if what comes back is no chip of the same size, or not one label and status for each box.
     """
     from torchvision import tv_tensors
 
@@ -316,7 +315,7 @@ def transformed(sample: ChipSample, transform: ChipTransform) -> ChipSample:
             canvas_size=(height, width),
         ),
         "labels": torch.from_numpy(sample.target.labels),
-        "standing": torch.from_numpy(sample.target.standing),
+        "status": torch.from_numpy(sample.target.status),
     }
     with _drawing_from(sample.seed):
         changed = transform(image, target)
@@ -328,11 +327,11 @@ def transformed(sample: ChipSample, transform: ChipTransform) -> ChipSample:
     problem = next(_problems_of(image, target, (height, width)), None)
     if problem is not None:
         raise TransformError(f"{sample.name}: after the transform {problem}")
-    boxes, labels, standing = (target[name] for name in ("boxes", "labels", "standing"))
+    boxes, labels, status = (target[name] for name in ("boxes", "labels", "status"))
     return replace(
         sample,
         pixels=image.permute(1, 2, 0).numpy(),
-        target=ChipTarget(boxes=boxes.double().numpy(), labels=labels.numpy(), standing=standing.numpy()),
+        target=ChipTarget(boxes=boxes.double().numpy(), labels=labels.numpy(), status=status.numpy()),
     )
 
 
@@ -346,19 +345,19 @@ def _problems_of(image: Any, target: Any, sides: tuple[int, int]) -> Iterator[st
         yield f"the image is {image.dtype} of {tuple(image.shape)}, wanted uint8 of {(3, *sides)}"
     if not isinstance(target, dict):
         yield f"the target is {type(target).__name__}, wanted a dictionary"
-    parts: dict[str, Any] = {name: target.get(name) for name in ("boxes", "labels", "standing")}
+    parts: dict[str, Any] = {name: target.get(name) for name in ("boxes", "labels", "status")}
     for name, part in parts.items():
         if not isinstance(part, torch.Tensor):
             yield f"{name} is {type(part).__name__}, wanted a tensor"
-    boxes, labels, standing = parts.values()
+    boxes, labels, status = parts.values()
     form = boxes.format.value if isinstance(boxes, tv_tensors.BoundingBoxes) else "XYXY"
     if form != "XYXY":
         yield f"boxes are {form}, wanted XYXY"
-    if boxes.shape != (len(labels), 4) or labels.shape != standing.shape or labels.dim() != 1:
+    if boxes.shape != (len(labels), 4) or labels.shape != status.shape or labels.dim() != 1:
         shapes = ", ".join(f"{name} of {tuple(part.shape)}" for name, part in parts.items())
         yield f"there are {shapes}, wanted (n, 4), (n,) and (n,)"
-    if labels.is_floating_point() or standing.is_floating_point():
-        yield "labels or standing are no whole numbers"
+    if labels.is_floating_point() or status.is_floating_point():
+        yield "labels or status are no whole numbers"
     if not torch.isfinite(boxes).all():
         yield "a box is not finite"
 
@@ -369,20 +368,20 @@ def collate(samples: Sequence[ChipSample]) -> Batch:
     most = max(1, *(len(sample.target.labels) for sample in samples))
     boxes = np.zeros((len(samples), most, 4), dtype=np.float32)
     labels = np.zeros((len(samples), most), dtype=np.int64)
-    standing = np.full((len(samples), most), Standing.ABSENT, dtype=np.int64)
+    status = np.full((len(samples), most), BoxStatus.PADDING, dtype=np.int64)
     for i, sample in enumerate(samples):
         target = sample.target
-        order = np.argsort(target.standing != Standing.VALID, kind="stable")  # valid boxes first
+        order = np.argsort(target.status != BoxStatus.VALID, kind="stable")  # valid boxes first
         boxes[i, : len(order)] = target.boxes[order]
         labels[i, : len(order)] = target.labels[order]
-        standing[i, : len(order)] = target.standing[order]
+        status[i, : len(order)] = target.status[order]
     return Batch(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
         boxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(labels),
-        standing=torch.from_numpy(standing),
+        status=torch.from_numpy(status),
         num_boxes=tuple(len(sample.target.labels) for sample in samples),
-        num_valid=tuple((standing == Standing.VALID).sum(axis=1).tolist()),
+        num_valid=tuple((status == BoxStatus.VALID).sum(axis=1).tolist()),
         valid_sizes=torch.tensor([sample.valid_sizes for sample in samples], dtype=torch.float32),
         seeds=tuple(sample.seed for sample in samples),
         names=tuple(sample.name for sample in samples),

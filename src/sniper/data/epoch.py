@@ -11,7 +11,7 @@ from sniper.chips import Chip, ChipTable, ImageBoxes, PyramidSpec
 from sniper.chips.baselines import TileSpec, WholeSpec, WindowTable, tiles, whole_images
 from sniper.chips.negatives import draw_negatives
 from sniper.chips.targets import is_learnable
-from sniper.data.datasets.coco import Annotations
+from sniper.data.datasets.coco import Dataset
 from sniper.data.images.files import decoded_bytes
 from sniper.errors import AnnotationError
 
@@ -50,7 +50,7 @@ class Chips(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EpochPlan:
+class EpochOrder:
     """The chips of one epoch, in the order in which they are learnt from.
 
     Attributes:
@@ -61,7 +61,7 @@ class EpochPlan:
         offsets: (s + 1,) where each batch begins; the last is k.
         num_rows: the chips stand in so many rows, read by columns: the places `i` with equal `i % num_rows` go through
             images one after the other. 1 where images take no turns.
-        min_visible_share: a box with less of its area left in a chip is not there, as far as the chip can tell.
+        min_visibility: a box with less of its area left in a chip is not there, as far as the chip can tell.
         batch_megapixels: the million pixels of a batch that the learning rate is stated for; None where all batches are
             alike.
     """
@@ -72,7 +72,7 @@ class EpochPlan:
     seeds: Int[np.ndarray, " k"]
     offsets: Int[np.ndarray, " s_plus_1"]
     num_rows: int = 1
-    min_visible_share: float = 0.0
+    min_visibility: float = 0.0
     batch_megapixels: float | None = None
 
     @property
@@ -109,7 +109,7 @@ class EpochPlan:
         return len(self.places(step)) / self.mean_batch_size
 
 
-def to_image_boxes(annotations: Annotations) -> ImageBoxes:
+def to_image_boxes(annotations: Dataset) -> ImageBoxes:
     """Give the boxes of a data set; those that are no crowd and at least 1 px a side are to be covered."""
     return ImageBoxes(
         widths=annotations.widths.astype(np.int64),
@@ -120,16 +120,14 @@ def to_image_boxes(annotations: Annotations) -> ImageBoxes:
     )
 
 
-def build_table(
-    annotations: Annotations, pyramid: PyramidSpec, *, generator: np.random.Generator
-) -> ChipTable:
+def build_table(annotations: Dataset, pyramid: PyramidSpec, *, generator: np.random.Generator) -> ChipTable:
     """Choose the positive chips of a data set."""
     images = to_image_boxes(annotations)
     return ChipTable.build(pyramid, images, digest=annotations.digest, generator=generator)
 
 
-def plan_epoch(
-    annotations: Annotations,
+def order_chips(
+    annotations: Dataset,
     pyramid: PyramidSpec,
     *,
     batch_size: int,
@@ -139,7 +137,7 @@ def plan_epoch(
     table: ChipTable | None = None,
     negatives_per_image: int = 2,
     images_at_once: int | None = 0,
-) -> EpochPlan:
+) -> EpochOrder:
     """Choose, shuffle and flip the chips of one epoch.
 
     Args:
@@ -172,8 +170,8 @@ def plan_epoch(
     )
 
 
-def plan_tiles(
-    annotations: Annotations,
+def order_tiles(
+    annotations: Dataset,
     spec: TileSpec,
     *,
     batch_size: int,
@@ -181,8 +179,8 @@ def plan_tiles(
     seed: int,
     epoch: int,
     images_at_once: int | None = 0,
-) -> EpochPlan:
-    """Shuffle and flip the tiles of one epoch; see `plan_epoch`."""
+) -> EpochOrder:
+    """Shuffle and flip the tiles of one epoch; see `order_chips`."""
     return _shuffled(
         annotations,
         tiles(spec, to_image_boxes(annotations)),
@@ -190,12 +188,12 @@ def plan_tiles(
         flip=flip,
         images_at_once=images_at_once,
         generator=np.random.default_rng([seed, epoch]),
-        min_visible_share=spec.min_visible_share,
+        min_visibility=spec.min_visibility,
     )
 
 
-def plan_whole(
-    annotations: Annotations,
+def order_whole_images(
+    annotations: Dataset,
     spec: WholeSpec,
     *,
     batch_size: int,
@@ -204,7 +202,7 @@ def plan_whole(
     seed: int,
     epoch: int,
     num_shares: int = 1,
-) -> EpochPlan:
+) -> EpochOrder:
     """Put the whole images of one epoch into batches of like shape, and shuffle and flip them.
 
     Args:
@@ -230,7 +228,7 @@ def plan_whole(
     )
     batches = [batches[place] for place in generator.permutation(len(batches)).tolist()]
     order = np.concatenate(batches)
-    return EpochPlan(
+    return EpochOrder(
         table=table,
         order=order,
         is_flipped=generator.random(len(order)) < flip,
@@ -280,21 +278,21 @@ def _alike(
     return [np.array(batch) for batch in batches], table.resized(widths=padded[:, 0], heights=padded[:, 1])
 
 
-def _check_learnable(annotations: Annotations, table: Chips) -> None:
+def _check_learnable(annotations: Dataset, table: Chips) -> None:
     if len(table) == 0:
         raise AnnotationError(f"{annotations.path}: has no box to learn from")
 
 
 def _shuffled(
-    annotations: Annotations,
+    annotations: Dataset,
     table: Chips,
     *,
     batch_size: int,
     flip: float,
     images_at_once: int | None,
     generator: np.random.Generator,
-    min_visible_share: float = 0.0,
-) -> EpochPlan:
+    min_visibility: float = 0.0,
+) -> EpochOrder:
     """Order chips of one size, in batches of equally many."""
     _check_learnable(annotations, table)
     num_chips = -(-len(table) // batch_size) * batch_size
@@ -303,20 +301,18 @@ def _shuffled(
         order, num_rows = np.resize(generator.permutation(len(table)), num_chips), 1
     else:
         order = _in_turns(table.image_indices, num_rows, num_chips, generator=generator)
-    return EpochPlan(
+    return EpochOrder(
         table=table,
         order=order,
         is_flipped=generator.random(num_chips) < flip,
         seeds=generator.integers(2**63 - 1, size=num_chips),
         offsets=np.arange(0, num_chips + 1, batch_size),
         num_rows=num_rows,
-        min_visible_share=min_visible_share,
+        min_visibility=min_visibility,
     )
 
 
-def _count_rows(
-    annotations: Annotations, table: Chips, images_at_once: int | None, *, batch_size: int
-) -> int:
+def _count_rows(annotations: Dataset, table: Chips, images_at_once: int | None, *, batch_size: int) -> int:
     """Tell how many images are at work side by side: a multiple or a divisor of the batch.
 
     So whatever number of processes can share a batch, each can keep to images of its own.

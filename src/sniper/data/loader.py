@@ -1,6 +1,6 @@
 """Batches read ahead by processes of which each keeps to its own images.
 
-The chips of an image follow each other at equal distances in the plan (`EpochPlan.num_rows`). So that one
+The chips of an image follow each other at equal distances in the plan (`EpochOrder.num_rows`). So that one
 process decodes it for all of them, every batch is read in parts, one by each process, and put together here in the
 plan's order: how many processes read changes nothing but the time.
 """
@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from torch.utils.data import DataLoader
 
 from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, collate
-from sniper.data.datasets.coco import Annotations
-from sniper.data.epoch import EpochPlan
+from sniper.data.datasets.coco import Dataset
+from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec
 
 _PREFETCHED = 2  # batches, or parts of them, that a process reads ahead
 
 
 def load_batches(
-    annotations: Annotations,
-    plan: EpochPlan,
+    annotations: Dataset,
+    plan: EpochOrder,
     spec: DataSpec,
     *,
     steps: range,
@@ -47,7 +47,7 @@ def load_batches(
         TransformError: if a transform gives back something else than a chip.
     """
     rank, num_ranks = share
-    num_processes = spec.loader_processes
+    num_processes = spec.num_workers
     # Rows that every trainer reads from cannot be kept apart.
     num_own_rows = plan.num_rows // num_ranks if plan.num_rows % num_ranks == 0 else 1
     num_parts = max(min(num_processes, num_own_rows), 1)

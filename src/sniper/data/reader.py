@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sniper.chips import Chip
-from sniper.data.datasets.coco import Annotations
+from sniper.data.datasets.coco import Dataset
 from sniper.data.images.cache import ChipCache, Stamp
-from sniper.data.images.files import Picture, open_picture
-from sniper.data.images.regions import cut_chip, finished, read_essence
+from sniper.data.images.files import ImageReader, open_image
+from sniper.data.images.regions import cut_chip, finished, read_source_pixels
 from sniper.data.spec import CacheSpec, ReadSpec
 from sniper.errors import ImageError
 
@@ -40,7 +40,7 @@ class ChipReader:
         self._spec = spec
         self._cache = ChipCache(cache, spec) if cache.folder is not None else None
         self._kept_images = kept_images
-        self._pictures: OrderedDict[Path, Picture] = OrderedDict()
+        self._pictures: OrderedDict[Path, ImageReader] = OrderedDict()
         self._stamps: dict[Path, Stamp] = {}
         self._bad: dict[Path, str] = {}
 
@@ -75,18 +75,18 @@ class ChipReader:
         key = cache.key(stamp, chip)
         essence = cache.find(key)
         if essence is None:
-            essence = read_essence(self._picture(path, chip), chip)
+            essence = read_source_pixels(self._picture(path, chip), chip)
             self._stamps[path] = stamp
             is_same = cache.stamp(path) == stamp
             essence = cache.keep(key if is_same else None, essence)
         return finished(essence, chip)
 
-    def _picture(self, path: Path, chip: Chip) -> Picture:
+    def _picture(self, path: Path, chip: Chip) -> ImageReader:
         """Give an image, decoded if it was looked at lately."""
         picture = self._pictures.pop(path, None)
         if picture is None:
             sides = (chip.level.image_width, chip.level.image_height)
-            picture = open_picture(path, self._spec, sides=sides)
+            picture = open_image(path, self._spec, sides=sides)
         self._pictures[path] = picture
         while len(self._pictures) > self._kept_images:
             forgotten, _ = self._pictures.popitem(last=False)
@@ -94,13 +94,13 @@ class ChipReader:
         return picture
 
 
-def find_bad_images(annotations: Annotations, spec: ReadSpec) -> Iterator[str | None]:
+def find_bad_images(annotations: Dataset, spec: ReadSpec) -> Iterator[str | None]:
     """Read every pixel of a data set; gives for each image, in order, what is wrong with it, or None."""
 
     def problem(index: int) -> str | None:
         record = annotations[index]
         try:
-            picture = open_picture(record.path, spec, sides=(record.width, record.height))
+            picture = open_image(record.path, spec, sides=(record.width, record.height))
             corners = itertools.product(
                 range(0, picture.width, _CHECKED_SIDE), range(0, picture.height, _CHECKED_SIDE)
             )

@@ -25,24 +25,24 @@ class ReadSpec:
     """How image files become pixels, for training and everything after it.
 
     Attributes:
-        orientation: what the annotations refer to where EXIF says that an image is to be turned: `turned`, as viewers
-            and annotation tools show it, or `stored`.
-        grey_range: of images with more than 8 bits a channel, the values that are black and white, with a straight
+        exif_orientation: `apply` turns an image as its EXIF orientation says, which is how viewers and annotation tools
+            show it; `ignore` takes the pixels as stored. The annotations refer to the result.
+        intensity_range: of images with more than 8 bits a channel, the values that are black and white, with a straight
             line between them; None refuses such images.
         max_pixels: an image of more is refused, as a file made to exhaust memory; a large TIFF that is read in windows
             is not.
     """
 
-    orientation: Literal["turned", "stored"] = "turned"
-    grey_range: tuple[float, float] | None = None
+    exif_orientation: Literal["apply", "ignore"] = "apply"
+    intensity_range: tuple[float, float] | None = None
     max_pixels: int = 1_000_000_000
 
     def __post_init__(self) -> None:
-        if self.grey_range is not None and not (
-            -math.inf < self.grey_range[0] < self.grey_range[1] < math.inf
+        if self.intensity_range is not None and not (
+            -math.inf < self.intensity_range[0] < self.intensity_range[1] < math.inf
         ):
             raise ValueError(
-                f"grey_range is the black value and a higher one, the white, not {self.grey_range}"
+                f"intensity_range is the black value and a higher one, the white, not {self.intensity_range}"
             )
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels must be at least 1, not {self.max_pixels}")
@@ -72,7 +72,7 @@ class CacheSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColorSpec:
+class ColorJitterSpec:
     """Colours changed at random, by torchvision's `ColorJitter`.
 
     Attributes:
@@ -112,9 +112,9 @@ class DataSpec:
             draws chips from all images, and decodes one for every chip.
         cache: chips kept on disk.
         flip: share of chips mirrored left to right.
-        color: colours changed at random.
+        color_jitter: colours changed at random.
         min_visible_side: chip pixels that a clipped box must show in both axes, or it is ignored.
-        loader_processes: processes that read chips beside the training; 0 reads them in the training process.
+        num_workers: processes that read chips beside the training; 0 reads them in the training process.
     """
 
     train: SourceSpec = SourceSpec()
@@ -127,9 +127,9 @@ class DataSpec:
     images_at_once: int | None = None
     cache: CacheSpec = CacheSpec()
     flip: float = 0.5
-    color: ColorSpec = ColorSpec()
+    color_jitter: ColorJitterSpec = ColorJitterSpec()
     min_visible_side: float = 10.0
-    loader_processes: int = 1
+    num_workers: int = 1
 
     def __post_init__(self) -> None:
         ways = [name for name in ("chips", "whole", "tiles") if getattr(self, name) is not None]
@@ -141,5 +141,5 @@ class DataSpec:
             raise ValueError(f"min_visible_side must not be negative, not {self.min_visible_side}")
         if self.images_at_once is not None and self.images_at_once < 0:
             raise ValueError(f"images_at_once must not be negative, not {self.images_at_once}")
-        if self.loader_processes < 0:
-            raise ValueError(f"loader_processes must not be negative, not {self.loader_processes}")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, not {self.num_workers}")

@@ -12,14 +12,14 @@ from sniper.chips import LevelSpec, PyramidSpec
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.config.loading import dump_experiment
 from sniper.data.batches import ChipDataset
-from sniper.data.datasets.coco import Annotations, load_annotations
-from sniper.data.epoch import plan_epoch
-from sniper.data.images.files import open_picture
+from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.epoch import order_chips
+from sniper.data.images.files import open_image
 from sniper.data.spec import DataSpec, SourceSpec
 from sniper.demo.shapes import ShapesSpec, draw_shapes
 from sniper.errors import RunError
 from sniper.evaluation.coco import evaluate, save_detections
-from sniper.inference.detector import Predictor, to_coco
+from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.reports.pictures import Truth, draw_chips, draw_detections
 from sniper.runs.run import Run
@@ -47,20 +47,21 @@ def demo_experiment(world: Path) -> ExperimentSpec:
         ),
         pyramid=PyramidSpec(chip_size=256, levels=levels),
         model=DetectorSpec(
-            backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stride=0),
+            backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stages=0),
             rpn=RPNSpec(
-                channels=96, anchor_sizes=(24, 48, 96, 160), num_candidates=1000, num_training_proposals=64
+                channels=96, anchor_sizes=(24, 48, 96, 160), pre_nms_top_n=1000, post_nms_top_n_train=64
             ),
-            roi_head=RoIHeadSpec(channels=32, width=256),
+            roi_head=RoIHeadSpec(channels=32, hidden_dim=256),
         ),
         train=TrainSpec(
             epochs=3.0,
             batch_size=8,
             learning_rate=0.03,
-            reference_batch=8,
-            warm_up_steps=50,
-            decay_at=(2.4,),
-            clip_gradient=10.0,
+            reference_batch_size=8,
+            warmup_steps=50,
+            warmup_start_factor=2 / 15,
+            milestones=(2.4,),
+            clip_grad_norm=10.0,
         ),
         predict=PredictSpec(levels=levels),
     )
@@ -96,12 +97,12 @@ def run_demo(
     say(f"drawing a world of {_NUM_TRAIN} images to learn from and {_NUM_TEST} to be tested on: {world}")
     draw_shapes(world, spec=_crowded(_NUM_TRAIN), seed=1, name="train")
     draw_shapes(world, spec=_crowded(_NUM_TEST), seed=2, name="test")
-    train_set = load_annotations(world / "train.json")
-    test_set = load_annotations(world / "test.json")
+    train_set = load_dataset(world / "train.json")
+    test_set = load_dataset(world / "test.json")
 
     pictures = folder / "pictures"
     pictures.mkdir()
-    plan = plan_epoch(
+    plan = order_chips(
         train_set,
         spec.pyramid,
         batch_size=spec.train.batch_size,
@@ -114,7 +115,7 @@ def run_demo(
     train(run, spec, train_set, device=device, watch=watch)
 
     say("looking for objects in the test images")
-    results = _detect(Predictor.load(run, spec, device=device), test_set, pictures=pictures)
+    results = _detect(Detector.load(run, spec, device=device), test_set, pictures=pictures)
     save_detections(folder / "detections.json", results)
     scores = evaluate(results, json.loads((world / "test.json").read_text())).as_dict()
     minutes = round((time.monotonic() - started) / 60, 2)
@@ -128,7 +129,7 @@ def _crowded(num_images: int) -> ShapesSpec:
     )
 
 
-def _detect(predictor: Predictor, annotations: Annotations, *, pictures: Path) -> list[dict[str, Any]]:
+def _detect(predictor: Detector, annotations: Dataset, *, pictures: Path) -> list[dict[str, Any]]:
     """Find the objects of every image as COCO results, and draw those of the first few."""
     results = []
     for i, found in enumerate(predictor.search(record.path for record in annotations)):
@@ -137,7 +138,7 @@ def _detect(predictor: Predictor, annotations: Annotations, *, pictures: Path) -
         results += to_coco(found, image_id=record.image_id, categories=predictor.categories)
         if i < _NUM_PICTURES:
             draw_detections(
-                open_picture(record.path),
+                open_image(record.path),
                 found,
                 pictures / f"found_{record.path.stem}.png",
                 categories=predictor.categories,

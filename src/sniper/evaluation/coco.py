@@ -13,7 +13,7 @@ import hotcoco
 import numpy as np
 
 from sniper.errors import DetectionsError
-from sniper.files import replace_whole
+from sniper.files import atomic_write
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 _MOST_TOLD = 20
@@ -178,7 +178,7 @@ def save_detections(path: Path, detections: Sequence[Mapping[str, Any]]) -> None
         ValueError: if a number is not finite.
     """
     text = json.dumps([dict(detection) for detection in detections], allow_nan=False)
-    with replace_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

@@ -75,7 +75,7 @@ def soft_nms(
     )
 
 
-def fuse_boxes(
+def weighted_box_fusion(
     detections: Detections, *, iou: float = 0.55, floor: float = 0.001, limit: int | None = None
 ) -> Detections:
     """Merge detections by weighted box fusion within each class.
@@ -97,7 +97,7 @@ def fuse_boxes(
     Example:
         >>> boxes = np.array([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 12.0]])
         >>> pair = Detections(boxes=boxes, scores=np.array([0.75, 0.25]), labels=np.array([0, 0]))
-        >>> fuse_boxes(pair).boxes.tolist()
+        >>> weighted_box_fusion(pair).boxes.tolist()
         [[0.0, 0.0, 8.0, 9.0]]
     """
     is_used = np.isfinite(detections.scores) & (detections.scores >= floor) & (detections.scores > 0)
@@ -111,7 +111,7 @@ def fuse_boxes(
     return Detections(boxes=fused[first], scores=ranked.scores[first], labels=ranked.labels[first])
 
 
-def lies_in_better(
+def is_part_of_better(
     detections: Detections,
     is_asked: Bool[np.ndarray, " n"],
     *,
@@ -132,7 +132,7 @@ def lies_in_better(
     Example:
         >>> boxes = np.array([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 3.0, 9.0]])
         >>> pair = Detections(boxes=boxes, scores=np.array([0.8, 0.9]), labels=np.array([0, 0]))
-        >>> lies_in_better(pair, np.array([False, True])).tolist()
+        >>> is_part_of_better(pair, np.array([False, True])).tolist()
         [False, True]
     """
     answer = np.zeros(len(detections), dtype=np.bool_)

@@ -18,11 +18,11 @@ from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, ImageError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
-from sniper.geometry.nms import fuse_boxes, soft_nms
+from sniper.geometry.nms import soft_nms, weighted_box_fusion
 from sniper.inference.search import Search, Source
 from sniper.models.build import autocast, build_detector, build_searcher
-from sniper.models.detector import Detector
 from sniper.models.spec import Precision
+from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.run import Run
 
@@ -31,7 +31,7 @@ Detect = Callable[[Sequence[torch.Tensor]], Sequence[Detections]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Predictor:
+class Detector:
     """A detector, ready for images of any size: a trained one of ours, or any other that can be called.
 
     Attributes:
@@ -55,7 +55,7 @@ class Predictor:
         spec: ExperimentSpec | None = None,
         *,
         device: torch.device | None = None,
-    ) -> "Predictor":
+    ) -> "Detector":
         """Take the newest weights of a run.
 
         Args:
@@ -85,12 +85,12 @@ class Predictor:
     @classmethod
     def of(
         cls,
-        model: Detector,
+        model: TwoStageDetector,
         *,
         spec: ExperimentSpec,
         categories: tuple[Category, ...],
         device: torch.device,
-    ) -> "Predictor":
+    ) -> "Detector":
         """Take a detector of ours, in evaluation mode and on its device."""
         return cls(
             detect=partial(_detect, build_searcher(model), precision=spec.predict.precision, device=device),
@@ -145,7 +145,7 @@ class Predictor:
 
 
 def _detect(
-    model: Detector, images: Sequence[torch.Tensor], *, precision: Precision, device: torch.device
+    model: TwoStageDetector, images: Sequence[torch.Tensor], *, precision: Precision, device: torch.device
 ) -> Sequence[Detections]:
     with torch.inference_mode(), autocast(precision, device):
         return model.detect(images)
@@ -154,13 +154,15 @@ def _detect(
 def merge(detections: Detections, spec: PredictSpec) -> Detections:
     """Make one of detections that overlap, as an experiment says; best first."""
     if spec.merge == "fusion":
-        return fuse_boxes(detections, iou=spec.merge_iou, floor=spec.score_floor, limit=spec.max_detections)
+        return weighted_box_fusion(
+            detections, iou=spec.merge_iou, floor=spec.score_threshold, limit=spec.max_detections
+        )
     return soft_nms(
         detections,
         decay=spec.merge,
         sigma=spec.soft_nms_sigma,
         iou=spec.merge_iou,
-        floor=spec.score_floor,
+        floor=spec.score_threshold,
         limit=spec.max_detections,
     )
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torchvision.ops import nms
 
 from sniper.config.experiment import ExperimentSpec, MineSpec
-from sniper.data.datasets.coco import Annotations
+from sniper.data.datasets.coco import Dataset
 from sniper.errors import DetectionsError, ProposalsError
 from sniper.files import sha256
 from sniper.geometry import Detections
@@ -24,7 +24,7 @@ from sniper.geometry.boxes import clip, from_xywh
 from sniper.inference.proposals import ProposalStore, ShardProposals
 from sniper.inference.search import Search, Source
 from sniper.models.build import autocast, build_detector, build_searcher
-from sniper.models.detector import Detector
+from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.run import Run
 
@@ -42,7 +42,7 @@ class Miner:
         device: where to compute.
     """
 
-    model: Detector
+    model: TwoStageDetector
     spec: ExperimentSpec
     device: torch.device
 
@@ -96,7 +96,7 @@ class Miner:
 def mine(
     run: Run,
     spec: ExperimentSpec,
-    annotations: Annotations,
+    annotations: Dataset,
     folder: Path,
     *,
     device: torch.device,
@@ -151,9 +151,9 @@ def mine(
     return store
 
 
-def take_detections(
+def proposals_from_detections(
     detections: Sequence[Mapping[str, Any]],
-    annotations: Annotations,
+    annotations: Dataset,
     folder: Path,
     *,
     spec: MineSpec,
@@ -220,7 +220,7 @@ def _packed(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> ShardProposals:
     )
 
 
-def _begin(folder: Path, annotations: Annotations, *, source: Mapping[str, Any], rank: int) -> ProposalStore:
+def _begin(folder: Path, annotations: Dataset, *, source: Mapping[str, Any], rank: int) -> ProposalStore:
     """Begin a store, or join the one that the first process begins."""
     deadline = time.monotonic() + _LONGEST_WAIT
     while rank > 0 and not ProposalStore.is_begun(folder, annotations, source=source):

@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from sniper.chips import ChipTable, ImageBoxes
 from sniper.chips.cover import Cover
 from sniper.chips.negatives import NegativeSpec, choose_negatives, with_negatives
-from sniper.data.datasets.coco import Annotations
+from sniper.data.datasets.coco import Dataset
 from sniper.errors import ProposalsError
-from sniper.files import UNREADABLE, replace_whole
+from sniper.files import UNREADABLE, atomic_write
 
 IMAGES_PER_SHARD = 256
 _VERSION = 1
@@ -53,7 +53,7 @@ class ProposalStore:
     """
 
     folder: Path
-    annotations: Annotations
+    annotations: Dataset
 
     @property
     def num_shards(self) -> int:
@@ -66,7 +66,7 @@ class ProposalStore:
         return [index for index in range(self.num_shards) if not self._path(index).exists()]
 
     @classmethod
-    def begin(cls, folder: Path, annotations: Annotations, *, source: Mapping[str, Any]) -> "ProposalStore":
+    def begin(cls, folder: Path, annotations: Dataset, *, source: Mapping[str, Any]) -> "ProposalStore":
         """Make the folder, or go on in one that was begun with the same images and source; others' shards are removed.
 
         Args:
@@ -86,12 +86,12 @@ class ProposalStore:
         for path in old:
             if path.name != "head.json":  # the last to go, as it says what the others are
                 path.unlink()
-        with replace_whole(folder / "head.json") as file:
+        with atomic_write(folder / "head.json") as file:
             file.write(json.dumps(_head_of(annotations, source)).encode())
         return cls(folder, annotations)
 
     @classmethod
-    def is_begun(cls, folder: Path, annotations: Annotations, *, source: Mapping[str, Any]) -> bool:
+    def is_begun(cls, folder: Path, annotations: Dataset, *, source: Mapping[str, Any]) -> bool:
         """Tell whether a folder was begun with these images and this source."""
         try:
             return _read_head(folder) == _head_of(annotations, source)
@@ -99,7 +99,7 @@ class ProposalStore:
             return False
 
     @classmethod
-    def open(cls, folder: Path, annotations: Annotations) -> "ProposalStore":
+    def open(cls, folder: Path, annotations: Dataset) -> "ProposalStore":
         """Find complete proposals.
 
         Raises:
@@ -143,7 +143,7 @@ class ProposalStore:
     def write(self, shard: int, found: ShardProposals) -> None:
         """Write the proposals of a shard's images, whole or not at all; edges are kept to a 65,535th of the image."""
         sides = self._sides_of_boxes(shard, found.offsets)
-        with replace_whole(self._path(shard)) as file:
+        with atomic_write(self._path(shard)) as file:
             np.savez_compressed(
                 file,
                 offsets=found.offsets.astype(np.int32),
@@ -235,7 +235,7 @@ def _has_our_head(folder: Path) -> bool:
     return True
 
 
-def _head_of(annotations: Annotations, source: Mapping[str, Any]) -> dict[str, Any]:
+def _head_of(annotations: Dataset, source: Mapping[str, Any]) -> dict[str, Any]:
     head = {"version": _VERSION, "digest": annotations.digest, "source": dict(source)}
     return dict(json.loads(json.dumps(head)))  # as it comes back: an infinite bound, a list for a tuple
 

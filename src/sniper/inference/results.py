@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from sniper.errors import DetectionsError
-from sniper.files import replace_whole
+from sniper.files import atomic_write
 from sniper.geometry import Detections
-from sniper.inference.detector import Predictor, to_coco
-from sniper.runs.processes import ALONE, Ranks
+from sniper.inference.detector import Detector, to_coco
+from sniper.runs.processes import SINGLE_PROCESS, Processes
 
 
 class ResultParts:
@@ -39,7 +39,7 @@ class ResultParts:
         made_of: Mapping[str, Any],
         num_images: int,
         resume: bool,
-        ranks: Ranks = ALONE,
+        ranks: Processes = SINGLE_PROCESS,
     ) -> None:
         self._target, self._num_images, self._ranks = target, num_images, ranks
         self._prefix = f".{target.name}.part"
@@ -98,7 +98,7 @@ class ResultParts:
                     f"{self._target}: the results of {len(missing)} images are in no part beside it, which must "
                     "have been removed; --resume looks for them again"
                 )
-            with replace_whole(self._target) as file:
+            with atomic_write(self._target) as file:
                 file.write(b"[")
                 for index in range(self._num_images):
                     results = _read_at(*places[index])
@@ -163,7 +163,7 @@ def _read_at(part: Path, offset: int) -> list[dict[str, Any]] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToSearch:
+class ImageToSearch:
     """An image file to be searched.
 
     Attributes:
@@ -193,13 +193,13 @@ class SearchReport:
 
 
 def search_to_file(
-    predictor: Predictor,
-    images: Sequence[ToSearch],
+    predictor: Detector,
+    images: Sequence[ImageToSearch],
     target: Path,
     *,
     made_of: Mapping[str, Any],
     resume: bool,
-    ranks: Ranks,
+    ranks: Processes,
     watch: Callable[[int, int], None],
     show: Callable[[int, Detections], None] | None = None,
 ) -> "SearchReport":
@@ -252,7 +252,7 @@ def search_to_file(
         return SearchReport(num_results=num_results, num_full=num_full, skipped=skipped)
 
 
-def _identity(image: ToSearch) -> tuple[object, ...]:
+def _identity(image: ImageToSearch) -> tuple[object, ...]:
     """Tell an image file from another, and from what it was before it changed."""
     try:
         stat = image.path.stat()

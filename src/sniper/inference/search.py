@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from sniper.chips import Level, LevelSpec
-from sniper.data.images.files import Picture, PictureInMemory, WindowedTiff, open_picture
+from sniper.data.images.files import ArrayImageReader, ImageReader, WindowedTiffReader, open_image
 from sniper.data.images.regions import cut_window
 from sniper.data.spec import DataSpec
 from sniper.errors import ImageError, OutOfMemory
 from sniper.geometry import Detections
-from sniper.geometry.nms import lies_in_better, soft_nms
+from sniper.geometry.nms import is_part_of_better, soft_nms
 
 _GRID = 64  # level pixels; all strides divide it
 _CONTEXT = 64  # level pixels around an object that help to recognize it
@@ -40,7 +40,7 @@ _MOST_OF_IT = 0.7
 _AS_SURE = 0.5
 _LONGEST = 1.5  # times the size: how long an object may be to be seen whole by one window wherever it lies
 
-Source = str | os.PathLike[str] | Picture | np.ndarray
+Source = str | os.PathLike[str] | ImageReader | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Searched:
+class SearchResult:
     """What was found in one image.
 
     Attributes:
@@ -236,7 +236,7 @@ def _joined(parts: Sequence[_Part]) -> Detections:
     is_cut = np.concatenate([part.is_cut for part in parts])
     is_shared = np.concatenate([part.is_shared for part in parts])
     level = np.repeat([part.level for part in parts], [len(part.detections) for part in parts])
-    is_kept = ~lies_in_better(joined, is_cut, share=_MOST_OF_IT, as_sure=_AS_SURE)
+    is_kept = ~is_part_of_better(joined, is_cut, share=_MOST_OF_IT, as_sure=_AS_SURE)
     single = joined.select(is_kept & ~is_shared)
     twins = [joined.select(is_kept & is_shared & (level == index)) for index in np.unique(level[is_shared])]
     return Detections.join([single, *(soft_nms(own, decay="hard", iou=_TWINS, floor=0.0) for own in twins)])
@@ -266,7 +266,7 @@ class Search:
     device: torch.device
     data: DataSpec
 
-    def __call__(self, sources: Iterable[Source]) -> Iterator[Searched | None]:
+    def __call__(self, sources: Iterable[Source]) -> Iterator[SearchResult | None]:
         """Search images; gives one answer for each, in order: None for one that cannot be read and is to be skipped.
 
         Raises:
@@ -284,7 +284,7 @@ class Search:
             while waiting:
                 yield from self._searched(waiting.popleft(), limit)
 
-    def _searched(self, batch: "_Batch", limit: "_Limit") -> Iterator[Searched | None]:
+    def _searched(self, batch: "_Batch", limit: "_Limit") -> Iterator[SearchResult | None]:
         """Search a batch; after the last of a group, give what was found in the group."""
         pixels = batch.arrived(self.data)
         there = [(item, one) for item, one in zip(batch.items, pixels, strict=True) if one is not None]
@@ -297,7 +297,9 @@ class Search:
                 if image.is_bad:
                     yield None
                 else:
-                    yield Searched(width=image.width, height=image.height, detections=_joined(image.parts))
+                    yield SearchResult(
+                        width=image.width, height=image.height, detections=_joined(image.parts)
+                    )
 
     def _computed(self, pixels: Sequence[UInt8[np.ndarray, "_ _ 3"]], limit: "_Limit") -> list[Detections]:
         """Compute, in halves if the whole does not fit into the device's memory."""
@@ -373,7 +375,7 @@ class _Image:
     """An image that is searched: what is known of it, and what was found so far."""
 
     def __init__(self, source: Source, data: DataSpec) -> None:
-        self.picture: Picture | None = None
+        self.picture: ImageReader | None = None
         self.is_bad = False
         self.width = self.height = 0
         self.parts: list[_Part] = []
@@ -386,7 +388,7 @@ class _Image:
     @property
     def num_decoded(self) -> int:
         """How many pixels of it are held in memory."""
-        return 0 if isinstance(self.picture, WindowedTiff) else self.width * self.height
+        return 0 if isinstance(self.picture, WindowedTiffReader) else self.width * self.height
 
     def refuse(self, error: ImageError, data: DataSpec) -> None:
         """Raise, or warn once and go on without it."""
@@ -440,17 +442,19 @@ def _pixels_of(item: _Item) -> np.ndarray:
         picture,
         item.window.level,
         item.window.corners,
-        reads_smaller=isinstance(picture, WindowedTiff),  # others are decoded for the finest level anyway
+        reads_smaller=isinstance(
+            picture, WindowedTiffReader
+        ),  # others are decoded for the finest level anyway
     )
     return np.require(cut, requirements=["C", "W"])
 
 
-def _opened(source: Source, data: DataSpec) -> Picture:
+def _opened(source: Source, data: DataSpec) -> ImageReader:
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise ValueError(f"an image is uint8 of (height, width, 3), not {source.dtype} of {source.shape}")
-        return PictureInMemory(source)
-    return open_picture(Path(source), data.read) if isinstance(source, str | os.PathLike) else source
+        return ArrayImageReader(source)
+    return open_image(Path(source), data.read) if isinstance(source, str | os.PathLike) else source
 
 
 def _groups(sources: Iterable[Source], data: DataSpec) -> Iterator[list[_Image]]:
@@ -463,7 +467,7 @@ def _groups(sources: Iterable[Source], data: DataSpec) -> Iterator[list[_Image]]
             yield group
             group = []
         group.append(image)
-        if isinstance(image.picture, WindowedTiff):  # its answer is not to wait for those of others
+        if isinstance(image.picture, WindowedTiffReader):  # its answer is not to wait for those of others
             yield group
             group = []
     if group:

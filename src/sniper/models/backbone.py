@@ -20,7 +20,7 @@ from sniper.errors import ConfigError, WeightsError
 from sniper.models.deformable import make_deformable
 from sniper.models.spec import BackboneSpec
 
-JOINED_STRIDE = 16
+CONCAT_STRIDE = 16
 PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # the last is the one before it, halved
 
 
@@ -57,11 +57,11 @@ class Backbone(nn.Module):
                 )
             self.fpn = FeaturePyramidNetwork(channels, pyramid_channels, extra_blocks=LastLevelMaxPool())
         self.num_channels = sum(channels) if self.fpn is None else pyramid_channels
-        self.strides = (JOINED_STRIDE,) if self.fpn is None else PYRAMID_STRIDES
+        self.strides = (CONCAT_STRIDE,) if self.fpn is None else PYRAMID_STRIDES
         config = self.trunk.pretrained_cfg
         self.register_buffer("mean", _as_grey_levels(config["mean"]), persistent=False)
         self.register_buffer("std", _as_grey_levels(config["std"]), persistent=False)
-        self._frozen = _frozen_modules(self.trunk, name=spec.name, stride=spec.frozen_stride)
+        self._frozen = _frozen_modules(self.trunk, name=spec.name, num_stages=spec.frozen_stages)
         if spec.batch_norm == "frozen":
             self._frozen += [
                 m for m in self.trunk.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
@@ -91,8 +91,8 @@ def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
         hint = f"; near: {', '.join(near)}" if near else ""
         raise ConfigError(f"model.backbone.name: timm knows no model {spec.name!r}{hint}")
     shape = (
-        {"output_stride": JOINED_STRIDE, "out_indices": tuple(range(-spec.features, 0))}
-        if spec.neck == "joined"
+        {"output_stride": CONCAT_STRIDE, "out_indices": tuple(range(-spec.num_feature_maps, 0))}
+        if spec.neck == "concat"
         else {"out_indices": (-4, -3, -2, -1)}
     )
     build = functools.partial(timm.create_model, spec.name, features_only=True, **shape)
@@ -100,7 +100,7 @@ def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
         try:
             return build()
         except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
-            wanted = f"at stride {JOINED_STRIDE}" if spec.neck == "joined" else "of four strides"
+            wanted = f"at stride {CONCAT_STRIDE}" if spec.neck == "concat" else "of four strides"
             raise ConfigError(
                 f"model.backbone.name: {spec.name} gives no features {wanted} ({error})"
             ) from error
@@ -137,15 +137,16 @@ def _last_stage(trunk: Any) -> nn.Module:
     return next(module for path, module in trunk.named_modules() if path.replace(".", "_") == name)
 
 
-def _frozen_modules(trunk: Any, *, name: str, stride: int) -> list[nn.Module]:
-    """List the layers, in the order in which they are defined, up to the features of a stride."""
+def _frozen_modules(trunk: Any, *, name: str, num_stages: int) -> list[nn.Module]:
+    """List the layers of the stem and the first stages, in the order in which they are defined."""
+    if num_stages == 0:
+        return []
+    stride = 2 ** (num_stages + 1)
     stages = [entry["module"] for entry in trunk.feature_info.info if entry["reduction"] <= stride]
     if not stages:
-        if stride:
-            raise ConfigError(
-                f"model.backbone.frozen_stride: {name} has no features of stride {stride} or less"
-            )
-        return []
+        raise ConfigError(
+            f"model.backbone.frozen_stages: {name} has no features of stride {stride} or less to freeze"
+        )
     # timm flattens some models, so that stages.0 becomes stages_0; dots are told apart from no other sign here.
     last = stages[-1].replace(".", "_")
     layers = [

@@ -4,28 +4,28 @@ import copy
 
 import torch
 
-from sniper.models.detector import Detector
-from sniper.models.folding import folded
+from sniper.models.folding import fold_batch_norm
 from sniper.models.spec import DetectorSpec, Precision
+from sniper.models.two_stage import TwoStageDetector
 
 
 def build_detector(
     spec: DetectorSpec, *, num_classes: int, seed: int = 0, has_weights: bool = True
-) -> Detector:
+) -> TwoStageDetector:
     """Build a detector; the layers without pretrained weights are initialised from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Detector(spec, num_classes=num_classes, has_weights=has_weights)
+        return TwoStageDetector(spec, num_classes=num_classes, has_weights=has_weights)
 
 
-def build_searcher(model: Detector) -> Detector:
+def build_searcher(model: TwoStageDetector) -> TwoStageDetector:
     """Make a copy of a detector that only searches, and faster: batch norm folded, weights laid out channels-last.
 
     Args:
         model: in evaluation mode; it is not changed.
     """
     searcher = copy.deepcopy(model)
-    searcher.backbone.trunk = folded(searcher.backbone.trunk)
+    searcher.backbone.trunk = fold_batch_norm(searcher.backbone.trunk)
     return searcher.to(memory_format=torch.channels_last)
 
 

@@ -8,7 +8,7 @@ _MOST_PAIRS = 2**25  # of boxes, compared at a time
 _NUM_ROUNDS = 65  # odd
 
 
-def suppress(
+def batched_nms(
     boxes: Float[torch.Tensor, "b n 4"],
     scores: Float[torch.Tensor, "b n"],
     *,
@@ -19,7 +19,7 @@ def suppress(
     """Find the boxes of each image that overlap no better one that stays.
 
     torchvision's `nms` does it, image by image. On a GPU that makes the processor wait, for nobody knows before how
-    many stay; where it must not wait, all pairs are compared at once (`settle`).
+    many stay; where it must not wait, all pairs are compared at once (`fixed_point_nms`).
 
     Args:
         boxes: (B, n, 4) xyxy, best first.
@@ -35,7 +35,7 @@ def suppress(
     if waits or boxes.device.type == "cpu":
         is_kept = _suppress_each(boxes, scores, is_there, iou=iou)
     else:
-        is_kept = settle(boxes, is_there, iou=iou)
+        is_kept = fixed_point_nms(boxes, is_there, iou=iou)
     num_boxes = boxes.shape[1]
     places = torch.arange(num_boxes, device=boxes.device).expand_as(is_kept)
     order = torch.where(is_kept, places, num_boxes).topk(
@@ -45,7 +45,7 @@ def suppress(
     return order.indices, is_real
 
 
-def settle(
+def fixed_point_nms(
     boxes: Float[torch.Tensor, "b n 4"], is_there: Bool[torch.Tensor, "b n"], *, iou: float
 ) -> Bool[torch.Tensor, "b n"]:
     """Suppress without a loop over boxes: judge all at once, again and again, until the judgement stands.

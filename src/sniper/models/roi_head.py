@@ -30,10 +30,10 @@ class RoIHead(nn.Module):
         super().__init__()
         self.spec = spec
         self.pool = _build_pool(spec, num_channels=num_channels, strides=strides)
-        self.first = nn.Linear(spec.channels * spec.pooled_side**2, spec.width)
-        self.second = nn.Linear(spec.width, spec.width)
-        self.classes = nn.Linear(spec.width, num_classes + 1)
-        self.deltas = nn.Linear(spec.width, 4)
+        self.first = nn.Linear(spec.channels * spec.pool_size**2, spec.hidden_dim)
+        self.second = nn.Linear(spec.hidden_dim, spec.hidden_dim)
+        self.classes = nn.Linear(spec.hidden_dim, num_classes + 1)
+        self.deltas = nn.Linear(spec.hidden_dim, 4)
         self._coder = BoxCoder(place=10.0, side=5.0)
         for hidden in (self.first, self.second):
             nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
@@ -68,7 +68,7 @@ class RoIHead(nn.Module):
         is_real: Sequence[Bool[torch.Tensor, " _"]],
         boxes: Float[torch.Tensor, "b m 4"],
         labels: Int[torch.Tensor, "b m"],
-        standing: Int[torch.Tensor, "b m"],
+        status: Int[torch.Tensor, "b m"],
     ) -> dict[str, Float[torch.Tensor, ""]]:
         """Compare the judgement of all proposals with the boxes of each chip, valid or not.
 
@@ -78,7 +78,7 @@ class RoIHead(nn.Module):
             is_real: of each chip, (n,) whether a proposal is there.
             boxes: (B, M, 4) xyxy, chip frame.
             labels: (B, M) 0..C-1.
-            standing: (B, M) values of `Standing`.
+            status: (B, M) values of `BoxStatus`.
 
         Returns:
             `head_class`, the mean over all proposals of a chip that are not ignored, and `head_box`, the sum over
@@ -88,7 +88,7 @@ class RoIHead(nn.Module):
         candidates = torch.cat(list(proposals))
         chips = torch.cat([labels.new_full((len(one),), i) for i, one in enumerate(proposals)])
         matches = match_proposals(
-            candidates, chips=chips, boxes=boxes, standing=standing, positive_iou=self.spec.positive_iou
+            candidates, chips=chips, boxes=boxes, status=status, positive_iou=self.spec.positive_iou
         )
         is_positive = matches.state == Match.POSITIVE
         counts = (matches.state != Match.IGNORED) & torch.cat(list(is_real))
@@ -131,9 +131,9 @@ class _OneMapPool(nn.Module):
         nn.init.zeros_(self.reduce.bias)  # type: ignore[arg-type]
         self.cells: nn.Module
         if spec.pooling == "deformable":
-            self.cells = DeformableRoIPool(spec.channels, side=spec.pooled_side, scale=1 / stride)
+            self.cells = DeformableRoIPool(spec.channels, side=spec.pool_size, scale=1 / stride)
         else:
-            self.cells = RoIAlign(spec.pooled_side, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+            self.cells = RoIAlign(spec.pool_size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
 
     def forward(
         self, maps: Sequence[Float[torch.Tensor, "b c y x"]], rois: list[torch.Tensor]
@@ -150,7 +150,7 @@ class _PyramidPool(nn.Module):
         super().__init__()
         self._strides = tuple(strides[:-1])
         names = [str(stride) for stride in self._strides]
-        self.cells = MultiScaleRoIAlign(names, output_size=spec.pooled_side, sampling_ratio=2)
+        self.cells = MultiScaleRoIAlign(names, output_size=spec.pool_size, sampling_ratio=2)
 
     def forward(
         self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], rois: list[torch.Tensor]

@@ -11,9 +11,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import clip_boxes_to_image
 
 from sniper.models.box_coder import BoxCoder
-from sniper.models.nms import suppress
+from sniper.models.nms import batched_nms
 from sniper.models.spec import RPNSpec
-from sniper.models.targets import Match, draw_sample, match_anchors
+from sniper.models.targets import Match, match_anchors, sample_anchors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,10 +131,10 @@ class RPN(nn.Module):
             sizes = extents.prod(dim=2).sqrt()
             is_wanted &= (sizes >= valid_sizes[:, :1]) & (sizes < valid_sizes[:, 1:])
         scores, best = objectness.masked_fill(~is_wanted, -torch.inf).topk(
-            min(spec.num_candidates, objectness.shape[1]), dim=1
+            min(spec.pre_nms_top_n, objectness.shape[1]), dim=1
         )
         boxes = _taken(boxes, best)
-        kept, is_real = suppress(boxes, scores, iou=spec.nms_iou, limit=limit, waits=not self.training)
+        kept, is_real = batched_nms(boxes, scores, iou=spec.nms_iou, limit=limit, waits=not self.training)
         return ProposalBatch(
             boxes=_taken(boxes, kept).masked_fill(~is_real[..., None], 0),  # also what is no number
             scores=scores.gather(1, kept).sigmoid().masked_fill(~is_real, 0),
@@ -148,7 +148,7 @@ class RPN(nn.Module):
         *,
         anchors: Float[torch.Tensor, "n 4"],
         boxes: Float[torch.Tensor, "b m 4"],
-        standing: Int[torch.Tensor, "b m"],
+        status: Int[torch.Tensor, "b m"],
         num_boxes: Sequence[int],
         seeds: Sequence[int],
     ) -> dict[str, Float[torch.Tensor, ""]]:
@@ -159,7 +159,7 @@ class RPN(nn.Module):
             deltas: (B, n, 4) shifts.
             anchors: (n, 4) xyxy, chip frame.
             boxes: (B, M, 4) xyxy, chip frame.
-            standing: (B, M) values of `Standing`.
+            status: (B, M) values of `BoxStatus`.
             num_boxes: how many boxes each of the B chips has.
             seeds: of the B chips; they draw the anchors that count.
 
@@ -171,14 +171,17 @@ class RPN(nn.Module):
         matches = match_anchors(
             anchors,
             boxes=boxes,
-            standing=standing,
+            status=status,
             num_boxes=num_boxes,
             positive_iou=spec.positive_iou,
             negative_iou=spec.negative_iou,
             ignored_iou=spec.ignored_iou,
         )
-        is_drawn = draw_sample(
-            matches.state, count=spec.anchors_per_chip, positive_share=spec.positive_share, seeds=seeds
+        is_drawn = sample_anchors(
+            matches.state,
+            count=spec.batch_size_per_image,
+            positive_fraction=spec.positive_fraction,
+            seeds=seeds,
         )
         weights = is_drawn / is_drawn.sum(dim=1, keepdim=True).clamp(min=1) / len(boxes)  # (b, n)
         is_positive = matches.state == Match.POSITIVE

@@ -12,15 +12,15 @@ class BackboneSpec:
     """The trunk that turns pixels into features.
 
     Attributes:
-        name: any timm model that offers features at stride 16.
+        name: any timm model that suggest_pyramids features at stride 16.
         pretrained: start from timm's weights of that name.
         weights: start from this safetensors file instead.
         batch_norm: `trained` learns its scale and keeps statistics of the chips on each device, `synced` of those on
             all devices, `frozen` stays as pretrained.
-        frozen_stride: layers up to the features of this stride do not learn (4: stem and first stage); 0 for none.
-        neck: `joined` gives one map at stride 16, the paper's; `fpn` a feature pyramid of strides 4 to 64, whose maps
+        frozen_stages: this many stages are not trained, and the stem with the first of them; 0 trains all.
+        neck: `concat` gives one map at stride 16, the paper's; `fpn` a feature pyramid of strides 4 to 64, whose maps
             have `roi_head.channels` channels.
-        features: the last this many feature maps are joined (2: conv4 and conv5); a pyramid is made of four.
+        num_feature_maps: the last this many feature maps are joined (2: conv4 and conv5); a pyramid is made of four.
         deformable: whether the plain 3×3 convolutions of the last stage learn where to look (four groups of channels).
     """
 
@@ -28,16 +28,16 @@ class BackboneSpec:
     pretrained: bool = True
     weights: str | None = None
     batch_norm: Literal["trained", "synced", "frozen"] = "trained"
-    frozen_stride: int = 4
-    neck: Literal["joined", "fpn"] = "joined"
-    features: int = 2
+    frozen_stages: int = 1
+    neck: Literal["concat", "fpn"] = "concat"
+    num_feature_maps: int = 2
     deformable: bool = False
 
     def __post_init__(self) -> None:
-        if self.frozen_stride not in (0, 2, 4, 8):
-            raise ValueError(f"frozen_stride must be 0, 2, 4 or 8, not {self.frozen_stride}")
-        if self.features not in (1, 2):
-            raise ValueError(f"features must be 1 or 2, not {self.features}")
+        if self.frozen_stages not in (0, 1, 2):
+            raise ValueError(f"frozen_stages must be 0, 1 or 2, not {self.frozen_stages}")
+        if self.num_feature_maps not in (1, 2):
+            raise ValueError(f"num_feature_maps must be 1 or 2, not {self.num_feature_maps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,12 @@ class RPNSpec:
         positive_iou: an anchor that overlaps a valid box this much is positive.
         negative_iou: an anchor that overlaps every valid box less than this is negative.
         ignored_iou: an anchor that overlaps an invalid or ignored box more than this is ignored.
-        anchors_per_chip: anchors drawn from each chip for the losses.
-        positive_share: at most this share of them is positive.
-        num_candidates: best anchors per image that enter suppression.
+        batch_size_per_image: anchors drawn from each chip for the losses.
+        positive_fraction: at most this share of them is positive.
+        pre_nms_top_n: best anchors per image that enter suppression.
         nms_iou: of two proposals that overlap more, the worse is dropped.
-        num_proposals: proposals per image and level at test.
-        num_training_proposals: proposals per chip in training; fewer cost less where chips show few objects.
+        post_nms_top_n: proposals per image and level at test.
+        post_nms_top_n_train: proposals per chip in training; fewer cost less where chips show few objects.
     """
 
     channels: int = 512
@@ -66,12 +66,12 @@ class RPNSpec:
     positive_iou: float = 0.5
     negative_iou: float = 0.4
     ignored_iou: float = 0.3
-    anchors_per_chip: int = 256
-    positive_share: float = 0.5
-    num_candidates: int = 6000
+    batch_size_per_image: int = 256
+    positive_fraction: float = 0.5
+    pre_nms_top_n: int = 6000
     nms_iou: float = 0.7
-    num_proposals: int = 300
-    num_training_proposals: int = 300
+    post_nms_top_n: int = 300
+    post_nms_top_n_train: int = 300
 
     def __post_init__(self) -> None:
         for name in ("anchor_sizes", "aspect_ratios"):
@@ -82,15 +82,15 @@ class RPNSpec:
             raise ValueError(
                 f"0 < negative_iou <= positive_iou <= 1 wanted, not {self.negative_iou} and {self.positive_iou}"
             )
-        for name in ("ignored_iou", "nms_iou", "positive_share"):
+        for name in ("ignored_iou", "nms_iou", "positive_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         for name in (
             "channels",
-            "anchors_per_chip",
-            "num_candidates",
-            "num_proposals",
-            "num_training_proposals",
+            "batch_size_per_image",
+            "pre_nms_top_n",
+            "post_nms_top_n",
+            "post_nms_top_n_train",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -102,26 +102,26 @@ class RoIHeadSpec:
 
     Attributes:
         channels: features are brought to this many before pooling.
-        pooled_side: side of the pooled grid, cells.
+        pool_size: side of the pooled grid, cells.
         pooling: `align` (RoIAlign), or `deformable`: its cells are moved by offsets that are learnt.
-        width: of the two fully connected layers.
+        hidden_dim: of the two fully connected layers.
         positive_iou: a proposal that overlaps a box this much takes its label.
-        score_floor: detections below this score are not reported.
+        score_threshold: detections below this score are not reported.
     """
 
     channels: int = 256
-    pooled_side: int = 7
+    pool_size: int = 7
     pooling: Literal["align", "deformable"] = "align"
-    width: int = 1024
+    hidden_dim: int = 1024
     positive_iou: float = 0.5
-    score_floor: float = 0.001
+    score_threshold: float = 0.001
 
     def __post_init__(self) -> None:
         if not 0 < self.positive_iou < 1:
             raise ValueError(f"positive_iou must be between 0 and 1, not {self.positive_iou}")
-        if not 0 <= self.score_floor < 1:
-            raise ValueError(f"score_floor must be in [0, 1), not {self.score_floor}")
-        for name in ("channels", "pooled_side", "width"):
+        if not 0 <= self.score_threshold < 1:
+            raise ValueError(f"score_threshold must be in [0, 1), not {self.score_threshold}")
+        for name in ("channels", "pool_size", "hidden_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 

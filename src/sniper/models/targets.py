@@ -11,7 +11,7 @@ from enum import IntEnum
 import torch
 from jaxtyping import Bool, Float, Int
 
-from sniper.chips import Standing
+from sniper.chips import BoxStatus
 
 _MOST_PAIRS = 2**25  # of candidates and boxes, compared at a time
 
@@ -41,7 +41,7 @@ def match_anchors(
     anchors: Float[torch.Tensor, "n 4"],
     *,
     boxes: Float[torch.Tensor, "b m 4"],
-    standing: Int[torch.Tensor, "b m"],
+    status: Int[torch.Tensor, "b m"],
     num_boxes: Sequence[int],
     positive_iou: float,
     negative_iou: float,
@@ -56,7 +56,7 @@ def match_anchors(
     Args:
         anchors: (n, 4) xyxy, chip frame, the same for all chips.
         boxes: (B, M, 4) xyxy, chip frame; M at least 1.
-        standing: (B, M) values of `Standing`.
+        status: (B, M) values of `BoxStatus`.
         num_boxes: how many boxes each chip has; those after are absent.
         positive_iou: see above.
         negative_iou: see above.
@@ -68,10 +68,10 @@ def match_anchors(
 
     def match(part: slice) -> Matches:
         most = max(1, *num_boxes[part])
-        own = standing[part, :most]
+        own = status[part, :most]
         shared, overlaps = _compare(anchors, boxes[part, :most])  # (b, n, m)
-        is_valid = (own == Standing.VALID)[:, None]  # (b, 1, m)
-        is_other = ~is_valid & (own != Standing.ABSENT)[:, None]
+        is_valid = (own == BoxStatus.VALID)[:, None]  # (b, 1, m)
+        is_other = ~is_valid & (own != BoxStatus.PADDING)[:, None]
         valid = overlaps.masked_fill(~is_valid, 0)
         best, nearest = valid.max(dim=2)
         best_of_box = valid.amax(dim=1, keepdim=True)  # (b, 1, m)
@@ -96,7 +96,7 @@ def match_proposals(
     *,
     chips: Int[torch.Tensor, " n"],
     boxes: Float[torch.Tensor, "b m 4"],
-    standing: Int[torch.Tensor, "b m"],
+    status: Int[torch.Tensor, "b m"],
     positive_iou: float,
 ) -> Matches:
     """Match proposals to the objects of their chips, valid or not.
@@ -108,7 +108,7 @@ def match_proposals(
         proposals: (n, 4) xyxy, chip frame. May be empty.
         chips: (n,) the chip of each, 0..B-1.
         boxes: (B, M, 4) xyxy, chip frame; M at least 1.
-        standing: (B, M) values of `Standing`.
+        status: (B, M) values of `BoxStatus`.
         positive_iou: see above.
 
     Returns:
@@ -116,12 +116,12 @@ def match_proposals(
     """
 
     def match(part: slice) -> Matches:
-        candidates, own = proposals[part, None], standing[chips[part]]  # (n, 1, 4), (n, m)
+        candidates, own = proposals[part, None], status[chips[part]]  # (n, 1, 4), (n, m)
         shared, overlaps = _compare(candidates, boxes[chips[part]])  # (n, 1, m)
-        is_object = (own != Standing.IGNORED) & (own != Standing.ABSENT)
+        is_object = (own != BoxStatus.IGNORE) & (own != BoxStatus.PADDING)
         best, nearest = overlaps[:, 0].masked_fill(~is_object, 0).max(dim=1)
         is_match = best >= positive_iou
-        is_aside = own.gather(1, nearest[:, None])[:, 0] == Standing.ASIDE
+        is_aside = own.gather(1, nearest[:, None])[:, 0] == BoxStatus.IN_NEGATIVE_CHIP
         state = torch.full_like(nearest, Match.NEGATIVE)
         state[_is_within_ignored(candidates, shared, own)[:, 0]] = Match.IGNORED
         state[is_match] = Match.POSITIVE
@@ -131,15 +131,15 @@ def match_proposals(
     return _joined([match(part) for part in _parts(len(proposals), size=boxes.shape[1])])
 
 
-def draw_sample(
-    state: Int[torch.Tensor, "b n"], *, count: int, positive_share: float, seeds: Sequence[int]
+def sample_anchors(
+    state: Int[torch.Tensor, "b n"], *, count: int, positive_fraction: float, seeds: Sequence[int]
 ) -> Bool[torch.Tensor, "b n"]:
     """Draw the anchors that enter the losses: of each chip at most a share of positives, the rest negatives.
 
     Args:
         state: (B, n) values of `Match`.
         count: how many to draw of each chip; fewer if there are not so many.
-        positive_share: at most this share of `count` is positive.
+        positive_fraction: at most this share of `count` is positive.
         seeds: of the B chips; what is drawn for a chip depends on its own alone.
 
     Returns:
@@ -154,7 +154,7 @@ def draw_sample(
     )
     is_drawn = torch.zeros_like(state, dtype=torch.bool)
     room = torch.full((len(state), 1), count, device=device)
-    limits = {Match.POSITIVE: int(count * positive_share), Match.NEGATIVE: count}
+    limits = {Match.POSITIVE: int(count * positive_fraction), Match.NEGATIVE: count}
     for wanted, limit in limits.items():
         ranks, first = rank.masked_fill(state != wanted, 2.0).topk(
             min(limit, num_anchors), dim=1, largest=False, sorted=True
@@ -181,11 +181,11 @@ def _compare(
 def _is_within_ignored(
     candidates: Float[torch.Tensor, "*b n 4"],
     shared: Float[torch.Tensor, "b n m"],
-    standing: Int[torch.Tensor, "b m"],
+    status: Int[torch.Tensor, "b m"],
 ) -> Bool[torch.Tensor, "b n"]:
     """Tell which candidates lie with at least half of their area inside one ignored box."""
     areas = (candidates[..., 2:] - candidates[..., :2]).prod(dim=-1)  # (..., n)
-    is_ignored = (standing == Standing.IGNORED)[:, None]  # (b, 1, m)
+    is_ignored = (status == BoxStatus.IGNORE)[:, None]  # (b, 1, m)
     return (is_ignored & (shared >= 0.5 * areas[..., None])).any(dim=2)
 
 

@@ -22,7 +22,7 @@ USEFUL_SIZES = (32.0, 480.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LevelBudget:
+class LevelCost:
     """What happens at one level.
 
     Attributes:
@@ -65,7 +65,7 @@ class Megapixels:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Budget:
+class CostPlan:
     """What the chips of a data set cost, and what they show.
 
     Attributes:
@@ -93,7 +93,7 @@ class Budget:
     num_wanted: int
     num_uncovered: int
     share_useful: float
-    levels: tuple[LevelBudget, ...]
+    levels: tuple[LevelCost, ...]
     megapixels: Megapixels
     chips_per_image: Int[np.ndarray, " i"]
     boxes_per_chip: Int[np.ndarray, " c"]
@@ -136,7 +136,7 @@ class Budget:
         return -(-(self.num_chips + self.num_negatives) // batch_size)
 
 
-def measure(table: ChipTable, images: ImageBoxes, *, negatives_per_image: int = 0) -> Budget:
+def measure(table: ChipTable, images: ImageBoxes, *, negatives_per_image: int = 0) -> CostPlan:
     """Tell what the chips of a data set cost, by looking at each chip and each box.
 
     Args:
@@ -165,7 +165,7 @@ def measure(table: ChipTable, images: ImageBoxes, *, negatives_per_image: int = 
     is_learnt, _ = learnt_sizes(pyramid, images, table.cover.moved_to)
     is_whole, is_wanted = seen == Sight.WHOLE, images.is_wanted
     levels = tuple(
-        LevelBudget(
+        LevelCost(
             num_chips=int(table.chips_per_level[index]),
             num_valid=int(is_valid[:, index].sum()),
             num_moved_here=int((table.cover.moved_to == index).sum()),
@@ -176,7 +176,7 @@ def measure(table: ChipTable, images: ImageBoxes, *, negatives_per_image: int = 
         for index in range(len(pyramid.levels))
     )
     has_boxes = images.has_wanted
-    return Budget(
+    return CostPlan(
         pyramid=pyramid,
         num_images=len(images),
         num_pooled=int(pool.sum()),

@@ -19,14 +19,14 @@ from PIL import Image
 
 from sniper.chips import ChipTable
 from sniper.chips.pyramid import LevelSpec
-from sniper.data.datasets.coco import Annotations, ImageRecord
-from sniper.data.images.files import open_picture
+from sniper.data.datasets.coco import Dataset, ImageRecord
+from sniper.data.images.files import open_image
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
-from sniper.files import replace_whole
+from sniper.files import atomic_write
 from sniper.geometry.boxes import size
-from sniper.planning.cost import USEFUL_SIZES, Budget
-from sniper.planning.suggest import Offer
+from sniper.planning.cost import USEFUL_SIZES, CostPlan
+from sniper.planning.suggest import Suggestion
 from sniper.reports.palette import PALETTE
 
 _QUANTILES = (0.1, 0.5, 0.75, 0.9, 0.99, 1.0)  # of chips per image: the images that are drawn
@@ -42,7 +42,7 @@ class PlanPage:
         annotations: the data set.
         table: its chips.
         budget: of these chips.
-        offers: pyramids that would suit the data set, the suggested one first. May be empty.
+        suggest_pyramids: pyramids that would suit the data set, the suggested one first. May be empty.
         test_megapixels: of the whole images at the experiment's test levels, per image.
         batch_size: chips in a step.
         crowd: a chip that shows more boxes than this is counted as crowded.
@@ -50,10 +50,10 @@ class PlanPage:
         read: how image files become pixels.
     """
 
-    annotations: Annotations
+    annotations: Dataset
     table: ChipTable
-    budget: Budget
-    offers: Sequence[Offer]
+    budget: CostPlan
+    suggest_pyramids: Sequence[Suggestion]
     test_megapixels: float
     batch_size: int
     crowd: int
@@ -75,7 +75,9 @@ class PlanPage:
         environment.filters["resize"] = resize_rule
         html = environment.get_template("plan.html.j2").render(
             page=self,
-            offers=[(offer.goal, offer.budget, offer.budget.megapixels.pyramid) for offer in self.offers],
+            suggest_pyramids=[
+                (offer.goal, offer.budget, offer.budget.megapixels.pyramid) for offer in self.suggest_pyramids
+            ],
             infinity=math.inf,
             num_crowded=self.num_crowded,
             budget=self.budget,
@@ -86,7 +88,7 @@ class PlanPage:
             sizes=_draw_sizes(self.budget, size(self.annotations.boxes[~self.annotations.is_crowd])),
             counts=_draw_counts(self.budget),
         )
-        with replace_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(html.encode())
 
     def as_dict(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class PlanPage:
             "batch_size": self.batch_size,
             "steps_per_epoch": budget.num_steps(self.batch_size),
             "crowded_chips": self.num_crowded,
-            "offers": [
+            "suggest_pyramids": [
                 {
                     "goal": offer.goal,
                     "chip_size": offer.budget.pyramid.chip_size,
@@ -124,7 +126,7 @@ class PlanPage:
                     "megapixels_per_image": round(offer.budget.megapixels.chips, 4),
                     "megapixels_pyramid": round(offer.budget.megapixels.pyramid, 4),
                 }
-                for offer in self.offers
+                for offer in self.suggest_pyramids
             ],
         }
 
@@ -190,7 +192,7 @@ def _thumbnail(record: ImageRecord, read: ReadSpec) -> str | None:
     """Give an image, small, as base64 JPEG; None where its file is not there."""
     if not record.path.is_file():
         return None
-    picture = open_picture(record.path, read, sides=(record.width, record.height))
+    picture = open_image(record.path, read, sides=(record.width, record.height))
     wanted = 1 << max(max(record.width, record.height) // (2 * _PICTURE_SIDE), 1).bit_length() - 1
     reduction = picture.largest_reduction(wanted)
     image = Image.fromarray(picture.read((0, 0, picture.width, picture.height), reduction=reduction))
@@ -212,7 +214,7 @@ def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_costs(budget: Budget) -> str:
+def _draw_costs(budget: CostPlan) -> str:
     """Draw bars: megapixels of the chips, and of other ways."""
     costs = budget.megapixels
     names = (
@@ -233,7 +235,7 @@ def _draw_costs(budget: Budget) -> str:
     return _to_svg(figure, name="costs")
 
 
-def _draw_sizes(budget: Budget, image_sizes: Float[np.ndarray, " n"]) -> str:
+def _draw_sizes(budget: CostPlan, image_sizes: Float[np.ndarray, " n"]) -> str:
     """Draw histograms of box sizes: in the images, with the valid ranges; and in the chips of each level."""
     levels = budget.pyramid.levels
     figure = Figure(figsize=(8, 1.9 * (len(levels) + 1)), layout="constrained")
@@ -277,7 +279,7 @@ def _size_axis(axes: Axes) -> None:
     _tidy(axes)
 
 
-def _draw_counts(budget: Budget) -> str:
+def _draw_counts(budget: CostPlan) -> str:
     """Draw two histograms: chips per image, and boxes per chip."""
     figure = Figure(figsize=(8, 2.5), layout="constrained")
     pairs = (

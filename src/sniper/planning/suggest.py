@@ -19,7 +19,7 @@ from sniper.chips.table import ChipTable
 from sniper.geometry.boxes import size
 from sniper.planning.cost import (
     USEFUL_SIZES,
-    Budget,
+    CostPlan,
     chips_megapixels,
     learnt_sizes,
     levels_megapixels,
@@ -45,7 +45,7 @@ _STEPS = (0.8, 0.9, 0.95, 1.05, 1.1, 1.25)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class Suggestion:
     """A pyramid that would suit a data set.
 
     Attributes:
@@ -54,10 +54,12 @@ class Offer:
     """
 
     goal: float
-    budget: Budget
+    budget: CostPlan
 
 
-def offers(images: ImageBoxes, *, like: PyramidSpec, num_levels: Sequence[int], share: float) -> list[Offer]:
+def suggest_pyramids(
+    images: ImageBoxes, *, like: PyramidSpec, num_levels: Sequence[int], share: float
+) -> list[Suggestion]:
     """Give the cheapest pyramid found for each number of levels, cheapest first; then what a lower share would save.
 
     Args:
@@ -75,16 +77,16 @@ def offers(images: ImageBoxes, *, like: PyramidSpec, num_levels: Sequence[int], 
     return found
 
 
-def _offer(images: ImageBoxes, like: PyramidSpec, num_levels: int, share: float) -> Offer | None:
-    found = suggest(images, num_levels=num_levels, share=share)
+def _offer(images: ImageBoxes, like: PyramidSpec, num_levels: int, share: float) -> Suggestion | None:
+    found = suggest_pyramid(images, num_levels=num_levels, share=share)
     if found is None:
         return None
     pyramid = replace(found, stride=like.stride, random_offset=like.random_offset)
     table = ChipTable.build(pyramid, images, digest="", generator=np.random.default_rng(0))
-    return Offer(goal=share, budget=measure(table, images))
+    return Suggestion(goal=share, budget=measure(table, images))
 
 
-def suggest(images: ImageBoxes, *, num_levels: int, share: float = 0.99) -> PyramidSpec | None:
+def suggest_pyramid(images: ImageBoxes, *, num_levels: int, share: float = 0.99) -> PyramidSpec | None:
     """Search the cheapest pyramid of some number of levels that shows enough boxes at a useful size.
 
     Args:

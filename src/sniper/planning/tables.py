@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from rich.box import SIMPLE
 from rich.table import Table
 
-from sniper.planning.cost import USEFUL_SIZES, Budget
+from sniper.planning.cost import USEFUL_SIZES, CostPlan
 from sniper.planning.page import PlanPage, resize_rule
 
 
-def draw_levels(budget: Budget) -> Table:
+def draw_levels(budget: CostPlan) -> Table:
     """Give a row for each level: what it takes, and what it costs."""
     columns = ("#", "resize", "sizes", "boxes", "share", "moved", "covered", "cut", "chips", "per img")
     table = _table("Levels", columns)
@@ -31,7 +31,7 @@ def draw_levels(budget: Budget) -> Table:
     return table
 
 
-def draw_costs(budget: Budget) -> Table:
+def draw_costs(budget: CostPlan) -> Table:
     """Give a row for each way to feed the images, and its pixels."""
     table = _table("Pixels", ("way", "MP per image", "of a single pass"))
     costs = budget.megapixels
@@ -55,7 +55,8 @@ def draw_offers(page: PlanPage) -> Table:
     )
     rows = [("as planned", page.budget, page.test_megapixels)]
     rows += [
-        (f"{100 * offer.goal:g} %", offer.budget, offer.budget.megapixels.pyramid) for offer in page.offers
+        (f"{100 * offer.goal:g} %", offer.budget, offer.budget.megapixels.pyramid)
+        for offer in page.suggest_pyramids
     ]
     for name, budget, test_megapixels in rows:
         specs = budget.pyramid.levels

@@ -9,19 +9,19 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw, ImageFont
 
-from sniper.chips import Standing
+from sniper.chips import BoxStatus
 from sniper.data.batches import ChipDataset, ChipSample
 from sniper.data.datasets.coco import Category
-from sniper.data.images.files import Picture
+from sniper.data.images.files import ImageReader
 from sniper.evaluation.diagnosis import match
 from sniper.geometry import Detections
 from sniper.reports.palette import PALETTE
 
-_STANDING = {
-    Standing.VALID: ("#56B4E9", "valid"),
-    Standing.INVALID: ("#E69F00", "invalid"),
-    Standing.IGNORED: ("#BBBBBB", "ignored"),
-    Standing.ASIDE: ("#CC79A7", "aside"),
+_STATUS = {
+    BoxStatus.VALID: ("#56B4E9", "valid"),
+    BoxStatus.OUT_OF_RANGE: ("#E69F00", "invalid"),
+    BoxStatus.IGNORE: ("#BBBBBB", "ignored"),
+    BoxStatus.IN_NEGATIVE_CHIP: ("#CC79A7", "aside"),
 }
 _SHEET_BACKGROUND = "#202020"
 _VERDICTS = {"hit": "#56B4E9", "false alarm": "#E69F00", "miss": "#CC79A7", "crowd": "#BBBBBB"}
@@ -30,7 +30,7 @@ _MOST_SIDE = 6000  # pixels; of the longer side, so that it can be opened
 
 
 def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 384) -> None:
-    """Write one picture of the first few chips of a plan, their boxes coloured by standing.
+    """Write one picture of the first few chips of a plan, their boxes coloured by status.
 
     Args:
         chips: of an epoch.
@@ -49,7 +49,7 @@ def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 3
         sheet.paste(picture, (gap + i % columns * (side + gap), gap + i // columns * (side + gap)))
     draw = ImageDraw.Draw(sheet)
     x = gap
-    for color, word in _STANDING.values():
+    for color, word in _STATUS.values():
         y = sheet.height - legend + 8
         draw.rectangle((x, y, x + 22, y + 22), outline=color, width=3)
         draw.text((x + 30, y), word, fill="white", font=_font(18))
@@ -73,7 +73,7 @@ class Truth:
 
 
 def draw_detections(
-    picture: Picture,
+    picture: ImageReader,
     detections: Detections,
     path: Path,
     *,
@@ -120,7 +120,7 @@ def draw_detections(
     sheet.save(path)
 
 
-def _canvas(picture: Picture) -> tuple[Image.Image, float]:
+def _canvas(picture: ImageReader) -> tuple[Image.Image, float]:
     """Give the image in a size that can be looked at, and by how much that is larger than the image."""
     longest = max(picture.width, picture.height)
     zoom = min(max(1.0, _LEAST_SIDE / longest), _MOST_SIDE / longest)
@@ -153,9 +153,9 @@ def _draw_chip(sample: ChipSample, *, side: int) -> Image.Image:
     pixels = Image.fromarray(np.ascontiguousarray(sample.pixels))
     picture.paste(pixels.resize((max(round(width * zoom), 1), max(round(height * zoom), 1))))
     draw = ImageDraw.Draw(picture)
-    order = np.argsort(-sample.target.standing, kind="stable")  # the valid ones on top
+    order = np.argsort(-sample.target.status, kind="stable")  # the valid ones on top
     for i in order:
-        color, _ = _STANDING[Standing(int(sample.target.standing[i]))]
+        color, _ = _STATUS[BoxStatus(int(sample.target.status[i]))]
         draw.rectangle(tuple((sample.target.boxes[i] * zoom).tolist()), outline=color, width=2)
     return picture
 

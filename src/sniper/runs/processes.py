@@ -18,7 +18,7 @@ _LONGEST_WAIT = timedelta(hours=6)  # one process may search its share of the im
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranks:
+class Processes:
     """The processes of a training, seen from one of them.
 
     Attributes:
@@ -30,7 +30,7 @@ class Ranks:
     count: int = 1
 
     @classmethod
-    def of_environment(cls) -> "Ranks":
+    def from_environment(cls) -> "Processes":
         """Ask what torchrun has said."""
         return cls(rank=int(os.environ.get("RANK", "0")), count=int(os.environ.get("WORLD_SIZE", "1")))
 
@@ -40,7 +40,7 @@ class Ranks:
         return self.rank == 0
 
     @contextmanager
-    def joined(self, device: torch.device) -> Iterator["Ranks"]:
+    def joined(self, device: torch.device) -> Iterator["Processes"]:
         """Find the others, and part from them when all is done; alone, there is nothing to do."""
         if self.count == 1:
             yield self
@@ -74,4 +74,4 @@ class Ranks:
         return gathered
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Processes()

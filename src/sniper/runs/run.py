@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sniper.data.datasets.coco import Annotations, Category
+from sniper.data.datasets.coco import Dataset, Category
 from sniper.errors import CheckpointError, RunError
-from sniper.files import replace_whole
+from sniper.files import atomic_write
 from sniper.models.weights import fill_module, load_tensors, save_tensors
 
 
@@ -104,7 +104,7 @@ class Run:
 
     def save_config(self, config: str) -> None:
         """Write the configuration."""
-        with replace_whole(self.config_path) as file:
+        with atomic_write(self.config_path) as file:
             file.write(config.encode())
 
     def log(self, entry: Mapping[str, Any]) -> None:
@@ -131,7 +131,7 @@ class Run:
         if not self.metrics_path.exists():
             return
         lines = [json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= step]
-        with replace_whole(self.metrics_path) as file:
+        with atomic_write(self.metrics_path) as file:
             file.write("".join(lines).encode())
 
     def save_checkpoint(
@@ -142,7 +142,7 @@ class Run:
         optimizer: Mapping[str, torch.Tensor],
         counters: Mapping[str, Any],
         progress: Progress,
-        annotations: Annotations,
+        annotations: Dataset,
         keep: int,
     ) -> Path:
         """Write a checkpoint, complete or not at all, and remove all but the newest few.
@@ -192,7 +192,7 @@ class Run:
         model: nn.Module,
         average: nn.Module | None,
         optimizer: torch.optim.Optimizer,
-        annotations: Annotations,
+        annotations: Dataset,
     ) -> tuple[Progress, dict[str, Any]]:
         """Go back to the newest checkpoint; a run without one starts at its beginning.
 
@@ -264,7 +264,7 @@ class Run:
                 f"or by moving {newest} away"
             ) from error
 
-    def learnt_from(self, annotations: Annotations) -> bool:
+    def learnt_from(self, annotations: Dataset) -> bool:
         """Tell whether the newest checkpoint, if there is one, learnt from these annotations.
 
         Raises:
@@ -275,7 +275,7 @@ class Run:
         _, head = self._read(self.checkpoints[-1] / "weights.safetensors")
         return head == _identity(annotations)
 
-    def check_learnt_from(self, annotations: Annotations) -> None:
+    def check_learnt_from(self, annotations: Dataset) -> None:
         """Refuse to go on with other annotations.
 
         Raises:
@@ -315,7 +315,7 @@ class Run:
         return tensors, categories, path
 
 
-def _identity(annotations: Annotations) -> dict[str, Any]:
+def _identity(annotations: Dataset) -> dict[str, Any]:
     """Say what a run learns from, in plain data: a checkpoint fits no other."""
     categories = [asdict(category) for category in annotations.categories]
     return {"categories": categories, "digest": annotations.digest}

@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch
-from sniper.data.datasets.coco import Annotations
+from sniper.data.datasets.coco import Dataset
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.build import autocast, build_detector
-from sniper.models.detector import Detector
-from sniper.runs.processes import Ranks
+from sniper.models.two_stage import TwoStageDetector
+from sniper.runs.processes import Processes
 from sniper.runs.run import Progress, Run, optimizer_tensors
 from sniper.training.optimizer import build_optimizer
 
@@ -46,13 +46,13 @@ class Learner:
         *,
         num_classes: int,
         device: torch.device,
-        ranks: Ranks,
+        ranks: Processes,
         has_weights: bool,
     ) -> None:
         _check(spec, device=device, ranks=ranks)
         self.spec, self.device, self.ranks = spec, device, ranks
         model = build_detector(spec.model, seed=spec.seed, num_classes=num_classes, has_weights=has_weights)
-        self.model: Detector = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.model: TwoStageDetector = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if spec.train.rpn_only:
             self.model.roi_head.requires_grad_(False)
         self._average = None
@@ -69,10 +69,10 @@ class Learner:
     @property
     def _num_shares(self) -> int:
         """Into how many parts each batch is cut, by processes and by each of them."""
-        return self.ranks.count * self.spec.train.accumulate
+        return self.ranks.count * self.spec.train.accumulation_steps
 
     @property
-    def best(self) -> Detector:
+    def best(self) -> TwoStageDetector:
         """The detector to be used: that of the averaged weights, if they are kept."""
         return self.model if self._average is None else self._average.module
 
@@ -104,8 +104,10 @@ class Learner:
         shared = self.ranks.mean(torch.stack(list(losses.values())))
         values = dict(zip((*losses, "gradient_norm"), torch.cat([shared, norm[None]]).tolist(), strict=True))
         self._check_finite(values, batch, step=step)
-        if self.spec.train.clip_gradient is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.spec.train.clip_gradient, norm)
+        if self.spec.train.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self.spec.train.clip_grad_norm, norm
+            )
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._average is not None:
@@ -113,7 +115,7 @@ class Learner:
         return values
 
     @contextmanager
-    def at_rest(self) -> Iterator[Detector]:
+    def at_rest(self) -> Iterator[TwoStageDetector]:
         """Give the detector to be used as a checkpoint would hold it, ready to search; every process must call this."""
         own = {name: tensor.clone() for name, tensor in self.best.state_dict().items()}
         was_training = self.best.training
@@ -130,7 +132,7 @@ class Learner:
             self.best.train(was_training)
             trunk._compiled_call_impl = compiled
 
-    def load(self, run: Run, annotations: Annotations) -> Progress:
+    def load(self, run: Run, annotations: Dataset) -> Progress:
         """Go back to the newest checkpoint of a run, if it has one; see `Run.load_checkpoint`."""
         progress, counters = run.load_checkpoint(
             model=self.model,
@@ -143,13 +145,13 @@ class Learner:
         begun_with = counters.get("num_shares", self._num_shares)
         if self.spec.data.whole is not None and progress.step_in_epoch and begun_with != self._num_shares:
             raise ConfigError(
-                f"{run.folder}: batches of whole images depend on the number of processes times train.accumulate, "
+                f"{run.folder}: batches of whole images depend on processes times train.accumulation_steps, "
                 f"which was {begun_with} and is {self._num_shares}; go on with {begun_with}, or from a checkpoint "
                 "at the end of an epoch (--step)"
             )
         return progress
 
-    def save(self, run: Run, annotations: Annotations, *, progress: Progress, keep: int) -> None:
+    def save(self, run: Run, annotations: Dataset, *, progress: Progress, keep: int) -> None:
         """Write a checkpoint; every process must call this, the first writes. See `Run.save_checkpoint`."""
         weights = self._shared_state(self.model)
         average = None if self._average is None else self._shared_state(self._average.module)
@@ -182,7 +184,7 @@ class Learner:
 
     def _try_gradients(self, batch: Batch, *, weight: float) -> dict[str, torch.Tensor] | None:
         """Compute the losses of a batch and their gradients, part by part; None if they do not fit."""
-        num_parts = self.spec.train.accumulate
+        num_parts = self.spec.train.accumulation_steps
         size = len(batch) // num_parts
         self._optimizer.zero_grad(set_to_none=True)
         totals: dict[str, torch.Tensor] = {}
@@ -241,7 +243,7 @@ class Learner:
         raise TrainingDiverged(
             f"step {step}: a loss or a gradient is not finite ({told}); "
             f"{'chips whose losses are not' if guilty else 'chips of the batch'}: {chips}. A new run with a lower "
-            "train.learning_rate, a longer warm-up or train.clip_gradient may do better."
+            "train.learning_rate, a longer warm-up or train.clip_grad_norm may do better."
         )
 
     @torch.no_grad()
@@ -253,13 +255,13 @@ class Learner:
     def _advise(self, batch: Batch, *, step: int) -> str:
         """Try fewer chips until some fit, and say how to go on with so many."""
         spec = self.spec.train
-        asked = len(batch) // spec.accumulate
+        asked = len(batch) // spec.accumulation_steps
         height, width = batch.images.shape[2:]
         told = f"step {step}: {asked} chips of {width}×{height} at a time do not fit into the memory of {self.device}"
         if self.spec.data.whole is not None:
             return f"{told}; a smaller --data.whole.batch_megapixels, or smaller levels, may"
         if self.spec.model.backbone.batch_norm == "synced" and self.ranks.count > 1:
-            return f"{told}; a larger --train.accumulate or a smaller --train.batch_size may"
+            return f"{told}; a larger --train.accumulation_steps or a smaller --train.batch_size may"
         fits, fails = 0, asked
         while fails - fits > 1:
             middle = (fits + fails) // 2
@@ -269,8 +271,8 @@ class Learner:
         own = spec.batch_size // self.ranks.count
         parts = next(parts for parts in range(1, own + 1) if own % parts == 0 and own // parts <= fits)
         return (
-            f"{told}; {fits} would. Keep the batch and say --train.accumulate {parts}, or begin a new run with "
-            f"--train.batch_size {fits * self.ranks.count * spec.accumulate}."
+            f"{told}; {fits} would. Keep the batch and say --train.accumulation_steps {parts}, or begin a new run with "
+            f"--train.batch_size {fits * self.ranks.count * spec.accumulation_steps}."
         )
 
     def _fits(self, batch: Batch) -> bool:
@@ -305,7 +307,7 @@ def _in_parallel(module: nn.Module) -> DistributedDataParallel:
 class _Losses(nn.Module):
     """A detector whose call gives its losses, as torch's parallel training wants it."""
 
-    def __init__(self, detector: Detector, *, rpn_only: bool) -> None:
+    def __init__(self, detector: TwoStageDetector, *, rpn_only: bool) -> None:
         super().__init__()
         self.detector = detector
         self._rpn_only = rpn_only
@@ -314,13 +316,13 @@ class _Losses(nn.Module):
         return self.detector.rpn_losses(batch) if self._rpn_only else self.detector.losses(batch)
 
 
-def _check(spec: ExperimentSpec, *, device: torch.device, ranks: Ranks) -> None:
+def _check(spec: ExperimentSpec, *, device: torch.device, ranks: Processes) -> None:
     """Refuse what cannot be shared by these processes on such devices."""
-    parts = ranks.count * spec.train.accumulate
+    parts = ranks.count * spec.train.accumulation_steps
     if spec.train.batch_size % parts:
         raise ConfigError(
             f"train.batch_size: {spec.train.batch_size} chips cannot be shared equally by {ranks.count} processes"
-            + (f" in {spec.train.accumulate} parts each" if spec.train.accumulate > 1 else "")
+            + (f" in {spec.train.accumulation_steps} parts each" if spec.train.accumulation_steps > 1 else "")
         )
     if spec.model.backbone.batch_norm == "synced" and ranks.count > 1 and device.type != "cuda":
         raise ConfigError("model.backbone.batch_norm: torch can sync statistics on GPUs only, not on a CPU")

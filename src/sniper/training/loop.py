@@ -13,17 +13,17 @@ import torch
 from sniper.chips import ChipTable
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch, ChipTransform
-from sniper.data.datasets.coco import Annotations
-from sniper.data.epoch import EpochPlan, plan_epoch, plan_tiles, plan_whole
+from sniper.data.datasets.coco import Dataset
+from sniper.data.epoch import EpochOrder, order_chips, order_tiles, order_whole_images
 from sniper.data.loader import load_batches
 from sniper.errors import SniperError
-from sniper.models.detector import Detector
-from sniper.runs.processes import ALONE, Ranks
+from sniper.models.two_stage import TwoStageDetector
+from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Progress, Run
 from sniper.training.learner import Learner
 from sniper.training.optimizer import learning_rate
-from sniper.training.signals import Ears, leave_signals_to_the_trainer
-from sniper.training.tensorboard import Board, check_tensorboard
+from sniper.training.signals import SignalHandler, leave_signals_to_the_trainer
+from sniper.training.tensorboard import TensorBoardLogger, check_tensorboard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +71,15 @@ class StepReport:
 def train(
     run: Run,
     spec: ExperimentSpec,
-    annotations: Annotations,
+    annotations: Dataset,
     *,
     device: torch.device,
     watch: Callable[[StepReport], None],
     table_of: Callable[[int], ChipTable | None] | None = None,
-    score: Callable[[Detector, float], Mapping[str, float]] | None = None,
+    score: Callable[[TwoStageDetector, float], Mapping[str, float]] | None = None,
     transform: ChipTransform | None = None,
-    ranks: Ranks = ALONE,
-) -> Detector:
+    ranks: Processes = SINGLE_PROCESS,
+) -> TwoStageDetector:
     """Train, from the newest checkpoint of the run if it has one, to the last epoch.
 
     Everything drawn is a function of the seed and the place in the run, so a run that was stopped and goes on ends with
@@ -127,7 +127,7 @@ def train(
         run.forget_after(progress.step)
     board = None
     if spec.train.tensorboard and ranks.is_first:
-        board = Board(run.folder / "tensorboard", step=progress.step)
+        board = TensorBoardLogger(run.folder / "tensorboard", step=progress.step)
     trainer = _Trainer(
         run,
         spec,
@@ -147,14 +147,14 @@ def train(
     return learner.best
 
 
-def plan_of(
+def order_epoch(
     spec: ExperimentSpec,
-    annotations: Annotations,
+    annotations: Dataset,
     *,
     epoch: int,
     table: ChipTable | None = None,
     num_shares: int = 1,
-) -> EpochPlan:
+) -> EpochOrder:
     """Plan one epoch of an experiment: chips, whole images or tiles, as it asks for.
 
     Args:
@@ -170,7 +170,7 @@ def plan_of(
     data, batch_size = spec.data, spec.train.batch_size
     drawn: dict[str, Any] = {"flip": data.flip, "seed": spec.seed, "epoch": epoch}
     if data.whole is not None:
-        return plan_whole(
+        return order_whole_images(
             annotations,
             data.whole,
             batch_size=batch_size,
@@ -179,10 +179,10 @@ def plan_of(
             **drawn,
         )
     if data.tiles is not None:
-        return plan_tiles(
+        return order_tiles(
             annotations, data.tiles, batch_size=batch_size, images_at_once=data.images_at_once, **drawn
         )
-    return plan_epoch(
+    return order_chips(
         annotations,
         spec.pyramid,
         batch_size=batch_size,
@@ -193,7 +193,7 @@ def plan_of(
     )
 
 
-def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Annotations, ranks: Ranks) -> ChipTable | None:
+def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Dataset, ranks: Processes) -> ChipTable | None:
     """Read the chips of all epochs, if the experiment names a table.
 
     A run keeps a copy: it goes on with the same chips, whatever became of the file.
@@ -226,14 +226,14 @@ class _Trainer:
         self,
         run: Run,
         spec: ExperimentSpec,
-        annotations: Annotations,
+        annotations: Dataset,
         table_of: Callable[[int], ChipTable | None],
         *,
         watch: Callable[[StepReport], None],
-        score: Callable[[Detector, float], Mapping[str, float]] | None,
+        score: Callable[[TwoStageDetector, float], Mapping[str, float]] | None,
         transform: ChipTransform | None,
         learner: Learner,
-        board: Board | None,
+        board: TensorBoardLogger | None,
     ) -> None:
         self.run = run
         self.spec = spec
@@ -246,7 +246,7 @@ class _Trainer:
         self.ranks = learner.ranks
         self.board = board
         self.last_checkpoint = time.monotonic()
-        self.ears = Ears()
+        self.ears = SignalHandler()
 
     def train_epoch(self, progress: Progress) -> Progress:
         """Make the steps that are left of one pass; the last pass may be a fraction."""
@@ -333,13 +333,13 @@ class _Trainer:
         own = torch.tensor(counts, dtype=torch.float32)
         return [count * self.ranks.count for count in self.ranks.mean(own).tolist()]
 
-    def _plan(self, epoch: int) -> EpochPlan:
-        num_shares = self.ranks.count * self.spec.train.accumulate
-        return plan_of(
+    def _plan(self, epoch: int) -> EpochOrder:
+        num_shares = self.ranks.count * self.spec.train.accumulation_steps
+        return order_epoch(
             self.spec, self.annotations, epoch=epoch, table=self.table_of(epoch), num_shares=num_shares
         )
 
-    def _batches(self, plan: EpochPlan, *, first_step: int, num_steps: int) -> Iterable[Batch]:
+    def _batches(self, plan: EpochOrder, *, first_step: int, num_steps: int) -> Iterable[Batch]:
         """Read this process's share of each batch."""
         return load_batches(
             self.annotations,
@@ -352,7 +352,7 @@ class _Trainer:
             in_process=leave_signals_to_the_trainer,
         )
 
-    def _tell(self, report: StepReport, plan: EpochPlan) -> None:
+    def _tell(self, report: StepReport, plan: EpochOrder) -> None:
         if not self.ranks.is_first:
             return
         entry = {

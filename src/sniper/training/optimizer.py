@@ -24,10 +24,10 @@ def scaled(rate: float, spec: TrainSpec) -> float:
     gradient (Malladi et al. 2022).
 
     Example:
-        >>> scaled(0.12, TrainSpec(batch_size=16, reference_batch=128))
+        >>> scaled(0.12, TrainSpec(batch_size=16, reference_batch_size=128))
         0.015
     """
-    ratio = spec.batch_size / spec.reference_batch
+    ratio = spec.batch_size / spec.reference_batch_size
     return rate * (math.sqrt(ratio) if spec.optimizer == "adamw" else ratio)
 
 
@@ -41,13 +41,13 @@ def learning_rate(spec: TrainSpec, *, step: int, epoch: float) -> float:
 
     Example:
         >>> spec = TrainSpec(
-        ...     learning_rate=0.1, reference_batch=128, warm_up_steps=10, warm_up_rate=0.0, decay_at=(2.0,), decay=0.1
+        ...     learning_rate=0.1, reference_batch_size=128, warmup_steps=10, warmup_start_factor=0.0, milestones=(2.0,)
         ... )
         >>> [round(learning_rate(spec, step=s, epoch=e), 3) for s, e in [(0, 0.0), (5, 0.5), (10, 1.0), (20, 2.0)]]
         [0.0, 0.05, 0.1, 0.01]
     """
-    rate = scaled(spec.learning_rate, spec) * spec.decay ** sum(epoch >= at for at in spec.decay_at)
-    if step >= spec.warm_up_steps:
+    rate = scaled(spec.learning_rate, spec) * spec.gamma ** sum(epoch >= at for at in spec.milestones)
+    if step >= spec.warmup_steps:
         return rate
-    first = scaled(spec.warm_up_rate, spec)
-    return first + (rate - first) * step / spec.warm_up_steps
+    first = scaled(spec.learning_rate, spec) * spec.warmup_start_factor
+    return first + (rate - first) * step / spec.warmup_steps

@@ -14,7 +14,7 @@ _PLAIN: dict[signal.Signals, Any] = {
 _SIGNALS = tuple(_PLAIN)
 
 
-class Ears:
+class SignalHandler:
     """Notes SIGINT and SIGTERM instead of dying of them, so that the step under way can be finished."""
 
     def __init__(self) -> None:

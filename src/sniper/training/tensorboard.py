@@ -22,7 +22,7 @@ def check_tensorboard() -> None:
         ) from error
 
 
-class Board:
+class TensorBoardLogger:
     """Writes numbers where TensorBoard looks for them.
 
     Args:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sniper.data.datasets.coco import Annotations, Category, load_annotations
+from sniper.data.datasets.coco import Category, Dataset, load_dataset
 from sniper.data.spec import ReadSpec
 from sniper.errors import AnnotationError
 
@@ -57,8 +57,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def loaded(folder: Path, content: Any = COCO, **options: Any) -> Annotations:
-    return load_annotations(written(folder, content), **options)
+def loaded(folder: Path, content: Any = COCO, **options: Any) -> Dataset:
+    return load_dataset(written(folder, content), **options)
 
 
 def refusal(folder: Path, content: Any, **options: Any) -> str:
@@ -227,17 +227,17 @@ def test_a_file_that_is_no_coco_object_is_refused(tmp_path: Path, content: bytes
     path = tmp_path / "train.json"
     path.write_bytes(content)
     with pytest.raises(AnnotationError, match=f"train.json: {told}"):
-        load_annotations(path)
+        load_dataset(path)
 
 
 def test_a_file_that_is_absent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"none\.json: cannot be read \(No such file or directory\)"):
-        load_annotations(tmp_path / "none.json")
+        load_dataset(tmp_path / "none.json")
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"cannot be read \(Is a directory\)"):
-        load_annotations(tmp_path)
+        load_dataset(tmp_path)
 
 
 def image(**change: Any) -> Spoil:
@@ -394,9 +394,9 @@ def test_an_image_is_compared_turned_as_exif_says(folder: Path) -> None:
     assert loaded(folder, upright)[2].width == 30
     as_stored = spoilt(image(file_name="b.jpg", width=40, height=30))
     message = refusal(folder, as_stored)
-    assert "b.jpg has 30x40 pixels, but the annotations say 40x30, which it has as stored: " in message
-    assert message.endswith("set data.read.orientation: stored")
-    taken = load_annotations(folder / "train.json", read=ReadSpec(orientation="stored"))
+    assert "b.jpg has 30x40 pixels, but the annotations say 40x30, which are its sides with " in message
+    assert message.endswith("data.read.exif_orientation: ignore")
+    taken = load_dataset(folder / "train.json", read=ReadSpec(exif_orientation="ignore"))
     assert taken[2].width == 40
 
 

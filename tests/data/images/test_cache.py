@@ -60,14 +60,14 @@ def test_what_is_kept_is_read_without_decoding_the_image(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("sniper.data.reader.open_picture", refuse)
+    monkeypatch.setattr("sniper.data.reader.open_image", refuse)
     np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10)), wanted)
 
 
 def test_a_changed_image_window_level_or_way_of_reading_is_cut_anew(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     cache = ChipCache(lossless(tmp_path), ReadSpec())
-    stored = ChipCache(lossless(tmp_path), ReadSpec(orientation="stored"))
+    stored = ChipCache(lossless(tmp_path), ReadSpec(exif_orientation="ignore"))
     as_jpeg = ChipCache(CacheSpec(folder=str(tmp_path / "kept")), ReadSpec())
     other_level = LevelSpec(factor=3.0).at(width=200, height=160)
     stamp = cache.stamp(path)

@@ -12,14 +12,20 @@ from PIL import ExifTags, Image
 from rasterio.enums import ColorInterp, Resampling
 
 from sniper.chips import Chip, LevelSpec
-from sniper.data import images
-from sniper.data.images.files import WholePicture, WindowedTiff, load_image, open_picture, read_sides
+from sniper.data.images import files as images
+from sniper.data.images.files import (
+    DecodedImageReader,
+    WindowedTiffReader,
+    load_image,
+    open_image,
+    read_image_sides,
+)
 from sniper.data.images.regions import cut_chip
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (131, 203, 3), dtype=np.uint8)
-FULL_RANGE = ReadSpec(grey_range=(0, 65535))
+FULL_RANGE = ReadSpec(intensity_range=(0, 65535))
 
 
 def smooth(height: int = 96, width: int = 128) -> np.ndarray:
@@ -87,7 +93,7 @@ def test_every_format_is_read_as_rgb(tmp_path: Path, case: Format) -> None:
     name, save, wanted, tolerance = case
     save(tmp_path / name)
     pixels = load_image(tmp_path / name)
-    assert read_sides(tmp_path / name) == (128, 96)
+    assert read_image_sides(tmp_path / name) == (128, 96)
     difference = np.abs(pixels.astype(np.int64) - wanted(smooth()))
     assert difference.max() <= tolerance
     assert difference.mean() <= tolerance / 2
@@ -108,7 +114,7 @@ def deep_files(folder: Path) -> dict[str, np.ndarray]:
 def test_16_bits_are_brought_to_8_by_the_range_that_is_given(tmp_path: Path) -> None:
     for name, values in deep_files(tmp_path).items():
         np.testing.assert_array_equal(load_image(tmp_path / name, FULL_RANGE), np.rint(values / 257))
-        narrow = load_image(tmp_path / name, ReadSpec(grey_range=(1000, 21_000)))
+        narrow = load_image(tmp_path / name, ReadSpec(intensity_range=(1000, 21_000)))
         wanted = np.clip((values - 1000.0) * 255 / 20_000, 0, 255)
         assert np.abs(narrow - wanted).max() <= 0.51
 
@@ -121,7 +127,7 @@ def test_16_bits_band_by_band_are_read_right(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=r"bands\.tif: has more than 8 bits"):
             load_image(tmp_path / "bands.tif")
         np.testing.assert_array_equal(load_image(tmp_path / "bands.tif", FULL_RANGE), np.rint(colors / 257))
-        assert read_sides(tmp_path / "bands.tif", FULL_RANGE) == (50, 40)
+        assert read_image_sides(tmp_path / "bands.tif", FULL_RANGE) == (50, 40)
 
 
 def test_16_bits_of_a_portable_pixmap_are_not_cut_to_8(tmp_path: Path) -> None:
@@ -133,18 +139,18 @@ def test_16_bits_of_a_portable_pixmap_are_not_cut_to_8(tmp_path: Path) -> None:
 def test_more_than_8_bits_without_a_range_are_refused_rather_than_guessed(tmp_path: Path) -> None:
     for name in deep_files(tmp_path):
         with pytest.raises(
-            ImageError, match=rf"{name}: has more than 8 bits.*data\.read\.grey_range: \[0, 65535\]"
+            ImageError, match=rf"{name}: has more than 8 bits.*data\.read\.intensity_range: \[0, 65535\]"
         ):
             load_image(tmp_path / name)
-        with pytest.raises(ImageError, match=r"data\.read\.grey_range"):
-            read_sides(tmp_path / name)
+        with pytest.raises(ImageError, match=r"data\.read\.intensity_range"):
+            read_image_sides(tmp_path / name)
 
 
 def test_floating_point_images_have_a_range_too_and_no_number_is_black(tmp_path: Path) -> None:
     values = np.linspace(-1, 2, 64, dtype=np.float32).reshape(8, 8)
     values[0, 0] = np.nan
     Image.fromarray(values).save(tmp_path / "float.tif")
-    pixels = load_image(tmp_path / "float.tif", ReadSpec(grey_range=(0, 1)))
+    pixels = load_image(tmp_path / "float.tif", ReadSpec(intensity_range=(0, 1)))
     wanted = np.nan_to_num(np.clip(values, 0, 1)) * 255
     assert np.abs(pixels[..., 0] - wanted).max() <= 0.51
 
@@ -172,10 +178,10 @@ def test_an_image_is_turned_as_exif_says_unless_it_is_taken_as_stored(
     turned = load_image(tmp_path / name)
     assert turned.shape == upright.shape
     assert np.abs(turned.astype(np.int64) - upright).mean() < 3
-    assert read_sides(tmp_path / name) == (128, 96)
-    as_is = ReadSpec(orientation="stored")
+    assert read_image_sides(tmp_path / name) == (128, 96)
+    as_is = ReadSpec(exif_orientation="ignore")
     assert load_image(tmp_path / name, as_is).shape == stored.shape
-    assert read_sides(tmp_path / name, as_is) == (stored.shape[1], stored.shape[0])
+    assert read_image_sides(tmp_path / name, as_is) == (stored.shape[1], stored.shape[0])
 
 
 @pytest.mark.parametrize(
@@ -213,10 +219,10 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
 
 def test_an_image_of_a_hundred_megapixels_is_read_and_one_beyond_the_limit_is_not(tmp_path: Path) -> None:
     Image.new("1", (12_000, 9_000)).save(tmp_path / "large.png")
-    assert read_sides(tmp_path / "large.png") == (12_000, 9_000)
+    assert read_image_sides(tmp_path / "large.png") == (12_000, 9_000)
     Image.new("1", (40_000, 30_000)).save(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match=r"bomb\.png: has 40000x30000 pixels, wanted at most 1,000,000,000"):
-        read_sides(tmp_path / "bomb.png")
+        read_image_sides(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match=r"bomb\.png: .*\(data\.read\.max_pixels\)"):
         load_image(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match=r"large\.png: .*wanted at most 1,000"):
@@ -225,7 +231,7 @@ def test_an_image_of_a_hundred_megapixels_is_read_and_one_beyond_the_limit_is_no
 
 def test_an_image_that_has_not_the_sides_it_should_have_is_named(tmp_path: Path) -> None:
     Image.fromarray(NOISE).save(tmp_path / "image.png")
-    picture = open_picture(tmp_path / "image.png", sides=(200, 131))
+    picture = open_image(tmp_path / "image.png", sides=(200, 131))
     with pytest.raises(ImageError, match=r"image\.png: has 203x131 pixels, but the annotations say 200x131"):
         picture.read((0, 0, 10, 10))
 
@@ -257,8 +263,8 @@ def test_a_chip_of_a_large_tiff_is_that_of_the_whole_image(
 ) -> None:
     path = tmp_path / "large.tif"
     write_tiff(path, np.ascontiguousarray(np.tile(NOISE, (4, 3, 1))), photometric="rgb", **options)
-    windowed, whole = open_picture(path), WholePicture(path, ReadSpec())
-    assert isinstance(windowed, WindowedTiff)
+    windowed, whole = open_image(path), DecodedImageReader(path, ReadSpec())
+    assert isinstance(windowed, WindowedTiffReader)
     assert (windowed.width, windowed.height) == (609, 524)
     for factor in (2.0, 1.0, 0.7):
         level = LevelSpec(factor=factor).at(width=609, height=524)
@@ -277,7 +283,7 @@ def test_a_large_tiff_is_read_smaller_by_averaging(tmp_path: Path, has_overviews
     if has_overviews:
         with rasterio.open(path, "r+") as file:
             file.build_overviews([2, 4, 8], Resampling.average)
-    picture = open_picture(path)
+    picture = open_image(path)
     read = picture.read((0, 0, 1603, 1201), reduction=8)
     assert read.shape == (151, 201, 3)
     blocks = pixels[:1200, :1600].reshape(150, 8, 200, 8, 3).mean(axis=(1, 3))
@@ -294,18 +300,18 @@ def test_a_large_tiff_is_read_smaller_by_averaging(tmp_path: Path, has_overviews
 def test_a_large_tiff_may_be_grey_or_deep_or_have_alpha(tmp_path: Path) -> None:
     grey = NOISE[..., :1]
     write_tiff(tmp_path / "grey.tif", grey, **TILED)
-    read = open_picture(tmp_path / "grey.tif").read((3, 5, 40, 50))
+    read = open_image(tmp_path / "grey.tif").read((3, 5, 40, 50))
     np.testing.assert_array_equal(read, np.repeat(grey[5:50, 3:40], 3, axis=2))
 
     write_tiff(tmp_path / "deep.tif", grey.astype(np.uint16) * 257, **TILED)
-    with pytest.raises(ImageError, match=r"deep\.tif: has more than 8 bits.*grey_range"):
-        open_picture(tmp_path / "deep.tif")
-    deep = open_picture(tmp_path / "deep.tif", FULL_RANGE).read((3, 5, 40, 50))
+    with pytest.raises(ImageError, match=r"deep\.tif: has more than 8 bits.*intensity_range"):
+        open_image(tmp_path / "deep.tif")
+    deep = open_image(tmp_path / "deep.tif", FULL_RANGE).read((3, 5, 40, 50))
     np.testing.assert_array_equal(deep, read)
 
     alpha = np.dstack([NOISE, NOISE[..., :1]])
     write_tiff(tmp_path / "alpha.tif", alpha, photometric="rgb", **TILED)
-    np.testing.assert_array_equal(open_picture(tmp_path / "alpha.tif").read((0, 0, 203, 131)), NOISE)
+    np.testing.assert_array_equal(open_image(tmp_path / "alpha.tif").read((0, 0, 203, 131)), NOISE)
 
 
 @pytest.mark.usefixtures("_large_is_small")
@@ -313,15 +319,15 @@ def test_a_large_tiff_may_be_grey_or_deep_or_have_alpha(tmp_path: Path) -> None:
 def test_a_large_tiff_of_other_bands_or_sides_or_cut_short_is_named(tmp_path: Path) -> None:
     write_tiff(tmp_path / "two.tif", NOISE[..., :2], **TILED)
     with pytest.raises(ImageError, match=r"two\.tif: "):
-        open_picture(tmp_path / "two.tif")
+        open_image(tmp_path / "two.tif")
 
     path = tmp_path / "cut.tif"
     write_tiff(path, NOISE, photometric="rgb", **TILED)
     with pytest.raises(ImageError, match=r"cut\.tif: has 203x131 pixels, but the annotations say 203x130"):
-        open_picture(path, sides=(203, 130))
+        open_image(path, sides=(203, 130))
     path.write_bytes(path.read_bytes()[:-20_000])
     with pytest.raises(ImageError, match=r"cut\.tif: cannot be read"):
-        open_picture(path).read((0, 0, 203, 131))
+        open_image(path).read((0, 0, 203, 131))
 
 
 @pytest.mark.usefixtures("_large_is_small")
@@ -334,7 +340,7 @@ def test_a_large_tiff_that_is_read_otherwise_in_windows_is_refused(
     tmp_path: Path, options: dict[str, object], told: str
 ) -> None:
     write_tiff(tmp_path / "odd.tif", NOISE[..., :1] // 16, **TILED, **options)
-    for read in (open_picture, read_sides):
+    for read in (open_image, read_image_sides):
         with pytest.raises(ImageError, match=rf"odd\.tif: {told}"):
             read(tmp_path / "odd.tif")
 
@@ -348,7 +354,7 @@ def test_a_palette_in_a_large_tiff_is_refused(tmp_path: Path) -> None:
         file.write_colormap(1, {value: (value, 0, 0, 255) for value in range(256)})
     assert rasterio.open(path).colorinterp[0] == ColorInterp.palette
     with pytest.raises(ImageError, match=r"palette\.tif: has 1 bands \(palette\), wanted grey, RGB"):
-        open_picture(path)
+        open_image(path)
 
 
 def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sniper.chips import Chip, LevelSpec
-from sniper.data.images.files import PictureInMemory, open_picture
+from sniper.data.images.files import ArrayImageReader, open_image
 from sniper.data.images.regions import (
     cut_chip,
     cut_window,
     finished,
-    read_essence,
+    read_source_pixels,
     region_of,
     wanted_reduction,
 )
@@ -45,7 +45,7 @@ def test_a_chip_is_the_crop_of_the_resized_image(rule: LevelSpec, x: float, y: f
     crop = resized(NOISE, chip.level.width, chip.level.height)[chip.y : chip.y + size, chip.x : chip.x + size]
     expected = np.zeros((size, size, 3), dtype=np.int64)
     expected[: crop.shape[0], : crop.shape[1]] = crop
-    assert np.abs(cut_chip(PictureInMemory(NOISE), chip).astype(np.int64) - expected).max() <= 1
+    assert np.abs(cut_chip(ArrayImageReader(NOISE), chip).astype(np.int64) - expected).max() <= 1
 
 
 @given(st.sampled_from(ENLARGING + SHRINKING), st.floats(0, 1), st.floats(0, 1), st.integers(8, 96))
@@ -53,10 +53,10 @@ def test_what_is_kept_of_a_chip_is_less_than_it_and_makes_it(
     rule: LevelSpec, x: float, y: float, size: int
 ) -> None:
     chip = chip_at(rule, NOISE, x=x, y=y, size=size)
-    essence = read_essence(PictureInMemory(NOISE), chip)
+    essence = read_source_pixels(ArrayImageReader(NOISE), chip)
     margins = 2 * (1 + 2)  # two pixels each side, and what is rounded
     assert max(essence.shape[:2]) <= size + margins
-    np.testing.assert_array_equal(finished(essence, chip), cut_chip(PictureInMemory(NOISE), chip))
+    np.testing.assert_array_equal(finished(essence, chip), cut_chip(ArrayImageReader(NOISE), chip))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (400, 20)])
@@ -64,7 +64,7 @@ def test_the_thinnest_images_are_cut_and_padded(width: int, height: int) -> None
     image = np.full((height, width, 3), (200, 100, 50), dtype=np.uint8)
     for rule in ENLARGING + SHRINKING:
         level = rule.at(width=width, height=height)
-        pixels = cut_chip(PictureInMemory(image), Chip(level=level, x=0, y=0, width=64, height=64))
+        pixels = cut_chip(ArrayImageReader(image), Chip(level=level, x=0, y=0, width=64, height=64))
         shown_width, shown_height = min(64, level.width), min(64, level.height)
         assert (pixels[:shown_height, :shown_width] == (200, 100, 50)).all()
         assert pixels[shown_height:].sum() == 0
@@ -76,7 +76,7 @@ def test_a_window_of_any_sides_is_that_of_the_resized_image(rule: LevelSpec) -> 
     level = rule.at(width=203, height=131)
     whole = resized(NOISE, level.width, level.height)
     for x1, y1, x2, y2 in ((0, 0, level.width, level.height), (5, 9, level.width // 2, level.height - 3)):
-        shown = cut_window(PictureInMemory(NOISE), level, (x1, y1, x2, y2)).astype(np.int64)
+        shown = cut_window(ArrayImageReader(NOISE), level, (x1, y1, x2, y2)).astype(np.int64)
         assert np.abs(shown - whole[y1:y2, x1:x2]).max() <= 1
 
 
@@ -116,7 +116,7 @@ def test_a_jpeg_decoded_smaller_looks_the_same(tmp_path: Path, side: int, reduct
     path = tmp_path / "large.jpg"
     smooth_picture(side, side - 301).save(path, quality=92)
     level = LevelSpec(long_side=512).at(width=side, height=side - 301)
-    picture = open_picture(path)
+    picture = open_image(path)
     assert picture.largest_reduction(wanted_reduction(level)) == reduction
     exact = resized(np.asarray(Image.open(path)), level.width, level.height)
     shown = cut_chip(picture, Chip(level=level, x=0, y=0, width=512, height=512))[: level.height]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped
 
 from sniper.chips.targets import is_learnable
-from sniper.data.images.files import read_sides
+from sniper.data.images.files import read_image_sides
 from sniper.data.spec import ReadSpec
 from sniper.errors import AnnotationError, ImageError
 from sniper.geometry.boxes import area, from_xywh, to_xywh
@@ -65,7 +65,7 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Annotations:
+class Dataset:
     """A checked data set as flat arrays, which loader processes share instead of copying.
 
     Images stand in the order of the file, and so do the boxes of each image. The boxes of image `i` are
@@ -143,7 +143,7 @@ class Annotations:
             digest.update(np.ascontiguousarray(part).astype(part.dtype.newbyteorder("<"), copy=False).data)
         return digest.hexdigest()
 
-    def select(self, indices: Int[np.ndarray, " k"]) -> "Annotations":
+    def select(self, indices: Int[np.ndarray, " k"]) -> "Dataset":
         """Keep some images with their boxes.
 
         Args:
@@ -152,7 +152,7 @@ class Annotations:
         counts = np.diff(self.offsets)[indices]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (k + 1,)
         own = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], counts)
-        return Annotations(
+        return Dataset(
             path=self.path,
             image_root=self.image_root,
             categories=self.categories,
@@ -202,14 +202,14 @@ class Annotations:
         }
 
 
-def load_annotations(
+def load_dataset(
     path: Path,
     *,
     image_root: Path | None = None,
     has_images: bool = True,
     read: ReadSpec = ReadSpec(),
     skips_bad_images: bool = False,
-) -> Annotations:
+) -> Dataset:
     """Read a COCO JSON file, and refuse it if anything in it is wrong. `docs/annotations.md` tells what is.
 
     Args:
@@ -529,7 +529,7 @@ def _file_problem(real_root: str, name: str, read: ReadSpec, *, size: tuple[int,
     if not os.path.isfile(path):
         return f"{name} is not there, wanted {path}"
     try:
-        found = read_sides(Path(path), read)
+        found = read_image_sides(Path(path), read)
     except ImageError as error:
         return f"{name} {str(error).removeprefix(f'{path}: ')}"
     if size is not None and found != size:
@@ -540,10 +540,10 @@ def _file_problem(real_root: str, name: str, read: ReadSpec, *, size: tuple[int,
 
 def _orientation_advice(path: Path, read: ReadSpec, size: tuple[int, int]) -> str:
     """Tell where the sides are those of the image as EXIF does not, or does, want it turned."""
-    other: Literal["turned", "stored"] = "stored" if read.orientation == "turned" else "turned"
-    if read_sides(path, replace(read, orientation=other)) != size:
+    other: Literal["apply", "ignore"] = "ignore" if read.exif_orientation == "apply" else "apply"
+    if read_image_sides(path, replace(read, exif_orientation=other)) != size:
         return ""
-    return f", which it has as {other}: set data.read.orientation: {other}"
+    return f", which are its sides with data.read.exif_orientation: {other}"
 
 
 def _check_boxes(table: _Table, images: _Images, categories: _Categories) -> _Boxes:
@@ -621,7 +621,7 @@ def _assemble(
     boxes: _Boxes,
     *,
     bad_files: Sequence[str],
-) -> Annotations:
+) -> Dataset:
     """Put checked columns together: boxes by image, labels in the order of the category ids."""
     ranks = np.argsort(categories.ids.values)
     label_of = np.empty_like(ranks)
@@ -633,7 +633,7 @@ def _assemble(
     clipped = np.clip(given, 0.0, np.concatenate([frames, frames], axis=1))
     areas = np.where(boxes.areas.is_good, boxes.areas.values, area(clipped))
     labels = label_of[boxes.category] if len(boxes.category) else np.zeros(0, dtype=np.int64)
-    return Annotations(
+    return Dataset(
         path=path,
         image_root=root,
         categories=tuple(

@@ -49,7 +49,7 @@ class ChipCache:
         self._path = Path(spec.folder) / _NAME
         self._spec = spec
         quality = spec.quality if spec.format == "jpeg" else None
-        self._way = (_VERSION, read.orientation, read.grey_range, spec.format, quality)
+        self._way = (_VERSION, read.exif_orientation, read.intensity_range, spec.format, quality)
         self._connection: sqlite3.Connection | None = None
         self._is_full = False
         try:

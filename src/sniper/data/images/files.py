@@ -67,7 +67,7 @@ cv2.setNumThreads(1)  # processes read side by side; threads within them would o
 
 
 @runtime_checkable
-class Picture(Protocol):
+class ImageReader(Protocol):
     """An image on disk, whose pixels are read when they are wanted."""
 
     @property
@@ -93,7 +93,7 @@ class Picture(Protocol):
         """
 
 
-class WholePicture:
+class DecodedImageReader:
     """An image whose pixels are decoded all at once, and kept for the next window.
 
     Args:
@@ -104,12 +104,12 @@ class WholePicture:
 
     def __init__(self, path: Path, spec: ReadSpec, *, sides: tuple[int, int] | None = None) -> None:
         self._path, self._spec = path, spec
-        self.width, self.height = read_sides(path, spec) if sides is None else sides
+        self.width, self.height = read_image_sides(path, spec) if sides is None else sides
         self._decoded: dict[int, np.ndarray] = {}
         self._lock = Lock()
 
     def largest_reduction(self, wanted: int) -> int:
-        """See `Picture`: JPEG files can be decoded at a half, a quarter and an eighth of their sides."""
+        """See `ImageReader`: JPEG files can be decoded at a half, a quarter and an eighth of their sides."""
         if wanted < 2:
             return 1
         with _opened(self._path) as image:
@@ -119,7 +119,7 @@ class WholePicture:
             )
 
     def read(self, window: tuple[int, int, int, int], *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
-        """See `Picture`; threads that ask at once wait for one decode."""
+        """See `ImageReader`; threads that ask at once wait for one decode."""
         with self._lock:
             if reduction not in self._decoded:
                 self._decoded[reduction] = load_image(
@@ -130,7 +130,7 @@ class WholePicture:
         return pixels[y1 // reduction : -(-y2 // reduction), x1 // reduction : -(-x2 // reduction)]
 
 
-class PictureInMemory:
+class ArrayImageReader:
     """An image that is there as an array.
 
     Args:
@@ -142,18 +142,18 @@ class PictureInMemory:
         self.height, self.width = pixels.shape[:2]
 
     def largest_reduction(self, wanted: int) -> int:
-        """See `Picture`."""
+        """See `ImageReader`."""
         return 1
 
     def read(self, window: tuple[int, int, int, int], *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
-        """See `Picture`."""
+        """See `ImageReader`."""
         if reduction != 1:
             raise ValueError(f"what is in memory is not read smaller, by {reduction}")
         x1, y1, x2, y2 = window
         return self._pixels[y1:y2, x1:x2]
 
 
-class WindowedTiff:
+class WindowedTiffReader:
     """A large TIFF of which only the window that is wanted is read, smaller ones from its overviews if it has such.
 
     Args:
@@ -172,15 +172,15 @@ class WindowedTiff:
                     f"{path}: has {file.count} bands ({file.colorinterp[0].name}), "
                     "wanted grey, RGB or RGB and alpha"
                 )
-            if kinds != {np.dtype(np.uint8)} and spec.grey_range is None:
+            if kinds != {np.dtype(np.uint8)} and spec.intensity_range is None:
                 raise ImageError(_wants_range(path, " and ".join(sorted(map(str, kinds)))))
 
     def largest_reduction(self, wanted: int) -> int:
-        """See `Picture`."""
+        """See `ImageReader`."""
         return wanted
 
     def read(self, window: tuple[int, int, int, int], *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
-        """See `Picture`."""
+        """See `ImageReader`."""
         from rasterio.enums import Resampling
         from rasterio.windows import Window
 
@@ -195,15 +195,15 @@ class WindowedTiff:
             )
         pixels = np.moveaxis(bands, 0, 2)
         if pixels.dtype != np.uint8:
-            assert self._spec.grey_range is not None
-            pixels = _to_grey_levels(pixels, self._spec.grey_range)
+            assert self._spec.intensity_range is not None
+            pixels = _to_grey_levels(pixels, self._spec.intensity_range)
         # What is left over of a row or column is less than a pixel: it looks like its neighbour.
         rest = (-(-(y2 - y1) // reduction) - height, -(-(x2 - x1) // reduction) - width)
         pixels = np.pad(pixels, ((0, rest[0]), (0, rest[1]), (0, 0)), mode="edge")
         return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def open_picture(path: Path, spec: ReadSpec = _PLAIN, *, sides: tuple[int, int] | None = None) -> Picture:
+def open_image(path: Path, spec: ReadSpec = _PLAIN, *, sides: tuple[int, int] | None = None) -> ImageReader:
     """Make an image ready to be read from.
 
     Args:
@@ -215,11 +215,11 @@ def open_picture(path: Path, spec: ReadSpec = _PLAIN, *, sides: tuple[int, int] 
         ImageError: if it cannot be read, as far as the header tells.
     """
     if _is_windowed(path, spec):
-        picture = WindowedTiff(path, spec)
+        picture = WindowedTiffReader(path, spec)
         if sides is not None:
             _check_sides(path, (picture.width, picture.height), sides)
         return picture
-    return WholePicture(path, spec, sides=sides)
+    return DecodedImageReader(path, spec, sides=sides)
 
 
 def load_image(
@@ -234,7 +234,7 @@ def load_image(
     Args:
         path: of the file.
         spec: how to read it.
-        reduction: 2, 4 or 8 decodes a JPEG at that part of its sides, see `Picture.largest_reduction`.
+        reduction: 2, 4 or 8 decodes a JPEG at that part of its sides, see `ImageReader.largest_reduction`.
         sides: width and height that it should have, if they are known.
 
     Raises:
@@ -251,12 +251,12 @@ def load_image(
         if reduction > 1:
             image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))
         if is_deep:
-            if spec.grey_range is None:
+            if spec.intensity_range is None:
                 raise ImageError(_wants_range(path, f"mode {image.mode}"))
             if _is_deep_color_tiff(image):
                 _want_rasterio(path)
-                return _whole(WindowedTiff(path, spec))
-            pixels = _to_grey_levels(_deep_pixels(image, path), spec.grey_range)
+                return _whole(WindowedTiffReader(path, spec))
+            pixels = _to_grey_levels(_deep_pixels(image, path), spec.intensity_range)
             turned = _turned(Image.fromarray(pixels), orientation)
         else:
             image.load()
@@ -265,18 +265,18 @@ def load_image(
         return np.asarray(turned)
 
 
-def read_sides(path: Path, spec: ReadSpec = _PLAIN) -> tuple[int, int]:
+def read_image_sides(path: Path, spec: ReadSpec = _PLAIN) -> tuple[int, int]:
     """Read width and height of an image from its header, turned as `spec` says.
 
     Raises:
         ImageError: as `load_image`, but for what only the pixels tell.
     """
     if _is_windowed(path, spec):
-        tiff = WindowedTiff(path, spec)
+        tiff = WindowedTiffReader(path, spec)
         return tiff.width, tiff.height
     with _opened(path) as image:
         _check_size(path, image, spec)
-        if _is_deep(image) and spec.grey_range is None:
+        if _is_deep(image) and spec.intensity_range is None:
             raise ImageError(_wants_range(path, f"mode {image.mode}"))
         return _sides_of(image, _still_to_turn(image, spec))
 
@@ -292,7 +292,7 @@ def _want_rasterio(path: Path) -> None:
         raise ImageError(f"{path}: has more than 8 bits in several channels: pip install 'sniper-det[tiff]'")
 
 
-def _whole(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+def _whole(picture: ImageReader) -> UInt8[np.ndarray, "h w 3"]:
     return picture.read((0, 0, picture.width, picture.height))
 
 
@@ -362,7 +362,7 @@ def _still_to_turn(image: Image.Image, spec: ReadSpec) -> int:
         has_exif = image.format != "PNG" or "exif" in image.info
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if has_exif else 1
         is_turned = False
-    if orientation not in range(1, 9) or is_turned == (spec.orientation == "turned"):
+    if orientation not in range(1, 9) or is_turned == (spec.exif_orientation == "apply"):
         return 1
     return _UNDONE_BY.get(orientation, orientation) if is_turned else orientation
 
@@ -410,9 +410,9 @@ def _deep_pixels(image: Image.Image, path: Path) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels[..., 2::-1]
 
 
-def _to_grey_levels(pixels: np.ndarray, grey_range: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
+def _to_grey_levels(pixels: np.ndarray, intensity_range: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
     """Bring values of any depth to 0..255; what is no number is black."""
-    black, white = grey_range
+    black, white = intensity_range
     levels = (pixels.astype(np.float32) - black) * (255 / (white - black))
     levels = np.rint(np.clip(np.nan_to_num(levels, nan=0.0), 0, 255)).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(levels, (*levels.shape[:2], 3)))
@@ -421,7 +421,7 @@ def _to_grey_levels(pixels: np.ndarray, grey_range: tuple[float, float]) -> UInt
 def _wants_range(path: Path, found: str) -> str:
     return (
         f"{path}: has more than 8 bits a channel ({found}); tell which values are black and white, "
-        "such as data.read.grey_range: [0, 65535]"
+        "such as data.read.intensity_range: [0, 65535]"
     )
 
 
@@ -432,7 +432,7 @@ def _is_windowed(path: Path, spec: ReadSpec) -> bool:
     with _opened(path) as image:
         is_large = image.width * image.height > _WINDOWED_PIXELS
         is_meant = image.format == "TIFF" and (is_large or _is_deep_color_tiff(image))
-        return is_meant and (spec.orientation == "stored" or _tiff_orientation(image) == 1)
+        return is_meant and (spec.exif_orientation == "ignore" or _tiff_orientation(image) == 1)
 
 
 def _check_layout(path: Path, file: Any) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sniper.chips import Chip, Level
-from sniper.data.images.files import Picture
+from sniper.data.images.files import ImageReader
 
 _FILTER = Image.Resampling.BILINEAR
 _LEAST_LEFT = (
@@ -79,7 +79,7 @@ def wanted_reduction(level: Level) -> int:
 
 
 def cut_window(
-    picture: Picture, level: Level, window: tuple[int, int, int, int], *, reads_smaller: bool = True
+    picture: ImageReader, level: Level, window: tuple[int, int, int, int], *, reads_smaller: bool = True
 ) -> UInt8[np.ndarray, "m n 3"]:
     """Give the pixels of a window of a level image.
 
@@ -98,7 +98,7 @@ def cut_window(
     return _resampled(picture.read(region.window, reduction=region.reduction), region)
 
 
-def cut_chip(picture: Picture, chip: Chip) -> UInt8[np.ndarray, "m n 3"]:
+def cut_chip(picture: ImageReader, chip: Chip) -> UInt8[np.ndarray, "m n 3"]:
     """Give the pixels of a chip; what reaches beyond the image is black.
 
     Args:
@@ -108,10 +108,10 @@ def cut_chip(picture: Picture, chip: Chip) -> UInt8[np.ndarray, "m n 3"]:
     Raises:
         ImageError: if the image cannot be read.
     """
-    return finished(read_essence(picture, chip), chip)
+    return finished(read_source_pixels(picture, chip), chip)
 
 
-def read_essence(picture: Picture, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
+def read_source_pixels(picture: ImageReader, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
     """Give the fewest pixels that a chip can be made of by `finished`.
 
     Those are the image's own where the level enlarges, and what the chip shows where it shrinks.
@@ -123,7 +123,7 @@ def read_essence(picture: Picture, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def finished(essence: UInt8[np.ndarray, "h w 3"], chip: Chip) -> UInt8[np.ndarray, "m n 3"]:
-    """Make a chip of what `read_essence` gave."""
+    """Make a chip of what `read_source_pixels` gave."""
     region = region_of(chip.level, _shown(chip))
     shown = _resampled(essence, region) if region.enlarges else essence
     height, width = shown.shape[:2]

@@ -34,8 +34,8 @@ class BatchLike(Protocol):
         """(B, M) 0..C-1."""
 
     @property
-    def standing(self) -> Int[torch.Tensor, "b m"]:
-        """(B, M) values of `Standing`."""
+    def status(self) -> Int[torch.Tensor, "b m"]:
+        """(B, M) values of `BoxStatus`."""
 
     @property
     def num_boxes(self) -> Sequence[int]:
@@ -54,7 +54,7 @@ class BatchLike(Protocol):
         """Of the B chips; what is drawn when a chip is learnt from depends on its own."""
 
 
-class Detector(nn.Module):
+class TwoStageDetector(nn.Module):
     """SNIPER's two-stage detector (SNIPER §3.3, §4).
 
     Args:
@@ -100,7 +100,7 @@ class Detector(nn.Module):
             deltas,
             anchors=anchors,
             image_sides=[(batch.images.shape[2], batch.images.shape[3])] * len(batch.seeds),
-            limit=self.spec.rpn.num_training_proposals,
+            limit=self.spec.rpn.post_nms_top_n_train,
             valid_sizes=batch.valid_sizes,
         )
         own = [boxes[:count] for boxes, count in zip(batch.boxes, batch.num_valid, strict=True)]
@@ -113,7 +113,7 @@ class Detector(nn.Module):
             ],
             boxes=batch.boxes,
             labels=batch.labels,
-            standing=batch.standing,
+            status=batch.status,
         )
         return losses | head
 
@@ -142,7 +142,7 @@ class Detector(nn.Module):
             deltas,
             anchors=anchors,
             boxes=batch.boxes,
-            standing=batch.standing,
+            status=batch.status,
             num_boxes=batch.num_boxes,
             seeds=batch.seeds,
         )
@@ -170,7 +170,7 @@ class Detector(nn.Module):
         for (mended, scores), side in zip(self.roi_head.detect(maps, proposals), sides, strict=True):
             boxes = clip_boxes_to_image(mended, side)
             has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-            rows, labels = torch.where((scores >= self.spec.roi_head.score_floor) & has_area[:, None])
+            rows, labels = torch.where((scores >= self.spec.roi_head.score_threshold) & has_area[:, None])
             results.append(
                 Detections(
                     boxes=boxes[rows].double().cpu().numpy(),
@@ -187,7 +187,7 @@ class Detector(nn.Module):
             deltas,
             anchors=self.rpn.anchors(maps),
             image_sides=sides,
-            limit=self.spec.rpn.num_proposals,
+            limit=self.spec.rpn.post_nms_top_n,
         )
         return found.split()
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from sniper.chips import Standing
+from sniper.chips import BoxStatus
 from sniper.data.batches import Batch, ChipSample
-from sniper.models.detector import Detector
 from sniper.models.spec import BackboneSpec, DetectorSpec
 from sniper.models.targets import Match, match_anchors, match_proposals
+from sniper.models.two_stage import TwoStageDetector
 from tests.models.batches import TINY, build_batch, build_sample, build_tiny
 
-V, INV, IGN = Standing.VALID, Standing.INVALID, Standing.IGNORED
+V, INV, IGN = BoxStatus.VALID, BoxStatus.OUT_OF_RANGE, BoxStatus.IGNORE
 
 
-def losses_of(model: Detector, batch: Batch) -> dict[str, torch.Tensor]:
+def losses_of(model: TwoStageDetector, batch: Batch) -> dict[str, torch.Tensor]:
     return model.losses(batch)
 
 
@@ -51,7 +51,7 @@ def test_a_chip_without_boxes_has_box_losses_of_exactly_zero() -> None:
 
 def test_a_negative_chip_teaches_no_box_and_spares_what_overlaps_an_object() -> None:
     model = build_tiny()
-    aside = build_sample([[20, 20, 60, 60]], [Standing.ASIDE])
+    aside = build_sample([[20, 20, 60, 60]], [BoxStatus.IN_NEGATIVE_CHIP])
     batch = build_batch(aside, build_sample([], []))
     losses = losses_of(model, batch)
     assert losses["rpn_box"] == losses["head_box"] == 0.0
@@ -62,7 +62,7 @@ def test_a_negative_chip_teaches_no_box_and_spares_what_overlaps_an_object() -> 
     matches = match_anchors(
         anchors,
         boxes=batch.boxes[:1],
-        standing=batch.standing[:1],
+        status=batch.status[:1],
         num_boxes=batch.num_boxes[:1],
         positive_iou=0.5,
         negative_iou=0.4,
@@ -73,7 +73,7 @@ def test_a_negative_chip_teaches_no_box_and_spares_what_overlaps_an_object() -> 
         anchors,
         chips=torch.zeros(4, dtype=torch.int64),
         boxes=batch.boxes,
-        standing=batch.standing,
+        status=batch.status,
         positive_iou=0.5,
     )
     assert matches.state.tolist() == [Match.IGNORED, Match.IGNORED, Match.NEGATIVE, Match.NEGATIVE]
@@ -81,7 +81,7 @@ def test_a_negative_chip_teaches_no_box_and_spares_what_overlaps_an_object() -> 
 
 def test_the_rpn_alone_has_the_losses_it_has_with_the_head() -> None:
     model = build_tiny()
-    batch = build_batch(build_sample([[20, 20, 60, 60]], [Standing.VALID]))
+    batch = build_batch(build_sample([[20, 20, 60, 60]], [BoxStatus.VALID]))
     both = model.losses(batch)
     alone = model.rpn_losses(batch)
     assert alone.keys() == {"rpn_objectness", "rpn_box"}
@@ -104,11 +104,11 @@ def test_every_proposal_is_trained_on_and_valid_boxes_are_among_them() -> None:
         seen.append(proposals)
         return forward(features, proposals)
 
-    model.roi_head.forward = spy  # type: ignore[method-assign, assignment]
+    model.roi_head.forward = spy  # type: ignore[method-assign_targets, assignment]
     losses_of(model, build_batch(build_sample([[10, 10, 40, 40], [50, 50, 90, 90]], [V, INV], largest=60.0)))
     (proposals,) = seen[0]
     assert proposals[-1].tolist() == [10, 10, 40, 40]
-    assert len(proposals) == TINY.rpn.num_training_proposals + 1
+    assert len(proposals) == TINY.rpn.post_nms_top_n_train + 1
     sizes = (proposals[:, 2:] - proposals[:, :2]).prod(dim=1).sqrt()
     assert sizes.max() < 60
 
@@ -133,13 +133,13 @@ def test_images_of_any_sides_are_searched_and_boxes_stay_inside(height: int, wid
 def test_proposals_keep_to_the_image_and_come_best_first() -> None:
     model = build_tiny().eval()
     (found,) = model.propose([torch.zeros((3, 100, 70), dtype=torch.uint8)])
-    assert len(found.boxes) <= TINY.rpn.num_proposals
+    assert len(found.boxes) <= TINY.rpn.post_nms_top_n
     assert (found.scores.diff() <= 0).all()
     assert found.boxes[:, 2].max() <= 70
     assert found.boxes[:, 3].max() <= 100
 
 
-def learns_by_heart(model: Detector, sample: ChipSample) -> None:
+def learns_by_heart(model: TwoStageDetector, sample: ChipSample) -> None:
     model.train()
     batch = build_batch(sample)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -180,7 +180,7 @@ def test_stem_and_first_stage_are_frozen_and_the_rest_learns() -> None:
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_its_weights() -> None:
-    backbone = BackboneSpec(name="test_resnet", pretrained=False, batch_norm="frozen", frozen_stride=0)
+    backbone = BackboneSpec(name="test_resnet", pretrained=False, batch_norm="frozen", frozen_stages=0)
     model = build_tiny(dataclasses.replace(TINY, backbone=backbone)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "running" in name}
     losses_of(model, build_batch(build_sample([], [])))
@@ -196,7 +196,7 @@ def test_a_deformable_detector_starts_out_as_the_plain_one_and_learns() -> None:
         backbone=dataclasses.replace(TINY.backbone, deformable=True),
         roi_head=dataclasses.replace(TINY.roi_head, pooling="deformable"),
     )
-    batch = build_batch(build_sample([[20, 20, 60, 60]], [Standing.VALID]))
+    batch = build_batch(build_sample([[20, 20, 60, 60]], [BoxStatus.VALID]))
     plain, deformable = build_tiny(), build_tiny(spec)
     weights = {
         re.sub(r"(layer4\..*conv\d)\.weight", r"\1.taps.weight", name): value
@@ -237,7 +237,7 @@ def test_the_losses_of_a_batch_are_the_mean_of_those_of_its_parts(spec: Detector
     batch = build_batch(
         build_sample([[16, 16, 48, 48], [70, 60, 120, 100]], [V, INV]),
         build_sample([], []),
-        build_sample([[10, 10, 40, 40]] * 5, [IGN, V, V, Standing.ASIDE, V]),
+        build_sample([[10, 10, 40, 40]] * 5, [IGN, V, V, BoxStatus.IN_NEGATIVE_CHIP, V]),
         build_sample([[0, 0, 128, 128]], [V], largest=20.0),
     )
     whole = model.losses(batch)
@@ -259,12 +259,12 @@ def test_places_without_a_box_or_a_proposal_change_nothing() -> None:
 
 def test_invalid_boxes_and_crowds_change_the_loss_of_no_anchor_that_stays_negative() -> None:
     """The gradient of each score tells what the anchor learns: without them it is background, with them nothing."""
-    spec = dataclasses.replace(TINY, rpn=dataclasses.replace(TINY.rpn, anchors_per_chip=10_000))
+    spec = dataclasses.replace(TINY, rpn=dataclasses.replace(TINY.rpn, batch_size_per_image=10_000))
     model = build_tiny(spec)
     boxes = [[20.0, 20.0, 60.0, 60.0], [70.0, 70.0, 100.0, 100.0], [10.0, 80.0, 40.0, 120.0]]
 
-    def gradients(standing: list[Standing]) -> torch.Tensor:
-        batch = build_batch(build_sample(boxes, standing))
+    def gradients(status: list[BoxStatus]) -> torch.Tensor:
+        batch = build_batch(build_sample(boxes, status))
         maps = model.backbone(batch.images)
         objectness, deltas = (one.detach().requires_grad_() for one in model.rpn(maps))
         losses = model.rpn.losses(
@@ -272,14 +272,14 @@ def test_invalid_boxes_and_crowds_change_the_loss_of_no_anchor_that_stays_negati
             deltas,
             anchors=model.rpn.anchors(maps),
             boxes=batch.boxes,
-            standing=batch.standing,
+            status=batch.status,
             num_boxes=batch.num_boxes,
             seeds=batch.seeds,
         )
         (gradient,) = torch.autograd.grad(losses["rpn_objectness"], objectness)
         return gradient[0]
 
-    absent = gradients([V, Standing.ABSENT, Standing.ABSENT])
+    absent = gradients([V, BoxStatus.PADDING, BoxStatus.PADDING])
     present = gradients([V, INV, IGN])
     is_spared = (present == 0) & (absent > 0)
     assert 0 < int(is_spared.sum()) < 100
