@@ -1,4 +1,6 @@
-"""What can go wrong that is not a bug: mistakes a user can mend, each told in one paragraph."""
+"""Errors that a user can correct, each explained in one paragraph."""
+
+from collections.abc import Sequence
 
 
 class SniperError(Exception):
@@ -55,3 +57,16 @@ class TrainingDiverged(SniperError):
 
 class OutOfMemory(SniperError):
     """A batch that does not fit into the memory of its device; the message tells how many chips would."""
+
+
+def count_and_list(problems: Sequence[str], *, limit: int = 3, separator: str = "; ") -> str:
+    """Join the first few of many problems, and count the rest.
+
+    Example:
+        >>> count_and_list(["a", "b", "c"], limit=2)
+        'a; b; and 1 more'
+    """
+    shown = list(problems[:limit])
+    if len(problems) > limit:
+        shown.append(f"and {len(problems) - limit} more")
+    return separator.join(shown)

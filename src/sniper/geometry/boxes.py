@@ -3,8 +3,25 @@
 A box is `(x1, y1, x2, y2)`, continuous: its width is `x2 - x1`. Every function takes `(0, 4)` too.
 """
 
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+
+
+class Sides(NamedTuple):
+    """Width and height of an image, a level or a window, in pixels of its frame.
+
+    Everything outside torch uses this order; a pair that torch wants as (height, width) is named `hw`.
+    """
+
+    width: int
+    height: int
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """The sides in torch's order."""
+        return self.height, self.width
 
 
 def empty_boxes() -> Float[np.ndarray, "0 4"]:
@@ -152,3 +169,28 @@ def is_inside(boxes: Float[np.ndarray, "n 4"], windows: Float[np.ndarray, "m 4"]
     low = (boxes[:, None, :2] >= windows[None, :, :2]).all(axis=2)
     high = (boxes[:, None, 2:] <= windows[None, :, 2:]).all(axis=2)
     return np.logical_and(low, high)
+
+
+def ragged_rows(
+    offsets: Int[np.ndarray, " m_plus_1"], indices: Int[np.ndarray, " k"]
+) -> tuple[Int[np.ndarray, " k_plus_1"], Int[np.ndarray, " r"]]:
+    """Return the rows of a flat array that belong to some of its groups.
+
+    Group `i` owns the rows `offsets[i]` up to `offsets[i + 1]`, as the boxes of image `i` do.
+
+    Args:
+        offsets: (m + 1,) where the rows of each group begin.
+        indices: (k,) the groups, in any order. May be empty.
+
+    Returns:
+        (k + 1,) offsets of the selected groups, and (r,) their rows.
+
+    Example:
+        >>> offsets, rows = ragged_rows(np.array([0, 2, 2, 5]), np.array([2, 0]))
+        >>> offsets.tolist(), rows.tolist()
+        ([0, 3, 5], [2, 3, 4, 0, 1])
+    """
+    counts = np.diff(offsets)[indices]
+    selected = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    rows = np.arange(selected[-1]) + np.repeat(offsets[indices] - selected[:-1], counts)
+    return selected, rows
