@@ -1,0 +1,1 @@
+"""The run folder with its checkpoints, and the processes that share a run."""
