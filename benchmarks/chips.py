@@ -27,7 +27,7 @@ import numpy as np
 from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
 from sniper.chips.cover import cover
 from sniper.chips.pyramid import Level
-from sniper.data.datasets.coco import load_dataset
+from sniper.data.datasets import load_dataset
 from sniper.data.epoch import to_image_boxes
 from sniper.geometry.boxes import is_inside
 from sniper.planning.cost import measure

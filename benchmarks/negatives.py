@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.config.loading import dump_experiment
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import order_chips
 from sniper.data.images.files import load_image
 from sniper.demo.run import demo_experiment

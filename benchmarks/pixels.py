@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from sniper.chips import Chip, ChipTable, ImageBoxes, PyramidSpec
-from sniper.data.datasets.coco import load_dataset
+from sniper.data.datasets import load_dataset
 from sniper.data.epoch import order_chips
 from sniper.data.loader import load_batches
 from sniper.data.reader import ChipReader
@@ -188,12 +188,12 @@ def measure_loader(annotations: Path) -> dict[str, Any]:
             spec = DataSpec(num_workers=processes)
             started = time.perf_counter()
             memory = []
-            for step, _ in enumerate(load_batches(data, plan, spec, steps=range(plan.num_steps))):
+            for step, _ in enumerate(load_batches(plan, spec, steps=range(plan.num_steps))):
                 if step % max(plan.num_steps // 8, 1) == 0:
                     memory.append(round(max(map(own_memory, children() or [os.getpid()])) / 1e6))
             seconds = time.perf_counter() - started
             found[f"{images_at_once} at once, {processes} processes"] = {
-                "chips_per_s": round(len(plan.order) / seconds, 1),
+                "chips_per_s": round(len(plan.chip_indices) / seconds, 1),
                 "own_megabytes": memory,
             }
     return found
@@ -223,7 +223,7 @@ def measure_mixing(annotations: Path) -> dict[str, Any]:
         plan = order_chips(
             data, PyramidSpec(), batch_size=BATCH, flip=0.5, seed=0, epoch=0, images_at_once=images_at_once
         )
-        batches = plan.table.image_indices[plan.order].reshape(-1, BATCH)
+        batches = plan.table.image_indices[plan.chip_indices].reshape(-1, BATCH)
         seen = [
             np.isin(batch, batches[max(step - 10, 0) : step]).mean() for step, batch in enumerate(batches)
         ]

@@ -39,7 +39,7 @@ from torchvision.ops import nms
 from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import load_experiment
-from sniper.data.datasets.coco import load_dataset
+from sniper.data.datasets import load_dataset
 from sniper.data.images.files import load_image, open_image
 from sniper.data.images.regions import cut_window
 from sniper.evaluation.coco import evaluate

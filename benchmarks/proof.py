@@ -49,7 +49,7 @@ from sniper.chips.negatives import NegativeSpec
 from sniper.chips.pyramid import PAPER_LEVELS
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec, widened
 from sniper.config.loading import dump_experiment
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import build_table
 from sniper.data.spec import DataSpec
 from sniper.evaluation.coco import evaluate

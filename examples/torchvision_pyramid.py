@@ -16,7 +16,7 @@ from torchvision.models.detection import (
 
 from sniper import Detections, Detector, LevelSpec
 from sniper.config.experiment import PredictSpec
-from sniper.data.datasets.coco import Category
+from sniper.data.datasets import Category
 
 
 def build_predictor(model: FasterRCNN, names: Sequence[str], device: torch.device) -> Detector:

@@ -15,7 +15,7 @@ import torch
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.config.loading import dump_experiment
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.errors import CheckpointError
 from sniper.inference import proposals as module
 from sniper.models.spec import BackboneSpec

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sniper.config.loading import load_experiment as load_experiment
     from sniper.data.batches import ChipDataset as ChipDataset
     from sniper.data.batches import collate as collate
-    from sniper.data.datasets.coco import load_dataset as load_dataset
+    from sniper.data.datasets import load_dataset as load_dataset
     from sniper.data.epoch import order_chips as order_chips
     from sniper.errors import SniperError as SniperError
     from sniper.evaluation.coco import evaluate as evaluate
@@ -33,7 +33,7 @@ _HOMES = {
     "SniperError": "sniper.errors",
     "collate": "sniper.data.batches",
     "evaluate": "sniper.evaluation.coco",
-    "load_dataset": "sniper.data.datasets.coco",
+    "load_dataset": "sniper.data.datasets",
     "load_experiment": "sniper.config.loading",
     "order_chips": "sniper.data.epoch",
     "train": "sniper.training.loop",

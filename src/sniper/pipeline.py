@@ -17,7 +17,7 @@ from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
 from sniper.config.loading import dump_experiment, load_experiment
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import build_table
 from sniper.data.spec import SourceSpec
 from sniper.errors import AnnotationError, ConfigError

@@ -12,7 +12,7 @@ from PIL import Image
 from sniper.chips import BoxStatus, LevelSpec, PyramidSpec
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.config.loading import load_experiment
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.images.files import load_image
 from sniper.evaluation.coco import evaluate
 from sniper.geometry.boxes import to_xywh

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from sniper.chips import BoxStatus
 from sniper.data.batches import Batch, ChipDataset, collate, flipped
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import EpochOrder, build_table, order_chips
 from sniper.data.spec import ColorJitterSpec, DataSpec
 from sniper.errors import AnnotationError, ImageError, TransformError
@@ -32,15 +32,15 @@ def order_epoch(annotations: Dataset, *, epoch: int = 0, seed: int = 0, flip: fl
 
 def test_a_plan_holds_every_chip_once_and_fills_the_last_batch(annotations: Dataset) -> None:
     plan = order_epoch(annotations)
-    assert plan.num_steps * 4 == len(plan.order)
+    assert plan.num_steps * 4 == len(plan.chip_indices)
     assert 0 <= plan.num_padding < 4
-    assert sorted(plan.order[: len(plan.table)].tolist()) == list(range(len(plan.table)))
-    assert plan.order[len(plan.table) :].tolist() == plan.order[: plan.num_padding].tolist()
+    assert sorted(plan.chip_indices[: len(plan.table)].tolist()) == list(range(len(plan.table)))
+    assert plan.chip_indices[len(plan.table) :].tolist() == plan.chip_indices[: plan.num_padding].tolist()
 
 
 def test_a_plan_is_a_function_of_seed_and_epoch(annotations: Dataset) -> None:
     def told(plan: EpochOrder) -> list[object]:
-        return [plan.order.tolist(), plan.is_flipped.tolist(), plan.table.cover.x.tolist()]
+        return [plan.chip_indices.tolist(), plan.is_flipped.tolist(), plan.table.cover.x.tolist()]
 
     assert told(order_epoch(annotations)) == told(order_epoch(annotations))
     assert told(order_epoch(annotations)) != told(order_epoch(annotations, epoch=1))
@@ -54,7 +54,7 @@ def test_a_table_chosen_before_is_shuffled_anew_each_epoch(annotations: Dataset)
         for epoch in range(2)
     ]
     assert all(plan.table is table for plan in plans)
-    assert plans[0].order.tolist() != plans[1].order.tolist()
+    assert plans[0].chip_indices.tolist() != plans[1].chip_indices.tolist()
 
 
 def test_a_data_set_without_boxes_makes_no_plan(tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_a_data_set_without_boxes_makes_no_plan(tmp_path: Path) -> None:
 
 def test_every_box_is_valid_and_whole_in_some_chip(annotations: Dataset) -> None:
     plan = order_epoch(annotations, flip=0.0)
-    chips = ChipDataset(annotations, plan)
+    chips = ChipDataset(plan)
     seen = set()
-    for place, index in enumerate(plan.order.tolist()):
+    for place, index in enumerate(plan.chip_indices.tolist()):
         image_index = int(plan.table.image_indices[index])
         chip = plan.table.chip(index, image_index=image_index)
         target = chips[place].target
@@ -82,7 +82,7 @@ def test_every_box_is_valid_and_whole_in_some_chip(annotations: Dataset) -> None
 
 def test_pixels_lie_under_their_boxes(annotations: Dataset) -> None:
     # The squares of the tiny data set are black (dark) or nearly white (bright) on grey.
-    chips = ChipDataset(annotations, order_epoch(annotations, flip=0.5))
+    chips = ChipDataset(order_epoch(annotations, flip=0.5))
     for place in range(len(chips)):
         sample = chips[place]
         target = sample.target
@@ -95,7 +95,7 @@ def test_pixels_lie_under_their_boxes(annotations: Dataset) -> None:
 
 
 def test_mirroring_twice_is_the_same_and_once_moves_boxes_with_pixels(annotations: Dataset) -> None:
-    sample = ChipDataset(annotations, order_epoch(annotations, flip=0.0))[0]
+    sample = ChipDataset(order_epoch(annotations, flip=0.0))[0]
     twice = flipped(flipped(sample))
     np.testing.assert_array_equal(twice.pixels, sample.pixels)
     np.testing.assert_allclose(twice.target.boxes, sample.target.boxes)
@@ -106,13 +106,13 @@ def test_mirroring_twice_is_the_same_and_once_moves_boxes_with_pixels(annotation
 
 
 def test_an_index_outside_is_refused(annotations: Dataset) -> None:
-    chips = ChipDataset(annotations, order_epoch(annotations))
+    chips = ChipDataset(order_epoch(annotations))
     with pytest.raises(IndexError):
         chips[len(chips)]
 
 
 def test_a_loader_with_and_without_processes_gives_the_same_batches(annotations: Dataset) -> None:
-    chips = ChipDataset(annotations, order_epoch(annotations))
+    chips = ChipDataset(order_epoch(annotations))
     alone = list(DataLoader(chips, batch_size=4, collate_fn=collate))
     beside = list(DataLoader(chips, batch_size=4, collate_fn=collate, num_workers=2))
     for one, other in zip(alone, beside, strict=True):
@@ -123,7 +123,7 @@ def test_a_loader_with_and_without_processes_gives_the_same_batches(annotations:
 
 
 def batch_of(annotations: Dataset) -> Batch:
-    chips = ChipDataset(annotations, order_epoch(annotations))
+    chips = ChipDataset(order_epoch(annotations))
     return collate([chips[i] for i in range(4)])
 
 
@@ -178,7 +178,7 @@ def spoilt(annotations: Dataset, index: int) -> str:
 
 def test_a_bad_image_is_refused_by_name(annotations: Dataset) -> None:
     name = spoilt(annotations, 1)
-    chips = ChipDataset(annotations, order_epoch(annotations))
+    chips = ChipDataset(order_epoch(annotations))
     with pytest.raises(ImageError, match=rf"{name}: cannot be read as an image"):
         collate([chips[place] for place in range(len(chips))])
 
@@ -186,10 +186,10 @@ def test_a_bad_image_is_refused_by_name(annotations: Dataset) -> None:
 def test_a_bad_image_is_skipped_and_counted_if_that_was_asked_for(annotations: Dataset) -> None:
     name = spoilt(annotations, 1)
     plan = order_epoch(annotations)
-    chips = ChipDataset(annotations, plan, spec=DataSpec(on_bad_image="skip"))
+    chips = ChipDataset(plan, spec=DataSpec(on_bad_image="skip"))
     with pytest.warns(UserWarning, match=rf"{name}: cannot be read.*; skipped"):
         samples = [chips[place] for place in range(len(chips))]
-    is_bad = plan.table.image_indices[plan.order] == 1
+    is_bad = plan.table.image_indices[plan.chip_indices] == 1
     for place, sample in enumerate(samples):
         following = [(place + k) % len(is_bad) for k in range(len(is_bad))]
         num_bad = next(k for k, other in enumerate(following) if not is_bad[other])
@@ -201,19 +201,19 @@ def test_a_bad_image_is_skipped_and_counted_if_that_was_asked_for(annotations: D
 def test_a_data_set_of_bad_images_alone_is_refused_all_the_same(annotations: Dataset) -> None:
     for index in range(len(annotations)):
         spoilt(annotations, index)
-    chips = ChipDataset(annotations, order_epoch(annotations), spec=DataSpec(on_bad_image="skip"))
+    chips = ChipDataset(order_epoch(annotations), spec=DataSpec(on_bad_image="skip"))
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(ImageError, match="cannot be read"):
         chips[0]
 
 
 def test_torchvisions_transforms_move_boxes_with_pixels(annotations: Dataset) -> None:
     plan = order_epoch(annotations, flip=0.0)
-    plain = ChipDataset(annotations, plan)[0]
-    mirrored = ChipDataset(annotations, plan, transform=v2.RandomHorizontalFlip(p=1.0))[0]
+    plain = ChipDataset(plan)[0]
+    mirrored = ChipDataset(plan, transform=v2.RandomHorizontalFlip(p=1.0))[0]
     np.testing.assert_array_equal(mirrored.pixels, flipped(plain).pixels)
     np.testing.assert_allclose(mirrored.target.boxes, flipped(plain).target.boxes, atol=1e-4)
     np.testing.assert_array_equal(mirrored.target.status, plain.target.status)
-    upside_down = ChipDataset(annotations, plan, transform=v2.RandomVerticalFlip(p=1.0))[0]
+    upside_down = ChipDataset(plan, transform=v2.RandomVerticalFlip(p=1.0))[0]
     np.testing.assert_array_equal(upside_down.pixels, plain.pixels[::-1])
     np.testing.assert_allclose(
         upside_down.target.boxes[:, [1, 3]], 64 - plain.target.boxes[:, [3, 1]], atol=1e-4
@@ -225,7 +225,7 @@ def test_boxes_that_a_transform_drops_take_their_labels_and_standings_along(anno
         return image, {name: values[:1] for name, values in target.items()}
 
     plan = order_epoch(annotations, flip=0.0)
-    batch = collate([ChipDataset(annotations, plan, transform=keep_first)[place] for place in range(4)])
+    batch = collate([ChipDataset(plan, transform=keep_first)[place] for place in range(4)])
     plain = batch_of(annotations)
     assert max(plain.num_boxes) > 1
     assert max(batch.num_boxes) == 1
@@ -234,7 +234,7 @@ def test_boxes_that_a_transform_drops_take_their_labels_and_standings_along(anno
 def test_what_a_transform_draws_depends_on_the_chip_alone(annotations: Dataset) -> None:
     plan = order_epoch(annotations)
     spec = DataSpec(color_jitter=ColorJitterSpec(brightness=0.5, hue=0.2))
-    chips = ChipDataset(annotations, plan, spec=spec, transform=v2.RandomPosterize(bits=3))
+    chips = ChipDataset(plan, spec=spec, transform=v2.RandomPosterize(bits=3))
     before = torch.random.get_rng_state()
     first = [chips[place].pixels for place in range(4)]
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -242,7 +242,7 @@ def test_what_a_transform_draws_depends_on_the_chip_alone(annotations: Dataset) 
     again = [chips[place].pixels for place in reversed(range(4))]
     for one, other in zip(first, reversed(again), strict=True):
         np.testing.assert_array_equal(one, other)
-    plain = [ChipDataset(annotations, plan)[place].pixels.mean() for place in range(4)]
+    plain = [ChipDataset(plan)[place].pixels.mean() for place in range(4)]
     factors = [changed.mean() / pixels for changed, pixels in zip(first, plain, strict=True)]
     assert np.std(factors) > 0.02
 
@@ -251,7 +251,7 @@ def test_what_reaches_beyond_the_image_stays_black_whatever_becomes_of_the_colou
     narrow = load_dataset(write_dataset(tmp_path, sides=[(40, 40)]))
     spec = DataSpec(color_jitter=ColorJitterSpec(brightness=1.0, contrast=1.0))
     plan = order_epoch(narrow, flip=0.0)
-    plain, changed = ChipDataset(narrow, plan), ChipDataset(narrow, plan, spec=spec)
+    plain, changed = ChipDataset(plan), ChipDataset(plan, spec=spec)
     for place in range(len(plain)):
         is_padding = (plain[place].pixels == 0).all(axis=2)[:, ::-1].cumprod(axis=1)[:, ::-1].astype(bool)
         assert (changed[place].pixels[is_padding] == 0).all()
@@ -276,4 +276,4 @@ def test_a_transform_that_makes_something_else_of_a_chip_is_told(
     annotations: Dataset, transform: Any, told: str
 ) -> None:
     with pytest.raises(TransformError, match=told):
-        ChipDataset(annotations, order_epoch(annotations), transform=transform)[0]
+        ChipDataset(order_epoch(annotations), transform=transform)[0]

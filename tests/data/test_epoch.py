@@ -9,7 +9,7 @@ from PIL import Image
 from sniper.chips import BoxStatus, LevelSpec
 from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.data.batches import ChipDataset
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import EpochOrder, order_tiles, order_whole_images
 from sniper.data.loader import load_batches
 from sniper.data.spec import DataSpec
@@ -46,7 +46,7 @@ def whole(annotations: Dataset, *, epoch: int = 0, num_shares: int = 1, batch_si
 
 
 def batches_of(plan: EpochOrder) -> list[list[int]]:
-    return [plan.order[list(plan.places(step))].tolist() for step in range(plan.num_steps)]
+    return [plan.chip_indices[list(plan.positions(step))].tolist() for step in range(plan.num_steps)]
 
 
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 50])
@@ -57,7 +57,7 @@ def test_every_image_is_in_one_batch_and_batches_can_be_shared(annotations: Data
     assert all(len(batch) % num_shares == 0 for batch in batches)
     repeated = [one for batch in batches for one in dict.fromkeys(batch)]
     assert len(repeated) == len(set(repeated))  # what fills a batch up is from the same batch
-    assert plan.num_padding == len(plan.order) - len(plan.table) < num_shares
+    assert plan.num_padding == len(plan.chip_indices) - len(plan.table) < num_shares
 
 
 def test_batches_are_of_like_shape_and_of_no_more_pixels_than_asked(annotations: Dataset) -> None:
@@ -104,18 +104,18 @@ def test_the_pixels_of_a_plan_are_those_of_its_batches(annotations: Dataset) -> 
         whole(annotations, num_shares=2),
         order_tiles(annotations, TileSpec(side=64), batch_size=5, flip=0.5, seed=0, epoch=0),
     ):
-        batches = load_batches(annotations, plan, DataSpec(num_workers=0), steps=range(plan.num_steps))
+        batches = load_batches(plan, DataSpec(num_workers=0), steps=range(plan.num_steps))
         read = sum(batch.images[:, 0].numel() for batch in batches)
         assert plan.megapixels == pytest.approx(read / 1e6)
 
 
 def test_a_whole_image_is_read_whole_and_padded_with_black(annotations: Dataset) -> None:
     plan = whole(annotations)
-    chips = ChipDataset(annotations, plan)
+    chips = ChipDataset(plan)
     has_padding = 0
-    for place in range(len(plan.order)):
+    for place in range(len(plan.chip_indices)):
         sample = chips[place]
-        index = int(plan.order[place])
+        index = int(plan.chip_indices[place])
         image = int(plan.table.image_indices[index])
         level = plan.table.chip(index, image_index=image).level
         pixels = sample.pixels[:, ::-1] if plan.is_flipped[place] else sample.pixels
@@ -146,7 +146,7 @@ def test_the_place_of_an_image_that_cannot_be_read_is_taken_by_one_of_its_sides(
     path.write_bytes(path.read_bytes()[:300])
     spec = DataSpec(num_workers=0, on_bad_image="skip")
     with pytest.warns(UserWarning, match=f"{path.name}.*skipped"):
-        read = list(load_batches(annotations, plan, spec, steps=range(plan.num_steps)))
+        read = list(load_batches(plan, spec, steps=range(plan.num_steps)))
     assert sum(sum(batch.skipped) for batch in read)
     assert not any(path.name in name for batch in read for name in batch.names)
 
@@ -155,8 +155,8 @@ def test_an_image_that_cannot_be_read_and_has_no_like_is_refused(tmp_path: Path)
     alone = load_dataset(write_dataset(tmp_path, sides=[(100, 300), (300, 100)]))
     alone[0].path.write_bytes(alone[0].path.read_bytes()[:300])
     plan = order_whole_images(alone, WholeSpec(), batch_size=1, chip_size=64, flip=0.5, seed=0, epoch=0)
-    chips = ChipDataset(alone, plan, spec=DataSpec(on_bad_image="skip"))
-    place = next(place for place in range(2) if plan.table.image_indices[plan.order[place]] == 0)
+    chips = ChipDataset(plan, spec=DataSpec(on_bad_image="skip"))
+    place = next(place for place in range(2) if plan.table.image_indices[plan.chip_indices[place]] == 0)
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(ImageError, match=r"train_0\.png"):
         chips[place]
 
@@ -165,8 +165,8 @@ def test_trainers_share_each_batch_of_whole_images(annotations: Dataset) -> None
     plan = whole(annotations, num_shares=2)
     steps = range(plan.num_steps)
     spec = DataSpec(num_workers=0)
-    together = list(load_batches(annotations, plan, spec, steps=steps))
-    parts = [list(load_batches(annotations, plan, spec, steps=steps, share=(rank, 2))) for rank in range(2)]
+    together = list(load_batches(plan, spec, steps=steps))
+    parts = [list(load_batches(plan, spec, steps=steps, share=(rank, 2))) for rank in range(2)]
     for step, batch in enumerate(together):
         names = [None] * len(batch)
         for rank in range(2):
@@ -177,10 +177,10 @@ def test_trainers_share_each_batch_of_whole_images(annotations: Dataset) -> None
 def test_a_tile_teaches_what_has_enough_of_itself_left(annotations: Dataset) -> None:
     spec = TileSpec(side=64, overlap=0.25, min_visibility=0.5)
     plan = order_tiles(annotations, spec, batch_size=4, flip=0.0, seed=0, epoch=0)
-    chips = ChipDataset(annotations, plan, spec=DataSpec(min_visible_side=0.0))
+    chips = ChipDataset(plan, spec=DataSpec(min_visible_side=0.0))
     has_dropped = 0
     for place in range(len(plan.table)):
-        index = int(plan.order[place])
+        index = int(plan.chip_indices[place])
         image = int(plan.table.image_indices[index])
         window = plan.table.chip(index, image_index=image).window
         boxes = annotations[image].boxes
@@ -195,7 +195,12 @@ def test_a_tile_teaches_what_has_enough_of_itself_left(annotations: Dataset) -> 
 
 def test_plans_are_functions_of_seed_and_epoch(annotations: Dataset) -> None:
     def told(plan: EpochOrder) -> list[object]:
-        return [plan.order.tolist(), plan.is_flipped.tolist(), plan.offsets.tolist(), plan.seeds.tolist()]
+        return [
+            plan.chip_indices.tolist(),
+            plan.is_flipped.tolist(),
+            plan.offsets.tolist(),
+            plan.seeds.tolist(),
+        ]
 
     assert told(whole(annotations)) == told(whole(annotations)) != told(whole(annotations, epoch=1))
     # Who shares a batch is drawn anew, too.

@@ -9,7 +9,7 @@ import torch
 
 from sniper.data import reader
 from sniper.data.batches import Batch, ChipDataset, collate
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import EpochOrder, order_chips
 from sniper.data.loader import load_batches
 from sniper.data.spec import DataSpec
@@ -39,16 +39,16 @@ def order_epoch(
 
 
 def images_of(plan: EpochOrder) -> np.ndarray:
-    return plan.table.image_indices[plan.order]
+    return plan.table.image_indices[plan.chip_indices]
 
 
 @pytest.mark.parametrize("images_at_once", [1, 2, 3, 5, 64])
 def test_images_take_turns_and_every_chip_is_there_once(annotations: Dataset, images_at_once: int) -> None:
     plan = order_epoch(annotations, images_at_once)
-    own = plan.order[: len(plan.table)]
+    own = plan.chip_indices[: len(plan.table)]
     assert sorted(own.tolist()) == list(range(len(plan.table)))
-    assert plan.order[len(plan.table) :].tolist() == own[: plan.num_padding].tolist()
-    rows = plan.num_rows
+    assert plan.chip_indices[len(plan.table) :].tolist() == own[: plan.num_padding].tolist()
+    rows = plan.num_streams
     assert rows == {1: 1, 2: 2, 3: 2, 5: 4, 64: 12}[images_at_once]  # of 12 images, batches of 4
     images = plan.table.image_indices[own]
     changes = 0
@@ -61,7 +61,7 @@ def test_images_take_turns_and_every_chip_is_there_once(annotations: Dataset, im
 
 def test_turns_are_drawn_anew_each_epoch(annotations: Dataset) -> None:
     plans = [order_epoch(annotations, 3, epoch=epoch) for epoch in (0, 0, 1)]
-    assert plans[0].order.tolist() == plans[1].order.tolist() != plans[2].order.tolist()
+    assert plans[0].chip_indices.tolist() == plans[1].chip_indices.tolist() != plans[2].chip_indices.tolist()
     assert len({tuple(dict.fromkeys(images_of(plan).tolist())) for plan in plans}) == 2
 
 
@@ -99,10 +99,10 @@ def test_how_many_processes_read_changes_nothing(
     annotations: Dataset, images_at_once: int, num_workers: int, share: tuple[int, int]
 ) -> None:
     plan = order_epoch(annotations, images_at_once)
-    chips = ChipDataset(annotations, plan)
+    chips = ChipDataset(plan)
     spec = DataSpec(num_workers=num_workers)
     steps = range(1, plan.num_steps)
-    read = list(load_batches(annotations, plan, spec, steps=steps, share=share))
+    read = list(load_batches(plan, spec, steps=steps, share=share))
     assert len(read) == len(steps)
     for step, batch in zip(steps, read, strict=True):
         places = range(step * 4 + share[0], (step + 1) * 4, share[1])
@@ -125,10 +125,10 @@ def test_an_image_is_decoded_once_for_all_its_chips(
         opened.clear()
         plan = order_epoch(annotations, images_at_once)
         spec = DataSpec(num_workers=0)
-        list(load_batches(annotations, plan, spec, steps=range(plan.num_steps)))
+        list(load_batches(plan, spec, steps=range(plan.num_steps)))
         return len(opened)
 
-    num_chips = len(order_epoch(annotations, 0).order)
+    num_chips = len(order_epoch(annotations, 0).chip_indices)
     assert count(0) > 0.7 * num_chips
     # Each once; again where a row ends within an image, and for the chips that fill the last batch.
     assert count(4) <= len(annotations) + 3 + 4
@@ -138,7 +138,7 @@ def test_an_image_is_decoded_once_for_all_its_chips(
 
 def test_a_joined_batch_has_room_for_the_most_boxes(annotations: Dataset) -> None:
     plan = order_epoch(annotations, 0, batch_size=6)
-    chips = ChipDataset(annotations, plan)
+    chips = ChipDataset(plan)
     samples = [chips[place] for place in range(6)]
     parts = [collate([samples[4], samples[1]]), collate([samples[0], samples[5], samples[3], samples[2]])]
     assert_equal(Batch.join(parts, [[4, 1], [0, 5, 3, 2]]), collate(samples))
@@ -147,20 +147,20 @@ def test_a_joined_batch_has_room_for_the_most_boxes(annotations: Dataset) -> Non
 def test_by_itself_a_plan_takes_as_many_images_as_memory_is_good_for(tmp_path: Path) -> None:
     sides = [(60, 50)] * 260
     many = load_dataset(write_dataset(tmp_path / "many", sides=sides, boxes_per_image=1))
-    assert order_epoch(many, None).num_rows == 256
+    assert order_epoch(many, None).num_streams == 256
     large = dataclasses.replace(many, widths=many.widths * 200, heights=many.heights * 200)  # 360 MB each
-    assert order_epoch(large, None).num_rows == 4
-    assert order_epoch(large, None, batch_size=25).num_rows == 5
+    assert order_epoch(large, None).num_streams == 4
+    assert order_epoch(large, None, batch_size=25).num_streams == 5
     tiffs = dataclasses.replace(large, file_names=np.array([f"{i}.tif" for i in range(260)]))
-    assert order_epoch(tiffs, None).num_rows == 256  # are read in windows
+    assert order_epoch(tiffs, None).num_streams == 256  # are read in windows
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_each_trainer_and_process_keeps_to_its_own_images(annotations: Dataset, num_ranks: int) -> None:
     plan = order_epoch(annotations, 8)
-    assert plan.num_rows == 8
+    assert plan.num_streams == 8
     rows_of = [
-        {place % plan.num_rows for place in range(len(plan.order)) if place % num_ranks == rank}
+        {place % plan.num_streams for place in range(len(plan.chip_indices)) if place % num_ranks == rank}
         for rank in range(num_ranks)
     ]
-    assert sum(map(len, rows_of)) == plan.num_rows
+    assert sum(map(len, rows_of)) == plan.num_streams

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sniper.data.datasets.coco import load_dataset
+from sniper.data.datasets import load_dataset
 from sniper.demo.shapes import (
     CLASSES,
     CLUTTER,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
-from sniper.data.datasets.coco import Category, load_dataset
+from sniper.data.datasets import Category, load_dataset
 from sniper.errors import RunError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import size

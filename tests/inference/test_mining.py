@@ -10,7 +10,7 @@ import torch
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.errors import DetectionsError, ProposalsError, RunError
 from sniper.geometry.boxes import iou
 from sniper.inference import proposals as module

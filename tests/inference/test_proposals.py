@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sniper.chips.negatives import NegativeSpec
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import build_table, order_chips
 from sniper.errors import ProposalsError
 from sniper.inference import proposals as module

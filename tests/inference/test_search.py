@@ -17,7 +17,7 @@ from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
-from sniper.data.datasets.coco import Category
+from sniper.data.datasets import Category
 from sniper.data.images.files import ArrayImageReader
 from sniper.data.images.regions import cut_window
 from sniper.data.spec import DataSpec

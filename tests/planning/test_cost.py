@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
-from sniper.data.datasets.coco import load_dataset
+from sniper.data.datasets import load_dataset
 from sniper.data.epoch import to_image_boxes
 from sniper.planning.cost import CostPlan, measure
 from tests.chips.worlds import SMALL_PYRAMID, boxes_of, one_image, worlds

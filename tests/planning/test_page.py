@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sniper.chips import LevelSpec, PyramidSpec
-from sniper.data.datasets.coco import load_dataset
+from sniper.data.datasets import load_dataset
 from sniper.data.epoch import build_table, to_image_boxes
 from sniper.planning.cost import measure
 from sniper.planning.page import PlanPage, resize_rule

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from sniper.data.batches import ChipDataset
-from sniper.data.datasets.coco import Category, load_dataset
+from sniper.data.datasets import Category, load_dataset
 from sniper.data.epoch import order_chips
 from sniper.data.images.files import ArrayImageReader
 from sniper.geometry import Detections
@@ -20,7 +20,7 @@ CATEGORIES = (Category(category_id=1, name="dark"), Category(category_id=2, name
 def test_a_sheet_holds_as_many_chips_as_there_are(tmp_path: Path) -> None:
     annotations = load_dataset(write_dataset(tmp_path, sides=((160, 120),), boxes_per_image=1))
     plan = order_chips(annotations, SMALL_PYRAMID, batch_size=1, flip=0.0, seed=0, epoch=0)
-    draw_chips(ChipDataset(annotations, plan), tmp_path / "chips.png", side=100)
+    draw_chips(ChipDataset(plan), tmp_path / "chips.png", side=100)
     with Image.open(tmp_path / "chips.png") as sheet:
         colors = {color for _, color in sheet.getcolors(maxcolors=1_000_000) or []}
         assert sheet.width == len(plan.table) * 108 + 8

@@ -11,7 +11,7 @@ import torch
 
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch, ChipDataset, collate
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import order_chips
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.two_stage import TwoStageDetector
@@ -40,7 +40,7 @@ def spec(annotations: Dataset) -> ExperimentSpec:
 @pytest.fixture
 def batches(annotations: Dataset, spec: ExperimentSpec) -> list[Batch]:
     plan = order_chips(annotations, spec.pyramid, batch_size=4, flip=0.0, seed=0, epoch=0)
-    chips = ChipDataset(annotations, plan)
+    chips = ChipDataset(plan)
     return [collate([chips[i] for i in range(start, start + 4)]) for start in range(0, len(chips) - 3, 4)]
 
 

@@ -15,7 +15,7 @@ import torch
 from sniper.chips import LevelSpec, PyramidSpec
 from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.config.experiment import ExperimentSpec
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import build_table
 from sniper.errors import (
     AnnotationError,

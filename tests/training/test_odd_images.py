@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sniper.data.datasets.coco import load_dataset
+from sniper.data.datasets import load_dataset
 from sniper.data.images.files import load_image
 from sniper.inference.detector import Detector
 from sniper.runs.run import Run

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sniper.chips import ChipTable
     from sniper.config.experiment import ExperimentSpec
-    from sniper.data.datasets.coco import Dataset
+    from sniper.data.datasets import Dataset
     from sniper.data.spec import DataSpec, SourceSpec
     from sniper.geometry import Detections
     from sniper.planning.page import PlanPage
@@ -125,7 +125,7 @@ def plan(
     from dataclasses import replace
 
     from sniper.config.loading import dump_changes
-    from sniper.data.datasets.coco import load_dataset
+    from sniper.data.datasets import load_dataset
     from sniper.data.epoch import to_image_boxes
     from sniper.data.spec import SourceSpec
     from sniper.files import atomic_write
@@ -202,7 +202,7 @@ def chips(
         json: print one JSON object and nothing else.
     """
     started = time.monotonic()
-    from sniper.data.datasets.coco import load_dataset
+    from sniper.data.datasets import load_dataset
     from sniper.data.epoch import to_image_boxes
     from sniper.planning.cost import measure
 
@@ -237,7 +237,7 @@ def check(
     started = time.monotonic()
     from rich.progress import track
 
-    from sniper.data.datasets.coco import load_dataset
+    from sniper.data.datasets import load_dataset
     from sniper.data.reader import find_bad_images
 
     read = _experiment(config).data.read
@@ -356,7 +356,7 @@ def mine(
     """
     started = time.monotonic()
     from sniper.config.loading import load_experiment
-    from sniper.data.datasets.coco import load_dataset
+    from sniper.data.datasets import load_dataset
     from sniper.evaluation.coco import load_detections
     from sniper.inference.mining import mine as mine_run
     from sniper.inference.mining import proposals_from_detections
@@ -439,7 +439,7 @@ def predict(
     from dataclasses import asdict
 
     from sniper.config.loading import load_experiment
-    from sniper.data.datasets.coco import Dataset
+    from sniper.data.datasets import Dataset
     from sniper.data.images.files import open_image
     from sniper.files import sha256
     from sniper.inference.detector import Detector
@@ -557,7 +557,7 @@ def evaluate(
     """
     import numpy as np
 
-    from sniper.data.datasets.coco import load_dataset
+    from sniper.data.datasets import load_dataset
     from sniper.evaluation.coco import check_detections_match, load_detections
     from sniper.evaluation.coco import evaluate as score
     from sniper.evaluation.diagnosis import PAPER_SIZES, diagnose
@@ -729,7 +729,7 @@ def _images_to_search(
     annotations: Path | None, image_root: Path | None, spec: "ExperimentSpec", run: Path
 ) -> "Dataset":
     """Load the annotations whose images are to be searched."""
-    from sniper.data.datasets.coco import load_dataset
+    from sniper.data.datasets import load_dataset
 
     if annotations is None:
         return _load_source(spec.data.test, "data.test.annotations", run / "config.yaml", spec.data)
@@ -745,7 +745,7 @@ def _images_to_search(
 
 def _load_source(source: "SourceSpec", name: str, config: Path, data: "DataSpec") -> "Dataset":
     """Load a data set that an experiment names."""
-    from sniper.data.datasets.coco import load_dataset
+    from sniper.data.datasets import load_dataset
 
     if not source.annotations:
         raise ConfigError(f"{config}: {name} is missing")

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 
 from sniper.chips import BoxStatus, Chip, ChipTarget, assign_targets
-from sniper.data.datasets.coco import Dataset
 from sniper.data.epoch import EpochOrder
 from sniper.data.reader import ChipReader
 from sniper.data.spec import ColorJitterSpec, DataSpec
@@ -167,8 +166,7 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
     """The chips of one epoch, for torch's `DataLoader`, with `collate` to make batches.
 
     Args:
-        annotations: the data set.
-        plan: the chips and their order.
+        order: the chips of an epoch, and the data set that they are cut from.
         spec: how chips are read and changed; what it says of data sets and of the plan is not looked at.
         transform: changes each chip after that, such as one of torchvision's `transforms.v2`. It is given a
             `tv_tensors.Image` (3, H, W) uint8 and a dictionary of `boxes` (`tv_tensors.BoundingBoxes`, xyxy), `labels`
@@ -182,23 +180,21 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
 
     def __init__(
         self,
-        annotations: Dataset,
-        plan: EpochOrder,
+        order: EpochOrder,
         *,
         spec: DataSpec = DataSpec(),
         transform: ChipTransform | None = None,
         kept_images: int = 1,
     ) -> None:
-        self._annotations = annotations
-        self._plan = plan
+        self._order = order
         self._spec = spec
         self._reader = ChipReader(spec.read, cache=spec.cache, kept_images=kept_images)
         self._jitter = _build_jitter(spec.color_jitter)
         self._transform = transform
-        self._image_indices = plan.table.image_indices
+        self._image_indices = order.table.image_indices
 
     def __len__(self) -> int:
-        return len(self._plan.order)
+        return len(self._order.chip_indices)
 
     def __getitem__(self, index: int) -> ChipSample:
         """Read a chip; one whose image cannot be read is replaced by the next of its sides, if that was asked for."""
@@ -228,25 +224,25 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
 
     def _chip_at(self, index: int) -> tuple[Chip, int]:
         """Give the chip at a place in the plan, and its image's index."""
-        chip_index = int(self._plan.order[index])
+        chip_index = int(self._order.chip_indices[index])
         image_index = int(self._image_indices[chip_index])
-        return self._plan.table.chip(chip_index, image_index=image_index), image_index
+        return self._order.table.chip(chip_index, image_index=image_index), image_index
 
     def _read(self, index: int) -> ChipSample:
         chip, image_index = self._chip_at(index)
-        record = self._annotations[image_index]
-        moved_to = self._plan.table.moved_to[self._annotations.boxes_of(image_index)]
+        record = self._order.dataset[image_index]
+        moved_to = self._order.table.moved_to[self._order.dataset.boxes_of(image_index)]
         target = assign_targets(
             chip,
             boxes=record.boxes,
             labels=record.labels,
             is_crowd=record.is_crowd,
             is_moved_here=moved_to == chip.level.index,
-            is_negative=bool(self._plan.table.is_negative[self._plan.order[index]]),
+            is_negative=bool(self._order.table.is_negative[self._order.chip_indices[index]]),
             min_visible_side=self._spec.min_visible_side,
-            min_visibility=self._plan.min_visibility,
+            min_visibility=self._order.min_visibility,
         )
-        seed = int(self._plan.seeds[index])
+        seed = int(self._order.seeds[index])
         sample = ChipSample(
             pixels=self._jittered(self._reader.read(record.path, chip), chip, seed=seed),
             target=target,
@@ -254,7 +250,7 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
             seed=seed,
             name=f"{record.file_name} ({chip.describe()})",
         )
-        if self._plan.is_flipped[index]:
+        if self._order.is_flipped[index]:
             sample = flipped(sample)
         return sample if self._transform is None else transformed(sample, self._transform)
 

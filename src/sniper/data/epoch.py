@@ -11,7 +11,7 @@ from sniper.chips import Chip, ChipTable, ImageBoxes, PyramidSpec
 from sniper.chips.baselines import TileSpec, WholeSpec, WindowTable, tiles, whole_images
 from sniper.chips.negatives import draw_negatives
 from sniper.chips.targets import is_learnable
-from sniper.data.datasets.coco import Dataset
+from sniper.data.datasets import Dataset
 from sniper.data.images.files import decoded_bytes
 from sniper.errors import AnnotationError
 
@@ -54,24 +54,28 @@ class EpochOrder:
     """The chips of one epoch, in the order in which they are learnt from.
 
     Attributes:
+        dataset: the data set that the chips are cut from.
         table: the chips of this epoch.
-        order: (k,) indices into the table; every chip at least once, some again to fill a batch.
+        chip_indices: (k,) indices into the table, in the order of the epoch: every chip at least once, and some again
+            to fill the last batch.
         is_flipped: (k,) whether each is mirrored left to right.
-        seeds: (k,) a number for each, from which is drawn what learning from it draws.
+        seeds: (k,) one for each; all random draws of learning from it depend on this number alone.
         offsets: (s + 1,) where each batch begins; the last is k.
-        num_rows: the chips stand in so many rows, read by columns: the places `i` with equal `i % num_rows` go through
-            images one after the other. 1 where images take no turns.
-        min_visibility: a box with less of its area left in a chip is not there, as far as the chip can tell.
-        batch_megapixels: the million pixels of a batch that the learning rate is stated for; None where all batches are
-            alike.
+        num_streams: the order interleaves this many streams of chips: position `i` belongs to stream
+            `i % num_streams`. A stream goes through its images one after the other, so only about `num_streams` images
+            have to be decoded at a time. 1 where chips are drawn from all images.
+        min_visibility: a box of which a chip shows a smaller share of the area is left out of the chip's targets.
+        batch_megapixels: the million pixels of a batch that the learning rate refers to; None where all batches have
+            equally many chips of equal size.
     """
 
+    dataset: Dataset
     table: Chips
-    order: Int[np.ndarray, " k"]
+    chip_indices: Int[np.ndarray, " k"]
     is_flipped: Bool[np.ndarray, " k"]
     seeds: Int[np.ndarray, " k"]
     offsets: Int[np.ndarray, " s_plus_1"]
-    num_rows: int = 1
+    num_streams: int = 1
     min_visibility: float = 0.0
     batch_megapixels: float | None = None
 
@@ -83,21 +87,21 @@ class EpochOrder:
     @property
     def num_padding(self) -> int:
         """The number of chips that are seen again to fill a batch."""
-        return len(self.order) - len(self.table)
+        return len(self.chip_indices) - len(self.table)
 
     @property
     def megapixels(self) -> float:
         """All pixels that are computed on, in millions; padding and repeated chips count."""
-        return float(self.table.pixels[self.order].sum()) / 1e6
+        return float(self.table.pixels[self.chip_indices].sum()) / 1e6
 
     @cached_property
     def mean_batch_size(self) -> float:
         """The number of chips of this plan that have as many pixels as a batch that the rate is stated for."""
         if self.batch_megapixels is None:
-            return len(self.order) / self.num_steps
-        return len(self.order) * self.batch_megapixels / self.megapixels
+            return len(self.chip_indices) / self.num_steps
+        return len(self.chip_indices) * self.batch_megapixels / self.megapixels
 
-    def places(self, step: int) -> range:
+    def positions(self, step: int) -> range:
         """Give the places in the order that make up a batch."""
         return range(int(self.offsets[step]), int(self.offsets[step + 1]))
 
@@ -106,7 +110,7 @@ class EpochOrder:
 
         All chips of an epoch count alike, and a million pixels as much as in a plan of any other kind.
         """
-        return len(self.places(step)) / self.mean_batch_size
+        return len(self.positions(step)) / self.mean_batch_size
 
 
 def to_image_boxes(annotations: Dataset) -> ImageBoxes:
@@ -229,8 +233,9 @@ def order_whole_images(
     batches = [batches[place] for place in generator.permutation(len(batches)).tolist()]
     order = np.concatenate(batches)
     return EpochOrder(
+        dataset=annotations,
         table=table,
-        order=order,
+        chip_indices=order,
         is_flipped=generator.random(len(order)) < flip,
         seeds=generator.integers(2**63 - 1, size=len(order)),
         offsets=np.cumsum([0, *map(len, batches)]),
@@ -296,18 +301,19 @@ def _shuffled(
     """Order chips of one size, in batches of equally many."""
     _check_learnable(annotations, table)
     num_chips = -(-len(table) // batch_size) * batch_size
-    num_rows = _count_rows(annotations, table, images_at_once, batch_size=batch_size)
-    if num_rows == 0:
-        order, num_rows = np.resize(generator.permutation(len(table)), num_chips), 1
+    num_streams = _count_rows(annotations, table, images_at_once, batch_size=batch_size)
+    if num_streams == 0:
+        order, num_streams = np.resize(generator.permutation(len(table)), num_chips), 1
     else:
-        order = _in_turns(table.image_indices, num_rows, num_chips, generator=generator)
+        order = _in_turns(table.image_indices, num_streams, num_chips, generator=generator)
     return EpochOrder(
+        dataset=annotations,
         table=table,
-        order=order,
+        chip_indices=order,
         is_flipped=generator.random(num_chips) < flip,
         seeds=generator.integers(2**63 - 1, size=num_chips),
         offsets=np.arange(0, num_chips + 1, batch_size),
-        num_rows=num_rows,
+        num_streams=num_streams,
         min_visibility=min_visibility,
     )
 
@@ -335,19 +341,19 @@ def _count_rows(annotations: Dataset, table: Chips, images_at_once: int | None, 
 
 
 def _in_turns(
-    images: Int[np.ndarray, " c"], num_rows: int, num_chips: int, *, generator: np.random.Generator
+    images: Int[np.ndarray, " c"], num_streams: int, num_chips: int, *, generator: np.random.Generator
 ) -> Int[np.ndarray, " k"]:
     """Order chips image by image, both at random, in rows of equal length, and read them by columns.
 
     Args:
         images: (c,) the image of each chip.
-        num_rows: how many rows.
+        num_streams: how many rows.
         num_chips: how many places to fill; chips are repeated for those beyond c.
         generator: draws the order of the images, and that of the chips within each.
     """
     shuffled = generator.permutation(len(images))
     place_of_image = generator.permutation(images.max() + 1)
     by_image = shuffled[np.argsort(place_of_image[images[shuffled]], kind="stable")]
-    length, num_longer = divmod(len(images), num_rows)
-    column, row = np.divmod(np.arange(len(images)), num_rows)
+    length, num_longer = divmod(len(images), num_streams)
+    column, row = np.divmod(np.arange(len(images)), num_streams)
     return np.resize(by_image[row * length + np.minimum(row, num_longer) + column], num_chips)

@@ -1,6 +1,6 @@
 """Batches read ahead by processes of which each keeps to its own images.
 
-The chips of an image follow each other at equal distances in the plan (`EpochOrder.num_rows`). So that one
+The chips of an image follow each other at equal distances in the plan (`EpochOrder.num_streams`). So that one
 process decodes it for all of them, every batch is read in parts, one by each process, and put together here in the
 plan's order: how many processes read changes nothing but the time.
 """
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from torch.utils.data import DataLoader
 
 from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, collate
-from sniper.data.datasets.coco import Dataset
 from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec
 
@@ -19,8 +18,7 @@ _PREFETCHED = 2  # batches, or parts of them, that a process reads ahead
 
 
 def load_batches(
-    annotations: Dataset,
-    plan: EpochOrder,
+    order: EpochOrder,
     spec: DataSpec,
     *,
     steps: range,
@@ -32,8 +30,7 @@ def load_batches(
     """Read this trainer's share of each batch.
 
     Args:
-        annotations: the data set.
-        plan: of the epoch.
+        order: of the epoch.
         spec: how chips are read.
         steps: which batches.
         share: which of how many trainers this is; they must divide the batch.
@@ -49,18 +46,17 @@ def load_batches(
     rank, num_ranks = share
     num_processes = spec.num_workers
     # Rows that every trainer reads from cannot be kept apart.
-    num_own_rows = plan.num_rows // num_ranks if plan.num_rows % num_ranks == 0 else 1
+    num_own_rows = order.num_streams // num_ranks if order.num_streams % num_ranks == 0 else 1
     num_parts = max(min(num_processes, num_own_rows), 1)
-    own = [plan.places(step)[rank::num_ranks] for step in steps]
+    own = [order.positions(step)[rank::num_ranks] for step in steps]
     parts = [
-        [place for place in places if place % plan.num_rows // num_ranks % num_parts == part]
+        [place for place in places if place % order.num_streams // num_ranks % num_parts == part]
         for places in own
         for part in range(num_parts)
     ]
     loader = DataLoader(
         ChipDataset(
-            annotations,
-            plan,
+            order,
             spec=spec,
             transform=transform,
             kept_images=math.ceil(num_own_rows / num_parts),

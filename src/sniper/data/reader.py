@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sniper.chips import Chip
-from sniper.data.datasets.coco import Dataset
+from sniper.data.datasets import Dataset
 from sniper.data.images.cache import ChipCache, Stamp
 from sniper.data.images.files import ImageReader, open_image
 from sniper.data.images.regions import cut_chip, finished, read_source_pixels

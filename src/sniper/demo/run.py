@@ -12,7 +12,7 @@ from sniper.chips import LevelSpec, PyramidSpec
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.config.loading import dump_experiment
 from sniper.data.batches import ChipDataset
-from sniper.data.datasets.coco import Dataset, load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import order_chips
 from sniper.data.images.files import open_image
 from sniper.data.spec import DataSpec, SourceSpec
@@ -110,7 +110,7 @@ def run_demo(
         seed=spec.seed,
         epoch=0,
     )
-    draw_chips(ChipDataset(train_set, plan), pictures / "chips.png")
+    draw_chips(ChipDataset(plan), pictures / "chips.png")
     say(f"training on {len(plan.table)} chips an epoch, such as those in {pictures / 'chips.png'}")
     train(run, spec, train_set, device=device, watch=watch)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sniper.config.experiment import ExperimentSpec, PredictSpec
 from sniper.config.loading import load_experiment
-from sniper.data.datasets.coco import Category
+from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, ImageError
 from sniper.geometry import Detections

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torchvision.ops import nms
 
 from sniper.config.experiment import ExperimentSpec, MineSpec
-from sniper.data.datasets.coco import Dataset
+from sniper.data.datasets import Dataset
 from sniper.errors import DetectionsError, ProposalsError
 from sniper.files import sha256
 from sniper.geometry import Detections

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from sniper.chips import ChipTable, ImageBoxes
 from sniper.chips.cover import Cover
 from sniper.chips.negatives import NegativeSpec, choose_negatives, with_negatives
-from sniper.data.datasets.coco import Dataset
+from sniper.data.datasets import Dataset
 from sniper.errors import ProposalsError
 from sniper.files import UNREADABLE, atomic_write
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from sniper.chips import ChipTable
 from sniper.chips.pyramid import LevelSpec
-from sniper.data.datasets.coco import Dataset, ImageRecord
+from sniper.data.datasets import Dataset, ImageRecord
 from sniper.data.images.files import open_image
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sniper.chips import BoxStatus
 from sniper.data.batches import ChipDataset, ChipSample
-from sniper.data.datasets.coco import Category
+from sniper.data.datasets import Category
 from sniper.data.images.files import ImageReader
 from sniper.evaluation.diagnosis import match
 from sniper.geometry import Detections

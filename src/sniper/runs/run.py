@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sniper.data.datasets.coco import Dataset, Category
+from sniper.data.datasets import Category, Dataset
 from sniper.errors import CheckpointError, RunError
 from sniper.files import atomic_write
 from sniper.models.weights import fill_module, load_tensors, save_tensors

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch
-from sniper.data.datasets.coco import Dataset
+from sniper.data.datasets import Dataset
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.build import autocast, build_detector
 from sniper.models.two_stage import TwoStageDetector

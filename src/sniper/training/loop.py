@@ -13,7 +13,7 @@ import torch
 from sniper.chips import ChipTable
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch, ChipTransform
-from sniper.data.datasets.coco import Dataset
+from sniper.data.datasets import Dataset
 from sniper.data.epoch import EpochOrder, order_chips, order_tiles, order_whole_images
 from sniper.data.loader import load_batches
 from sniper.errors import SniperError
@@ -283,7 +283,7 @@ class _Trainer:
                 losses=losses,
                 learning_rate=rate,
                 seconds=now - started,
-                chips_per_second=len(plan.places(place)) / (now - started),
+                chips_per_second=len(plan.positions(place)) / (now - started),
                 data_wait=(arrived - ready) / (now - started),
                 megapixels=batch.images[:, 0].numel() * self.ranks.count / 1e6,
                 peak_memory=self.learner.peak_memory(),
@@ -342,7 +342,6 @@ class _Trainer:
     def _batches(self, plan: EpochOrder, *, first_step: int, num_steps: int) -> Iterable[Batch]:
         """Read this process's share of each batch."""
         return load_batches(
-            self.annotations,
             plan,
             self.spec.data,
             steps=range(first_step, num_steps),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sniper.data.datasets.coco import Category, Dataset, load_dataset
+from sniper.data.datasets import Category, Dataset, load_dataset
 from sniper.data.spec import ReadSpec
 from sniper.errors import AnnotationError
 

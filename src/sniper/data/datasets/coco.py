@@ -1,205 +1,28 @@
 """COCO JSON to image records, checked once at the door."""
 
-import hashlib
 import json
 import os
 import posixpath
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped
+from jaxtyping import Bool, Float, Int
 
 from sniper.chips.targets import is_learnable
+from sniper.data.datasets.dataset import Category, Dataset
 from sniper.data.images.files import read_image_sides
 from sniper.data.spec import ReadSpec
 from sniper.errors import AnnotationError, ImageError
-from sniper.geometry.boxes import area, from_xywh, to_xywh
+from sniper.geometry.boxes import area, from_xywh
 
 _MOST_PROBLEMS_TOLD = 20
 _MOST_EXAMPLES_TOLD = 3
 _ROUNDING = 1e-3  # pixels; tools that round decimals reach this far over the border without meaning it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Category:
-    """One class of objects.
-
-    Attributes:
-        category_id: COCO's own id, as in the file.
-        name: for people.
-    """
-
-    category_id: int
-    name: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageRecord:
-    """The facts of one image.
-
-    Attributes:
-        image_id: COCO's own id, as in the file.
-        file_name: as in the file, relative to the image root.
-        path: of the image file.
-        width: pixels, in the orientation that the annotations refer to.
-        height: pixels, likewise.
-        boxes: (n, 4) xyxy, image frame, clipped to the image. May be empty.
-        labels: (n,) 0..C-1.
-        is_crowd: (n,) whether each box is a crowd rather than one object.
-    """
-
-    image_id: int
-    file_name: str
-    path: Path
-    width: int
-    height: int
-    boxes: Float[np.ndarray, "n 4"]
-    labels: Int64[np.ndarray, " n"]
-    is_crowd: Bool[np.ndarray, " n"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
-    """A checked data set as flat arrays, which loader processes share instead of copying.
-
-    Images stand in the order of the file, and so do the boxes of each image. The boxes of image `i` are
-    `boxes[offsets[i]:offsets[i + 1]]`.
-
-    Attributes:
-        path: the COCO JSON file.
-        image_root: folder that the file names start from.
-        categories: by label, in the order of their ids.
-        image_ids: (m,) COCO's own ids.
-        file_names: (m,) text, relative to the image root.
-        widths: (m,) of the images, pixels.
-        heights: (m,) of the images, pixels.
-        offsets: (m + 1,) where the boxes of each image start; the last is the number of boxes.
-        boxes: (n, 4) float64 xyxy, image frame, clipped to the image. May be empty.
-        labels: (n,) 0..C-1.
-        is_crowd: (n,) whether each box is a crowd rather than one object.
-        areas: (n,) of the objects, square image pixels: as in the file, or of the box where the file tells none.
-        warnings: what was mended or is of no use, one line for each kind.
-    """
-
-    path: Path
-    image_root: Path
-    categories: tuple[Category, ...]
-    image_ids: Int64[np.ndarray, " m"]
-    file_names: Shaped[np.ndarray, " m"]
-    widths: Int32[np.ndarray, " m"]
-    heights: Int32[np.ndarray, " m"]
-    offsets: Int64[np.ndarray, " m_plus_1"]
-    boxes: Float[np.ndarray, "n 4"]
-    labels: Int64[np.ndarray, " n"]
-    is_crowd: Bool[np.ndarray, " n"]
-    areas: Float[np.ndarray, " n"]
-    warnings: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> ImageRecord:
-        own = self.boxes_of(index)
-        file_name = str(self.file_names[index])
-        return ImageRecord(
-            image_id=int(self.image_ids[index]),
-            file_name=file_name,
-            path=self.image_root / file_name,
-            width=int(self.widths[index]),
-            height=int(self.heights[index]),
-            boxes=self.boxes[own],
-            labels=self.labels[own],
-            is_crowd=self.is_crowd[own],
-        )
-
-    def __iter__(self) -> Iterator[ImageRecord]:
-        return (self[index] for index in range(len(self)))
-
-    def boxes_of(self, index: int) -> slice:
-        """Give the place of an image's boxes in the flat arrays.
-
-        Raises:
-            IndexError: if there is no such image; indices start at 0 and are not counted from the end.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of images, boxes and category ids, as hex: equal for what is equal to a trainer."""
-        digest = hashlib.sha256()
-        category_ids = np.array([category.category_id for category in self.categories], dtype=np.int64)
-        file_names = json.dumps(self.file_names.tolist()).encode()
-        arrays = (category_ids, self.image_ids, self.widths, self.heights, self.offsets)
-        for part in (*arrays, self.boxes, self.labels, self.is_crowd, np.frombuffer(file_names, np.uint8)):
-            digest.update(f"{part.dtype.name}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).astype(part.dtype.newbyteorder("<"), copy=False).data)
-        return digest.hexdigest()
-
-    def select(self, indices: Int[np.ndarray, " k"]) -> "Dataset":
-        """Keep some images with their boxes.
-
-        Args:
-            indices: (k,) of the images, in the order wanted. May be empty.
-        """
-        counts = np.diff(self.offsets)[indices]
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (k + 1,)
-        own = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], counts)
-        return Dataset(
-            path=self.path,
-            image_root=self.image_root,
-            categories=self.categories,
-            image_ids=self.image_ids[indices],
-            file_names=self.file_names[indices],
-            widths=self.widths[indices],
-            heights=self.heights[indices],
-            offsets=offsets,
-            boxes=self.boxes[own],
-            labels=self.labels[own],
-            is_crowd=self.is_crowd[own],
-            areas=self.areas[own],
-            warnings=self.warnings,
-        )
-
-    def to_coco(self) -> dict[str, Any]:
-        """Give the data set as a COCO object: what was loaded, with annotation ids from 1."""
-        image_of_box = np.repeat(self.image_ids, np.diff(self.offsets)).tolist()
-        names = ("id", "file_name", "width", "height")
-        columns = (self.image_ids, self.file_names, self.widths, self.heights)
-        images = zip(*(column.tolist() for column in columns), strict=True)
-        boxes = to_xywh(self.boxes).tolist()
-        rows = zip(
-            image_of_box,
-            self.labels.tolist(),
-            boxes,
-            self.areas.tolist(),
-            self.is_crowd.tolist(),
-            strict=True,
-        )
-        return {
-            "images": [dict(zip(names, image, strict=True)) for image in images],
-            "annotations": [
-                {
-                    "id": number,
-                    "image_id": image_id,
-                    "category_id": self.categories[label].category_id,
-                    "bbox": box,
-                    "area": size,
-                    "iscrowd": int(is_crowd),
-                }
-                for number, (image_id, label, box, size, is_crowd) in enumerate(rows, start=1)
-            ],
-            "categories": [
-                {"id": category.category_id, "name": category.name} for category in self.categories
-            ],
-        }
 
 
 def load_dataset(

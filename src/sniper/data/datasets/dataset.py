@@ -1,0 +1,216 @@
+"""A checked data set in memory: categories, images and boxes as flat arrays."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped
+
+from sniper.geometry.boxes import Sides, ragged_rows, to_xywh
+
+
+@dataclass(frozen=True, kw_only=True)
+class Category:
+    """One class of objects.
+
+    Attributes:
+        category_id: COCO's own id, as in the file.
+        name: human-readable.
+    """
+
+    category_id: int
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetIdentity:
+    """What identifies the content of a data set, wherever its files are.
+
+    Attributes:
+        categories: by label, in the order of their ids.
+        digest: SHA-256 of images, boxes and category ids, as hex; see `Dataset.digest`.
+    """
+
+    categories: tuple[Category, ...]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageRecord:
+    """The facts of one image.
+
+    Attributes:
+        image_id: COCO's own id, as in the file.
+        file_name: as in the file, relative to the image root.
+        path: of the image file.
+        width: pixels, in the orientation that the annotations refer to.
+        height: pixels, in the same orientation.
+        boxes: (n, 4) xyxy, image frame, clipped to the image. May be empty.
+        labels: (n,) 0..C-1.
+        is_crowd: (n,) whether each box is a crowd rather than one object.
+    """
+
+    image_id: int
+    file_name: str
+    path: Path
+    width: int
+    height: int
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int64[np.ndarray, " n"]
+    is_crowd: Bool[np.ndarray, " n"]
+
+    @property
+    def sides(self) -> Sides:
+        """Width and height, pixels."""
+        return Sides(self.width, self.height)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A checked data set as flat arrays, which loader processes share instead of copying.
+
+    Images are in the order of the file, and so are the boxes of each image. The boxes of image `i` are
+    `boxes[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        path: the annotation file.
+        image_root: folder that the file names are relative to.
+        categories: by label, in the order of their ids.
+        image_ids: (m,) COCO's own ids.
+        file_names: (m,) text, relative to the image root.
+        widths: (m,) of the images, pixels.
+        heights: (m,) of the images, pixels.
+        offsets: (m + 1,) where the boxes of each image start; the last is the number of boxes.
+        boxes: (n, 4) float64 xyxy, image frame, clipped to the image. May be empty.
+        labels: (n,) 0..C-1.
+        is_crowd: (n,) whether each box is a crowd rather than one object.
+        areas: (n,) of the objects, square image pixels: as in the file, or of the box where the file has none.
+        warnings: what was corrected or cannot be used, one line for each kind.
+    """
+
+    path: Path
+    image_root: Path
+    categories: tuple[Category, ...]
+    image_ids: Int64[np.ndarray, " m"]
+    file_names: Shaped[np.ndarray, " m"]
+    widths: Int32[np.ndarray, " m"]
+    heights: Int32[np.ndarray, " m"]
+    offsets: Int64[np.ndarray, " m_plus_1"]
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int64[np.ndarray, " n"]
+    is_crowd: Bool[np.ndarray, " n"]
+    areas: Float[np.ndarray, " n"]
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        boxes = self.boxes_of(index)
+        file_name = str(self.file_names[index])
+        return ImageRecord(
+            image_id=int(self.image_ids[index]),
+            file_name=file_name,
+            path=self.image_root / file_name,
+            width=int(self.widths[index]),
+            height=int(self.heights[index]),
+            boxes=self.boxes[boxes],
+            labels=self.labels[boxes],
+            is_crowd=self.is_crowd[boxes],
+        )
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return (self[index] for index in range(len(self)))
+
+    def boxes_of(self, index: int) -> slice:
+        """Return the rows of an image's boxes in the flat arrays.
+
+        Raises:
+            IndexError: if there is no such image; indices start at 0 and are not counted from the end.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of images, boxes and category ids, as hex: equal for data sets that train a detector equally."""
+        digest = hashlib.sha256()
+        category_ids = np.array([category.category_id for category in self.categories], dtype=np.int64)
+        file_names = np.frombuffer(json.dumps(self.file_names.tolist()).encode(), np.uint8)
+        images = (category_ids, self.image_ids, self.widths, self.heights, self.offsets)
+        for array in (*images, self.boxes, self.labels, self.is_crowd, file_names):
+            digest.update(f"{array.dtype.name}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).data)
+        return digest.hexdigest()
+
+    @property
+    def identity(self) -> DatasetIdentity:
+        """What identifies the content of this data set."""
+        return DatasetIdentity(categories=self.categories, digest=self.digest)
+
+    def select(self, indices: Int[np.ndarray, " k"]) -> "Dataset":
+        """Return a data set of some of the images, with their boxes.
+
+        Args:
+            indices: (k,) of the images, in the new order. May be empty.
+        """
+        offsets, rows = ragged_rows(self.offsets, indices)
+        return Dataset(
+            path=self.path,
+            image_root=self.image_root,
+            categories=self.categories,
+            image_ids=self.image_ids[indices],
+            file_names=self.file_names[indices],
+            widths=self.widths[indices],
+            heights=self.heights[indices],
+            offsets=offsets,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            is_crowd=self.is_crowd[rows],
+            areas=self.areas[rows],
+            warnings=self.warnings,
+        )
+
+    def to_coco(self) -> dict[str, Any]:
+        """Return the data set as a COCO object: the content as loaded, with annotation ids from 1."""
+        images = zip(
+            self.image_ids.tolist(),
+            self.file_names.tolist(),
+            self.widths.tolist(),
+            self.heights.tolist(),
+            strict=True,
+        )
+        annotations = zip(
+            np.repeat(self.image_ids, np.diff(self.offsets)).tolist(),
+            self.labels.tolist(),
+            to_xywh(self.boxes).tolist(),
+            self.areas.tolist(),
+            self.is_crowd.tolist(),
+            strict=True,
+        )
+        return {
+            "images": [
+                {"id": image_id, "file_name": file_name, "width": width, "height": height}
+                for image_id, file_name, width, height in images
+            ],
+            "annotations": [
+                {
+                    "id": annotation_id,
+                    "image_id": image_id,
+                    "category_id": self.categories[label].category_id,
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": int(is_crowd),
+                }
+                for annotation_id, (image_id, label, box, area, is_crowd) in enumerate(annotations, start=1)
+            ],
+            "categories": [
+                {"id": category.category_id, "name": category.name} for category in self.categories
+            ],
+        }
