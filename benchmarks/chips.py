@@ -24,7 +24,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
+from sniper.chips import ImageBoxes, PyramidSpec
 from sniper.chips.cover import cover
 from sniper.chips.pyramid import Level
 from sniper.data.datasets import load_dataset
@@ -111,12 +111,12 @@ def _choose_open_images(annotations: Path) -> dict[str, Any]:
     choose(images.select(np.arange(1000)))  # what is compiled is compiled now
     before = peak_gigabytes()
     started = time.perf_counter()
-    table = ChipTable.build(PyramidSpec(), images, digest="", generator=np.random.default_rng(0))
+    table = choose(images)
     chosen = time.perf_counter()
-    budget = measure(table, images)
+    budget = measure(table, images, pyramid=PyramidSpec())
     measured = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        table.save(Path(folder) / "chips.npz")
+        table.save(Path(folder) / "chips.npz", pyramid=PyramidSpec(), digest="")
     saved = time.perf_counter()
     return {
         "images": len(images),

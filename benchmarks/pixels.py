@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sniper.chips import Chip, ChipTable, ImageBoxes, PyramidSpec
+from sniper.chips import Chip, ImageBoxes, PyramidSpec
+from sniper.chips.cover import cover
 from sniper.data.datasets import load_dataset
 from sniper.data.epoch import order_chips
 from sniper.data.loader import load_batches
@@ -131,9 +132,9 @@ def write_images(photos: Path, folder: Path, width: int, height: int, *, count: 
         boxes=np.concatenate(boxes),
         is_wanted=np.ones(count * boxes_per_image, dtype=np.bool_),
     )
-    table = ChipTable.build(PyramidSpec(), images, digest="", generator=generator)
+    table = cover(PyramidSpec(), images, generator=generator)
     indices = table.image_indices.tolist()
-    return [(paths[image], table.chip(i, image_index=image)) for i, image in enumerate(indices)]
+    return [(paths[image], table.chip(i)) for i, image in enumerate(indices)]
 
 
 def cut_with_pillow(places: Sequence[Place]) -> None:

@@ -337,8 +337,8 @@ def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
     store = mine(run, spec, train_set, folder / "proposals", device=device, watch=lambda done, total: None)
     generator = np.random.default_rng([cell.seed, 1])
     positives = build_table(train_set, spec.pyramid, generator=generator)
-    table = add_negatives(positives, store, spec.negatives, generator=generator)
-    table.save(folder / "chips.npz")
+    table = add_negatives(positives, store, spec.negatives, pyramid=spec.pyramid, generator=generator)
+    table.save(folder / "chips.npz", pyramid=spec.pyramid, digest=train_set.digest)
     told = {
         "rpn_megapixels": round(sum(entry["megapixels"] for entry in run.entries()), 3),
         "rpn_minutes": round(sum(entry["seconds"] for entry in run.entries()) / 60, 2),
@@ -416,7 +416,7 @@ def epoch_of(data: str, way: str, train_set: Dataset, options: argparse.Namespac
     plan = order_epoch(spec, train_set, epoch=0)
     sizes: list[float] = []
     for index, image_index in enumerate(plan.table.image_indices.tolist()):
-        chip = plan.table.chip(index, image_index=image_index)
+        chip = plan.table.chip(index)
         record = train_set[image_index]
         target = assign_targets(
             chip,

@@ -99,8 +99,8 @@ def train_experiment(
     def keep_table(path: Path, store: ProposalStore, *, round_start: int, started: float) -> None:
         generator = np.random.default_rng([spec.seed, round_start, 1])
         positives = build_table(annotations, spec.pyramid, generator=generator)
-        table = add_negatives(positives, store, spec.negatives, generator=generator)
-        table.save(path)
+        table = add_negatives(positives, store, spec.negatives, pyramid=spec.pyramid, generator=generator)
+        table.save(path, pyramid=spec.pyramid, digest=annotations.digest)
         run.log(
             {
                 "stage": "mine",

@@ -36,9 +36,7 @@ def test_tiles_show_every_pixel_and_overlap_as_asked(
     table = tiles(spec, world)
     assert np.bincount(table.image_indices, minlength=len(world)).tolist() == num_tiles(spec, world).tolist()
     for image in range(len(world)):
-        own = [
-            table.chip(i, image_index=image) for i in np.flatnonzero(table.image_indices == image).tolist()
-        ]
+        own = [table.chip(i) for i in np.flatnonzero(table.image_indices == image).tolist()]
         level = own[0].level
         for starts, length in (
             ({chip.x for chip in own}, level.width),
@@ -61,7 +59,7 @@ def test_tiles_are_dropped_where_no_box_has_enough_of_itself_left(
     for i in range(len(everything)):
         image = int(everything.image_indices[i])
         boxes = boxes_of(world, image)
-        window = everything.chip(i, image_index=image).window
+        window = everything.chip(i).window
         seen = np.maximum(np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2]), 0)
         left = seen.prod(axis=1)
         if ((left > 0) & (left >= share * area(boxes))).any():
@@ -83,8 +81,8 @@ def test_an_image_is_learnt_from_at_the_levels_where_it_has_a_valid_box(world: A
     }
     assert found == wanted
     assert len(found) == len(table)
-    for i, image in enumerate(table.image_indices.tolist()):
-        chip = table.chip(i, image_index=image)
+    for i in range(len(table)):
+        chip = table.chip(i)
         assert (chip.x, chip.y, chip.width, chip.height) == (0, 0, chip.level.width, chip.level.height)
 
 

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sniper.chips import ImageBoxes, LevelSpec, PyramidSpec
-from sniper.chips.cover import Cover, cover
+from sniper.chips import ChipTable, ImageBoxes, LevelSpec, PyramidSpec
+from sniper.chips.cover import cover
 from sniper.chips.pyramid import Level
 from sniper.geometry.boxes import is_inside
 from tests.chips.worlds import SMALL_PYRAMID, boxes_of, build_world, one_image, worlds
 
 
-def cover_world(world: ImageBoxes, *, pyramid: PyramidSpec = SMALL_PYRAMID, seed: int = 0) -> Cover:
+def cover_world(world: ImageBoxes, *, pyramid: PyramidSpec = SMALL_PYRAMID, seed: int = 0) -> ChipTable:
     return cover(pyramid, world, generator=np.random.default_rng(seed))
 
 
-def chips_of(found: Cover, image: int, level: Level) -> np.ndarray:
+def chips_of(found: ChipTable, image: int, level: Level) -> np.ndarray:
     """Give the corners of the chips of one level, (k, 2), in the order in which they were taken."""
     own = slice(found.offsets[image], found.offsets[image + 1])
     is_here = found.level[own] == level.index
@@ -86,7 +86,7 @@ def test_every_chip_lies_on_the_grid_and_covers_something_new(world: ImageBoxes)
                 left &= ~gained
 
 
-def assert_greedy(world: ImageBoxes, found: Cover) -> None:
+def assert_greedy(world: ImageBoxes, found: ChipTable) -> None:
     """Compare with brute force: each chip covers as many boxes that were still left as any window could.
 
     Boxes far from each other are covered apart, so the chips stand in the order of the groups; greed would take them by

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniper.chips import ChipTable, ImageBoxes
-from sniper.chips.cover import Cover
-from sniper.chips.negatives import NegativeSpec, choose_negatives, draw_negatives, leftovers, with_negatives
+from sniper.chips.cover import cover
+from sniper.chips.negatives import NegativeSpec, choose_negatives, draw_negatives, leftovers
 from sniper.geometry.boxes import intersections
 from tests.chips.test_cover import chips_of, coverage, windows_of
 from tests.chips.worlds import SMALL_PYRAMID, boxes_of, build_world
@@ -36,11 +36,14 @@ def scenes(draw: st.DrawFn) -> tuple[ImageBoxes, ImageBoxes]:
 
 
 def positives_of(objects: ImageBoxes) -> ChipTable:
-    return ChipTable.build(SMALL_PYRAMID, objects, digest="", generator=np.random.default_rng(0))
+    return cover(SMALL_PYRAMID, objects, generator=np.random.default_rng(0))
 
 
-def negatives_of(positives: ChipTable, proposals: ImageBoxes, spec: NegativeSpec, *, seed: int = 0) -> Cover:
-    return choose_negatives(positives, proposals, spec, generator=np.random.default_rng(seed))
+def negatives_of(
+    positives: ChipTable, proposals: ImageBoxes, spec: NegativeSpec, *, seed: int = 0
+) -> ChipTable:
+    generator = np.random.default_rng(seed)
+    return choose_negatives(positives, proposals, spec, pyramid=SMALL_PYRAMID, generator=generator)
 
 
 @given(scenes(), st.sampled_from(["cover", "overlap"]), st.integers(1, 6))
@@ -54,7 +57,7 @@ def test_each_negative_chip_adds_enough_leftovers_until_no_window_does(
     for image in range(len(objects)):
         boxes = boxes_of(proposals, image)
         for level in SMALL_PYRAMID.at(width=int(objects.widths[image]), height=int(objects.heights[image])):
-            taken = chips_of(positives.cover, image, level)
+            taken = chips_of(positives, image, level)
             if rule == "cover":
                 is_taken = coverage(boxes, level, taken, SIZE).any(axis=0)
             else:
@@ -80,9 +83,9 @@ def test_a_proposal_inside_a_positive_chip_is_no_leftover_there(scene: tuple[Ima
     for image in range(len(objects)):
         own = slice(proposals.offsets[image], proposals.offsets[image + 1])
         for level in SMALL_PYRAMID.at(width=int(objects.widths[image]), height=int(objects.heights[image])):
-            inside = coverage(
-                boxes_of(proposals, image), level, chips_of(positives.cover, image, level), SIZE
-            ).any(axis=0)
+            inside = coverage(boxes_of(proposals, image), level, chips_of(positives, image, level), SIZE).any(
+                axis=0
+            )
             assert not (is_left[own, level.index] & inside).any()
     stricter = leftovers(positives, proposals, rule="overlap")
     assert not (stricter & ~is_left).any()
@@ -122,10 +125,10 @@ def test_pool_and_positive_chips_stand_image_after_image() -> None:
     )
     positives = positives_of(objects)
     found = negatives_of(positives, proposals, NegativeSpec(min_proposals=(1,)))
-    table = with_negatives(positives, found)
+    table = positives.merge(found)
     assert len(table) == len(positives) + len(found.level) > len(positives)
-    for name, own in (("x", positives.cover.x), ("y", positives.cover.y), ("level", positives.cover.level)):
-        np.testing.assert_array_equal(getattr(table.cover, name)[~table.is_negative], own)
+    for name, own in (("x", positives.x), ("y", positives.y), ("level", positives.level)):
+        np.testing.assert_array_equal(getattr(table, name)[~table.is_negative], own)
     np.testing.assert_array_equal(table.image_indices[~table.is_negative], positives.image_indices)
     assert (np.diff(table.image_indices) >= 0).all()
 
@@ -145,18 +148,15 @@ def test_pool_and_positive_chips_stand_image_after_image() -> None:
 
 def test_every_negative_chip_of_the_pool_is_drawn_alike() -> None:
     objects = build_world(1, num_images=1)
-    found = Cover(
-        offsets=np.array([0, 8]),
-        level=np.zeros(8, np.int8),
-        x=np.arange(8, dtype=np.int32),
-        y=np.zeros(8, np.int32),
-        moved_to=np.zeros(0, np.int8),
+    positives = positives_of(objects)
+    pool = dataclasses.replace(
+        positives.select(np.zeros(8, dtype=np.int64)), x=np.arange(8), is_negative=np.ones(8, dtype=np.bool_)
     )
-    table = with_negatives(positives_of(objects), found)
+    table = positives.merge(pool)
     counts = np.zeros(8)
     for seed in range(800):
         drawn = draw_negatives(table, per_image=2, generator=np.random.default_rng(seed))
-        counts[table.cover.x[drawn[table.is_negative[drawn]]]] += 1
+        counts[table.x[drawn[table.is_negative[drawn]]]] += 1
     assert counts.sum() == 1600
     assert counts.min() > 140
 

@@ -40,7 +40,7 @@ def test_a_plan_holds_every_chip_once_and_fills_the_last_batch(annotations: Data
 
 def test_a_plan_is_a_function_of_seed_and_epoch(annotations: Dataset) -> None:
     def told(plan: EpochOrder) -> list[object]:
-        return [plan.chip_indices.tolist(), plan.is_flipped.tolist(), plan.table.cover.x.tolist()]
+        return [plan.chip_indices.tolist(), plan.is_flipped.tolist(), plan.table.x.tolist()]
 
     assert told(order_epoch(annotations)) == told(order_epoch(annotations))
     assert told(order_epoch(annotations)) != told(order_epoch(annotations, epoch=1))
@@ -69,7 +69,7 @@ def test_every_box_is_valid_and_whole_in_some_chip(annotations: Dataset) -> None
     seen = set()
     for place, index in enumerate(plan.chip_indices.tolist()):
         image_index = int(plan.table.image_indices[index])
-        chip = plan.table.chip(index, image_index=image_index)
+        chip = plan.table.chip(index)
         target = chips[place].target
         valid = target.boxes[target.status == BoxStatus.VALID]
         for box in chip.to_image(valid):

@@ -69,7 +69,7 @@ def test_batches_are_of_like_shape_and_of_no_more_pixels_than_asked(annotations:
         (width, height) = sides.pop()
         assert width % 32 == height % 32 == 0
         assert len(batch) == 1 or (len(batch) <= 6 and width * height * len(batch) <= 0.15e6)
-        chips = [table.chip(one, image_index=int(table.image_indices[one])) for one in batch]
+        chips = [table.chip(one) for one in batch]
         alone = [-(-chip.level.width // 32) * 32 * (-(-chip.level.height // 32) * 32) for chip in chips]
         assert sum(alone) >= 0.9 * width * height * len(batch)
         assert all(chip.level.width <= width and chip.level.height <= height for chip in chips)
@@ -117,7 +117,7 @@ def test_a_whole_image_is_read_whole_and_padded_with_black(annotations: Dataset)
         sample = chips[place]
         index = int(plan.chip_indices[place])
         image = int(plan.table.image_indices[index])
-        level = plan.table.chip(index, image_index=image).level
+        level = plan.table.chip(index).level
         pixels = sample.pixels[:, ::-1] if plan.is_flipped[place] else sample.pixels
         with Image.open(annotations[image].path) as opened:
             wanted = np.asarray(
@@ -182,7 +182,7 @@ def test_a_tile_teaches_what_has_enough_of_itself_left(annotations: Dataset) -> 
     for place in range(len(plan.table)):
         index = int(plan.chip_indices[place])
         image = int(plan.table.image_indices[index])
-        window = plan.table.chip(index, image_index=image).window
+        window = plan.table.chip(index).window
         boxes = annotations[image].boxes
         left = np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2])
         share = np.maximum(left, 0).prod(axis=1) / (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)

@@ -115,12 +115,16 @@ def test_negative_chips_are_chosen_shard_by_shard_and_drawn_each_epoch(
     store = filled(tmp_path / "found", annotations)
     positives = build_table(annotations, SMALL_PYRAMID, generator=np.random.default_rng(0))
     table = add_negatives(
-        positives, store, NegativeSpec(min_proposals=(2,)), generator=np.random.default_rng(0)
+        positives,
+        store,
+        NegativeSpec(min_proposals=(2,)),
+        pyramid=SMALL_PYRAMID,
+        generator=np.random.default_rng(0),
     )
     pool = np.bincount(table.image_indices[table.is_negative], minlength=4)
     assert (pool > 1).all()
     assert (~table.is_negative).sum() == len(positives)
-    table.save(tmp_path / "chips.npz")
+    table.save(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest=annotations.digest)
     again = type(table).load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest=annotations.digest)
     np.testing.assert_array_equal(again.is_negative, table.is_negative)
 
@@ -140,5 +144,5 @@ def test_negative_chips_are_chosen_shard_by_shard_and_drawn_each_epoch(
     for plan in plans:
         assert plan.table.is_negative.sum() == 4
         assert len(plan.table) == len(positives) + 4
-    drawn = [plan.table.cover.x[plan.table.is_negative].tolist() for plan in plans]
+    drawn = [plan.table.x[plan.table.is_negative].tolist() for plan in plans]
     assert drawn[0] != drawn[1]

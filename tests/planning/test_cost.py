@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 
 from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
+from sniper.chips.cover import cover
 from sniper.data.datasets import load_dataset
 from sniper.data.epoch import to_image_boxes
 from sniper.planning.cost import CostPlan, measure
@@ -18,20 +19,20 @@ COCO = Path(__file__).parents[3] / "shared/data/annotations/coco_val2017.json"
 
 
 def table_of(world: ImageBoxes, pyramid: PyramidSpec) -> ChipTable:
-    return ChipTable.build(pyramid, world, digest="", generator=np.random.default_rng(0))
+    return cover(pyramid, world, generator=np.random.default_rng(0))
 
 
 def budget_of(world: ImageBoxes, pyramid: PyramidSpec = SMALL_PYRAMID) -> CostPlan:
-    return measure(table_of(world, pyramid), world)
+    return measure(table_of(world, pyramid), world, pyramid=pyramid)
 
 
 @given(worlds)
 def test_chips_show_and_cut_what_brute_force_finds(world: ImageBoxes) -> None:
     table = table_of(world, SMALL_PYRAMID)
-    budget = measure(table, world)
+    budget = measure(table, world, pyramid=SMALL_PYRAMID)
     whole, cut, shown = set(), set(), []
     for index, image in enumerate(table.image_indices.tolist()):
-        chip = table.chip(index, image_index=image)
+        chip = table.chip(index)
         inside = chip.to_chip(boxes_of(world, image))
         clipped = chip.clip(inside)
         is_shown = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
@@ -60,7 +61,7 @@ def test_a_chip_that_is_missing_leaves_its_box_uncovered() -> None:
     world = one_image(640, 480, np.array([[10.0, 10.0, 40.0, 40.0], [600.0, 440.0, 630.0, 470.0]]))
     table = table_of(world, PyramidSpec())
     assert len(table) == 2
-    assert measure(table.select(np.array([0])), world).num_uncovered == 1
+    assert measure(table.select(np.array([0])), world, pyramid=PyramidSpec()).num_uncovered == 1
 
 
 def test_pixels_are_counted_as_by_hand() -> None:

@@ -23,7 +23,7 @@ def page_of(path: Path, *, pyramid: PyramidSpec = SMALL_PYRAMID) -> PlanPage:
     return PlanPage(
         annotations=annotations,
         table=table,
-        budget=measure(table, boxes),
+        budget=measure(table, boxes, pyramid=pyramid),
         suggest_pyramids=suggest_pyramids(boxes, like=PyramidSpec(), num_levels=[1, 2], share=0.5),
         test_megapixels=0.5,
         batch_size=4,

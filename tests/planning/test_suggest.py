@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sniper.chips import ImageBoxes, PyramidSpec
-from sniper.chips.table import ChipTable
+from sniper.chips.cover import cover
 from sniper.planning.cost import measure
 from sniper.planning.suggest import suggest_pyramid, suggest_pyramids
 from tests.chips.worlds import build_world, one_image
@@ -29,8 +29,8 @@ def drone() -> ImageBoxes:
 
 
 def megapixels(pyramid: PyramidSpec, images: ImageBoxes) -> float:
-    table = ChipTable.build(pyramid, images, digest="", generator=np.random.default_rng(0))
-    return measure(table, images).megapixels.chips
+    table = cover(pyramid, images, generator=np.random.default_rng(0))
+    return measure(table, images, pyramid=pyramid).megapixels.chips
 
 
 def test_offers_keep_their_promise_and_come_cheapest_first(drone: ImageBoxes) -> None:
@@ -65,8 +65,8 @@ def test_every_suggested_level_learns_from_something(drone: ImageBoxes) -> None:
     for number in (2, 3):
         found = suggest_pyramid(drone, num_levels=number, share=0.9)
         assert found is not None
-        table = ChipTable.build(found, drone, digest="", generator=np.random.default_rng(0))
-        assert all(level.num_covered > 0 for level in measure(table, drone).levels[:-1])
+        table = cover(found, drone, generator=np.random.default_rng(0))
+        assert all(level.num_covered > 0 for level in measure(table, drone, pyramid=found).levels[:-1])
 
 
 def test_long_and_thin_objects_are_promised_only_where_a_chip_holds_them() -> None:

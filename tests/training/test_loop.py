@@ -156,7 +156,7 @@ def test_a_chip_table_gives_every_epoch_its_chips_also_when_the_file_is_gone(
     annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     table = build_table(annotations, spec.pyramid, generator=np.random.default_rng(8))
-    table.save(tmp_path / "table.npz")
+    table.save(tmp_path / "table.npz", pyramid=spec.pyramid, digest=annotations.digest)
     spec = dataclasses.replace(
         spec, data=dataclasses.replace(spec.data, chips=str(tmp_path / "table.npz"), flip=0.0)
     )
@@ -177,7 +177,8 @@ def test_a_chip_table_in_the_runs_own_place_is_kept(
 ) -> None:
     own = tmp_path / "run" / "chips.npz"
     own.parent.mkdir()
-    build_table(annotations, spec.pyramid, generator=np.random.default_rng(8)).save(own)
+    table = build_table(annotations, spec.pyramid, generator=np.random.default_rng(8))
+    table.save(own, pyramid=spec.pyramid, digest=annotations.digest)
     spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, chips=str(own)))
     train(Run.create(tmp_path / "run", config=""), spec, annotations, device=CPU, watch=ignore)
     assert own.exists()
@@ -186,7 +187,8 @@ def test_a_chip_table_in_the_runs_own_place_is_kept(
 def test_a_chip_table_of_another_pyramid_is_refused(
     annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
-    build_table(annotations, PyramidSpec(), generator=np.random.default_rng(8)).save(tmp_path / "table.npz")
+    table = build_table(annotations, PyramidSpec(), generator=np.random.default_rng(8))
+    table.save(tmp_path / "table.npz", pyramid=PyramidSpec(), digest=annotations.digest)
     spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, chips=str(tmp_path / "table.npz")))
     with pytest.raises(ChipTableError, match=r"table\.npz: made with another pyramid"):
         train(Run.create(tmp_path / "run", config=""), spec, annotations, device=CPU, watch=ignore)

@@ -1,16 +1,15 @@
 """What else a detector is fed with, to be compared with chips: whole images, at one level or more, and blind tiles."""
 
 import math
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sniper.chips.chip import Chip
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import LevelSpec, check_ranges
+from sniper.chips.table import ChipTable
 from sniper.geometry.boxes import area, intersections
 
 
@@ -72,74 +71,7 @@ class TileSpec:
         return max(round(self.side * (1 - self.overlap)), 1)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class WindowTable:
-    """Windows of any sides, of all images of a data set.
-
-    Attributes:
-        levels: to which images are resized.
-        image_widths: (m,) of the images, pixels.
-        image_heights: (m,) of the images, pixels.
-        image_indices: (c,) the image of each window.
-        level: (c,) its level.
-        x: (c,) its left edge, level pixels.
-        y: (c,) its top edge, level pixels.
-        widths: (c,) of the windows, level pixels.
-        heights: (c,) of the windows, level pixels.
-        moved_to: (n,) -1 for each box: none moves to another level here.
-    """
-
-    levels: tuple[LevelSpec, ...]
-    image_widths: Int[np.ndarray, " m"]
-    image_heights: Int[np.ndarray, " m"]
-    image_indices: Int[np.ndarray, " c"]
-    level: Int[np.ndarray, " c"]
-    x: Int[np.ndarray, " c"]
-    y: Int[np.ndarray, " c"]
-    widths: Int[np.ndarray, " c"]
-    heights: Int[np.ndarray, " c"]
-    moved_to: Int[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.level)
-
-    @cached_property
-    def is_negative(self) -> Bool[np.ndarray, " c"]:
-        """Which windows are there for what the detector takes for objects: none."""
-        return np.zeros(len(self), dtype=np.bool_)
-
-    @property
-    def pixels(self) -> Int[np.ndarray, " c"]:
-        """The pixels of each window, padding included."""
-        return self.widths * self.heights
-
-    def chip(self, index: int, *, image_index: int) -> Chip:
-        """Give one window as a chip.
-
-        Args:
-            index: of the window in this table.
-            image_index: of its image in the data set.
-        """
-        level_index = int(self.level[index])
-        level = self.levels[level_index].at(
-            width=int(self.image_widths[image_index]),
-            height=int(self.image_heights[image_index]),
-            index=level_index,
-        )
-        return Chip(
-            level=level,
-            x=int(self.x[index]),
-            y=int(self.y[index]),
-            width=int(self.widths[index]),
-            height=int(self.heights[index]),
-        )
-
-    def resized(self, *, widths: Int[np.ndarray, " c"], heights: Int[np.ndarray, " c"]) -> "WindowTable":
-        """Give the same windows with other sides; what they reach beyond their images is padding."""
-        return replace(self, widths=widths, heights=heights)
-
-
-def whole_images(spec: WholeSpec, images: ImageBoxes) -> WindowTable:
+def whole_images(spec: WholeSpec, images: ImageBoxes) -> ChipTable:
     """Give every image at every level at which one of the boxes to be learnt is valid.
 
     As in SNIP, an image teaches nothing at a level where it has no valid box. Without ranges that leaves out the images
@@ -164,7 +96,7 @@ def whole_images(spec: WholeSpec, images: ImageBoxes) -> WindowTable:
         widths, heights = level.resized(images.widths[own], images.heights[own])
         parts.append((own, np.full(len(own), index), widths, heights))
     image_indices, levels, widths, heights = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return WindowTable(
+    return ChipTable(
         levels=spec.levels,
         image_widths=images.widths,
         image_heights=images.heights,
@@ -174,11 +106,12 @@ def whole_images(spec: WholeSpec, images: ImageBoxes) -> WindowTable:
         y=np.zeros(len(levels), dtype=np.int64),
         widths=widths,
         heights=heights,
+        is_negative=np.zeros(len(levels), dtype=np.bool_),
         moved_to=np.full(len(images.boxes), -1, dtype=np.int8),
     )
 
 
-def tiles(spec: TileSpec, images: ImageBoxes) -> WindowTable:
+def tiles(spec: TileSpec, images: ImageBoxes) -> ChipTable:
     """Lay the grid over every image; its last row and column end at the borders.
 
     Example:
@@ -199,7 +132,7 @@ def tiles(spec: TileSpec, images: ImageBoxes) -> WindowTable:
     image_indices = np.repeat(np.arange(len(images)), counts)
     place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     row, column = np.divmod(place, columns[image_indices])
-    table = WindowTable(
+    table = ChipTable(
         levels=(level,),
         image_widths=images.widths,
         image_heights=images.heights,
@@ -209,11 +142,12 @@ def tiles(spec: TileSpec, images: ImageBoxes) -> WindowTable:
         y=np.minimum(row * spec.stride, np.maximum(level_heights[image_indices] - spec.side, 0)),
         widths=np.full(len(place), spec.side),
         heights=np.full(len(place), spec.side),
+        is_negative=np.zeros(len(place), dtype=np.bool_),
         moved_to=np.full(len(images.boxes), -1, dtype=np.int8),
     )
     if spec.empty == "keep":
         return table
-    return _selected(table, np.flatnonzero(_show_boxes(table, images, least=spec.min_visibility)))
+    return table.select(np.flatnonzero(_show_boxes(table, images, least=spec.min_visibility)))
 
 
 def num_tiles(spec: TileSpec, images: ImageBoxes) -> Int[np.ndarray, " m"]:
@@ -228,7 +162,7 @@ def _num_along(sides: Int[np.ndarray, " m"], spec: TileSpec) -> Int[np.ndarray, 
     return -(-room // spec.stride) + 1
 
 
-def _show_boxes(table: WindowTable, images: ImageBoxes, *, least: float) -> Bool[np.ndarray, " c"]:
+def _show_boxes(table: ChipTable, images: ImageBoxes, *, least: float) -> Bool[np.ndarray, " c"]:
     """Tell which windows of one level show enough of a box to be learnt; the windows of an image follow each other."""
     widths, heights = table.levels[0].resized(images.widths, images.heights)
     scales = np.stack([widths / images.widths, heights / images.heights] * 2, axis=1)  # (m, 4)
@@ -241,9 +175,3 @@ def _show_boxes(table: WindowTable, images: ImageBoxes, *, least: float) -> Bool
         left = intersections(corners[windows].astype(np.float64), boxes)  # (w, n)
         shows[windows] = ((left > 0) & (left >= least * area(boxes))).any(axis=1)
     return shows
-
-
-def _selected(table: WindowTable, indices: Int[np.ndarray, " k"]) -> WindowTable:
-    """Keep some windows."""
-    names = ("image_indices", "level", "x", "y", "widths", "heights")
-    return replace(table, **{name: getattr(table, name)[indices] for name in names})

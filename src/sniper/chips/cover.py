@@ -7,40 +7,19 @@ place among the sorted. So the cost grows with boxes plus grid cells, whatever t
 window, not even by way of others, are covered apart: of a large image only the windows near boxes are looked at.
 """
 
-from dataclasses import dataclass
-
 import numba
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import PyramidSpec
+from sniper.chips.table import ChipTable
 
 _IMAGES_AT_ONCE = 65_536
 _SLACK = 1e-6  # level pixels by which rounding may move an edge
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Cover:
-    """The chips of many images, flat, image after image and level after level.
-
-    Attributes:
-        offsets: (m + 1,) where the chips of each image begin.
-        level: (c,) index of each chip's level.
-        x: (c,) left edge of each window, level pixels.
-        y: (c,) top edge of each window, level pixels.
-        moved_to: (n,) for each box the level that took it although its size lies outside that level's range, because
-            no window of its own levels could hold it; -1 for the boxes that stayed.
-    """
-
-    offsets: Int[np.ndarray, " m_plus_1"]
-    level: Int[np.ndarray, " c"]
-    x: Int[np.ndarray, " c"]
-    y: Int[np.ndarray, " c"]
-    moved_to: Int[np.ndarray, " n"]
-
-
-def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Generator) -> Cover:
+def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Generator) -> ChipTable:
     """Choose the positive chips of many images at all levels.
 
     Per image and level, windows are taken one by one, each time one that covers most still uncovered boxes; a box is
@@ -53,7 +32,7 @@ def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Gene
         generator: draws the ties and the offset of the grid. Equal states give equal chips.
 
     Returns:
-        The chips of all images.
+        The chips, image after image and level after level; none is negative.
 
     Example:
         >>> one = cover(
@@ -108,7 +87,7 @@ def gather(
     is_taken: Bool[np.ndarray, "n l"],
     least: Int[np.ndarray, " l"],
     generator: np.random.Generator,
-) -> Cover:
+) -> ChipTable:
     """Choose the windows in which enough boxes gather, by the greed of `cover`, until no window holds enough.
 
     Args:
@@ -131,7 +110,7 @@ def _choose(
     is_taken: Bool[np.ndarray, "t l"],
     least: Int[np.ndarray, " l"],
     generator: np.random.Generator,
-) -> Cover:
+) -> ChipTable:
     """Choose windows; where no box is marked as taken or not, boxes move to other levels."""
     seed = generator.integers(1, 2**63, dtype=np.int64)
     shift = generator.integers(0, pyramid.stride, size=2) if pyramid.random_offset else np.zeros(2, np.int64)
@@ -160,11 +139,17 @@ def _choose(
         )
     counts = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0, np.int64)
     chips = np.concatenate([part[1] for part in parts]) if parts else np.zeros((0, 3), np.int32)
-    return Cover(
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+    return ChipTable(
+        levels=pyramid.levels,
+        image_widths=images.widths,
+        image_heights=images.heights,
+        image_indices=np.repeat(np.arange(len(images)), counts),
         level=chips[:, 0].astype(np.int8),
         x=chips[:, 1],
         y=chips[:, 2],
+        widths=np.full(len(chips), pyramid.chip_size, dtype=np.int32),
+        heights=np.full(len(chips), pyramid.chip_size, dtype=np.int32),
+        is_negative=np.zeros(len(chips), dtype=np.bool_),
         moved_to=moved_to,
     )
 

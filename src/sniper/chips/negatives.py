@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sniper.chips.cover import Cover, gather
+from sniper.chips.cover import gather
 from sniper.chips.image_boxes import ImageBoxes
+from sniper.chips.pyramid import PyramidSpec
 from sniper.chips.table import ChipTable
 from sniper.chips.visibility import Sight, look
 
@@ -56,47 +57,32 @@ def leftovers(
 
 
 def choose_negatives(
-    positives: ChipTable, proposals: ImageBoxes, spec: NegativeSpec, *, generator: np.random.Generator
-) -> Cover:
+    positives: ChipTable,
+    proposals: ImageBoxes,
+    spec: NegativeSpec,
+    *,
+    pyramid: PyramidSpec,
+    generator: np.random.Generator,
+) -> ChipTable:
     """Choose the windows in which enough leftover proposals gather, at all levels, in images without objects too.
 
     Args:
         positives: the positive chips.
         proposals: of the same images; each counts at the levels in whose range its size lies.
         spec: how many are enough, and which are left over.
+        pyramid: what the positive chips were cut from.
         generator: draws among equally good windows.
     """
-    num_levels = len(positives.pyramid.levels)
+    num_levels = len(pyramid.levels)
     least = (spec.min_proposals + spec.min_proposals[-1:] * num_levels)[:num_levels]
-    return gather(
-        positives.pyramid,
+    windows = gather(
+        pyramid,
         proposals,
         is_taken=~leftovers(positives, proposals, rule=spec.rule),
         least=np.array(least, dtype=np.int64),
         generator=generator,
     )
-
-
-def with_negatives(positives: ChipTable, negatives: Cover) -> ChipTable:
-    """Put the negative chips of all images beside the positive ones."""
-    counts = [np.diff(cover.offsets) for cover in (positives.cover, negatives)]
-    images = np.concatenate([np.repeat(np.arange(len(count)), count) for count in counts])
-    order = np.argsort(images, kind="stable")  # image after image, the positive ones first
-
-    def merged(name: str) -> np.ndarray:
-        return np.concatenate([getattr(positives.cover, name), getattr(negatives, name)])[order]
-
-    return replace(
-        positives,
-        cover=Cover(
-            offsets=positives.cover.offsets + negatives.offsets,
-            level=merged("level"),
-            x=merged("x"),
-            y=merged("y"),
-            moved_to=positives.cover.moved_to,
-        ),
-        is_negative=np.concatenate([positives.is_negative, np.ones(counts[1].sum(), dtype=np.bool_)])[order],
-    )
+    return replace(windows, is_negative=np.ones(len(windows), dtype=np.bool_))
 
 
 def draw_negatives(

@@ -1,189 +1,182 @@
-"""All chips of a data set as flat arrays: made from boxes, kept in one file, read one chip at a time."""
+"""The table of chips: flat arrays with one entry for each chip, kept in one file and read one chip at a time."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from sniper.chips.chip import Chip
-from sniper.chips.cover import Cover, cover
-from sniper.chips.image_boxes import ImageBoxes
-from sniper.chips.pyramid import PyramidSpec
+from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.errors import ChipTableError
 from sniper.files import UNREADABLE, atomic_write
 
-_VERSION = 2
-_ARRAYS = ("widths", "heights", "is_negative", *(field.name for field in fields(Cover)))
+_VERSION = 3
+_OF_CHIPS = ("image_indices", "level", "x", "y", "widths", "heights", "is_negative")
+_ARRAYS = ("image_widths", "image_heights", *_OF_CHIPS, "moved_to")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChipTable:
-    """The chips of a data set, image after image.
+    """Windows of the levels of many images: chips, tiles or whole images.
 
     Attributes:
-        pyramid: what they were cut from.
-        digest: of the annotations they were made for.
-        widths: (m,) of the images, pixels.
-        heights: (m,) of the images, pixels.
-        cover: the chips and the boxes that moved to another level.
-        is_negative: (c,) which chips are there for what the detector takes for objects.
+        levels: the levels that the images are resized to.
+        image_widths: (m,) widths of the images, pixels.
+        image_heights: (m,) heights of the images, pixels.
+        image_indices: (c,) the image of each chip.
+        level: (c,) the index of its level.
+        x: (c,) its left edge, level pixels.
+        y: (c,) its top edge, level pixels.
+        widths: (c,) widths of the chips, level pixels; padding included.
+        heights: (c,) heights of the chips, level pixels; padding included.
+        is_negative: (c,) which chips are negative: cut around likely false positives instead of objects.
+        moved_to: (n,) for each box of the images, the coarser level that covers it although its size is outside that
+            level's range, because no window of a level in whose range it is can contain it; -1 for all other boxes.
     """
 
-    pyramid: PyramidSpec
-    digest: str
-    widths: Int[np.ndarray, " m"]
-    heights: Int[np.ndarray, " m"]
-    cover: Cover
+    levels: tuple[LevelSpec, ...]
+    image_widths: Int[np.ndarray, " m"]
+    image_heights: Int[np.ndarray, " m"]
+    image_indices: Int[np.ndarray, " c"]
+    level: Int[np.ndarray, " c"]
+    x: Int[np.ndarray, " c"]
+    y: Int[np.ndarray, " c"]
+    widths: Int[np.ndarray, " c"]
+    heights: Int[np.ndarray, " c"]
     is_negative: Bool[np.ndarray, " c"]
-
-    @classmethod
-    def build(
-        cls, pyramid: PyramidSpec, images: ImageBoxes, *, digest: str, generator: np.random.Generator
-    ) -> "ChipTable":
-        """Choose the positive chips of a data set.
-
-        Args:
-            pyramid: what to cut.
-            images: their sides, and the boxes to cover.
-            digest: of the annotations that these stand for.
-            generator: see `cover`.
-        """
-        chosen = cover(pyramid, images, generator=generator)
-        return cls(
-            pyramid=pyramid,
-            digest=digest,
-            widths=images.widths,
-            heights=images.heights,
-            cover=chosen,
-            is_negative=np.zeros(len(chosen.level), dtype=np.bool_),
-        )
-
-    def select(self, indices: Int[np.ndarray, " k"]) -> "ChipTable":
-        """Keep some chips.
-
-        Args:
-            indices: (k,) of the chips, rising. May be empty.
-        """
-        counts = np.bincount(self.image_indices[indices], minlength=len(self.widths))
-        return replace(
-            self,
-            cover=replace(
-                self.cover,
-                offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-                level=self.cover.level[indices],
-                x=self.cover.x[indices],
-                y=self.cover.y[indices],
-            ),
-            is_negative=self.is_negative[indices],
-        )
-
-    def of_images(self, images: range) -> "ChipTable":
-        """Keep the chips of some images that follow each other, and forget the others; no box counts as moved."""
-        first, last = self.cover.offsets[[images.start, images.stop]]
-        return replace(
-            self,
-            widths=self.widths[images.start : images.stop],
-            heights=self.heights[images.start : images.stop],
-            cover=Cover(
-                offsets=self.cover.offsets[images.start : images.stop + 1] - first,
-                level=self.cover.level[first:last],
-                x=self.cover.x[first:last],
-                y=self.cover.y[first:last],
-                moved_to=np.zeros(0, dtype=np.int8),
-            ),
-            is_negative=self.is_negative[first:last],
-        )
+    moved_to: Int[np.ndarray, " n"]
 
     def __len__(self) -> int:
-        return len(self.cover.level)
+        return len(self.level)
 
     @cached_property
-    def image_indices(self) -> Int[np.ndarray, " c"]:
-        """The image of each chip, as an index into the data set."""
-        return np.repeat(np.arange(len(self.widths)), np.diff(self.cover.offsets))
-
-    @property
-    def moved_to(self) -> Int[np.ndarray, " n"]:
-        """For each box the coarser level that took it, or -1; see `Cover`."""
-        return self.cover.moved_to
+    def offsets(self) -> Int[np.ndarray, " m_plus_1"]:
+        """Where the chips of each image begin, in a table that is ordered by image."""
+        counts = np.bincount(self.image_indices, minlength=len(self.image_widths))
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     @property
     def pixels(self) -> Int[np.ndarray, " c"]:
-        """The pixels of each chip, padding included."""
-        return np.full(len(self), self.pyramid.chip_size**2, dtype=np.int64)
+        """The number of pixels of each chip, padding included."""
+        return self.widths.astype(np.int64) * self.heights
 
     @property
     def chips_per_level(self) -> Int[np.ndarray, " l"]:
-        """The number of chips at each level, finest first."""
-        return np.bincount(self.cover.level, minlength=len(self.pyramid.levels))
+        """The number of chips at each level."""
+        return np.bincount(self.level, minlength=len(self.levels))
 
-    def chip(self, index: int, *, image_index: int) -> Chip:
-        """Give one chip.
+    def chip(self, index: int) -> Chip:
+        """Return one chip."""
+        image, level = int(self.image_indices[index]), int(self.level[index])
+        return Chip(
+            level=self.levels[level].at(
+                width=int(self.image_widths[image]), height=int(self.image_heights[image]), index=level
+            ),
+            x=int(self.x[index]),
+            y=int(self.y[index]),
+            width=int(self.widths[index]),
+            height=int(self.heights[index]),
+        )
+
+    def select(self, indices: Int[np.ndarray, " k"]) -> "ChipTable":
+        """Return a table of some chips of the same images.
 
         Args:
-            index: of the chip in this table.
-            image_index: of its image in the data set.
+            indices: (k,) the chips, in the order of the new table. May be empty.
         """
-        level_index = int(self.cover.level[index])
-        level = self.pyramid.levels[level_index].at(
-            width=int(self.widths[image_index]), height=int(self.heights[image_index]), index=level_index
-        )
-        return Chip(
-            level=level,
-            x=int(self.cover.x[index]),
-            y=int(self.cover.y[index]),
-            width=self.pyramid.chip_size,
-            height=self.pyramid.chip_size,
+        return replace(self, **{name: getattr(self, name)[indices] for name in _OF_CHIPS})
+
+    def of_images(self, images: range) -> "ChipTable":
+        """Return a table of some consecutive images with their chips, and without `moved_to`.
+
+        Args:
+            images: the images. This table must be ordered by image.
+        """
+        chips = slice(*self.offsets[[images.start, images.stop]].tolist())
+        arrays = {name: getattr(self, name)[chips] for name in _OF_CHIPS}
+        return ChipTable(
+            levels=self.levels,
+            image_widths=self.image_widths[images.start : images.stop],
+            image_heights=self.image_heights[images.start : images.stop],
+            moved_to=np.zeros(0, dtype=np.int8),
+            **{**arrays, "image_indices": arrays["image_indices"] - images.start},
         )
 
-    def save(self, path: Path) -> None:
-        """Write the table to one compressed `.npz`; a file already there is replaced whole or not at all."""
-        head = {"version": _VERSION, "digest": self.digest, "pyramid": asdict(self.pyramid)}
+    def merge(self, other: "ChipTable") -> "ChipTable":
+        """Return a table with the chips of another table of the same images added, and with this table's `moved_to`.
+
+        It is ordered by image; among the chips of an image, those of `other` come last.
+        """
+        arrays: dict[str, Any] = {
+            name: np.concatenate([getattr(table, name) for table in (self, other)]) for name in _OF_CHIPS
+        }
+        order = np.argsort(arrays["image_indices"], kind="stable")
+        return replace(self, **{name: values[order] for name, values in arrays.items()})
+
+    @staticmethod
+    def concatenate(tables: Sequence["ChipTable"]) -> "ChipTable":
+        """Join tables of consecutive images.
+
+        Args:
+            tables: at least one table; all have the same levels.
+        """
+        arrays = {name: np.concatenate([getattr(table, name) for table in tables]) for name in _ARRAYS}
+        num_images = [len(table.image_widths) for table in tables]
+        first_images = np.repeat(np.cumsum(num_images) - num_images, [len(table) for table in tables])
+        arrays["image_indices"] = arrays["image_indices"] + first_images
+        return ChipTable(levels=tables[0].levels, **arrays)
+
+    def save(self, path: Path, *, pyramid: PyramidSpec, digest: str) -> None:
+        """Write the table to one compressed `.npz` file; an existing file is replaced atomically.
+
+        Args:
+            path: the file to write.
+            pyramid: the pyramid that the chips are cut from.
+            digest: of the annotations that the chips were chosen for.
+        """
+        head = {"version": _VERSION, "digest": digest, "pyramid": asdict(pyramid)}
         with atomic_write(path) as file:
             np.savez_compressed(
-                file,
-                head=np.array(json.dumps(head)),
-                widths=self.widths,
-                heights=self.heights,
-                is_negative=self.is_negative,
-                **vars(self.cover),
+                file, head=np.array(json.dumps(head)), **{name: getattr(self, name) for name in _ARRAYS}
             )
 
     @classmethod
     def load(cls, path: Path, *, pyramid: PyramidSpec, digest: str) -> "ChipTable":
-        """Read a table written by `save`.
+        """Read a table that `save` wrote.
 
         Args:
             path: the `.npz` file.
-            pyramid: the pyramid it must have been made with.
-            digest: of the annotations it must have been made for.
+            pyramid: the pyramid that the chips must be cut from.
+            digest: of the annotations that the chips must have been chosen for.
 
         Raises:
-            ChipTableError: if the file cannot be read, or was made for something else.
+            ChipTableError: if the file cannot be read, or belongs to another pyramid or other annotations.
         """
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 head = json.loads(str(file["head"]))
                 if head["version"] != _VERSION:
                     raise ChipTableError(
-                        f"{path}: chip table of version {head['version']}; this program reads {_VERSION}"
+                        f"{path}: chip table of version {head['version']}; this program reads {_VERSION}. "
+                        "Write it again with `sniper chips`"
                     )
-                made_with, made_for = head["pyramid"], head["digest"]
+                saved_pyramid, saved_digest = head["pyramid"], head["digest"]
                 arrays = {name: file[name] for name in _ARRAYS}
         except OSError as error:
             raise ChipTableError(f"{path}: cannot be read ({error.strerror or error})") from error
         except (*UNREADABLE, TypeError) as error:
             raise ChipTableError(f"{path}: not a chip table ({error})") from error
-        if made_for != digest:
+        if saved_digest != digest:
             raise ChipTableError(
-                f"{path}: made for other annotations (digest {made_for[:12]}, not {digest[:12]})"
+                f"{path}: made for other annotations (digest {saved_digest[:12]}, expected {digest[:12]})"
             )
-        wanted = json.loads(json.dumps(asdict(pyramid)))
-        if made_with != wanted:
-            names = [name for name in wanted if made_with.get(name) != wanted[name]]
+        expected = json.loads(json.dumps(asdict(pyramid)))
+        if saved_pyramid != expected:
+            names = [name for name in expected if saved_pyramid.get(name) != expected[name]]
             raise ChipTableError(f"{path}: made with another pyramid ({', '.join(names)} differ)")
-        own = {name: arrays.pop(name) for name in ("widths", "heights", "is_negative")}
-        return cls(pyramid=pyramid, digest=digest, **own, cover=Cover(**arrays))
+        return cls(levels=pyramid.levels, **arrays)

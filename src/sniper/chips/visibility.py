@@ -33,13 +33,12 @@ def look(table: ChipTable, images: ImageBoxes) -> tuple[Int[np.ndarray, "n l"], 
     Returns:
         (n, l) values of `Sight`, for each box and level; and (c,) how many boxes each chip shows.
     """
-    resized = [level.resized(images.widths, images.heights) for level in table.pyramid.levels]
+    resized = [level.resized(images.widths, images.heights) for level in table.levels]
     scales = np.stack([np.stack([w / images.widths, h / images.heights]) for w, h in resized])  # (l, 2, m)
     seen = np.zeros((len(images.boxes), len(resized)), dtype=np.int8)
     shown = np.zeros(len(table), dtype=np.int32)
-    cover = table.cover
     _look_at_all(
-        cover.offsets, cover.level, cover.x, cover.y, table.pyramid.chip_size, scales, images.offsets,
+        table.offsets, table.level, table.x, table.y, table.widths, table.heights, scales, images.offsets,
         np.ascontiguousarray(images.boxes, dtype=np.float64), seen, shown,
     )  # fmt: skip
     return seen, shown
@@ -51,7 +50,8 @@ def _look_at_all(
     levels: np.ndarray,
     lefts: np.ndarray,
     tops: np.ndarray,
-    chip_size: int,
+    widths: np.ndarray,
+    heights: np.ndarray,
     scales: np.ndarray,
     offsets: np.ndarray,
     boxes: np.ndarray,
@@ -66,8 +66,9 @@ def _look_at_all(
             for b in range(offsets[image], offsets[image + 1]):
                 x1, x2 = boxes[b, 0] * scale_x - lefts[chip], boxes[b, 2] * scale_x - lefts[chip]
                 y1, y2 = boxes[b, 1] * scale_y - tops[chip], boxes[b, 3] * scale_y - tops[chip]
-                if min(x2, y2) <= 0 or max(x1, y1) >= chip_size:
+                width, height = widths[chip], heights[chip]
+                if min(x2, y2) <= 0 or x1 >= width or y1 >= height:
                     continue
                 shown[chip] += 1
-                is_whole = min(x1, y1) >= -_TOUCH and max(x2, y2) <= chip_size + _TOUCH
+                is_whole = min(x1, y1) >= -_TOUCH and x2 <= width + _TOUCH and y2 <= height + _TOUCH
                 seen[b, level] = max(seen[b, level], _WHOLE if is_whole else _CUT)

@@ -144,7 +144,7 @@ def plan(
     folder.mkdir(parents=True, exist_ok=True)
     boxes = to_image_boxes(loaded)
     table = _choose_chips(loaded, spec, proposals, seed=seed)
-    budget = measure(table, boxes, negatives_per_image=spec.negatives.per_image)
+    budget = measure(table, boxes, pyramid=spec.pyramid, negatives_per_image=spec.negatives.per_image)
     with _console.status("looking for a pyramid that suits"):
         num_levels = [levels] if levels else range(1, 5)
         found = suggest_pyramids(boxes, like=spec.pyramid, num_levels=num_levels, share=share)
@@ -211,8 +211,13 @@ def chips(
     _warn(loaded)
     table = _choose_chips(loaded, spec, proposals, seed=seed)
     _check_folder(output)
-    table.save(output)
-    budget = measure(table, to_image_boxes(loaded), negatives_per_image=spec.negatives.per_image)
+    table.save(output, pyramid=spec.pyramid, digest=loaded.digest)
+    budget = measure(
+        table,
+        to_image_boxes(loaded),
+        pyramid=spec.pyramid,
+        negatives_per_image=spec.negatives.per_image,
+    )
     told = budget.as_dict()
     _answer(json, {**told, "seconds": round(time.monotonic() - started, 3), "output": str(output)})
 
@@ -650,7 +655,7 @@ def _choose_chips(
     if proposals is None:
         return table
     store = ProposalStore.open(proposals, annotations)
-    return add_negatives(table, store, spec.negatives, generator=generator)
+    return add_negatives(table, store, spec.negatives, pyramid=spec.pyramid, generator=generator)
 
 
 def _show_plan(page: "PlanPage", folder: Path) -> None:

@@ -226,7 +226,7 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
         """Give the chip at a place in the plan, and its image's index."""
         chip_index = int(self._order.chip_indices[index])
         image_index = int(self._image_indices[chip_index])
-        return self._order.table.chip(chip_index, image_index=image_index), image_index
+        return self._order.table.chip(chip_index), image_index
 
     def _read(self, index: int) -> ChipSample:
         chip, image_index = self._chip_at(index)

@@ -1,14 +1,14 @@
 """An epoch's plan: its chips, or whole images or tiles; their order and batches, and which are mirrored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sniper.chips import Chip, ChipTable, ImageBoxes, PyramidSpec
-from sniper.chips.baselines import TileSpec, WholeSpec, WindowTable, tiles, whole_images
+from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
+from sniper.chips.baselines import TileSpec, WholeSpec, tiles, whole_images
+from sniper.chips.cover import cover
 from sniper.chips.negatives import draw_negatives
 from sniper.chips.targets import is_learnable
 from sniper.data.datasets import Dataset
@@ -20,33 +20,6 @@ _DECODED_BYTES = 2_000_000_000
 _GRID = 32  # pixels; whole images are padded to multiples of it, as is the custom
 _MOST_PADDING = 0.1  # share of a batch that images would not have to be padded with if each were alone
 _ALIKE = 1.2  # ratio up to which shapes count as like, until the batches are made
-
-
-@runtime_checkable
-class Chips(Protocol):
-    """The chips that a plan orders: a `ChipTable`, or a `WindowTable`."""
-
-    def __len__(self) -> int:
-        """Count them."""
-
-    @property
-    def image_indices(self) -> Int[np.ndarray, " c"]:
-        """The image of each, as an index into the data set."""
-
-    @property
-    def is_negative(self) -> Bool[np.ndarray, " c"]:
-        """Which are there for what the detector takes for objects."""
-
-    @property
-    def moved_to(self) -> Int[np.ndarray, " n"]:
-        """For each box of the data set the coarser level that took it, or -1."""
-
-    @property
-    def pixels(self) -> Int[np.ndarray, " c"]:
-        """The pixels of each, padding included."""
-
-    def chip(self, index: int, *, image_index: int) -> Chip:
-        """Give one chip, and its image's index in the data set."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +43,7 @@ class EpochOrder:
     """
 
     dataset: Dataset
-    table: Chips
+    table: ChipTable
     chip_indices: Int[np.ndarray, " k"]
     is_flipped: Bool[np.ndarray, " k"]
     seeds: Int[np.ndarray, " k"]
@@ -126,8 +99,7 @@ def to_image_boxes(annotations: Dataset) -> ImageBoxes:
 
 def build_table(annotations: Dataset, pyramid: PyramidSpec, *, generator: np.random.Generator) -> ChipTable:
     """Choose the positive chips of a data set."""
-    images = to_image_boxes(annotations)
-    return ChipTable.build(pyramid, images, digest=annotations.digest, generator=generator)
+    return cover(pyramid, to_image_boxes(annotations), generator=generator)
 
 
 def order_chips(
@@ -244,8 +216,8 @@ def order_whole_images(
 
 
 def _alike(
-    table: WindowTable, *, most: int, pixels: float, unit: int, generator: np.random.Generator
-) -> tuple[list[Int[np.ndarray, " b"]], WindowTable]:
+    table: ChipTable, *, most: int, pixels: float, unit: int, generator: np.random.Generator
+) -> tuple[list[Int[np.ndarray, " b"]], ChipTable]:
     """Put whole images of like shape into batches, and give each the sides of its batch.
 
     Args:
@@ -280,17 +252,17 @@ def _alike(
             sides = padded[some].max(axis=0)
     for batch in batches:
         padded[batch] = padded[batch].max(axis=0)
-    return [np.array(batch) for batch in batches], table.resized(widths=padded[:, 0], heights=padded[:, 1])
+    return [np.array(batch) for batch in batches], replace(table, widths=padded[:, 0], heights=padded[:, 1])
 
 
-def _check_learnable(annotations: Dataset, table: Chips) -> None:
+def _check_learnable(annotations: Dataset, table: ChipTable) -> None:
     if len(table) == 0:
         raise AnnotationError(f"{annotations.path}: has no box to learn from")
 
 
 def _shuffled(
     annotations: Dataset,
-    table: Chips,
+    table: ChipTable,
     *,
     batch_size: int,
     flip: float,
@@ -318,7 +290,9 @@ def _shuffled(
     )
 
 
-def _count_rows(annotations: Dataset, table: Chips, images_at_once: int | None, *, batch_size: int) -> int:
+def _count_rows(
+    annotations: Dataset, table: ChipTable, images_at_once: int | None, *, batch_size: int
+) -> int:
     """Tell how many images are at work side by side: a multiple or a divisor of the batch.
 
     So whatever number of processes can share a batch, each can keep to images of its own.

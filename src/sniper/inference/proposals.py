@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from sniper.chips import ChipTable, ImageBoxes
-from sniper.chips.cover import Cover
-from sniper.chips.negatives import NegativeSpec, choose_negatives, with_negatives
+from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
+from sniper.chips.negatives import NegativeSpec, choose_negatives
 from sniper.data.datasets import Dataset
 from sniper.errors import ProposalsError
 from sniper.files import UNREADABLE, atomic_write
@@ -188,7 +187,12 @@ class ProposalStore:
 
 
 def add_negatives(
-    positives: ChipTable, store: ProposalStore, spec: NegativeSpec, *, generator: np.random.Generator
+    positives: ChipTable,
+    store: ProposalStore,
+    spec: NegativeSpec,
+    *,
+    pyramid: PyramidSpec,
+    generator: np.random.Generator,
 ) -> ChipTable:
     """Choose negative chips where the proposals of a store gather, and put them beside the positive ones.
 
@@ -198,30 +202,22 @@ def add_negatives(
         positives: the positive chips of the same images.
         store: the proposals.
         spec: how many are enough.
+        pyramid: what the positive chips were cut from.
         generator: draws among equally good windows.
     """
-    parts = []
+    negatives = [positives.of_images(range(0))]
     for images, found in store:
         index = np.array(images)
         proposals = ImageBoxes(
-            widths=positives.widths[index],
-            heights=positives.heights[index],
+            widths=positives.image_widths[index],
+            heights=positives.image_heights[index],
             offsets=found.offsets,
             boxes=found.boxes,
             is_wanted=np.ones(len(found.boxes), dtype=np.bool_),
         )
-        parts.append(choose_negatives(positives.of_images(images), proposals, spec, generator=generator))
-    counts = [np.diff(part.offsets) for part in parts]
-    return with_negatives(
-        positives,
-        Cover(
-            offsets=np.concatenate([[0], np.cumsum(np.concatenate([*counts, []]))]).astype(np.int64),
-            level=np.concatenate([*(part.level for part in parts), np.zeros(0, np.int8)]),
-            x=np.concatenate([*(part.x for part in parts), np.zeros(0, np.int32)]),
-            y=np.concatenate([*(part.y for part in parts), np.zeros(0, np.int32)]),
-            moved_to=positives.cover.moved_to,
-        ),
-    )
+        some = positives.of_images(images)
+        negatives.append(choose_negatives(some, proposals, spec, pyramid=pyramid, generator=generator))
+    return positives.merge(ChipTable.concatenate(negatives))
 
 
 def _has_our_head(folder: Path) -> bool:

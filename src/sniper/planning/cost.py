@@ -136,16 +136,20 @@ class CostPlan:
         return -(-(self.num_chips + self.num_negatives) // batch_size)
 
 
-def measure(table: ChipTable, images: ImageBoxes, *, negatives_per_image: int = 0) -> CostPlan:
+def measure(
+    table: ChipTable, images: ImageBoxes, *, pyramid: PyramidSpec, negatives_per_image: int = 0
+) -> CostPlan:
     """Tell what the chips of a data set cost, by looking at each chip and each box.
 
     Args:
         table: the chips.
         images: what they were chosen for.
+        pyramid: what they are cut from.
         negatives_per_image: at most this many negative chips of each image are drawn for an epoch. What is told of
             chips otherwise is of the positive ones.
 
     Example:
+        >>> from sniper.chips.cover import cover
         >>> images = ImageBoxes(
         ...     widths=np.array([640]),
         ...     heights=np.array([480]),
@@ -153,22 +157,21 @@ def measure(table: ChipTable, images: ImageBoxes, *, negatives_per_image: int = 
         ...     boxes=np.array([[10.0, 10.0, 40.0, 40.0]]),
         ...     is_wanted=np.array([True]),
         ... )
-        >>> table = ChipTable.build(PyramidSpec(), images, digest="", generator=np.random.default_rng(0))
-        >>> measure(table, images).num_chips
+        >>> table = cover(PyramidSpec(), images, generator=np.random.default_rng(0))
+        >>> measure(table, images, pyramid=PyramidSpec()).num_chips
         1
     """
-    pyramid = table.pyramid
     pool = np.bincount(table.image_indices[table.is_negative], minlength=len(images))
     table = table.select(np.flatnonzero(~table.is_negative))
     seen, boxes_per_chip = look(table, images)
     is_valid, sizes = learnt_sizes(pyramid, images, np.full(len(images.boxes), -1))
-    is_learnt, _ = learnt_sizes(pyramid, images, table.cover.moved_to)
+    is_learnt, _ = learnt_sizes(pyramid, images, table.moved_to)
     is_whole, is_wanted = seen == Sight.WHOLE, images.is_wanted
     levels = tuple(
         LevelCost(
             num_chips=int(table.chips_per_level[index]),
             num_valid=int(is_valid[:, index].sum()),
-            num_moved_here=int((table.cover.moved_to == index).sum()),
+            num_moved_here=int((table.moved_to == index).sum()),
             num_covered=int((is_learnt & is_whole)[:, index].sum()),
             num_cropped=int(((seen[:, index] == Sight.CUT) & is_wanted).sum()),
             sizes=sizes[(is_learnt & is_whole)[:, index], index],
@@ -188,7 +191,7 @@ def measure(table: ChipTable, images: ImageBoxes, *, negatives_per_image: int = 
         share_useful=share_useful(is_learnt & is_whole, sizes, is_wanted),
         levels=levels,
         megapixels=_megapixels(pyramid, images.select(np.flatnonzero(has_boxes)), num_chips=len(table)),
-        chips_per_image=np.diff(table.cover.offsets)[has_boxes],
+        chips_per_image=np.diff(table.offsets)[has_boxes],
         boxes_per_chip=boxes_per_chip,
     )
 

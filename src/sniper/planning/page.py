@@ -132,7 +132,7 @@ class PlanPage:
 
     def _pictures(self) -> list["_Picture"]:
         """Choose images with few, some and many chips, and draw them."""
-        counts = np.diff(self.table.cover.offsets)
+        counts = np.diff(self.table.offsets)
         with_chips = np.flatnonzero(counts)
         if not len(with_chips):
             return []
@@ -142,10 +142,10 @@ class PlanPage:
 
     def _picture(self, index: int) -> "_Picture":
         record = self.annotations[index]
-        chips = range(*self.table.cover.offsets[index : index + 2].tolist())
+        chips = range(*self.table.offsets[index : index + 2].tolist())
         frames = []
         for chip_index in chips:
-            chip = self.table.chip(chip_index, image_index=index)
+            chip = self.table.chip(chip_index)
             width, height = chip.visible
             window = np.array([[0, 0, width, height]], dtype=np.float64)
             is_negative = bool(self.table.is_negative[chip_index])

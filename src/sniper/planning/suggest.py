@@ -15,7 +15,6 @@ from jaxtyping import Int
 from sniper.chips.cover import cover, fits
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
-from sniper.chips.table import ChipTable
 from sniper.geometry.boxes import size
 from sniper.planning.cost import (
     USEFUL_SIZES,
@@ -82,8 +81,8 @@ def _offer(images: ImageBoxes, like: PyramidSpec, num_levels: int, share: float)
     if found is None:
         return None
     pyramid = replace(found, stride=like.stride, random_offset=like.random_offset)
-    table = ChipTable.build(pyramid, images, digest="", generator=np.random.default_rng(0))
-    return Suggestion(goal=share, budget=measure(table, images))
+    table = cover(pyramid, images, generator=np.random.default_rng(0))
+    return Suggestion(goal=share, budget=measure(table, images, pyramid=pyramid))
 
 
 def suggest_pyramid(images: ImageBoxes, *, num_levels: int, share: float = 0.99) -> PyramidSpec | None:

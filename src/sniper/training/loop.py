@@ -205,7 +205,7 @@ def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Dataset, ranks: Pr
     table = ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
     ranks.wait()
     if not is_going_on and ranks.is_first:
-        table.save(run.chips_path)
+        table.save(run.chips_path, pyramid=spec.pyramid, digest=annotations.digest)
     return table
 
 
