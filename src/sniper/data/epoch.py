@@ -14,6 +14,7 @@ from sniper.chips.targets import is_learnable
 from sniper.data.datasets import Dataset
 from sniper.data.images.files import decoded_bytes
 from sniper.errors import AnnotationError
+from sniper.geometry.boxes import Sides
 
 _IMAGES_AT_ONCE = 256
 _DECODED_BYTES = 2_000_000_000
@@ -302,8 +303,7 @@ def _count_rows(
         largest = max(
             decoded_bytes(
                 str(annotations.file_names[image]),
-                width=int(annotations.widths[image]),
-                height=int(annotations.heights[image]),
+                Sides(int(annotations.widths[image]), int(annotations.heights[image])),
             )
             for image in used.tolist()
         )

@@ -107,7 +107,7 @@ def test_processes_that_fill_a_cache_at_once_lose_nothing(tmp_path: Path) -> Non
     assert [one.exitcode for one in fillers] == [0, 0, 0, 0]
     cache = ChipCache(lossless(tmp_path), ReadSpec())
     for x in range(150):
-        assert cache.find(cache.key(cache.stamp(path), chip_at(x))) is not None
+        assert cache.get(cache.key(cache.stamp(path), chip_at(x))) is not None
 
 
 def test_a_reader_that_was_used_before_a_fork_is_of_use_after_it(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_reader_that_was_used_before_a_fork_is_of_use_after_it(tmp_path: Path)
     child.join()
     assert child.exitcode == 0
     cache = ChipCache(lossless(tmp_path), ReadSpec())
-    assert cache.find(cache.key(cache.stamp(path), chip_at(1))) is not None
+    assert cache.get(cache.key(cache.stamp(path), chip_at(1))) is not None
 
 
 def test_a_full_cache_says_so_once_and_chips_are_cut_anew(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_kept_pixels_that_were_damaged_are_cut_anew(tmp_path: Path) -> None:
         file.execute("UPDATE chips SET pixels = substr(pixels, 1, 2000)")
     np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10)), wanted)
     cache = ChipCache(lossless(tmp_path), ReadSpec())
-    assert cache.find(cache.key(cache.stamp(path), chip_at(10))) is not None
+    assert cache.get(cache.key(cache.stamp(path), chip_at(10))) is not None
 
 
 def test_a_folder_that_holds_something_else_is_named(tmp_path: Path) -> None:
@@ -152,10 +152,10 @@ def test_a_folder_that_holds_something_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "kept" / "chips.sqlite").write_text(
         "not a database, but long enough to be taken for one" * 20
     )
-    with pytest.raises(CacheError, match=r"chips\.sqlite: cannot be used for chips"):
+    with pytest.raises(CacheError, match=r"chips\.sqlite: cannot be used as a chip cache"):
         ChipReader(cache=lossless(tmp_path))
     (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match=r"file: cannot be a folder"):
+    with pytest.raises(CacheError, match=r"file: cannot be used as the folder"):
         ChipReader(cache=CacheSpec(folder=str(tmp_path / "file")))
 
 

@@ -23,6 +23,7 @@ from sniper.data.images.files import (
 from sniper.data.images.regions import cut_chip
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
+from sniper.geometry.boxes import Sides
 
 NOISE = np.random.default_rng(0).integers(0, 256, (131, 203, 3), dtype=np.uint8)
 FULL_RANGE = ReadSpec(intensity_range=(0, 65535))
@@ -221,17 +222,17 @@ def test_an_image_of_a_hundred_megapixels_is_read_and_one_beyond_the_limit_is_no
     Image.new("1", (12_000, 9_000)).save(tmp_path / "large.png")
     assert read_image_sides(tmp_path / "large.png") == (12_000, 9_000)
     Image.new("1", (40_000, 30_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(ImageError, match=r"bomb\.png: has 40000x30000 pixels, wanted at most 1,000,000,000"):
+    with pytest.raises(ImageError, match=r"bomb\.png: has 40000x30000 pixels, expected at most 1,000,000,000"):
         read_image_sides(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match=r"bomb\.png: .*\(data\.read\.max_pixels\)"):
         load_image(tmp_path / "bomb.png")
-    with pytest.raises(ImageError, match=r"large\.png: .*wanted at most 1,000"):
+    with pytest.raises(ImageError, match=r"large\.png: .*expected at most 1,000"):
         load_image(tmp_path / "large.png", ReadSpec(max_pixels=1000))
 
 
 def test_an_image_that_has_not_the_sides_it_should_have_is_named(tmp_path: Path) -> None:
     Image.fromarray(NOISE).save(tmp_path / "image.png")
-    picture = open_image(tmp_path / "image.png", sides=(200, 131))
+    picture = open_image(tmp_path / "image.png", sides=Sides(200, 131))
     with pytest.raises(ImageError, match=r"image\.png: has 203x131 pixels, but the annotations say 200x131"):
         picture.read((0, 0, 10, 10))
 
@@ -324,7 +325,7 @@ def test_a_large_tiff_of_other_bands_or_sides_or_cut_short_is_named(tmp_path: Pa
     path = tmp_path / "cut.tif"
     write_tiff(path, NOISE, photometric="rgb", **TILED)
     with pytest.raises(ImageError, match=r"cut\.tif: has 203x131 pixels, but the annotations say 203x130"):
-        open_image(path, sides=(203, 130))
+        open_image(path, sides=Sides(203, 130))
     path.write_bytes(path.read_bytes()[:-20_000])
     with pytest.raises(ImageError, match=r"cut\.tif: cannot be read"):
         open_image(path).read((0, 0, 203, 131))
@@ -353,7 +354,7 @@ def test_a_palette_in_a_large_tiff_is_refused(tmp_path: Path) -> None:
         file.write(NOISE[..., 0], 1)
         file.write_colormap(1, {value: (value, 0, 0, 255) for value in range(256)})
     assert rasterio.open(path).colorinterp[0] == ColorInterp.palette
-    with pytest.raises(ImageError, match=r"palette\.tif: has 1 bands \(palette\), wanted grey, RGB"):
+    with pytest.raises(ImageError, match=r"palette\.tif: has 1 bands \(palette\), expected grey, RGB"):
         open_image(path)
 
 

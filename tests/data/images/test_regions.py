@@ -13,10 +13,10 @@ from sniper.data.images.files import ArrayImageReader, open_image
 from sniper.data.images.regions import (
     cut_chip,
     cut_window,
-    finished,
+    render_chip,
     read_source_pixels,
     region_of,
-    wanted_reduction,
+    useful_reduction,
 )
 
 NOISE = np.random.default_rng(0).integers(0, 256, (131, 203, 3), dtype=np.uint8)
@@ -53,10 +53,10 @@ def test_what_is_kept_of_a_chip_is_less_than_it_and_makes_it(
     rule: LevelSpec, x: float, y: float, size: int
 ) -> None:
     chip = chip_at(rule, NOISE, x=x, y=y, size=size)
-    essence = read_source_pixels(ArrayImageReader(NOISE), chip)
+    source_pixels = read_source_pixels(ArrayImageReader(NOISE), chip)
     margins = 2 * (1 + 2)  # two pixels each side, and what is rounded
-    assert max(essence.shape[:2]) <= size + margins
-    np.testing.assert_array_equal(finished(essence, chip), cut_chip(ArrayImageReader(NOISE), chip))
+    assert max(source_pixels.shape[:2]) <= size + margins
+    np.testing.assert_array_equal(render_chip(source_pixels, chip), cut_chip(ArrayImageReader(NOISE), chip))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (400, 20)])
@@ -85,7 +85,7 @@ def test_a_window_of_any_sides_is_that_of_the_resized_image(rule: LevelSpec) -> 
 )
 def test_an_image_is_read_smaller_only_where_much_is_left_to_shrink(side: int, reduction: int) -> None:
     level = LevelSpec(long_side=512).at(width=side, height=side)
-    assert wanted_reduction(level) == reduction
+    assert useful_reduction(level) == reduction
 
 
 @given(st.integers(1500, 5000), st.floats(0, 1), st.floats(0, 1))
@@ -117,7 +117,7 @@ def test_a_jpeg_decoded_smaller_looks_the_same(tmp_path: Path, side: int, reduct
     smooth_picture(side, side - 301).save(path, quality=92)
     level = LevelSpec(long_side=512).at(width=side, height=side - 301)
     picture = open_image(path)
-    assert picture.largest_reduction(wanted_reduction(level)) == reduction
+    assert picture.largest_reduction(useful_reduction(level)) == reduction
     exact = resized(np.asarray(Image.open(path)), level.width, level.height)
     shown = cut_chip(picture, Chip(level=level, x=0, y=0, width=512, height=512))[: level.height]
     difference = np.abs(shown - exact)
