@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def write_image(path: Path, *, width: int, height: int, seed: int = 0) -> None:
-    """Write a picture of soft noise, the same for the same seed."""
+    """Write an image of smooth noise, drawn from the seed."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (max(height // 8, 1), max(width // 8, 1), 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def write_dataset(
     boxes_per_image: int = 3,
     name: str = "train",
 ) -> Path:
-    """Write images with bright and dark squares, two classes, and their COCO JSON; gives the JSON's path."""
+    """Write images with squares of two classes, bright and dark, and their COCO JSON; return its path."""
     rng = np.random.default_rng(0)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -32,7 +32,7 @@ def write_dataset(
         pixels = np.full((height, width, 3), 128, dtype=np.uint8)
         pixels += rng.integers(0, 20, pixels.shape, dtype=np.uint8)
         for _ in range(boxes_per_image):
-            side = int(min(rng.integers(12, 60), width, height))
+            side = min(int(rng.integers(12, 60)), width, height)
             x, y = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
             label = int(rng.integers(0, 2))
             pixels[y : y + side, x : x + side] = 250 * label

@@ -1,5 +1,5 @@
 """From files on disk to batches of chips; imports no model.
 
-`datasets` reads annotations, `images` reads pixels, `epoch` orders the chips of one pass, `batches` and `loader` read
-them for training.
+`datasets` reads annotations and `images` reads pixels; `epoch` orders the chips of one pass over the training set, and
+`reader`, `batches` and `loader` read them in that order.
 """

@@ -1,6 +1,6 @@
-"""Reading a data set: chips, out of the cache or cut from images decoded once for all; whole images; a check of all.
+"""Read the images of a data set: chip by chip, from the cache or from images that stay decoded; or all, to check them.
 
-What cannot be read is refused by name, or skipped with a warning where that was asked for.
+An image that cannot be read raises an error that names the file.
 """
 
 import itertools
@@ -17,12 +17,13 @@ from sniper.chips import Chip
 from sniper.data.datasets import Dataset
 from sniper.data.images.cache import ChipCache, Stamp
 from sniper.data.images.files import ImageReader, open_image
-from sniper.data.images.regions import cut_chip, finished, read_source_pixels
+from sniper.data.images.regions import cut_chip, read_source_pixels, render_chip
 from sniper.data.spec import CacheSpec, ReadSpec
 from sniper.errors import ImageError
+from sniper.geometry.boxes import Sides
 
-_CHECKED_SIDE = 4096  # pixels of a large image looked at together
-_CHECKED_TOGETHER = 256  # images
+_CHECK_WINDOW = 4096  # pixels a side that are read at a time while an image is checked
+_CHECK_AHEAD = 256  # images that are checked before their results are yielded
 
 
 class ChipReader:
@@ -30,8 +31,11 @@ class ChipReader:
 
     Args:
         spec: how image files become pixels.
-        cache: chips kept on disk.
-        kept_images: how many images stay decoded; those that were not looked at for longest go first.
+        cache: where cut chips are kept on disk.
+        kept_images: how many images stay decoded; the least recently used goes first.
+
+    Raises:
+        CacheError: if the cache cannot be used.
     """
 
     def __init__(
@@ -40,29 +44,29 @@ class ChipReader:
         self._spec = spec
         self._cache = ChipCache(cache, spec) if cache.folder is not None else None
         self._kept_images = kept_images
-        self._pictures: OrderedDict[Path, ImageReader] = OrderedDict()
+        self._images: OrderedDict[Path, ImageReader] = OrderedDict()
         self._stamps: dict[Path, Stamp] = {}
-        self._bad: dict[Path, str] = {}
+        self._errors: dict[Path, str] = {}
 
     def read(self, path: Path, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
-        """Give the pixels of a chip.
+        """Read the pixels of a chip.
 
         Args:
             path: of its image.
             chip: where to cut.
 
         Raises:
-            ImageError: if the image cannot be read; a file that could not is not tried again.
+            ImageError: if the image cannot be read; it is not tried a second time.
             CacheError: if the cache cannot be used.
         """
-        if path in self._bad:
-            raise ImageError(self._bad[path])
+        if path in self._errors:
+            raise ImageError(self._errors[path])
         try:
             if self._cache is None:
-                return cut_chip(self._picture(path, chip), chip)
+                return cut_chip(self._open(path, chip), chip)
             return self._read_cached(self._cache, path, chip)
         except ImageError as error:
-            self._bad[path] = str(error)
+            self._errors[path] = str(error)
             raise
 
     def _read_cached(self, cache: ChipCache, path: Path, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
@@ -71,49 +75,45 @@ class ChipReader:
         except OSError as error:
             raise ImageError(f"{path}: cannot be read as an image ({error})") from error
         if self._stamps.get(path, stamp) != stamp:
-            self._pictures.pop(path, None)  # the file has changed since it was decoded
+            self._images.pop(path, None)  # the file has changed since it was decoded
         key = cache.key(stamp, chip)
-        essence = cache.find(key)
-        if essence is None:
-            essence = read_source_pixels(self._picture(path, chip), chip)
+        pixels = cache.get(key)
+        if pixels is None:
+            pixels = read_source_pixels(self._open(path, chip), chip)
             self._stamps[path] = stamp
-            is_same = cache.stamp(path) == stamp
-            essence = cache.keep(key if is_same else None, essence)
-        return finished(essence, chip)
+            is_unchanged = cache.stamp(path) == stamp
+            pixels = cache.put(key if is_unchanged else None, pixels)
+        return render_chip(pixels, chip)
 
-    def _picture(self, path: Path, chip: Chip) -> ImageReader:
-        """Give an image, decoded if it was looked at lately."""
-        picture = self._pictures.pop(path, None)
-        if picture is None:
-            sides = (chip.level.image_width, chip.level.image_height)
-            picture = open_image(path, self._spec, sides=sides)
-        self._pictures[path] = picture
-        while len(self._pictures) > self._kept_images:
-            forgotten, _ = self._pictures.popitem(last=False)
-            self._stamps.pop(forgotten, None)
-        return picture
+    def _open(self, path: Path, chip: Chip) -> ImageReader:
+        """Return the reader of an image, decoded if it was used lately."""
+        image = self._images.pop(path, None)
+        if image is None:
+            sides = Sides(chip.level.image_width, chip.level.image_height)
+            image = open_image(path, self._spec, sides=sides)
+        self._images[path] = image
+        while len(self._images) > self._kept_images:
+            dropped, _ = self._images.popitem(last=False)
+            self._stamps.pop(dropped, None)
+        return image
 
 
-def find_bad_images(annotations: Dataset, spec: ReadSpec) -> Iterator[str | None]:
-    """Read every pixel of a data set; gives for each image, in order, what is wrong with it, or None."""
+def find_bad_images(dataset: Dataset, spec: ReadSpec) -> Iterator[str | None]:
+    """Read every pixel of a data set; yield for each image, in order, the error that it raises, or None."""
 
-    def problem(index: int) -> str | None:
-        record = annotations[index]
+    def check(index: int) -> str | None:
+        record = dataset[index]
         try:
-            picture = open_image(record.path, spec, sides=(record.width, record.height))
+            image = open_image(record.path, spec, sides=record.sides)
             corners = itertools.product(
-                range(0, picture.width, _CHECKED_SIDE), range(0, picture.height, _CHECKED_SIDE)
+                range(0, image.width, _CHECK_WINDOW), range(0, image.height, _CHECK_WINDOW)
             )
             for x, y in corners:
-                right, bottom = (
-                    min(x + _CHECKED_SIDE, picture.width),
-                    min(y + _CHECKED_SIDE, picture.height),
-                )
-                picture.read((x, y, right, bottom))
+                image.read((x, y, min(x + _CHECK_WINDOW, image.width), min(y + _CHECK_WINDOW, image.height)))
         except ImageError as error:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as readers:
-        for start in range(0, len(annotations), _CHECKED_TOGETHER):
-            yield from readers.map(problem, range(start, min(start + _CHECKED_TOGETHER, len(annotations))))
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        for start in range(0, len(dataset), _CHECK_AHEAD):
+            yield from executor.map(check, range(start, min(start + _CHECK_AHEAD, len(dataset))))

@@ -1,4 +1,4 @@
-"""What there is to learn from, and how it is fed: the data part of an experiment."""
+"""The data part of an experiment: its data sets, how images are read, and how chips are fed to training."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ class SourceSpec:
 
     Attributes:
         annotations: COCO JSON file.
-        images: folder that its file names start from; by default `images` beside the annotations, or their own folder.
+        images: folder that its file names are relative to; by default `images` beside the annotations if there is such
+            a folder, the annotations' own folder otherwise.
     """
 
     annotations: str = ""
@@ -22,15 +23,15 @@ class SourceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSpec:
-    """How image files become pixels, for training and everything after it.
+    """How image files become pixels, in training, prediction and evaluation alike.
 
     Attributes:
-        exif_orientation: `apply` turns an image as its EXIF orientation says, which is how viewers and annotation tools
-            show it; `ignore` takes the pixels as stored. The annotations refer to the result.
-        intensity_range: of images with more than 8 bits a channel, the values that are black and white, with a straight
-            line between them; None refuses such images.
-        max_pixels: an image of more is refused, as a file made to exhaust memory; a large TIFF that is read in windows
-            is not.
+        exif_orientation: `apply` rotates and mirrors images by their EXIF orientation, as viewers and annotation tools
+            do; `ignore` takes the pixels as stored. The annotations refer to the result.
+        intensity_range: the black and the white value of images with more than 8 bits a channel, which are mapped
+            linearly to 8 bits; None refuses such images.
+        max_pixels: images of more pixels are refused, as a protection against files that exhaust memory; large TIFFs
+            that are read in windows are exempt.
     """
 
     exif_orientation: Literal["apply", "ignore"] = "apply"
@@ -50,13 +51,13 @@ class ReadSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """Chips kept on disk once they are cut, for images that are slow to read.
+    """A cache of cut chips on disk, for images that are slow to read.
 
     Attributes:
-        folder: where; shared by all runs that name it. None keeps none.
-        gigabytes: what it may grow to; what does not fit is cut anew each time.
-        format: `jpeg`, or `png`: without loss, larger, slower.
-        quality: of JPEG, up to 100.
+        folder: of the cache; runs that name the same folder share it. None uses no cache.
+        gigabytes: size limit; chips that do not fit are cut again each time.
+        format: `jpeg`, or `png`, which is lossless, larger and slower.
+        quality: of JPEG, from 1 to 100.
     """
 
     folder: str | None = None
@@ -73,13 +74,13 @@ class CacheSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ColorJitterSpec:
-    """Colours changed at random, by torchvision's `ColorJitter`.
+    """Random changes of a chip's colours, by torchvision's `ColorJitter`.
 
     Attributes:
-        brightness: each chip's factor is drawn from 1 - this to 1 + this.
-        contrast: likewise.
-        saturation: likewise.
-        hue: the hue is turned by at most this part of the full circle, either way.
+        brightness: the factor is drawn from 1 - `brightness` to 1 + `brightness`.
+        contrast: the factor is drawn from 1 - `contrast` to 1 + `contrast`.
+        saturation: the factor is drawn from 1 - `saturation` to 1 + `saturation`.
+        hue: the shift is drawn from -`hue` to `hue`, as a share of the colour circle.
     """
 
     brightness: float = 0.0
@@ -95,26 +96,26 @@ class ColorJitterSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """The data sets of an experiment, and how chips of them are fed.
+    """The data sets of an experiment, and how their chips are read.
 
     Attributes:
-        train: what to train on.
-        test: what to evaluate on.
-        chips: chip table of the training set, as `sniper chips` writes it, for all epochs; None chooses chips anew
-            each epoch.
-        whole: learn from whole images instead of chips.
-        tiles: learn from a grid of tiles instead of chips.
+        train: data set to train on.
+        test: data set to evaluate on.
+        chips: chip table of the training set, as written by `sniper chips`, used in every epoch; None chooses chips
+            for each epoch.
+        whole: train on whole images instead of chips.
+        tiles: train on a grid of tiles instead of chips.
         read: how image files become pixels.
-        on_bad_image: `refuse` ends what is under way, naming the file; `skip` warns of it, takes another chip in its
-            place, and counts.
-        images_at_once: so many images are learnt from side by side, chip by chip, and each is decoded once for all its
-            chips; rounded to a multiple or a divisor of the batch. None takes 256, or as many as take 2 GB of memory. 0
-            draws chips from all images, and decodes one for every chip.
-        cache: chips kept on disk.
-        flip: share of chips mirrored left to right.
-        color_jitter: colours changed at random.
-        min_visible_side: chip pixels that a clipped box must show in both axes, or it is ignored.
-        num_workers: processes that read chips beside the training; 0 reads them in the training process.
+        on_bad_image: `refuse` stops with an error that names the file; `skip` warns, uses another chip instead, and
+            counts the skipped chips.
+        images_at_once: how many images are trained on side by side: their chips take turns, and each image is decoded
+            once for all its chips. Rounded down to a multiple or a divisor of the batch size. None uses 256, or fewer
+            if those would take more than 2 GB of memory. 0 draws chips from all images, and decodes an image for each.
+        cache: cut chips on disk.
+        flip: share of chips that are mirrored left to right.
+        color_jitter: random changes of colours.
+        min_visible_side: chip pixels that a clipped box must show along both axes; other clipped boxes are ignored.
+        num_workers: processes that read chips in parallel to the training; 0 reads them in the training process.
     """
 
     train: SourceSpec = SourceSpec()

@@ -192,7 +192,7 @@ def _thumbnail(record: ImageRecord, read: ReadSpec) -> str | None:
     """Give an image, small, as base64 JPEG; None where its file is not there."""
     if not record.path.is_file():
         return None
-    picture = open_image(record.path, read, sides=(record.width, record.height))
+    picture = open_image(record.path, read, sides=record.sides)
     wanted = 1 << max(max(record.width, record.height) // (2 * _PICTURE_SIDE), 1).bit_length() - 1
     reduction = picture.largest_reduction(wanted)
     image = Image.fromarray(picture.read((0, 0, picture.width, picture.height), reduction=reduction))

@@ -1,4 +1,4 @@
-"""Chips kept on disk come back as they were, whoever kept them, and never grow beyond their bound."""
+"""The cache of chips: its entries, several processes at a time, and its size limit."""
 
 import multiprocessing
 import os
@@ -29,51 +29,51 @@ def write_image(path: Path, seed: int = 0) -> Path:
 
 
 def lossless(folder: Path) -> CacheSpec:
-    return CacheSpec(folder=str(folder / "kept"), format="png")
+    return CacheSpec(folder=str(folder / "cache"), format="png")
 
 
-def test_a_chip_out_of_the_cache_is_the_chip_that_was_cut(tmp_path: Path) -> None:
+def test_a_chip_from_a_lossless_cache_is_unchanged(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     cut = [ChipReader().read(path, chip_at(x)) for x in (0, 37, 304)]
-    for _ in range(2):  # kept, and found
+    for _ in range(2):  # first a miss, then a hit
         reader = ChipReader(cache=lossless(tmp_path))
-        for x, wanted in zip((0, 37, 304), cut, strict=True):
-            np.testing.assert_array_equal(reader.read(path, chip_at(x)), wanted)
+        for x, expected in zip((0, 37, 304), cut, strict=True):
+            np.testing.assert_array_equal(reader.read(path, chip_at(x)), expected)
 
 
-def test_a_jpeg_in_the_cache_is_nearly_the_chip(tmp_path: Path) -> None:
+def test_a_chip_from_a_jpeg_cache_is_nearly_unchanged(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     cut = ChipReader().read(path, chip_at(50)).astype(np.int64)
-    spec = CacheSpec(folder=str(tmp_path / "kept"))
+    spec = CacheSpec(folder=str(tmp_path / "cache"))
     ChipReader(cache=spec).read(path, chip_at(50))
     difference = np.abs(ChipReader(cache=spec).read(path, chip_at(50)) - cut)
     assert difference.mean() < 2
     assert difference.max() <= 24
 
 
-def test_what_is_kept_is_read_without_decoding_the_image(
+def test_a_cached_chip_is_read_without_decoding_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_image(tmp_path / "image.png")
-    wanted = ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10))
+    expected = ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10))
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("decoded")
 
     monkeypatch.setattr("sniper.data.reader.open_image", refuse)
-    np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10)), wanted)
+    np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10)), expected)
 
 
-def test_a_changed_image_window_level_or_way_of_reading_is_cut_anew(tmp_path: Path) -> None:
+def test_keys_differ_by_file_version_window_level_and_settings(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     cache = ChipCache(lossless(tmp_path), ReadSpec())
-    stored = ChipCache(lossless(tmp_path), ReadSpec(exif_orientation="ignore"))
-    as_jpeg = ChipCache(CacheSpec(folder=str(tmp_path / "kept")), ReadSpec())
+    ignoring_exif = ChipCache(lossless(tmp_path), ReadSpec(exif_orientation="ignore"))
+    as_jpeg = ChipCache(CacheSpec(folder=str(tmp_path / "cache")), ReadSpec())
     other_level = LevelSpec(factor=3.0).at(width=200, height=160)
     stamp = cache.stamp(path)
     keys = [cache.key(stamp, chip) for chip in (chip_at(10), chip_at(11), chip_at(10, y=5))]
     keys.append(cache.key(stamp, Chip(level=other_level, x=10, y=0, width=96, height=96)))
-    keys += [other.key(stamp, chip_at(10)) for other in (stored, as_jpeg)]
+    keys += [other.key(stamp, chip_at(10)) for other in (ignoring_exif, as_jpeg)]
     write_image(path, seed=1)
     os.utime(path, ns=(0, 0))
     keys.append(cache.key(cache.stamp(path), chip_at(10)))
@@ -81,7 +81,7 @@ def test_a_changed_image_window_level_or_way_of_reading_is_cut_anew(tmp_path: Pa
     assert cache.key(cache.stamp(path), chip_at(10)) == keys[-1]
 
 
-def test_a_changed_image_is_seen(tmp_path: Path) -> None:
+def test_a_changed_image_is_cut_again(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10))
     write_image(path, seed=1)
@@ -96,21 +96,21 @@ def fill(folder: Path, path: Path, start: int) -> None:
         reader.read(path, chip_at(x))
 
 
-def test_processes_that_fill_a_cache_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_processes_can_fill_a_cache_at_the_same_time(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     context = multiprocessing.get_context("fork")
-    fillers = [context.Process(target=fill, args=(tmp_path, path, start)) for start in (0, 30, 60, 90)]
-    for one in fillers:
-        one.start()
-    for one in fillers:
-        one.join()
-    assert [one.exitcode for one in fillers] == [0, 0, 0, 0]
+    processes = [context.Process(target=fill, args=(tmp_path, path, start)) for start in (0, 30, 60, 90)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
     cache = ChipCache(lossless(tmp_path), ReadSpec())
     for x in range(150):
-        assert cache.find(cache.key(cache.stamp(path), chip_at(x))) is not None
+        assert cache.get(cache.key(cache.stamp(path), chip_at(x))) is not None
 
 
-def test_a_reader_that_was_used_before_a_fork_is_of_use_after_it(tmp_path: Path) -> None:
+def test_a_reader_can_be_used_before_and_after_a_fork(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     reader = ChipReader(cache=lossless(tmp_path))
     reader.read(path, chip_at(0))
@@ -119,87 +119,87 @@ def test_a_reader_that_was_used_before_a_fork_is_of_use_after_it(tmp_path: Path)
     child.join()
     assert child.exitcode == 0
     cache = ChipCache(lossless(tmp_path), ReadSpec())
-    assert cache.find(cache.key(cache.stamp(path), chip_at(1))) is not None
+    assert cache.get(cache.key(cache.stamp(path), chip_at(1))) is not None
 
 
-def test_a_full_cache_says_so_once_and_chips_are_cut_anew(tmp_path: Path) -> None:
+def test_a_full_cache_warns_once_and_chips_are_cut_again(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "image.png")
-    spec = CacheSpec(folder=str(tmp_path / "kept"), format="png", gigabytes=0.01)
+    spec = CacheSpec(folder=str(tmp_path / "cache"), format="png", gigabytes=0.01)
     level = LevelSpec(factor=1.0).at(width=200, height=160)
     reader, plain = ChipReader(cache=spec), ChipReader()
     chips = [Chip(level=level, x=x, y=0, width=160, height=160) for x in range(200)]
-    with pytest.warns(UserWarning, match=r"chips\.sqlite: is full \(data\.cache\.gigabytes: 0\.01") as told:
+    with pytest.warns(UserWarning, match=r"chips\.sqlite: is full \(data\.cache\.gigabytes: 0\.01") as warned:
         read = [reader.read(tmp_path / "image.png", chip) for chip in chips]
-    assert len(told) == 1
-    for place in (0, 100, 199):
-        np.testing.assert_array_equal(read[place], plain.read(tmp_path / "image.png", chips[place]))
-    assert 5e6 < (tmp_path / "kept" / "chips.sqlite").stat().st_size <= 1.01e7
+    assert len(warned) == 1
+    for index in (0, 100, 199):
+        np.testing.assert_array_equal(read[index], plain.read(tmp_path / "image.png", chips[index]))
+    assert 5e6 < (tmp_path / "cache" / "chips.sqlite").stat().st_size <= 1.01e7
 
 
-def test_kept_pixels_that_were_damaged_are_cut_anew(tmp_path: Path) -> None:
+def test_a_damaged_entry_is_cut_again(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
-    wanted = ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10))
-    with sqlite3.connect(tmp_path / "kept" / "chips.sqlite") as file:
+    expected = ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10))
+    with sqlite3.connect(tmp_path / "cache" / "chips.sqlite") as file:
         file.execute("UPDATE chips SET pixels = substr(pixels, 1, 2000)")
-    np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10)), wanted)
+    np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(10)), expected)
     cache = ChipCache(lossless(tmp_path), ReadSpec())
-    assert cache.find(cache.key(cache.stamp(path), chip_at(10))) is not None
+    assert cache.get(cache.key(cache.stamp(path), chip_at(10))) is not None
 
 
-def test_a_folder_that_holds_something_else_is_named(tmp_path: Path) -> None:
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "chips.sqlite").write_text(
+def test_a_folder_that_is_not_a_cache_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "chips.sqlite").write_text(
         "not a database, but long enough to be taken for one" * 20
     )
-    with pytest.raises(CacheError, match=r"chips\.sqlite: cannot be used for chips"):
+    with pytest.raises(CacheError, match=r"chips\.sqlite: cannot be used as a chip cache"):
         ChipReader(cache=lossless(tmp_path))
     (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match=r"file: cannot be a folder"):
+    with pytest.raises(CacheError, match=r"file: cannot be used as the folder"):
         ChipReader(cache=CacheSpec(folder=str(tmp_path / "file")))
 
 
-def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_an_absent_image_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"none\.png: cannot be read as an image"):
         ChipReader(cache=lossless(tmp_path)).read(tmp_path / "none.png", chip_at(0))
 
 
-def test_what_is_learnt_does_not_depend_on_what_was_kept_before(tmp_path: Path) -> None:
+def test_a_chip_does_not_depend_on_earlier_entries(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
-    spec = CacheSpec(folder=str(tmp_path / "kept"), quality=50)
+    spec = CacheSpec(folder=str(tmp_path / "cache"), quality=50)
     cold = ChipReader(cache=spec).read(path, chip_at(20))
     warm = ChipReader(cache=spec).read(path, chip_at(20))
     np.testing.assert_array_equal(cold, warm)
     assert (cold != ChipReader().read(path, chip_at(20))).any()
 
 
-def test_an_image_that_changes_while_it_is_decoded_is_not_kept_under_its_new_name(tmp_path: Path) -> None:
+def test_an_image_that_changes_after_decoding_is_decoded_again(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     reader = ChipReader(cache=lossless(tmp_path), kept_images=4)
     reader.read(path, chip_at(0))
     write_image(path, seed=1)
     os.utime(path, ns=(1, 1))
-    wanted = ChipReader().read(path, chip_at(1))
-    np.testing.assert_array_equal(reader.read(path, chip_at(1)), wanted)
-    np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(1)), wanted)
+    expected = ChipReader().read(path, chip_at(1))
+    np.testing.assert_array_equal(reader.read(path, chip_at(1)), expected)
+    np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(1)), expected)
 
 
-def make(folder: Path) -> None:
+def create(folder: Path) -> None:
     for number in range(5):
-        ChipCache(CacheSpec(folder=str(folder / f"kept{number}")), ReadSpec()).close()
+        ChipCache(CacheSpec(folder=str(folder / f"cache{number}")), ReadSpec()).close()
 
 
-def test_processes_that_make_a_cache_at_once_do_not_meet(tmp_path: Path) -> None:
+def test_processes_can_create_a_cache_at_the_same_time(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    makers = [context.Process(target=make, args=(tmp_path,)) for _ in range(6)]
-    for one in makers:
-        one.start()
-    for one in makers:
-        one.join()
-    assert [one.exitcode for one in makers] == [0] * 6
+    processes = [context.Process(target=create, args=(tmp_path,)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
 
 
-def test_a_table_of_another_kind_is_not_taken_for_a_full_one(tmp_path: Path) -> None:
+def test_a_database_of_other_columns_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "full"
     folder.mkdir()
     with sqlite3.connect(folder / "chips.sqlite") as file:

@@ -13,10 +13,10 @@ from sniper.data.images.files import ArrayImageReader, open_image
 from sniper.data.images.regions import (
     cut_chip,
     cut_window,
-    finished,
     read_source_pixels,
     region_of,
-    wanted_reduction,
+    render_chip,
+    useful_reduction,
 )
 
 NOISE = np.random.default_rng(0).integers(0, 256, (131, 203, 3), dtype=np.uint8)
@@ -40,7 +40,7 @@ def chip_at(rule: LevelSpec, image: np.ndarray, *, x: float, y: float, size: int
 
 
 @given(st.sampled_from(ENLARGING + SHRINKING), st.floats(0, 1), st.floats(0, 1), st.integers(8, 96))
-def test_a_chip_is_the_crop_of_the_resized_image(rule: LevelSpec, x: float, y: float, size: int) -> None:
+def test_a_chip_is_a_crop_of_the_resized_image(rule: LevelSpec, x: float, y: float, size: int) -> None:
     chip = chip_at(rule, NOISE, x=x, y=y, size=size)
     crop = resized(NOISE, chip.level.width, chip.level.height)[chip.y : chip.y + size, chip.x : chip.x + size]
     expected = np.zeros((size, size, 3), dtype=np.int64)
@@ -49,14 +49,12 @@ def test_a_chip_is_the_crop_of_the_resized_image(rule: LevelSpec, x: float, y: f
 
 
 @given(st.sampled_from(ENLARGING + SHRINKING), st.floats(0, 1), st.floats(0, 1), st.integers(8, 96))
-def test_what_is_kept_of_a_chip_is_less_than_it_and_makes_it(
-    rule: LevelSpec, x: float, y: float, size: int
-) -> None:
+def test_source_pixels_are_few_and_render_the_chip(rule: LevelSpec, x: float, y: float, size: int) -> None:
     chip = chip_at(rule, NOISE, x=x, y=y, size=size)
-    essence = read_source_pixels(ArrayImageReader(NOISE), chip)
-    margins = 2 * (1 + 2)  # two pixels each side, and what is rounded
-    assert max(essence.shape[:2]) <= size + margins
-    np.testing.assert_array_equal(finished(essence, chip), cut_chip(ArrayImageReader(NOISE), chip))
+    source_pixels = read_source_pixels(ArrayImageReader(NOISE), chip)
+    margins = 2 * (1 + 2)  # two pixels each side, and one for rounding
+    assert max(source_pixels.shape[:2]) <= size + margins
+    np.testing.assert_array_equal(render_chip(source_pixels, chip), cut_chip(ArrayImageReader(NOISE), chip))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (400, 20)])
@@ -72,7 +70,7 @@ def test_the_thinnest_images_are_cut_and_padded(width: int, height: int) -> None
 
 
 @pytest.mark.parametrize("rule", ENLARGING + SHRINKING)
-def test_a_window_of_any_sides_is_that_of_the_resized_image(rule: LevelSpec) -> None:
+def test_a_window_is_a_crop_of_the_resized_image(rule: LevelSpec) -> None:
     level = rule.at(width=203, height=131)
     whole = resized(NOISE, level.width, level.height)
     for x1, y1, x2, y2 in ((0, 0, level.width, level.height), (5, 9, level.width // 2, level.height - 3)):
@@ -83,13 +81,13 @@ def test_a_window_of_any_sides_is_that_of_the_resized_image(rule: LevelSpec) -> 
 @pytest.mark.parametrize(
     ("side", "reduction"), [(100, 1), (512, 1), (2047, 1), (2048, 2), (4095, 2), (4096, 4), (30_000, 16)]
 )
-def test_an_image_is_read_smaller_only_where_much_is_left_to_shrink(side: int, reduction: int) -> None:
+def test_a_reduction_leaves_the_filter_a_factor_of_two(side: int, reduction: int) -> None:
     level = LevelSpec(long_side=512).at(width=side, height=side)
-    assert wanted_reduction(level) == reduction
+    assert useful_reduction(level) == reduction
 
 
 @given(st.integers(1500, 5000), st.floats(0, 1), st.floats(0, 1))
-def test_what_is_read_smaller_starts_where_its_pixels_start(side: int, x: float, y: float) -> None:
+def test_a_reduced_region_starts_on_a_reduced_pixel(side: int, x: float, y: float) -> None:
     level = LevelSpec(factor=0.12).at(width=side, height=side + 7)
     chip = Chip(
         level=level, x=round(x * (level.width - 64)), y=round(y * (level.height - 64)), width=64, height=64
@@ -101,8 +99,8 @@ def test_what_is_read_smaller_starts_where_its_pixels_start(side: int, x: float,
     np.testing.assert_allclose(shown, level.to_image(chip.window[None])[0], atol=1e-6)
 
 
-def smooth_picture(width: int, height: int) -> Image.Image:
-    """Draw what photographs are made of: areas, edges and a little noise."""
+def draw_photo(width: int, height: int) -> Image.Image:
+    """Draw an image like a photograph: areas, edges and a little noise."""
     generator = np.random.default_rng(1)
     coarse = generator.integers(0, 256, (height // 40, width // 40, 3), dtype=np.uint8)
     areas = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int64)
@@ -112,14 +110,14 @@ def smooth_picture(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize(("side", "reduction"), [(2100, 2), (4300, 4)])
-def test_a_jpeg_decoded_smaller_looks_the_same(tmp_path: Path, side: int, reduction: int) -> None:
+def test_a_jpeg_decoded_smaller_is_nearly_the_same(tmp_path: Path, side: int, reduction: int) -> None:
     path = tmp_path / "large.jpg"
-    smooth_picture(side, side - 301).save(path, quality=92)
+    draw_photo(side, side - 301).save(path, quality=92)
     level = LevelSpec(long_side=512).at(width=side, height=side - 301)
-    picture = open_image(path)
-    assert picture.largest_reduction(wanted_reduction(level)) == reduction
+    image = open_image(path)
+    assert image.largest_reduction(useful_reduction(level)) == reduction
     exact = resized(np.asarray(Image.open(path)), level.width, level.height)
-    shown = cut_chip(picture, Chip(level=level, x=0, y=0, width=512, height=512))[: level.height]
+    shown = cut_chip(image, Chip(level=level, x=0, y=0, width=512, height=512))[: level.height]
     difference = np.abs(shown - exact)
     assert difference.mean() < 0.5
     assert np.percentile(difference, 99.9) <= 4

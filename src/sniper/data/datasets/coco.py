@@ -1,6 +1,8 @@
-"""COCO JSON to image records, checked once at the door."""
+"""Read COCO JSON and check every entry, so that later code can trust the data set.
 
-import json
+`docs/annotations.md` lists what is accepted, corrected and refused.
+"""
+
 import os
 import posixpath
 import reprlib
@@ -17,12 +19,13 @@ from sniper.chips.targets import is_learnable
 from sniper.data.datasets.dataset import Category, Dataset
 from sniper.data.images.files import read_image_sides
 from sniper.data.spec import ReadSpec
-from sniper.errors import AnnotationError, ImageError
-from sniper.geometry.boxes import area, from_xywh
+from sniper.errors import AnnotationError, ImageError, count_and_list
+from sniper.files import read_json
+from sniper.geometry.boxes import Sides, area, from_xywh
 
-_MOST_PROBLEMS_TOLD = 20
-_MOST_EXAMPLES_TOLD = 3
-_ROUNDING = 1e-3  # pixels; tools that round decimals reach this far over the border without meaning it
+_MAX_PROBLEMS = 20  # listed in an error; the rest are counted
+_MAX_EXAMPLES = 3  # listed in a warning
+_TOLERANCE = 1e-3  # pixels by which rounded decimals may reach beyond the border of an image
 
 
 def load_dataset(
@@ -33,71 +36,71 @@ def load_dataset(
     read: ReadSpec = ReadSpec(),
     skips_bad_images: bool = False,
 ) -> Dataset:
-    """Read a COCO JSON file, and refuse it if anything in it is wrong. `docs/annotations.md` tells what is.
+    """Load a COCO JSON file and check it; see `docs/annotations.md`.
 
     Args:
-        path: the file.
-        image_root: folder that the file names start from; by default `images` beside the file if there is such a
+        path: of the file.
+        image_root: folder that file names are relative to; by default `images` beside the file if there is such a
             folder, the file's own folder otherwise.
-        has_images: whether the image files are there to be looked at; their headers are compared with the file.
+        has_images: whether the image files are available; their headers are compared with the annotations.
         read: how image files become pixels.
-        skips_bad_images: whether what is wrong with image files is told among the warnings, rather than refused.
+        skips_bad_images: whether problems of image files are warnings instead of errors.
 
     Returns:
-        The data set; what was mended or is of no use is told in its `warnings`.
+        The data set; its `warnings` list what was corrected or cannot be used.
 
     Raises:
-        AnnotationError: telling every problem of the file, one line each; the first 20 in words, the rest as a count.
+        AnnotationError: listing the problems of the file, one a line; the first 20 in words, the rest as a count.
     """
     root = _default_root(path) if image_root is None else image_root
     tables = _read_tables(path)
     categories = _check_categories(tables["categories"])
     images = _check_images(tables["images"])
-    bad_files = _file_problems(images, root, read) if has_images else []
+    bad_files = _find_bad_files(images, root, read) if has_images else []
     if not skips_bad_images:
         images.table.problems += bad_files
         bad_files = []
     boxes = _check_boxes(tables["annotations"], images, categories)
-    _raise(path, [*categories.table.problems, *images.table.problems, *boxes.table.problems])
+    _raise_for(path, [*categories.table.problems, *images.table.problems, *boxes.table.problems])
     return _assemble(path, root, categories, images, boxes, bad_files=bad_files)
 
 
-# What a column of the file must hold: each packs a list of values, or raises if one of them does not fit.
+# Each of these packs the values of a key into an array, or raises if one of them has the wrong type or value.
 
 
-def _pack_whole_numbers(values: list[Any]) -> np.ndarray:
-    _want_types(values, {int})
+def _pack_integers(values: list[Any]) -> np.ndarray:
+    _check_types(values, {int})
     return np.array(values, dtype=np.int64)
 
 
 def _pack_sides(values: list[Any]) -> np.ndarray:
-    sides = _pack_whole_numbers(values)
+    sides = _pack_integers(values)
     if ((sides < 1) | (sides > np.iinfo(np.int32).max)).any():
         raise ValueError
     return sides
 
 
 def _pack_flags(values: list[Any]) -> np.ndarray:
-    flags = _pack_whole_numbers(values)
+    flags = _pack_integers(values)
     if ((flags != 0) & (flags != 1)).any():
         raise ValueError
     return flags.astype(np.bool_)
 
 
-def _pack_texts(values: list[Any]) -> np.ndarray:
-    _want_types(values, {str})
+def _pack_strings(values: list[Any]) -> np.ndarray:
+    _check_types(values, {str})
     return np.array(values, dtype=object)
 
 
 def _pack_file_names(values: list[Any]) -> np.ndarray:
-    _want_types(values, {str})
+    _check_types(values, {str})
     if not all(values) or b"\0" in os.fsencode("".join(values)):
         raise ValueError
     return np.array(values, dtype=np.str_)
 
 
 def _pack_areas(values: list[Any]) -> np.ndarray:
-    _want_types(values, {int, float})
+    _check_types(values, {int, float})
     areas = np.array(values, dtype=np.float64)
     if not (np.isfinite(areas) & (areas >= 0)).all():
         raise ValueError
@@ -105,36 +108,36 @@ def _pack_areas(values: list[Any]) -> np.ndarray:
 
 
 def _pack_boxes(values: list[Any]) -> np.ndarray:
-    _want_types(values, {list})
+    _check_types(values, {list})
     if not set(map(len, values)) <= {4}:
         raise ValueError
     numbers = list(chain.from_iterable(values))
-    _want_types(numbers, {int, float})
+    _check_types(numbers, {int, float})
     return np.array(numbers, dtype=np.float64).reshape(-1, 4)
 
 
-def _want_types(values: list[Any], types: set[type]) -> None:
-    """Refuse values of other types; a bool is no int here."""
+def _check_types(values: list[Any], types: set[type]) -> None:
+    """Refuse values of other types; a bool is not an int here."""
     if not set(map(type, values)) <= types:
         raise TypeError
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """What one key of an entry must hold.
+    """The kind of value that a key of an entry must have.
 
     Attributes:
-        words: for the message: "wanted ...".
+        expected: description for the error, "expected ...".
         pack: turns a list of values into an array, or raises.
-        blank: stands where there is no good value.
+        blank: replaces a missing or wrong value.
     """
 
-    words: str
+    expected: str
     pack: Callable[[list[Any]], np.ndarray]
     blank: Any
 
     def fits(self, values: list[Any]) -> bool:
-        """Tell whether all of these values can be packed."""
+        """Check whether all of these values can be packed."""
         try:
             self.pack(values)
         except (TypeError, ValueError, OverflowError):
@@ -142,13 +145,15 @@ class _Kind:
         return True
 
 
-_ID = _Kind(words="a whole number of at most 64 bits", pack=_pack_whole_numbers, blank=0)
-_SIDE = _Kind(words="a whole number of pixels above 0", pack=_pack_sides, blank=1)
-_FLAG = _Kind(words="0 or 1", pack=_pack_flags, blank=0)
-_NAME = _Kind(words="a text", pack=_pack_texts, blank="")
-_FILE_NAME = _Kind(words="the name of a file", pack=_pack_file_names, blank="?")
-_AREA = _Kind(words="a finite number of at least 0", pack=_pack_areas, blank=0.0)
-_BOX = _Kind(words="a list of 4 numbers: x, y, width, height", pack=_pack_boxes, blank=[0.0, 0.0, 1.0, 1.0])
+_ID = _Kind(expected="an integer of at most 64 bits", pack=_pack_integers, blank=0)
+_SIDE = _Kind(expected="an integer above 0, in pixels", pack=_pack_sides, blank=1)
+_FLAG = _Kind(expected="0 or 1", pack=_pack_flags, blank=0)
+_NAME = _Kind(expected="a string", pack=_pack_strings, blank="")
+_FILE_NAME = _Kind(expected="the name of a file", pack=_pack_file_names, blank="?")
+_AREA = _Kind(expected="a finite number of at least 0", pack=_pack_areas, blank=0.0)
+_BOX = _Kind(
+    expected="a list of 4 numbers: x, y, width, height", pack=_pack_boxes, blank=[0.0, 0.0, 1.0, 1.0]
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,8 +161,8 @@ class _Column:
     """The values of one key in all entries of a list.
 
     Attributes:
-        values: one for each entry; a blank where the entry has no good one.
-        is_good: (n,) whether the entry has the key, with a value that fits.
+        values: one for each entry; a blank where the entry has no usable value.
+        is_good: (n,) whether the entry has a usable value.
     """
 
     values: np.ndarray
@@ -165,53 +170,55 @@ class _Column:
 
 
 class _Table:
-    """One of the file's three lists; it collects what is wrong with its entries.
+    """One of the file's three lists, which collects the problems of its entries.
 
     Args:
-        noun: one entry in words.
-        plural: the key of the list.
+        noun: for one entry, in errors.
+        key: of the list in the file.
         entries: as read.
     """
 
-    def __init__(self, noun: str, plural: str, entries: list[Any]) -> None:
+    def __init__(self, noun: str, key: str, entries: list[Any]) -> None:
         self.problems: list[str] = []
-        self._noun, self._plural = noun, plural
+        self._noun, self._key = noun, key
         self._entries: list[dict[str, Any]] = [entry if isinstance(entry, dict) else {} for entry in entries]
         self._is_object = np.array([isinstance(entry, dict) for entry in entries], dtype=np.bool_)
-        self.refuse(~self._is_object, lambda i: f"is {reprlib.repr(entries[i])}, wanted an object")
+        self.refuse(~self._is_object, lambda i: f"is {reprlib.repr(entries[i])}, expected an object")
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def name(self, index: int) -> str:
-        """Name an entry by its id, or by its place in the list if it has none."""
+        """Return the name of an entry for messages: its id, or its index if it has none."""
         entry = self._entries[index]
-        own_id, image_id = entry.get("id"), entry.get("image_id")
-        name = f"{self._noun} {own_id}" if type(own_id) is int else f"{self._plural}[{index}]"
+        entry_id, image_id = entry.get("id"), entry.get("image_id")
+        name = f"{self._noun} {entry_id}" if type(entry_id) is int else f"{self._key}[{index}]"
         return f"{name} of image {image_id}" if type(image_id) is int else name
 
-    def refuse(self, is_wrong: Bool[np.ndarray, " n"], tell: Callable[[int], str]) -> None:
-        """Note one problem for each entry that is wrong."""
-        self.problems += [f"{self.name(i)}: {tell(i)}" for i in np.flatnonzero(is_wrong).tolist()]
+    def refuse(self, is_wrong: Bool[np.ndarray, " n"], describe: Callable[[int], str]) -> None:
+        """Add one problem for each wrong entry, described by its index."""
+        self.problems += [f"{self.name(i)}: {describe(i)}" for i in np.flatnonzero(is_wrong).tolist()]
 
     def refuse_repeats(self, ids: _Column) -> None:
-        """Note every id that an earlier entry has already."""
-        places = np.flatnonzero(ids.is_good)
-        _, first_places = np.unique(ids.values[places], return_index=True)
+        """Add a problem for every id that an earlier entry has already."""
+        indices = np.flatnonzero(ids.is_good)
+        _, first = np.unique(ids.values[indices], return_index=True)
         is_repeat = ids.is_good.copy()
-        is_repeat[places[first_places]] = False
-        self.refuse(is_repeat, lambda i: f"the id is used twice, here in {self._plural}[{i}]")
+        is_repeat[indices[first]] = False
+        self.refuse(is_repeat, lambda i: f"the id is used twice, here in {self._key}[{i}]")
 
     def column(self, key: str, kind: _Kind, *, is_required: bool = True) -> _Column:
-        """Give the values of a key, and note those that are absent or do not fit."""
-        is_given = np.array([key in entry for entry in self._entries], dtype=np.bool_)
+        """Return the values of a key, and add a problem for each that is missing or wrong."""
+        is_present = np.array([key in entry for entry in self._entries], dtype=np.bool_)
         if is_required:
-            self.refuse(self._is_object & ~is_given, lambda _: f"{key} is missing")
+            self.refuse(self._is_object & ~is_present, lambda _: f"{key} is missing")
         values = [entry.get(key, kind.blank) for entry in self._entries]
         if kind.fits(values):
-            return _Column(values=kind.pack(values), is_good=is_given)
-        is_good = is_given & np.array([kind.fits([value]) for value in values], dtype=np.bool_)
-        self.refuse(is_given & ~is_good, lambda i: f"{key} is {_show(values[i])}, wanted {kind.words}")
+            return _Column(values=kind.pack(values), is_good=is_present)
+        is_good = is_present & np.array([kind.fits([value]) for value in values], dtype=np.bool_)
+        self.refuse(
+            is_present & ~is_good, lambda i: f"{key} is {reprlib.repr(values[i])}, expected {kind.expected}"
+        )
         values = [value if good else kind.blank for value, good in zip(values, is_good, strict=True)]
         return _Column(values=kind.pack(values), is_good=is_good)
 
@@ -231,18 +238,30 @@ class _Images:
     widths: _Column
     heights: _Column
 
+    def sides(self, index: int) -> Sides | None:
+        """Return the sides of an image, or None if the file has no usable ones."""
+        if not (self.widths.is_good[index] and self.heights.is_good[index]):
+            return None
+        return Sides(int(self.widths.values[index]), int(self.heights.values[index]))
+
+    def frames(self, image: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:
+        """Return width and height of each of these images; NaN where they are unknown."""
+        sides = np.stack([self.widths.values, self.heights.values], axis=1).astype(np.float64)
+        sides[~(self.widths.is_good & self.heights.is_good)] = np.nan
+        return sides[image] if len(sides) else np.full((len(image), 2), np.nan)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Boxes:
-    """The checked annotations, in the order of the file.
+    """The annotations, in the order of the file.
 
     Attributes:
-        table: the list they come from.
-        image: (n,) place of each one's image in its list.
-        category: (n,) place of each one's category in its list.
+        table: the list in the file.
+        image: (n,) index of each one's image in the list of images.
+        category: (n,) index of each one's category in the list of categories.
         xywh: (n, 4) as in the file, image frame.
         is_crowd: (n,) whether each is a crowd.
-        areas: (n,) as in the file, where it tells one.
+        areas: (n,) as in the file, where it has one.
     """
 
     table: _Table
@@ -259,33 +278,20 @@ def _default_root(path: Path) -> Path:
 
 
 def _read_tables(path: Path) -> dict[str, _Table]:
-    content = _read_json(path)
+    content = read_json(path, error=AnnotationError)
     if not isinstance(content, dict):
         raise AnnotationError(
-            f"{path}: is {_show(content)}, wanted an object with images, annotations, categories"
+            f"{path}: is {reprlib.repr(content)}, expected an object with images, annotations, categories"
         )
-    keys = {"categories": "category", "images": "image", "annotations": "annotation"}
-    problems = [f"{key} is missing, wanted a list" for key in keys if key not in content]
+    nouns = {"categories": "category", "images": "image", "annotations": "annotation"}
+    problems = [f"{key} is missing, expected a list" for key in nouns if key not in content]
     problems += [
-        f"{key} is {_show(content[key])}, wanted a list"
-        for key in keys
+        f"{key} is {reprlib.repr(content[key])}, expected a list"
+        for key in nouns
         if key in content and not isinstance(content[key], list)
     ]
-    _raise(path, problems)
-    return {key: _Table(noun, key, content[key]) for key, noun in keys.items()}
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
-    except json.JSONDecodeError as error:
-        raise AnnotationError(
-            f"{path}: is not JSON ({error.msg} in line {error.lineno}, column {error.colno})"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: is not JSON ({error})") from error
+    _raise_for(path, problems)
+    return {key: _Table(noun, key, content[key]) for key, noun in nouns.items()}
 
 
 def _check_categories(table: _Table) -> _Categories:
@@ -301,7 +307,7 @@ def _check_images(table: _Table) -> _Images:
     is_outside = [_leaves_root(name) for name in file_names.values.tolist()]
     table.refuse(
         np.array(is_outside, dtype=np.bool_),
-        lambda i: f"file_name is {_show(str(file_names.values[i]))}, which leaves the image root",
+        lambda i: f"file_name is {reprlib.repr(str(file_names.values[i]))}, which leaves the image root",
     )
     return _Images(
         table=table,
@@ -313,14 +319,14 @@ def _check_images(table: _Table) -> _Images:
 
 
 def _leaves_root(file_name: str) -> bool:
-    """Tell whether a path is absolute or climbs above where it starts."""
+    """Check whether a path is absolute or climbs above the folder that it is relative to."""
     if file_name.startswith("/"):
         return True
     return ".." in file_name and posixpath.normpath(file_name).split("/")[0] == ".."
 
 
-def _file_problems(images: _Images, root: Path, read: ReadSpec) -> list[str]:
-    """Compare the image files with what is said of them; only their headers are read."""
+def _find_bad_files(images: _Images, root: Path, read: ReadSpec) -> list[str]:
+    """Compare the image files with the annotations, reading only headers; return one problem for each bad file."""
     if not root.is_dir():
         return [f"the image root {root} is not a folder"]
     real_root = os.path.realpath(root)
@@ -328,43 +334,43 @@ def _file_problems(images: _Images, root: Path, read: ReadSpec) -> list[str]:
     for i in np.flatnonzero(images.file_names.is_good).tolist():
         name = str(images.file_names.values[i])
         if _leaves_root(name):
-            continue  # told already, and not to be opened
-        wanted = (int(images.widths.values[i]), int(images.heights.values[i]))
-        has_size = images.widths.is_good[i] and images.heights.is_good[i]
-        problem = _file_problem(real_root, name, read, size=wanted if has_size else None)
+            continue  # a problem already, and not to be opened
+        problem = _check_file(real_root, name, read, expected=images.sides(i))
         if problem is not None:
             problems.append(f"{images.table.name(i)}: {problem}")
     return problems
 
 
-def _file_problem(real_root: str, name: str, read: ReadSpec, *, size: tuple[int, int] | None) -> str | None:
-    """Tell what is wrong with an image file, if anything.
+def _check_file(real_root: str, name: str, read: ReadSpec, *, expected: Sides | None) -> str | None:
+    """Check one image file, and return its problem, or None.
 
     Args:
-        real_root: folder that names start from, symbolic links resolved.
+        real_root: folder that names are relative to, symbolic links resolved.
         name: of the file, relative.
         read: how it becomes pixels.
-        size: width and height that it should have, if that is known.
+        expected: its sides as annotated, if known.
     """
     path = os.path.realpath(os.path.join(real_root, name))
     if os.path.commonpath([real_root, path]) != real_root:
         return f"{name} is a link that leaves the image root, to {path}"
     if not os.path.isfile(path):
-        return f"{name} is not there, wanted {path}"
+        return f"{name} does not exist, expected {path}"
     try:
-        found = read_image_sides(Path(path), read)
+        sides = read_image_sides(Path(path), read)
     except ImageError as error:
         return f"{name} {str(error).removeprefix(f'{path}: ')}"
-    if size is not None and found != size:
-        told = f"{name} has {found[0]}x{found[1]} pixels, but the annotations say {size[0]}x{size[1]}"
-        return told + _orientation_advice(Path(path), read, size)
+    if expected is not None and sides != expected:
+        return (
+            f"{name} has {sides.width}x{sides.height} pixels, but the annotations say "
+            f"{expected.width}x{expected.height}{_orientation_advice(Path(path), read, expected)}"
+        )
     return None
 
 
-def _orientation_advice(path: Path, read: ReadSpec, size: tuple[int, int]) -> str:
-    """Tell where the sides are those of the image as EXIF does not, or does, want it turned."""
+def _orientation_advice(path: Path, read: ReadSpec, expected: Sides) -> str:
+    """Describe the setting of the EXIF orientation that gives a file the expected sides, if there is one."""
     other: Literal["apply", "ignore"] = "ignore" if read.exif_orientation == "apply" else "apply"
-    if read_image_sides(path, replace(read, exif_orientation=other)) != size:
+    if read_image_sides(path, replace(read, exif_orientation=other)) != expected:
         return ""
     return f", which are its sides with data.read.exif_orientation: {other}"
 
@@ -392,14 +398,14 @@ def _check_boxes(table: _Table, images: _Images, categories: _Categories) -> _Bo
 
 
 def _find(wanted: _Column, ids: _Column) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Look up ids; gives the place of each, 0 where there is none, and whether there is one."""
-    places = np.flatnonzero(ids.is_good)
-    known, first = np.unique(ids.values[places], return_index=True)
+    """Look up ids; return the index of each, 0 where there is none, and whether there is one."""
+    indices = np.flatnonzero(ids.is_good)
+    known, first = np.unique(ids.values[indices], return_index=True)
     if len(known) == 0:
         return np.zeros(len(wanted.values), dtype=np.int64), np.zeros(len(wanted.values), dtype=np.bool_)
     nearest = np.minimum(np.searchsorted(known, wanted.values), len(known) - 1)
     is_found = wanted.is_good & (known[nearest] == wanted.values)
-    return np.where(is_found, places[first][nearest], 0), is_found
+    return np.where(is_found, indices[first][nearest], 0), is_found
 
 
 def _check_extent(
@@ -409,15 +415,15 @@ def _check_extent(
     image: Int[np.ndarray, " n"],
     has_image: Bool[np.ndarray, " n"],
 ) -> None:
-    """Refuse boxes that are not finite, have no sides, or lie wholly outside their image."""
+    """Refuse boxes that are not finite, have a side of 0 or less, or are wholly outside their image."""
     boxes = xywh.values
     is_finite = np.isfinite(boxes).all(axis=1)
-    table.refuse(~is_finite, lambda i: f"bbox is {boxes[i].tolist()}, wanted finite numbers")
+    table.refuse(~is_finite, lambda i: f"bbox is {boxes[i].tolist()}, expected finite numbers")
     has_sides = (boxes[:, 2:] > 0).all(axis=1)
     table.refuse(
-        is_finite & ~has_sides, lambda i: f"bbox is {boxes[i].tolist()}, wanted width and height above 0"
+        is_finite & ~has_sides, lambda i: f"bbox is {boxes[i].tolist()}, expected width and height above 0"
     )
-    frames = _frames(images, image)  # (n, 2)
+    frames = images.frames(image)  # (n, 2)
     is_known = xywh.is_good & has_image & np.isfinite(frames).all(axis=1)
     with np.errstate(over="ignore", invalid="ignore"):
         is_outside = ((boxes[:, :2] >= frames) | (boxes[:, :2] + boxes[:, 2:] <= 0)).any(axis=1)
@@ -429,13 +435,6 @@ def _check_extent(
     )
 
 
-def _frames(images: _Images, image: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:
-    """Give width and height of the image of each box; NaN where they are not known."""
-    sides = np.stack([images.widths.values, images.heights.values], axis=1).astype(np.float64)
-    sides[~(images.widths.is_good & images.heights.is_good)] = np.nan
-    return sides[image] if len(sides) else np.full((len(image), 2), np.nan)
-
-
 def _assemble(
     path: Path,
     root: Path,
@@ -445,88 +444,78 @@ def _assemble(
     *,
     bad_files: Sequence[str],
 ) -> Dataset:
-    """Put checked columns together: boxes by image, labels in the order of the category ids."""
-    ranks = np.argsort(categories.ids.values)
-    label_of = np.empty_like(ranks)
-    label_of[ranks] = np.arange(len(ranks))
-    order = np.argsort(boxes.image, kind="stable")
+    """Build the data set from checked columns: boxes by image, labels in the order of the category ids."""
+    category_order = np.argsort(categories.ids.values)
+    label_of_category = np.empty_like(category_order)
+    label_of_category[category_order] = np.arange(len(category_order))
+    box_order = np.argsort(boxes.image, kind="stable")
     counts = np.bincount(boxes.image, minlength=len(images.table))
-    frames = _frames(images, boxes.image)
-    given = from_xywh(boxes.xywh)
-    clipped = np.clip(given, 0.0, np.concatenate([frames, frames], axis=1))
+    frames = images.frames(boxes.image)
+    unclipped = from_xywh(boxes.xywh)
+    clipped = np.clip(unclipped, 0.0, np.concatenate([frames, frames], axis=1))
     areas = np.where(boxes.areas.is_good, boxes.areas.values, area(clipped))
-    labels = label_of[boxes.category] if len(boxes.category) else np.zeros(0, dtype=np.int64)
+    labels = label_of_category[boxes.category] if len(boxes.category) else np.zeros(0, dtype=np.int64)
     return Dataset(
         path=path,
         image_root=root,
         categories=tuple(
-            Category(category_id=int(categories.ids.values[rank]), name=categories.names.values[rank])
-            for rank in ranks
+            Category(category_id=int(categories.ids.values[index]), name=categories.names.values[index])
+            for index in category_order
         ),
         image_ids=images.ids.values,
         file_names=images.file_names.values,
         widths=images.widths.values.astype(np.int32),
         heights=images.heights.values.astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=clipped[order],
-        labels=labels[order].astype(np.int64),
-        is_crowd=boxes.is_crowd[order],
-        areas=areas[order],
+        boxes=clipped[box_order],
+        labels=labels[box_order].astype(np.int64),
+        is_crowd=boxes.is_crowd[box_order],
+        areas=areas[box_order],
         warnings=(
-            *_warnings(path, boxes, given=given, clipped=clipped, frames=frames),
-            *_warn_of_files(path, bad_files),
+            *_box_warnings(path, boxes, unclipped=unclipped, clipped=clipped, frames=frames),
+            *_file_warnings(path, bad_files),
         ),
     )
 
 
-def _warnings(
+def _box_warnings(
     path: Path,
     boxes: _Boxes,
     *,
-    given: Float[np.ndarray, "n 4"],
+    unclipped: Float[np.ndarray, "n 4"],
     clipped: Float[np.ndarray, "n 4"],
     frames: Float[np.ndarray, "n 2"],
 ) -> Iterator[str]:
-    """Tell what is used, but not as the file has it; one line for each kind."""
+    """Yield one line for each kind of box that is not used as it is in the file."""
 
-    def tell(is_meant: Bool[np.ndarray, " n"], what: str) -> Iterator[str]:
-        places = np.flatnonzero(is_meant).tolist()
-        if not places:
-            return
-        shown = [
+    def warn(is_affected: Bool[np.ndarray, " n"], problem: str) -> Iterator[str]:
+        examples = [
             f"{boxes.table.name(i)}: {boxes.xywh[i].tolist()} in {frames[i, 0]:.0f}x{frames[i, 1]:.0f}"
-            for i in places[:_MOST_EXAMPLES_TOLD]
+            for i in np.flatnonzero(is_affected).tolist()
         ]
-        rest = [f"and {len(places) - len(shown)} more"] * (len(places) > len(shown))
-        noun = "box" if len(places) == 1 else "boxes"
-        yield f"{path}: {len(places)} {noun} {what} ({'; '.join(shown + rest)})"
+        if examples:
+            noun = "box" if len(examples) == 1 else "boxes"
+            yield f"{path}: {len(examples)} {noun} {problem} ({count_and_list(examples, limit=_MAX_EXAMPLES)})"
 
-    yield from tell((np.abs(given - clipped) > _ROUNDING).any(axis=1), "reaching over the border, clipped")
-    yield from tell(
-        ~is_learnable(clipped) & ~boxes.is_crowd,
-        "less than 1 pixel wide or high, too small to be learnt from",
+    yield from warn(
+        (np.abs(unclipped - clipped) > _TOLERANCE).any(axis=1), "reaching over the border, clipped"
+    )
+    yield from warn(
+        ~is_learnable(clipped) & ~boxes.is_crowd, "less than 1 pixel wide or high, too small to learn from"
     )
 
 
-def _warn_of_files(path: Path, problems: Sequence[str]) -> Iterator[str]:
-    """Tell what will be skipped; one line."""
+def _file_warnings(path: Path, problems: Sequence[str]) -> Iterator[str]:
+    """Yield one line for the image files that will be skipped, if there are any."""
     if problems:
-        shown = list(problems[:_MOST_EXAMPLES_TOLD])
-        rest = [f"and {len(problems) - len(shown)} more"] * (len(problems) > len(shown))
-        plural = "s" if len(problems) > 1 else ""
-        yield f"{path}: {len(problems)} bad image file{plural}, to be skipped ({'; '.join(shown + rest)})"
+        noun = "file" if len(problems) == 1 else "files"
+        examples = count_and_list(problems, limit=_MAX_EXAMPLES)
+        yield f"{path}: {len(problems)} bad image {noun}, to be skipped ({examples})"
 
 
-def _show(value: Any) -> str:
-    """Show a value of the file, shortened; an object or a long list by its first few parts."""
-    return reprlib.repr(value)
-
-
-def _raise(path: Path, problems: Sequence[str]) -> None:
-    """Raise if there are problems."""
-    if not problems:
-        return
-    lines = [f"{path}: {len(problems)} problem{'s' * (len(problems) > 1)}", *problems[:_MOST_PROBLEMS_TOLD]]
-    if len(problems) > _MOST_PROBLEMS_TOLD:
-        lines.append(f"and {len(problems) - _MOST_PROBLEMS_TOLD} more")
-    raise AnnotationError("\n  ".join(lines))
+def _raise_for(path: Path, problems: Sequence[str]) -> None:
+    """Raise an error that lists the problems, if there are any."""
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        listed = count_and_list(problems, limit=_MAX_PROBLEMS, separator="\n  ")
+        raise AnnotationError(f"{path}: {len(problems)} {noun}\n  {listed}")

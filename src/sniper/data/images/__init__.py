@@ -1,1 +1,1 @@
-"""Image files to pixels: `files` decodes them, `regions` resizes the part that a window shows, `cache` keeps chips."""
+"""Image files to pixels: `files` decodes them, `regions` cuts windows and chips, `cache` keeps cut chips on disk."""
