@@ -21,7 +21,7 @@ from sniper.errors import RunError
 from sniper.evaluation.coco import evaluate, save_detections
 from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
-from sniper.reports.pictures import Truth, draw_chips, draw_detections
+from sniper.reports.pictures import draw_chips, draw_detections
 from sniper.runs.run import Run
 from sniper.training.loop import StepReport, train
 
@@ -142,6 +142,6 @@ def _detect(predictor: Detector, annotations: Dataset, *, pictures: Path) -> lis
                 found,
                 pictures / f"found_{record.path.stem}.png",
                 categories=predictor.categories,
-                truth=Truth(boxes=record.boxes, labels=record.labels, is_crowd=record.is_crowd),
+                ground_truth=record,
             )
     return results
