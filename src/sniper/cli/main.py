@@ -625,7 +625,7 @@ def demo(
     from sniper.demo.run import run_demo
 
     with _step_bar() as bars:
-        told = run_demo(run, device=_device(device), watch=bars.step, say=_console.print)
+        told = run_demo(run, device=_device(device), watch=bars.step, log=_console.print)
     _answer(json, told)
 
 
