@@ -1,41 +1,51 @@
-"""Pictures show what they should, where they should."""
+"""Pictures of chips and detections: their sizes, colours and places."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from sniper.data.batches import ChipDataset
-from sniper.data.datasets import Category, load_dataset
+from sniper.data.datasets import Category, ImageRecord, load_dataset
 from sniper.data.epoch import order_chips
 from sniper.data.images.files import ArrayImageReader
 from sniper.geometry import Detections
-from sniper.reports.pictures import Truth, draw_chips, draw_detections
+from sniper.reports.pictures import draw_chips, draw_detections
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 
 CATEGORIES = (Category(category_id=1, name="dark"), Category(category_id=2, name="bright"))
 
 
-def test_a_sheet_holds_as_many_chips_as_there_are(tmp_path: Path) -> None:
-    annotations = load_dataset(write_dataset(tmp_path, sides=((160, 120),), boxes_per_image=1))
-    plan = order_chips(annotations, SMALL_PYRAMID, batch_size=1, flip=0.0, seed=0, epoch=0)
-    draw_chips(ChipDataset(plan), tmp_path / "chips.png", side=100)
+def pixel_at(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    pixel = picture.getpixel((x, y))
+    assert isinstance(pixel, tuple)
+    return tuple(map(int, pixel))
+
+
+@pytest.mark.parametrize(("side", "width"), [(600, 616), (100, 543)])  # the legend is wider than a small chip
+def test_a_sheet_shows_all_chips_and_the_whole_legend(tmp_path: Path, side: int, width: int) -> None:
+    dataset = load_dataset(write_dataset(tmp_path, sides=((160, 120),), boxes_per_image=1))
+    order = order_chips(dataset, SMALL_PYRAMID, batch_size=1, flip=0.0, seed=0, epoch=0)
+    assert len(order.table) == 1
+    draw_chips(ChipDataset(order), tmp_path / "chips.png", side=side)
     with Image.open(tmp_path / "chips.png") as sheet:
-        colors = {color for _, color in sheet.getcolors(maxcolors=1_000_000) or []}
-        assert sheet.width == len(plan.table) * 108 + 8
-    assert (0x56, 0xB4, 0xE9) in colors  # the frame of a valid box
+        pixels = np.asarray(sheet)
+        assert sheet.width == width
+    assert (pixels == [0x56, 0xB4, 0xE9]).all(axis=2).any()  # the frame of a valid box
+    assert (pixels[-40:] == [0xCC, 0x79, 0xA7]).all(axis=2).any()  # the last entry of the legend
 
 
-def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
+def test_detections_below_the_score_are_not_drawn(tmp_path: Path) -> None:
     image = ArrayImageReader(np.zeros((100, 200, 3), dtype=np.uint8))
-    found = Detections(
+    detections = Detections(
         boxes=np.array([[20.0, 40.0, 60.0, 80.0], [120.0, 40.0, 160.0, 80.0]]),
         scores=np.array([0.9, 0.1]),
         labels=np.array([0, 1]),
     )
-    draw_detections(image, found, tmp_path / "found.png", categories=CATEGORIES)
-    with Image.open(tmp_path / "found.png") as picture:
+    draw_detections(image, detections, tmp_path / "detections.png", categories=CATEGORIES)
+    with Image.open(tmp_path / "detections.png") as picture:
         pixels = np.asarray(picture)
     assert pixels.shape == (600, 1200, 3)  # enlarged six times
     assert pixels[360, 120].tolist() == [0xE6, 0x9F, 0x00]
@@ -43,45 +53,54 @@ def test_only_detections_with_a_good_score_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_box_at_the_upper_border_has_its_name_inside(tmp_path: Path) -> None:
-    found = Detections(boxes=np.array([[0.0, 0.0, 90.0, 90.0]]), scores=np.array([0.9]), labels=np.array([0]))
+    detections = Detections(
+        boxes=np.array([[0.0, 0.0, 90.0, 90.0]]), scores=np.array([0.9]), labels=np.array([0])
+    )
     draw_detections(
         ArrayImageReader(np.zeros((100, 100, 3), dtype=np.uint8)),
-        found,
-        tmp_path / "found.png",
+        detections,
+        tmp_path / "detections.png",
         categories=CATEGORIES,
     )
-    with Image.open(tmp_path / "found.png") as picture:
+    with Image.open(tmp_path / "detections.png") as picture:
         assert (np.asarray(picture)[6:16, 4:60] == [0xE6, 0x9F, 0x00]).all(axis=2).any()
 
 
-def test_hits_false_alarms_misses_and_crowds_have_colours_of_their_own(tmp_path: Path) -> None:
+def test_matches_and_crowds_are_coloured(tmp_path: Path) -> None:
     image = ArrayImageReader(np.zeros((600, 1200, 3), dtype=np.uint8))
-    truth = Truth(
+    ground_truth = ImageRecord(
+        image_id=1,
+        file_name="a.png",
+        path=tmp_path / "a.png",
+        width=1200,
+        height=600,
         boxes=np.array([[100.0, 100, 200, 200], [400, 100, 500, 200], [700, 100, 1100, 500]]),
         labels=np.array([0, 0, 0]),
         is_crowd=np.array([False, False, True]),
     )
-    found = Detections(
+    detections = Detections(
         boxes=np.array([[102.0, 100, 200, 200], [100, 300, 200, 400], [800, 200, 900, 300]]),
         scores=np.array([0.9, 0.8, 0.7]),
         labels=np.array([0, 0, 0]),
     )
-    draw_detections(image, found, tmp_path / "found.png", categories=CATEGORIES, truth=truth)
-    with Image.open(tmp_path / "found.png") as picture:
+    draw_detections(
+        image, detections, tmp_path / "detections.png", categories=CATEGORIES, ground_truth=ground_truth
+    )
+    with Image.open(tmp_path / "detections.png") as picture:
         colors = {
-            name: "#{:02X}{:02X}{:02X}".format(*picture.getpixel(place))
-            for name, place in {
-                "hit": (102, 150),
-                "false alarm": (100, 350),
-                "miss": (400, 150),
+            name: "#{:02X}{:02X}{:02X}".format(*pixel_at(picture, x, y))
+            for name, (x, y) in {
+                "true positive": (102, 150),
+                "false positive": (100, 350),
+                "false negative": (400, 150),
                 "in crowd": (800, 250),
                 "crowd": (700, 300),
             }.items()
         }
     assert colors == {
-        "hit": "#56B4E9",
-        "false alarm": "#E69F00",
-        "miss": "#CC79A7",
+        "true positive": "#56B4E9",
+        "false positive": "#E69F00",
+        "false negative": "#CC79A7",
         "in crowd": "#BBBBBB",
         "crowd": "#BBBBBB",
     }
@@ -89,8 +108,10 @@ def test_hits_false_alarms_misses_and_crowds_have_colours_of_their_own(tmp_path:
 
 def test_a_very_large_image_makes_a_picture_that_can_be_opened(tmp_path: Path) -> None:
     image = ArrayImageReader(np.zeros((500, 12_000, 3), dtype=np.uint8))
-    found = Detections(boxes=np.array([[0.0, 0, 6000, 500]]), scores=np.array([0.9]), labels=np.array([0]))
-    draw_detections(image, found, tmp_path / "found.png", categories=CATEGORIES)
-    with Image.open(tmp_path / "found.png") as picture:
+    detections = Detections(
+        boxes=np.array([[0.0, 0, 6000, 500]]), scores=np.array([0.9]), labels=np.array([0])
+    )
+    draw_detections(image, detections, tmp_path / "detections.png", categories=CATEGORIES)
+    with Image.open(tmp_path / "detections.png") as picture:
         assert picture.size == (6000, 250)
-        assert picture.getpixel((3000, 125)) != (0, 0, 0)  # the right edge of the box
+        assert pixel_at(picture, 3000, 125) != (0, 0, 0)  # the right edge of the box

@@ -449,7 +449,7 @@ def predict(
     from sniper.files import sha256
     from sniper.inference.detector import Detector
     from sniper.inference.results import ImageToSearch, search_to_file
-    from sniper.reports.pictures import Truth, draw_detections
+    from sniper.reports.pictures import draw_detections
     from sniper.runs.processes import Processes
     from sniper.runs.run import Run
 
@@ -485,16 +485,12 @@ def predict(
     def show(index: int, detections: "Detections") -> None:
         assert draw is not None
         own = sources[index]
-        known = None
-        if truth is not None:
-            record = truth[index]
-            known = Truth(boxes=record.boxes, labels=record.labels, is_crowd=record.is_crowd)
         draw_detections(
             open_image(own.path, spec.data.read),
             detections,
             draw / f"{own.image_id:06d}_{own.path.stem}.png",
             categories=predictor.categories,
-            truth=known,
+            ground_truth=None if truth is None else truth[index],
         )
 
     started = time.monotonic()
@@ -629,7 +625,7 @@ def demo(
     from sniper.demo.run import run_demo
 
     with _step_bar() as bars:
-        told = run_demo(run, device=_device(device), watch=bars.step, say=_console.print)
+        told = run_demo(run, device=_device(device), watch=bars.step, log=_console.print)
     _answer(json, told)
 
 

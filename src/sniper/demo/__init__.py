@@ -1,1 +1,1 @@
-"""The demo: a made-up data set, and a run from training to pictures on it."""
+"""The demo: a synthetic data set, and a run from training to pictures on it."""

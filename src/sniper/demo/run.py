@@ -1,6 +1,5 @@
-"""The whole story on the made-up world: drawn, learnt, searched, scored and shown."""
+"""The demo: train a small detector on a synthetic data set, and score it."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +20,18 @@ from sniper.errors import RunError
 from sniper.evaluation.coco import evaluate, save_detections
 from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
-from sniper.reports.pictures import Truth, draw_chips, draw_detections
+from sniper.reports.pictures import draw_chips, draw_detections
 from sniper.runs.run import Run
 from sniper.training.loop import StepReport, train
 
 _NUM_TRAIN, _NUM_TEST, _NUM_PICTURES = 80, 20, 4
 
 
-def demo_experiment(world: Path) -> ExperimentSpec:
-    """Give the demo's experiment: small enough to learn from nothing on two processor cores in a few minutes.
+def demo_experiment(data: Path) -> ExperimentSpec:
+    """Return the demo's experiment, which trains from scratch on two CPU cores in a few minutes.
 
     Args:
-        world: folder of the made-up data set.
+        data: folder of the data set, with `train.json` and `test.json`.
     """
     levels = (
         LevelSpec(factor=3.0, below=40),
@@ -42,8 +41,8 @@ def demo_experiment(world: Path) -> ExperimentSpec:
     )
     return ExperimentSpec(
         data=DataSpec(
-            train=SourceSpec(annotations=str((world / "train.json").absolute())),
-            test=SourceSpec(annotations=str((world / "test.json").absolute())),
+            train=SourceSpec(annotations=str((data / "train.json").absolute())),
+            test=SourceSpec(annotations=str((data / "test.json").absolute())),
         ),
         pyramid=PyramidSpec(chip_size=256, levels=levels),
         model=DetectorSpec(
@@ -72,37 +71,37 @@ def run_demo(
     *,
     device: torch.device,
     watch: Callable[[StepReport], None],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Draw the world, train on it, find its objects, score them, and leave pictures in the run's folder.
+    """Draw the data set, train on it, detect and score on its test images, and draw pictures.
 
     Args:
-        folder: of the run.
+        folder: of the run; the data set and the pictures are written there, too.
         device: where to compute.
-        watch: told after every training step.
-        say: told what is being done.
+        watch: called after every training step.
+        log: called with a line of text at each stage.
 
     Returns:
-        The scores, the minutes it took, and where to look.
+        The scores, the minutes taken, and the folders.
 
     Raises:
-        RunError: if a demo or another run is already there.
+        RunError: if the folder already has a demo or another run.
     """
     started = time.monotonic()
-    world = folder / "world"
-    if world.exists():
-        raise RunError(f"{folder}: a demo is already there; remove it, or name another folder with --run")
-    spec = demo_experiment(world)
+    data = folder / "data"
+    if data.exists():
+        raise RunError(f"{folder}: already has a demo; remove it, or name another folder with --run")
+    spec = demo_experiment(data)
     run = Run.create(folder, config=dump_experiment(spec))
-    say(f"drawing a world of {_NUM_TRAIN} images to learn from and {_NUM_TEST} to be tested on: {world}")
-    draw_shapes(world, spec=_crowded(_NUM_TRAIN), seed=1, name="train")
-    draw_shapes(world, spec=_crowded(_NUM_TEST), seed=2, name="test")
-    train_set = load_dataset(world / "train.json")
-    test_set = load_dataset(world / "test.json")
+    log(f"drawing {_NUM_TRAIN} training and {_NUM_TEST} test images in {data}")
+    draw_shapes(data, spec=_shapes_spec(_NUM_TRAIN), seed=1, name="train")
+    draw_shapes(data, spec=_shapes_spec(_NUM_TEST), seed=2, name="test")
+    train_set = load_dataset(data / "train.json")
+    test_set = load_dataset(data / "test.json")
 
     pictures = folder / "pictures"
     pictures.mkdir()
-    plan = order_chips(
+    order = order_chips(
         train_set,
         spec.pyramid,
         batch_size=spec.train.batch_size,
@@ -110,38 +109,38 @@ def run_demo(
         seed=spec.seed,
         epoch=0,
     )
-    draw_chips(ChipDataset(plan), pictures / "chips.png")
-    say(f"training on {len(plan.table)} chips an epoch, such as those in {pictures / 'chips.png'}")
+    draw_chips(ChipDataset(order), pictures / "chips.png")
+    log(f"training on {len(order.table)} chips an epoch; the first are in {pictures / 'chips.png'}")
     train(run, spec, train_set, device=device, watch=watch)
 
-    say("looking for objects in the test images")
+    log("detecting objects in the test images")
     results = _detect(Detector.load(run, spec, device=device), test_set, pictures=pictures)
     save_detections(folder / "detections.json", results)
-    scores = evaluate(results, json.loads((world / "test.json").read_text())).as_dict()
+    scores = evaluate(results, test_set.to_coco()).as_dict()
     minutes = round((time.monotonic() - started) / 60, 2)
     return {"run": str(folder), "pictures": str(pictures), "minutes": minutes, **scores}
 
 
-def _crowded(num_images: int) -> ShapesSpec:
-    """Ask for images with many objects: the more a chip shows, the sooner there is something to see."""
+def _shapes_spec(num_images: int) -> ShapesSpec:
+    """Return images with many objects: the more a chip shows, the sooner the detector learns."""
     return ShapesSpec(
-        num_images=num_images, fewest_objects=30, most_objects=45, fewest_clutter=6, most_clutter=12
+        num_images=num_images, min_objects=30, max_objects=45, min_distractors=6, max_distractors=12
     )
 
 
-def _detect(predictor: Detector, annotations: Dataset, *, pictures: Path) -> list[dict[str, Any]]:
-    """Find the objects of every image as COCO results, and draw those of the first few."""
+def _detect(detector: Detector, dataset: Dataset, *, pictures: Path) -> list[dict[str, Any]]:
+    """Detect objects in every image, return them as COCO results, and draw those of the first images."""
     results = []
-    for i, found in enumerate(predictor.search(record.path for record in annotations)):
-        record = annotations[i]
-        assert found is not None
-        results += to_coco(found, image_id=record.image_id, categories=predictor.categories)
-        if i < _NUM_PICTURES:
+    paths = (record.path for record in dataset)
+    for index, (record, detections) in enumerate(zip(dataset, detector.search(paths), strict=True)):
+        assert detections is not None
+        results += to_coco(detections, image_id=record.image_id, categories=detector.categories)
+        if index < _NUM_PICTURES:
             draw_detections(
                 open_image(record.path),
-                found,
-                pictures / f"found_{record.path.stem}.png",
-                categories=predictor.categories,
-                truth=Truth(boxes=record.boxes, labels=record.labels, is_crowd=record.is_crowd),
+                detections,
+                pictures / f"detections_{record.path.stem}.png",
+                categories=detector.categories,
+                ground_truth=record,
             )
     return results

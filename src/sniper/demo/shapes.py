@@ -1,8 +1,7 @@
-"""The made-up world: objects of all sizes, drawn by code.
+"""Draw a synthetic data set: shapes of all sizes on textured backgrounds.
 
-Five classes are told apart by shape alone; colour, texture, size and turn say nothing. Between them lies clutter:
-figures that resemble an object and are none. So a detector has to look closely at every scale, and has something to
-be wrong about.
+The five classes differ in outline alone; colour, texture, size and rotation are random. Each class has a distractor
+that differs from it in one detail, so that a detector has to look closely, and makes false positives.
 """
 
 import json
@@ -16,18 +15,18 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageChops, ImageDraw
 
-from sniper.geometry.boxes import intersections
+from sniper.geometry.boxes import Sides, area, empty_boxes, intersections
 
-_LARGEST_TURN = 2 * math.pi
-_ASPECTS = (0.7, 1.4)  # width to height, before turning
-_BORDER_SHARE = 0.04  # of figures reach over the border of the image
-_BORDER_OVERHANG = (0.1, 0.4)  # share of their width or height that is outside
-_MOST_SHARED = 0.04  # of the smaller box, with any other box
-_NUM_TRIES = 200  # places looked at before a figure is left out
-_NUM_COLOURS = 24  # drawn before the one of most contrast is taken
-_LEAST_CONTRAST = 60.0  # grey levels between a figure and what surrounds it
+_FULL_TURN = 2 * math.pi
+_ASPECTS = (0.7, 1.4)  # width to height, before rotation
+_TRUNCATED_FRACTION = 0.04  # of shapes that extend over the border of the image
+_OVERHANG = (0.1, 0.4)  # fraction of their width or height that is outside
+_MAX_OVERLAP = 0.04  # fraction of the smaller of two boxes
+_NUM_TRIES = 200  # positions tried before a shape is left out
+_NUM_COLOURS = 24  # candidates, until one has enough contrast
+_MIN_CONTRAST = 60.0  # grey levels between a shape and its surroundings
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
-_QUALITY = 95
+_JPEG_QUALITY = 95
 _BACKGROUND_REDUCTION = 4  # the background is painted this much smaller, then enlarged
 _GRAIN = 3  # grey levels, up and down
 
@@ -37,58 +36,57 @@ Rings = tuple[Float[np.ndarray, "_ 2"], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesSpec:
-    """What the made-up world is like.
+    """The contents of a synthetic data set. Counts and sides are uniform between their bounds, sizes log-uniform.
 
     Attributes:
-        num_images: how many.
-        shortest_side: of an image, pixels.
-        longest_side: of an image, pixels. Sides are spread evenly between the two.
-        fewest_objects: in an image.
-        most_objects: in an image.
-        fewest_clutter: figures in an image that are no object.
-        most_clutter: figures in an image that are no object.
-        smallest: size of an object, pixels (square root of the area of its box).
-        largest: size of an object, pixels. Sizes are spread evenly between the two in their logarithm.
+        num_images: number of images.
+        min_side: of an image, pixels.
+        max_side: of an image, pixels.
+        min_objects: in an image.
+        max_objects: in an image.
+        min_distractors: in an image.
+        max_distractors: in an image.
+        min_size: of an object or distractor, pixels (square root of the area of its box).
+        max_size: of an object or distractor, pixels.
     """
 
     num_images: int = 40
-    shortest_side: int = 1000
-    longest_side: int = 2000
-    fewest_objects: int = 8
-    most_objects: int = 24
-    fewest_clutter: int = 4
-    most_clutter: int = 12
-    smallest: float = 8.0
-    largest: float = 400.0
+    min_side: int = 1000
+    max_side: int = 2000
+    min_objects: int = 8
+    max_objects: int = 24
+    min_distractors: int = 4
+    max_distractors: int = 12
+    min_size: float = 8.0
+    max_size: float = 400.0
 
     def __post_init__(self) -> None:
         if self.num_images < 0:
             raise ValueError(f"num_images must not be negative, not {self.num_images}")
-        if not 0 < self.shortest_side <= self.longest_side:
+        if not 0 < self.min_side <= self.max_side:
+            raise ValueError(f"expected 0 < min_side <= max_side, got {self.min_side}, {self.max_side}")
+        if not 0 <= self.min_objects <= self.max_objects:
             raise ValueError(
-                f"wanted 0 < shortest_side <= longest_side, got {self.shortest_side}, {self.longest_side}"
+                f"expected 0 <= min_objects <= max_objects, got {self.min_objects}, {self.max_objects}"
             )
-        if not 0 <= self.fewest_objects <= self.most_objects:
+        if not 0 <= self.min_distractors <= self.max_distractors:
             raise ValueError(
-                f"wanted 0 <= fewest_objects <= most_objects, got {self.fewest_objects}, {self.most_objects}"
+                f"expected 0 <= min_distractors <= max_distractors, "
+                f"got {self.min_distractors}, {self.max_distractors}"
             )
-        if not 0 <= self.fewest_clutter <= self.most_clutter:
+        if not 0 < self.min_size <= self.max_size <= self.min_side / 2:
             raise ValueError(
-                f"wanted 0 <= fewest_clutter <= most_clutter, got {self.fewest_clutter}, {self.most_clutter}"
-            )
-        if not 0 < self.smallest <= self.largest <= self.shortest_side / 2:
-            raise ValueError(
-                f"wanted 0 < smallest <= largest <= shortest_side / 2, got {self.smallest}, {self.largest} "
-                f"and {self.shortest_side}"
+                f"expected 0 < min_size <= max_size <= min_side / 2, "
+                f"got {self.min_size}, {self.max_size} and {self.min_side}"
             )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Figure:
-    """Something to be drawn.
+class Shape:
+    """An object or a distractor in an image.
 
     Attributes:
-        kind: a key of `CLASSES` or of `CLUTTER`.
+        kind: a key of `CLASSES` or of `DISTRACTORS`.
         rings: its outlines, image frame.
     """
 
@@ -97,19 +95,19 @@ class Figure:
 
     @property
     def box(self) -> Float[np.ndarray, " 4"]:
-        """The tight box, xyxy, image frame; it may reach over the border of the image."""
+        """The tight box, xyxy, image frame; it may extend over the border of the image."""
         return np.concatenate([self.rings[0].min(axis=0), self.rings[0].max(axis=0)])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ink:
-    """A figure on the pixel grid.
+class RasterShape:
+    """A shape on the pixel grid, antialiased.
 
     Attributes:
         x: of its left column of pixels, image frame.
         y: of its upper row of pixels, image frame.
-        mask: share of each pixel that it covers, 0 to 255.
-        box: (4,) tight xyxy around what is covered, image frame, as fine as an eighth or a quarter of a pixel.
+        mask: coverage of each pixel, 0 to 255.
+        box: (4,) tight xyxy around the covered area, image frame, to an eighth or a quarter of a pixel.
     """
 
     x: int
@@ -119,13 +117,13 @@ class Ink:
 
 
 def draw_shapes(folder: Path, *, spec: ShapesSpec, seed: int, name: str = "train") -> Path:
-    """Draw a data set: `images/NAME_000.jpg` and so on, and `NAME.json` with the objects as COCO.
+    """Write a data set: `images/NAME_000.jpg` and so on, and the objects in `NAME.json`, as COCO.
 
     Args:
-        folder: where to write; made if it is not there.
-        spec: what the world is like.
-        seed: equal seeds give equal bytes.
-        name: of this part of the world.
+        folder: created if it does not exist.
+        spec: the contents.
+        seed: equal seeds give equal bytes; image `i` does not depend on the number of images.
+        name: of the split.
 
     Returns:
         The path of the JSON file.
@@ -136,102 +134,99 @@ def draw_shapes(folder: Path, *, spec: ShapesSpec, seed: int, name: str = "train
     annotations: list[dict[str, Any]] = []
     for index in range(spec.num_images):
         generator = np.random.default_rng([seed, index])
-        width, height = generator.integers(spec.shortest_side, spec.longest_side + 1, size=2).tolist()
-        figures = lay_out(spec, width=width, height=height, generator=generator)
-        picture = paint(paint_background(width, height, generator=generator), figures, generator=generator)
+        sides = Sides(*generator.integers(spec.min_side, spec.max_side + 1, size=2).tolist())
+        shapes = place_shapes(spec, sides, generator=generator)
+        picture = paint_shapes(paint_background(sides, generator=generator), shapes, generator=generator)
         file_name = f"{name}_{index:0{digits}d}.jpg"
-        picture.save(folder / "images" / file_name, quality=_QUALITY)
-        images.append({"id": index + 1, "file_name": file_name, "width": width, "height": height})
-        for figure in figures:
-            if figure.kind in CLASSES:
-                entry = {"id": len(annotations) + 1, "image_id": index + 1}
-                annotations.append(entry | _as_coco(figure, width=width, height=height))
+        picture.save(folder / "images" / file_name, quality=_JPEG_QUALITY)
+        images.append({"id": index + 1, "file_name": file_name, **sides._asdict()})
+        for shape in shapes:
+            if shape.kind in CLASSES:
+                ids = {"id": len(annotations) + 1, "image_id": index + 1}
+                annotations.append(ids | _to_annotation(shape, sides))
     categories = [{"id": category_id, "name": kind} for kind, category_id in _CATEGORY_IDS.items()]
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
 
 
-def lay_out(
-    spec: ShapesSpec, *, width: int, height: int, generator: np.random.Generator
-) -> tuple[Figure, ...]:
-    """Choose what an image shows, and where, the largest first; what finds no room is left out.
+def place_shapes(spec: ShapesSpec, sides: Sides, *, generator: np.random.Generator) -> tuple[Shape, ...]:
+    """Draw the shapes of an image, largest first; a shape for which there is no free position is left out.
 
     Args:
-        spec: how many figures, and their sizes.
-        width: of the image, pixels.
-        height: of the image, pixels.
+        spec: the number of shapes, and their sizes.
+        sides: of the image.
         generator: draws everything.
     """
-    num_objects = int(generator.integers(spec.fewest_objects, spec.most_objects + 1))
-    num_clutter = int(generator.integers(spec.fewest_clutter, spec.most_clutter + 1))
-    wanted = _choose(CLASSES, num_objects, spec, generator) + _choose(CLUTTER, num_clutter, spec, generator)
-    figures: list[Figure] = []
-    boxes = np.zeros((0, 4))
-    for size, kind in sorted(wanted, reverse=True):
-        rings = _turn_and_stretch(_KINDS[kind](generator), size=size, generator=generator)
-        corner = _find_room(rings[0].max(axis=0), (width, height), boxes, generator)
+    num_objects = int(generator.integers(spec.min_objects, spec.max_objects + 1))
+    num_distractors = int(generator.integers(spec.min_distractors, spec.max_distractors + 1))
+    drawn = [
+        *_draw_sizes_and_kinds(CLASSES, num_objects, spec, generator),
+        *_draw_sizes_and_kinds(DISTRACTORS, num_distractors, spec, generator),
+    ]
+    shapes: list[Shape] = []
+    boxes = empty_boxes()
+    for size, kind in sorted(drawn, reverse=True):
+        rings = _rotate_and_scale(_OUTLINES[kind](generator), size=size, generator=generator)
+        corner = _find_free_corner(rings[0].max(axis=0), sides, boxes, generator)
         if corner is not None:
-            figures.append(Figure(kind=kind, rings=tuple(ring + corner for ring in rings)))
-            boxes = np.concatenate([boxes, figures[-1].box[None]])
-    return tuple(figures)
+            shapes.append(Shape(kind=kind, rings=tuple(ring + corner for ring in rings)))
+            boxes = np.concatenate([boxes, shapes[-1].box[None]])
+    return tuple(shapes)
 
 
-def paint_background(width: int, height: int, *, generator: np.random.Generator) -> Image.Image:
-    """Paint an image of nothing: clouds, a slope, sometimes stripes, in a few colours, with a fine grain.
+def paint_background(sides: Sides, *, generator: np.random.Generator) -> Image.Image:
+    """Paint a background: noise of several scales, a gradient, sometimes stripes, in a few colours, with fine grain.
 
     Args:
-        width: of the image, pixels.
-        height: of the image, pixels.
+        sides: of the image.
         generator: draws everything.
     """
-    columns, rows = -(-width // _BACKGROUND_REDUCTION), -(-height // _BACKGROUND_REDUCTION)
-    field = _clouds(columns, rows, generator) + _slope_and_stripes(
-        columns, rows, generator
-    )  # (rows, columns)
-    field = (field - field.min()) / (np.ptp(field) + 1e-9)
+    columns, rows = -(-sides.width // _BACKGROUND_REDUCTION), -(-sides.height // _BACKGROUND_REDUCTION)
+    field = _noise(columns, rows, generator) + _gradient_and_stripes(columns, rows, generator)
+    field = (field - field.min()) / (np.ptp(field) + 1e-9)  # (rows, columns)
     palette = np.clip(generator.uniform(40, 215, size=3) + generator.normal(0, 28, size=(4, 3)), 0, 255)
     stops = np.linspace(0, 1, len(palette))
     table = np.stack([np.interp(np.linspace(0, 1, 256), stops, palette[:, i]) for i in range(3)], axis=1)
     colours = table.astype(np.uint8)[(field * 255).astype(np.uint8)]  # (rows, columns, 3)
-    smooth = Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
-    grain = Image.fromarray(generator.integers(0, 2 * _GRAIN + 1, size=(height, width), dtype=np.uint8))
+    smooth = Image.fromarray(colours).resize(sides, Image.Resampling.BICUBIC)
+    grain = Image.fromarray(generator.integers(0, 2 * _GRAIN + 1, size=sides.hw, dtype=np.uint8))
     return ImageChops.add(smooth, Image.merge("RGB", (grain, grain, grain)), offset=-_GRAIN)
 
 
-def paint(
-    background: Image.Image, figures: Sequence[Figure], *, generator: np.random.Generator
+def paint_shapes(
+    background: Image.Image, shapes: Sequence[Shape], *, generator: np.random.Generator
 ) -> Image.Image:
-    """Paint figures on a copy of a background, each in a colour that stands out where it lies.
+    """Paint shapes on a copy of a background, each in a colour that contrasts with its surroundings.
 
     Args:
         background: RGB.
-        figures: in the background's frame, the lowest first.
+        shapes: in the background's frame, bottom to top.
         generator: draws colours and textures.
     """
     picture = background.copy()
-    for figure in figures:
-        ink = to_ink(figure)
-        colour = _choose_colour(picture, ink, generator)
-        picture.paste(_textured(ink.mask.size, colour, generator), (ink.x, ink.y), ink.mask)
+    for shape in shapes:
+        raster = rasterize(shape)
+        colour = _choose_colour(picture, raster, generator)
+        picture.paste(_textured(raster.mask.size, colour, generator), (raster.x, raster.y), raster.mask)
     return picture
 
 
-def to_ink(figure: Figure) -> Ink:
-    """Put a figure on the pixel grid, antialiased."""
-    box = figure.box
+def rasterize(shape: Shape) -> RasterShape:
+    """Draw a shape on the pixel grid, antialiased."""
+    box = shape.box
     x, y = (int(value) for value in np.floor(box[:2]))
     columns, rows = (int(value) for value in np.ceil(box[2:]) - (x, y) + 1)
     fineness = 8 if max(columns, rows) <= 64 else 4
     fine = Image.new("L", (columns * fineness, rows * fineness))
     draw = ImageDraw.Draw(fine)
-    for is_hole, ring in enumerate(figure.rings):
-        points = (ring - (x, y)) * fineness  # Pillow fills every fine pixel that a corner lies in
+    for is_hole, ring in enumerate(shape.rings):
+        points = (ring - (x, y)) * fineness  # Pillow fills every fine pixel that contains a corner
         draw.polygon(points.ravel().tolist(), fill=0 if is_hole else 255)
     covered = fine.getbbox()
     if covered is None:
-        raise ValueError(f"a {figure.kind} of {box.tolist()} covers no pixel")
-    return Ink(
+        raise ValueError(f"a {shape.kind} of {box.tolist()} covers no pixel")
+    return RasterShape(
         x=x, y=y, mask=fine.reduce(fineness), box=np.array(covered) / fineness + np.array([x, y, x, y])
     )
 
@@ -240,7 +235,7 @@ def to_ink(figure: Figure) -> Ink:
 
 
 def _disc(_: np.random.Generator) -> Rings:
-    return (_arc(0.0, _LARGEST_TURN),)
+    return (_arc(0.0, _FULL_TURN),)
 
 
 def _square(_: np.random.Generator) -> Rings:
@@ -273,31 +268,9 @@ def _cross(_: np.random.Generator) -> Rings:
     return (_points(*corners, (-a, -a)),)
 
 
-def _ring(generator: np.random.Generator) -> Rings:
-    return (_arc(0.0, _LARGEST_TURN), _arc(0.0, _LARGEST_TURN) * generator.uniform(0.5, 0.65))
-
-
-def _hollow_square(generator: np.random.Generator) -> Rings:
-    (outer,) = _square(generator)
-    return (outer, outer * generator.uniform(0.5, 0.65))
-
-
-def _hollow_star(_: np.random.Generator) -> Rings:
-    return (_spokes(*[1.0, 0.45] * 5), _spokes(*[0.55, 0.25] * 5))
-
-
-def _hollow_triangle(generator: np.random.Generator) -> Rings:
-    (outer,) = _triangle(generator)
-    return (outer, outer * generator.uniform(0.42, 0.55))
-
-
 def _open_disc(generator: np.random.Generator) -> Rings:
     opening = generator.uniform(0.35, 0.7) * math.pi
-    return (np.concatenate([_arc(opening / 2, _LARGEST_TURN - opening / 2), np.zeros((1, 2))]),)
-
-
-def _half_disc(_: np.random.Generator) -> Rings:
-    return (_arc(0.0, math.pi),)
+    return (np.concatenate([_arc(opening / 2, _FULL_TURN - opening / 2), np.zeros((1, 2))]),)
 
 
 def _notched_square(generator: np.random.Generator) -> Rings:
@@ -310,8 +283,8 @@ def _cut_triangle(generator: np.random.Generator) -> Rings:
     return (_points((-tip, -0.7), (tip, -0.7), (1, 0.7), (-1, 0.7)),)
 
 
-def _angle(_: np.random.Generator) -> Rings:
-    return (_points((-1, -1), (-0.35, -1), (-0.35, 0.35), (1, 0.35), (1, 1), (-1, 1)),)
+def _hollow_star(_: np.random.Generator) -> Rings:
+    return (_spokes(*[1.0, 0.45] * 5), _spokes(*[0.55, 0.25] * 5))
 
 
 def _tee(_: np.random.Generator) -> Rings:
@@ -326,24 +299,19 @@ CLASSES: Mapping[str, Callable[[np.random.Generator], Rings]] = {
     "star": _star,
     "cross": _cross,
 }
-"""What is to be found: name to outline. Category ids count them from 1."""
+"""The outlines of the classes; category ids count from 1 in this order."""
 
-CLUTTER: Mapping[str, Callable[[np.random.Generator], Rings]] = {
-    "ring": _ring,
-    "hollow square": _hollow_square,
-    "hollow triangle": _hollow_triangle,
-    "hollow star": _hollow_star,
+DISTRACTORS: Mapping[str, Callable[[np.random.Generator], Rings]] = {
     "open disc": _open_disc,
-    "half disc": _half_disc,
     "notched square": _notched_square,
     "cut triangle": _cut_triangle,
-    "angle": _angle,
+    "hollow star": _hollow_star,
     "tee": _tee,
 }
-"""What only looks like it: name to outline."""
+"""The outlines of shapes that are easily mistaken for a class, one for each, in the order of `CLASSES`."""
 
-_KINDS = {**CLASSES, **CLUTTER}
-_CATEGORY_IDS = {kind: number for number, kind in enumerate(CLASSES, start=1)}
+_OUTLINES = {**CLASSES, **DISTRACTORS}
+_CATEGORY_IDS = {kind: category_id for category_id, kind in enumerate(CLASSES, start=1)}
 
 
 def _points(*points: tuple[float, float]) -> Float[np.ndarray, "n 2"]:
@@ -356,95 +324,97 @@ def _arc(start: float, stop: float) -> Float[np.ndarray, "n 2"]:
 
 
 def _spokes(*lengths: float) -> Float[np.ndarray, "n 2"]:
-    """Give points around the centre at these distances, the first one up."""
-    angles = np.arange(len(lengths)) * (_LARGEST_TURN / len(lengths)) - math.pi / 2
+    """Return points around the centre at these distances, the first one straight up."""
+    angles = np.arange(len(lengths)) * (_FULL_TURN / len(lengths)) - math.pi / 2
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     points: Float[np.ndarray, "n 2"] = directions * np.array(lengths)[:, None]
     return points
 
 
-def _choose(
+def _draw_sizes_and_kinds(
     kinds: Mapping[str, Any], count: int, spec: ShapesSpec, generator: np.random.Generator
 ) -> list[tuple[float, str]]:
     """Draw sizes, one from each equal part of the range of their logarithm, and a kind for each."""
-    shares = (np.arange(count) + generator.random(count)) / max(count, 1)
-    sizes = spec.smallest * (spec.largest / spec.smallest) ** shares
+    quantiles = (np.arange(count) + generator.random(count)) / max(count, 1)
+    sizes = spec.min_size * (spec.max_size / spec.min_size) ** quantiles
     names = list(kinds)
     chosen = generator.integers(len(names), size=count).tolist()
     return list(zip(sizes.tolist(), [names[i] for i in chosen], strict=True))
 
 
-def _turn_and_stretch(rings: Rings, *, size: float, generator: np.random.Generator) -> Rings:
-    """Give outlines another aspect and turn, and the size wanted; their box starts at (0, 0)."""
+def _rotate_and_scale(rings: Rings, *, size: float, generator: np.random.Generator) -> Rings:
+    """Change the aspect of outlines, rotate them, and scale them to a size; their box starts at (0, 0)."""
     aspect = math.exp(generator.uniform(math.log(_ASPECTS[0]), math.log(_ASPECTS[1])))
-    turn = generator.uniform(0, _LARGEST_TURN)
+    turn = generator.uniform(0, _FULL_TURN)
     matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    turned = [(ring * (math.sqrt(aspect), 1 / math.sqrt(aspect))) @ matrix.T for ring in rings]
-    low, high = turned[0].min(axis=0), turned[0].max(axis=0)
-    return tuple((ring - low) * (size / math.sqrt(np.prod(high - low))) for ring in turned)
+    rotated = [(ring * (math.sqrt(aspect), 1 / math.sqrt(aspect))) @ matrix.T for ring in rings]
+    low, high = rotated[0].min(axis=0), rotated[0].max(axis=0)
+    return tuple((ring - low) * (size / math.sqrt(np.prod(high - low))) for ring in rotated)
 
 
-def _find_room(
+def _find_free_corner(
     extent: Float[np.ndarray, " 2"],
-    frame: tuple[int, int],
-    taken: Float[np.ndarray, "m 4"],
+    sides: Sides,
+    boxes: Float[np.ndarray, "m 4"],
     generator: np.random.Generator,
 ) -> Float[np.ndarray, " 2"] | None:
-    """Find a corner where a box of this extent shares next to nothing with those that are there."""
-    room = np.array(frame) - extent
+    """Return a corner for a box of this extent that hardly overlaps the other boxes; None if all tries fail."""
+    room = np.array(sides) - extent
     corners = generator.uniform(0, 1, size=(_NUM_TRIES, 2)) * room
-    if generator.random() < _BORDER_SHARE:
+    if generator.random() < _TRUNCATED_FRACTION:
         axis, is_far = generator.integers(2, size=2)
-        overhang = generator.uniform(*_BORDER_OVERHANG) * extent[axis]
+        overhang = generator.uniform(*_OVERHANG) * extent[axis]
         corners[:, axis] = room[axis] + overhang if is_far else -overhang
-    boxes = np.concatenate([corners, corners + extent], axis=1)
-    smaller = np.minimum(np.prod(extent), np.prod(taken[:, 2:] - taken[:, :2], axis=1))  # (m,)
-    is_free = (intersections(boxes, taken) <= _MOST_SHARED * smaller).all(axis=1)
+    candidates = np.concatenate([corners, corners + extent], axis=1)
+    smaller = np.minimum(np.prod(extent), area(boxes))  # (m,)
+    is_free = (intersections(candidates, boxes) <= _MAX_OVERLAP * smaller).all(axis=1)
     return corners[np.argmax(is_free)] if is_free.any() else None
 
 
-def _clouds(columns: int, rows: int, generator: np.random.Generator) -> Float[np.ndarray, "rows columns"]:
-    """Add noise of many grains, from the whole image down to a few pixels."""
+def _noise(columns: int, rows: int, generator: np.random.Generator) -> Float[np.ndarray, "rows columns"]:
+    """Add up noise of several scales, from the whole image down to a few pixels."""
     field = np.zeros((rows, columns), dtype=np.float32)
     fade = generator.uniform(0.45, 0.75)
     for octave in range(2, 9):
         cells = 2**octave
         noise = generator.standard_normal((min(cells, rows), min(cells, columns)), dtype=np.float32)
-        cloud = Image.fromarray(noise).resize((columns, rows), Image.Resampling.BICUBIC)
-        field += fade ** (octave - 2) * np.asarray(cloud)
+        enlarged = Image.fromarray(noise).resize((columns, rows), Image.Resampling.BICUBIC)
+        field += fade ** (octave - 2) * np.asarray(enlarged)
     return field
 
 
-def _slope_and_stripes(
+def _gradient_and_stripes(
     columns: int, rows: int, generator: np.random.Generator
 ) -> Float[np.ndarray, "rows columns"]:
-    """Give a slope across the image, and in some images stripes, soft or hard, on top of it."""
+    """Return a linear gradient and, in some images, smooth or hard stripes on top of it."""
     x = np.arange(columns, dtype=np.float32)[None, :]
     y = np.arange(rows, dtype=np.float32)[:, None]
     slope = generator.uniform(-2, 2, size=2).astype(np.float32)
     field: Float[np.ndarray, "rows columns"] = slope[0] * (x / columns) + slope[1] * (y / rows)
     if generator.random() < 0.4:
         turn, period = generator.uniform(0, math.pi), generator.uniform(6, 60)
-        wave = np.sin((x * math.cos(turn) + y * math.sin(turn)) * np.float32(_LARGEST_TURN / period))
+        wave = np.sin((x * math.cos(turn) + y * math.sin(turn)) * np.float32(_FULL_TURN / period))
         field = field + generator.uniform(0.2, 0.7) * (np.sign(wave) if generator.random() < 0.5 else wave)
     return field
 
 
-def _choose_colour(picture: Image.Image, ink: Ink, generator: np.random.Generator) -> Float[np.ndarray, " 3"]:
-    """Draw a colour that is much brighter or darker than what lies around; the best of a few if none is."""
-    margin = 2 + max(ink.mask.size) // 8
-    around = picture.crop(
+def _choose_colour(
+    picture: Image.Image, raster: RasterShape, generator: np.random.Generator
+) -> Float[np.ndarray, " 3"]:
+    """Draw a colour much brighter or darker than the surroundings; the best of a few if none has enough contrast."""
+    margin = 2 + max(raster.mask.size) // 8
+    surroundings = picture.crop(
         (
-            max(ink.x - margin, 0),
-            max(ink.y - margin, 0),
-            min(ink.x + ink.mask.width + margin, picture.width),
-            min(ink.y + ink.mask.height + margin, picture.height),
+            max(raster.x - margin, 0),
+            max(raster.y - margin, 0),
+            min(raster.x + raster.mask.width + margin, picture.width),
+            min(raster.y + raster.mask.height + margin, picture.height),
         )
     )
-    small = np.asarray(around.resize((16, 16), Image.Resampling.BOX), dtype=np.float64) @ _LUMINANCE
+    small = np.asarray(surroundings.resize((16, 16), Image.Resampling.BOX), dtype=np.float64) @ _LUMINANCE
     colours = generator.uniform(0, 255, size=(_NUM_COLOURS, 3))
     contrast = np.abs(colours @ _LUMINANCE - small.mean())
-    is_enough = contrast >= _LEAST_CONTRAST + small.std()
+    is_enough = contrast >= _MIN_CONTRAST + small.std()
     best: Float[np.ndarray, " 3"] = colours[np.argmax(is_enough) if is_enough.any() else np.argmax(contrast)]
     return best
 
@@ -452,7 +422,7 @@ def _choose_colour(picture: Image.Image, ink: Ink, generator: np.random.Generato
 def _textured(
     size: tuple[int, int], colour: Float[np.ndarray, " 3"], generator: np.random.Generator
 ) -> Image.Image:
-    """Give a patch of nearly one colour."""
+    """Return a patch of nearly one colour."""
     cells = int(generator.choice([2, 4, 8, 16]))
     cells = min(cells, max(size))
     shades = colour + generator.normal(0, generator.uniform(4, 14), size=(cells, cells, 1))
@@ -461,16 +431,19 @@ def _textured(
     return patch.resize(size, Image.Resampling.BICUBIC)
 
 
-def _as_coco(figure: Figure, *, width: int, height: int) -> dict[str, Any]:
-    """Give category, box and area of what an image of this size shows of an object."""
-    ink = to_ink(figure)
-    low, high = np.maximum(ink.box[:2], 0.0), np.minimum(ink.box[2:], (width, height))
-    left, upper = max(-ink.x, 0), max(-ink.y, 0)
-    right, lower = min(ink.mask.width, width - ink.x), min(ink.mask.height, height - ink.y)
-    shown = np.asarray(ink.mask.crop((left, upper, right, lower)), dtype=np.float64)
+def _to_annotation(shape: Shape, sides: Sides) -> dict[str, Any]:
+    """Return category, box and area of the part of an object that lies inside the image."""
+    raster = rasterize(shape)
+    low, high = np.maximum(raster.box[:2], 0.0), np.minimum(raster.box[2:], sides)
+    left, upper = max(-raster.x, 0), max(-raster.y, 0)
+    right, lower = (
+        min(raster.mask.width, sides.width - raster.x),
+        min(raster.mask.height, sides.height - raster.y),
+    )
+    visible = np.asarray(raster.mask.crop((left, upper, right, lower)), dtype=np.float64)
     return {
-        "category_id": _CATEGORY_IDS[figure.kind],
+        "category_id": _CATEGORY_IDS[shape.kind],
         "bbox": [*low.tolist(), *(high - low).tolist()],
-        "area": round(float(shown.sum() / 255), 2),
+        "area": round(float(visible.sum() / 255), 2),
         "iscrowd": 0,
     }

@@ -1,4 +1,4 @@
-"""Detections against ground truth: the twelve COCO numbers, and the file that detections travel in."""
+"""Score detections by the COCO rules, and read and write COCO results files."""
 
 import dataclasses
 import json
@@ -9,25 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hotcoco
-import numpy as np
+from sniper.errors import DetectionsError, count_and_list
+from sniper.evaluation.matching import LARGEST_AREA, run_coco_eval, to_hotcoco
+from sniper.files import atomic_write, read_json
 
-from sniper.errors import DetectionsError
-from sniper.files import atomic_write
-
+_AREA_RANGES = {
+    "all": (0.0, LARGEST_AREA),
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, LARGEST_AREA),
+}
 _KEYS = ("image_id", "category_id", "bbox", "score")
-_MOST_TOLD = 20
+_MAX_LISTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The COCO numbers of one set of detections: fractions of 1, or -1 where no ground truth counts.
+    """The twelve COCO numbers: fractions from 0 to 1, or -1 where the ground truth has no such object.
 
-    AP is the mean over classes, and over IoU 0.50, 0.55 … 0.95 unless the name says which. Small is an area
-    of at most 32² image pixels, large one of at least 96², medium what lies between. AP, AR and the ARs by area look at
-    the `max_detections` best detections of each image and class, `ar_1` and `ar_10` at fewer.
+    AP is the mean over classes, and over IoU 0.50, 0.55 … 0.95 unless the name gives an IoU. Small objects have an area
+    of at most 32² image pixels, large ones of at least 96². `ar_1` and `ar_10` use the best 1 and 10 detections of each
+    image and class, all other numbers the best `max_detections`.
 
-    `num_cut` counts the images and classes that have more detections than that.
+    `num_cut` counts the pairs of image and class with more than `max_detections` detections.
     """
 
     ap: float
@@ -48,7 +52,7 @@ class Scores:
     max_detections: int = 100
 
     def as_dict(self) -> dict[str, float | int]:
-        """Give every number by its name, in the order above; AR bears the number of detections in its name."""
+        """Return the numbers by name, in the order above; `ar` is named after `max_detections`, such as `ar_100`."""
         numbers = dataclasses.asdict(self)
         limit = numbers.pop("max_detections")
         return {f"ar_{limit}" if name == "ar" else name: value for name, value in numbers.items()}
@@ -62,22 +66,21 @@ def evaluate(
 ) -> Scores:
     """Score detections by the COCO rules for boxes.
 
-    COCO lets the 100 best detections of each image and class count. On denser images (drone views hold several hundred
-    objects) recall is capped by this, in every tool that reports COCO numbers; `num_cut` tells when it is.
+    COCO uses the 100 best detections of each image and class. This limits recall on denser images (drone views show
+    several hundred objects), in every tool that reports COCO numbers; `num_cut` counts how often.
 
     Args:
         detections: COCO results, each with `image_id`, `category_id`, `bbox` (x, y, width, height; image
-            frame, pixels) and `score`. May be empty. Equal scores rank by image id, then as given.
-        ground_truth: a COCO data set: `images`, `categories`, `annotations`. An annotation without `area` has
-            that of its box; without `iscrowd` it is no crowd; its `id` is not needed.
-        max_detections: the best so many of each image and class count, at least 10; COCO's own numbers are those for
-            100.
+            frame, pixels) and `score`. May be empty. Equal scores are ordered by image id, then as given.
+        ground_truth: a COCO data set: `images`, `categories`, `annotations`. The area of an annotation without `area`
+            is that of its box; one without `iscrowd` is no crowd; `id` is not needed.
+        max_detections: how many detections of each image and class count, at least 10; 100 for COCO's own numbers.
 
     Returns:
-        The twelve numbers, with how many images and detections they come from.
+        The twelve numbers, and the number of images and detections.
 
     Raises:
-        DetectionsError: if a detection is of an image or a category that the ground truth does not have.
+        DetectionsError: if the ground truth does not have the image or category of a detection.
 
     Example:
         >>> box = {"image_id": 7, "category_id": 1, "bbox": [10, 10, 50, 40]}
@@ -88,17 +91,16 @@ def evaluate(
     """
     if max_detections < 10:
         raise ValueError(
-            f"max_detections must be at least 10, for there is a recall at 10, not {max_detections}"
+            f"max_detections must be at least 10, since AR is also computed at 10, not {max_detections}"
         )
     check_detections_match(detections, ground_truth)
-    truth = as_coco(ground_truth)
-    found = truth.load_res(as_results(detections))
-    scoring = hotcoco.COCOeval(truth, found, "bbox")
-    scoring.params.max_dets = [1, 10, max_detections]
-    scoring.evaluate()
-    scoring.accumulate()
-    scoring.summary_lines()  # fills `stats` as `summarize` does, but prints nothing
-    ap, ap50, ap75, ap_small, ap_medium, ap_large, *recalls = (float(number) for number in scoring.stats)
+    evaluation = run_coco_eval(
+        *to_hotcoco(detections, ground_truth),
+        max_detections=(1, 10, max_detections),
+        area_ranges=_AREA_RANGES,
+    )
+    evaluation.summary_lines()  # fills `stats` as `summarize` does, but prints nothing
+    ap, ap50, ap75, ap_small, ap_medium, ap_large, *recalls = (float(number) for number in evaluation.stats)
     ar_1, ar_10, ar, ar_small, ar_medium, ar_large = recalls
     counts = Counter((detection["image_id"], detection["category_id"]) for detection in detections)
     return Scores(
@@ -122,18 +124,18 @@ def evaluate(
 
 
 def check_detections_match(detections: Sequence[Mapping[str, Any]], ground_truth: Mapping[str, Any]) -> None:
-    """Make sure that every detection is of an image and a category of the ground truth.
+    """Check that the ground truth has the image and the category of every detection.
 
     Args:
         detections: COCO results. May be empty.
         ground_truth: a COCO data set.
 
     Raises:
-        DetectionsError: if not; the message names the ids that are unknown.
+        DetectionsError: if not; the message lists the unknown ids.
     """
     problems = [
-        *_tell_unknown("image", "images", detections, ground_truth),
-        *_tell_unknown("category", "categories", detections, ground_truth),
+        *_unknown_ids("image", "images", detections, ground_truth),
+        *_unknown_ids("category", "categories", detections, ground_truth),
     ]
     if problems:
         raise DetectionsError("The detections do not match the annotations: " + "; ".join(problems))
@@ -146,32 +148,33 @@ def load_detections(path: Path) -> list[dict[str, Any]]:
         path: a JSON file, written by `sniper predict` or by any tool that writes COCO results.
 
     Returns:
-        The entries in the order of the file, with all their keys; empty if the file holds none.
+        The entries in the order of the file, with all their keys. May be empty.
 
     Raises:
         DetectionsError: if the file cannot be read, is not a list, or has entries that cannot be scored; the
-            message tells the first 20 problems and how many there are.
+            message lists the first 20 problems, and counts them all.
     """
-    entries = _read_json(path)
+    entries = read_json(path, error=DetectionsError)
     if not isinstance(entries, list):
-        raise DetectionsError(f"{path}: wanted a list of detections (COCO results), found {_brief(entries)}")
+        raise DetectionsError(
+            f"{path}: expected a list of detections (COCO results), got {_shorten(entries)}"
+        )
     problems = [
         f"entry {index}: {problem}" for index, entry in enumerate(entries) for problem in _problems_of(entry)
     ]
     if problems:
-        told = "".join(f"\n  {problem}" for problem in problems[:_MOST_TOLD])
-        rest = f"\n  and {len(problems) - _MOST_TOLD} more" if len(problems) > _MOST_TOLD else ""
+        listed = count_and_list(problems, limit=_MAX_LISTED, separator="\n  ")
         raise DetectionsError(
-            f"{path}: {_count(len(problems), 'problem')} in {len(entries)} entries{told}{rest}"
+            f"{path}: {_count(len(problems), 'problem')} in {len(entries)} entries\n  {listed}"
         )
     return entries
 
 
 def save_detections(path: Path, detections: Sequence[Mapping[str, Any]]) -> None:
-    """Write detections as COCO results, whole or not at all.
+    """Write detections as COCO results; the file is complete or not written at all.
 
     Args:
-        path: where to; a file that is there already is replaced. Its folder must exist.
+        path: of the file, which is replaced if it exists. Its folder must exist.
         detections: COCO results of plain Python numbers. May be empty.
 
     Raises:
@@ -182,94 +185,49 @@ def save_detections(path: Path, detections: Sequence[Mapping[str, Any]]) -> None
         file.write(text.encode())
 
 
-def as_coco(ground_truth: Mapping[str, Any]) -> hotcoco.COCO:
-    """Hand the truth over to hotcoco, only what counts; ids of annotations are new, for not every file has them."""
-    annotations = ground_truth["annotations"]
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
-    return hotcoco.COCO.from_arrays(
-        [{"id": image["id"]} for image in ground_truth["images"]],
-        [{"id": category["id"], "name": str(category["id"])} for category in ground_truth["categories"]],
-        np.array([annotation["image_id"] for annotation in annotations], dtype=np.int64),
-        np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64),
-        boxes,
-        area=np.array([_area_of(annotation) for annotation in annotations], dtype=np.float64),
-        iscrowd=np.array([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=np.bool_),
-    )
-
-
-def _area_of(annotation: Mapping[str, Any]) -> float:
-    """Take the area that the annotation gives (of a mask, where there is one), else that of its box."""
-    area = annotation.get("area")
-    _, _, width, height = annotation["bbox"]
-    return float(width * height if area is None else area)
-
-
-def as_results(detections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Hand detections over to hotcoco, only what counts: a mask beside the box would be scored otherwise."""
-    return [
-        {
-            "image_id": int(detection["image_id"]),
-            "category_id": int(detection["category_id"]),
-            "bbox": [float(side) for side in detection["bbox"]],
-            "score": float(detection["score"]),
-        }
-        for detection in detections
-    ]
-
-
-def _tell_unknown(
+def _unknown_ids(
     word: str, table: str, detections: Sequence[Mapping[str, Any]], ground_truth: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Name the ids that the ground truth's table lacks, in the order they first come."""
+    """List the ids of detections that the ground truth's table lacks, in the order of the detections."""
     known = {row["id"] for row in ground_truth[table]}
-    strangers = [found for detection in detections if (found := detection[f"{word}_id"]) not in known]
-    if strangers:
-        names = list(dict.fromkeys(strangers))
-        told = ", ".join(str(name) for name in names[:_MOST_TOLD])
-        rest = f" or {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
-        yield f"no {word} has id {told}{rest} ({_count(len(strangers), 'detection')})"
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise DetectionsError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DetectionsError(f"{path}: is not JSON ({error})") from error
+    unknown = [row_id for detection in detections if (row_id := detection[f"{word}_id"]) not in known]
+    if unknown:
+        ids = [str(row_id) for row_id in dict.fromkeys(unknown)]
+        listed = count_and_list(ids, limit=_MAX_LISTED, separator=", ")
+        yield f"no {word} has id {listed} ({_count(len(unknown), 'detection')})"
 
 
 def _problems_of(entry: Any) -> Iterator[str]:
-    """Tell what keeps one entry of a results file from being scored."""
+    """Describe why an entry of a results file cannot be scored."""
     if not isinstance(entry, dict):
-        yield f"wanted an object with {', '.join(_KEYS)}, found {_brief(entry)}"
+        yield f"expected an object with {', '.join(_KEYS)}, got {_shorten(entry)}"
         return
     missing = [key for key in _KEYS if key not in entry]
     if missing:
         yield f"has no {', '.join(missing)}"
     for key in ("image_id", "category_id"):
         if key in entry and type(entry[key]) is not int:
-            yield f"{key} must be an integer, not {_brief(entry[key])}"
+            yield f"{key} must be an integer, not {_shorten(entry[key])}"
     if "score" in entry and not _is_finite(entry["score"]):
-        yield f"score must be a finite number, not {_brief(entry['score'])}"
+        yield f"score must be a finite number, not {_shorten(entry['score'])}"
     if "bbox" in entry:
         yield from _problems_of_box(entry["bbox"])
 
 
 def _problems_of_box(box: Any) -> Iterator[str]:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(side) for side in box):
-        yield f"bbox must be four finite numbers (x, y, width, height), not {_brief(box)}"
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
+        yield f"bbox must be four finite numbers (x, y, width, height), not {_shorten(box)}"
     elif box[2] < 0 or box[3] < 0:
-        yield f"bbox has a negative width or height: {_brief(box)}"
+        yield f"bbox has a negative width or height: {_shorten(box)}"
 
 
 def _is_finite(value: Any) -> bool:
-    """Tell whether this is a number that a float can hold; JSON knows NaN, Infinity and endless integers."""
+    """Check whether a value is a number in the range of a float; JSON has NaN, Infinity and integers of any length."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def _brief(value: Any) -> str:
-    """Show a value as JSON has it, cut short."""
+def _shorten(value: Any) -> str:
+    """Return a value as JSON, at most 60 characters."""
     if isinstance(value, dict) and value:
         return f"an object with {', '.join(list(value)[:5])}"
     text = json.dumps(value)

@@ -1,28 +1,27 @@
-"""Two sets of detections of the same images: how far their APs differ, and how much of that the choice of images is."""
+"""Compare two detectors on the same images: the difference of their APs, with bounds by a paired bootstrap."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import hotcoco
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from sniper.evaluation.coco import as_coco, as_results, check_detections_match
+from sniper.evaluation.coco import check_detections_match
+from sniper.evaluation.matching import ClassMatches, matches_by_class, run_coco_eval, to_hotcoco
 
-_NUM_IOUS = 10  # 0.50, 0.55 … 0.95
 _RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What the second of two has more than the first.
+    """The AP of the second detector minus that of the first, with its 95 % confidence interval.
 
     Attributes:
-        difference: of the APs, second less first; of the mean APs where there are several sets of detections.
-        low: where the middle 95 % of the differences begin that other images of the same kind would give.
-        high: where they end.
+        difference: on all images; of the mean APs where there are several sets of detections.
+        low: 2.5 % quantile over resampled images.
+        high: 97.5 % quantile over resampled images.
     """
 
     difference: float
@@ -36,10 +35,10 @@ class ResampledAP:
     Args:
         detections: COCO results. May be empty.
         ground_truth: a COCO data set.
-        max_detections: the best so many of each image and class count.
+        max_detections: how many detections of each image and class count.
 
     Raises:
-        DetectionsError: if a detection is of an image or a category that the ground truth does not have.
+        DetectionsError: if the ground truth does not have the image or category of a detection.
     """
 
     def __init__(
@@ -50,77 +49,40 @@ class ResampledAP:
         max_detections: int = 100,
     ) -> None:
         check_detections_match(detections, ground_truth)
-        truth = as_coco(ground_truth)
-        scoring = hotcoco.COCOeval(truth, truth.load_res(as_results(detections)), "bbox")
-        scoring.params.area_rng, scoring.params.area_rng_lbl = [[0.0, 1e10]], ["all"]
-        scoring.params.max_dets = [max_detections]
-        scoring.evaluate()
-        places = {image["id"]: place for place, image in enumerate(ground_truth["images"])}
-        self.num_images = len(places)
-        pairs: dict[int, list[Mapping[str, Any]]] = {}
-        for pair in scoring.eval_imgs:
-            if pair is not None:
-                pairs.setdefault(pair["category_id"], []).append(pair)
-        self._classes = [_Class.of(own, places) for own in pairs.values()]
+        image_ids = [image["id"] for image in ground_truth["images"]]
+        evaluation = run_coco_eval(*to_hotcoco(detections, ground_truth), max_detections=[max_detections])
+        self.num_images = len(image_ids)
+        self._classes = matches_by_class(evaluation, image_ids=image_ids)
 
-    def __call__(self, times: Int[np.ndarray, " m"]) -> float:
-        """Give the AP if each of the m images, in the order of the ground truth, were there so many times.
+    def __call__(self, weights: Int[np.ndarray, " m"]) -> float:
+        """Compute the AP where each image counts as often as its weight.
 
-        Classes without objects in those images do not count; -1 if that is all of them. With every image once this is
-        the AP of `evaluate`.
+        Args:
+            weights: (m,) of the images, in the order of the ground truth; all 1 for the AP of `evaluate`.
+
+        Returns:
+            The mean over the classes that have objects in those images; -1 if there is none.
         """
-        values = [value for one in self._classes if (value := one.ap(times)) is not None]
-        return float(np.mean(values)) if values else -1.0
+        aps = [ap for matches in self._classes if (ap := _ap_of(matches, weights)) is not None]
+        return float(np.mean(aps)) if aps else -1.0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Class:
-    """The detections of one class, best first."""
-
-    images: Int[np.ndarray, " d"]
-    is_hit: Bool[np.ndarray, "t d"]
-    is_miss: Bool[np.ndarray, "t d"]
-    num_objects: Int[np.ndarray, " m"]
-
-    @classmethod
-    def of(cls, pairs: Sequence[Mapping[str, Any]], places: Mapping[int, int]) -> "_Class":
-        scores, images, is_matched, is_ignored = [], [], [], []
-        num_objects = np.zeros(len(places), dtype=np.int64)
-        for pair in sorted(pairs, key=lambda pair: pair["image_id"]):
-            place = places[pair["image_id"]]
-            num_objects[place] += len(pair["gtIgnore"]) - sum(pair["gtIgnore"])
-            num = len(pair["dtScores"])
-            scores.append(np.array(pair["dtScores"], dtype=np.float64))
-            images.append(np.full(num, place))
-            is_matched.append(np.array(pair["dtMatched"], dtype=np.bool_).reshape(_NUM_IOUS, num))
-            is_ignored.append(np.array(pair["dtIgnore"], dtype=np.bool_).reshape(_NUM_IOUS, num))
-        order = np.argsort(-np.concatenate(scores), kind="stable")
-        matched = np.concatenate(is_matched, axis=1)[:, order]
-        counts = ~np.concatenate(is_ignored, axis=1)[:, order]
-        return cls(
-            images=np.concatenate(images)[order],
-            is_hit=matched & counts,
-            is_miss=~matched & counts,
-            num_objects=num_objects,
-        )
-
-    def ap(self, times: Int[np.ndarray, " m"]) -> float | None:
-        """Give the mean over IoUs of the mean precision at 101 recalls; None without objects."""
-        num_objects = int((times * self.num_objects).sum())
-        if num_objects == 0:
-            return None
-        weights = times[self.images]
-        hits = np.cumsum(self.is_hit * weights, axis=1)  # (t, d)
-        misses = np.cumsum(self.is_miss * weights, axis=1)
-        precision = hits / np.maximum(hits + misses, 1)
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        return float(
-            np.mean([_at_recalls(own / num_objects, best) for own, best in zip(hits, precision, strict=True)])
-        )
+def _ap_of(matches: ClassMatches, weights: Int[np.ndarray, " m"]) -> float | None:
+    """Compute the mean over IoUs of the mean precision at 101 recalls; None without objects."""
+    num_objects = int((weights * matches.num_objects).sum())
+    if num_objects == 0:
+        return None
+    weight_of_detection = weights[matches.image_indices]
+    true_positives = np.cumsum(matches.is_true_positive * weight_of_detection, axis=1)  # (t, d)
+    false_positives = np.cumsum(matches.is_false_positive * weight_of_detection, axis=1)
+    precision = true_positives / np.maximum(true_positives + false_positives, 1)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    recall = true_positives / num_objects
+    return float(np.mean([_mean_precision(*curve) for curve in zip(recall, precision, strict=True)]))
 
 
-def _at_recalls(recall: Float[np.ndarray, " d"], precision: Float[np.ndarray, " d"]) -> float:
-    """Give the mean of the best precisions at or beyond 101 recalls; 0 where a recall is never reached."""
+def _mean_precision(recall: Float[np.ndarray, " d"], precision: Float[np.ndarray, " d"]) -> float:
+    """Compute the mean of the precisions at 101 recalls; 0 counts for a recall that is not reached."""
     first = np.searchsorted(recall, _RECALLS, side="left")
     reached = first[first < len(recall)]
     return float(precision[reached].sum() / len(_RECALLS))
@@ -133,39 +95,39 @@ def compare(
     generator: np.random.Generator,
     num_resamples: int = 1000,
 ) -> Difference:
-    """Tell how far apart two detectors are, and between which bounds other images would put it (a paired bootstrap).
+    """Compute the difference of AP between two detectors and its bounds over test images (a paired bootstrap).
 
-    Images are drawn with replacement, the same for both. What other trainings would give is another matter: the sets of
-    detections of several seeds are averaged, and the spread among them is not in the bounds.
+    Images are drawn with replacement, the same ones for both detectors. Several seeds of a detector are averaged; the
+    bounds do not include the variation between seeds.
 
     Args:
-        first: one detector's AP, of each seed.
-        second: the other's, on the same images.
+        first: APs of one detector, one for each seed.
+        second: APs of the other detector, on the same images.
         generator: draws the images.
-        num_resamples: how often.
+        num_resamples: number of draws.
 
     Raises:
-        ValueError: if they are not of equally many images, two at least, or there is nothing to compare.
+        ValueError: if the APs are of different numbers of images, of fewer than two, or one side has none.
     """
-    counts = {one.num_images for one in (*first, *second)}
+    counts = {ap.num_images for ap in (*first, *second)}
     if len(counts) != 1 or not first or not second:
-        raise ValueError(f"wanted APs of the same images, got {len(first)} and {len(second)} of {counts}")
+        raise ValueError(f"expected APs of the same images, got {len(first)} and {len(second)} of {counts}")
     num_images = counts.pop()
     if num_images < 2:
-        raise ValueError("other images cannot be guessed from a single one")
+        raise ValueError("a single image cannot be resampled")
 
-    def difference(times: Int[np.ndarray, " m"]) -> float:
-        """Give NaN where those images have no objects."""
-        values = [[ap(times) for ap in aps] for aps in (first, second)]
-        if min(map(min, values)) < 0:
+    def difference(weights: Int[np.ndarray, " m"]) -> float:
+        """Return NaN where those images have no objects."""
+        aps = [[ap(weights) for ap in seeds] for seeds in (first, second)]
+        if min(map(min, aps)) < 0:
             return math.nan
-        return float(np.mean(values[1]) - np.mean(values[0]))
+        return float(np.mean(aps[1]) - np.mean(aps[0]))
 
-    drawn = [
+    resampled = [
         difference(np.bincount(generator.integers(num_images, size=num_images), minlength=num_images))
         for _ in range(num_resamples)
     ]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
     return Difference(
         difference=difference(np.ones(num_images, dtype=np.int64)), low=float(low), high=float(high)
     )

@@ -1,1 +1,1 @@
-"""Pictures and curves for people to look at."""
+"""Pictures of chips and detections, and tables and curves of scores."""

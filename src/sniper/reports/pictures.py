@@ -1,147 +1,135 @@
-"""Pictures: chips with what they teach, images with what was found."""
+"""Draw pictures: chips with their boxes, and images with their detections."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw, ImageFont
 
 from sniper.chips import BoxStatus
 from sniper.data.batches import ChipDataset, ChipSample
-from sniper.data.datasets import Category
+from sniper.data.datasets import Category, ImageRecord
 from sniper.data.images.files import ImageReader
-from sniper.evaluation.diagnosis import match
+from sniper.evaluation.matching import match_detections
 from sniper.geometry import Detections
-from sniper.reports.palette import PALETTE
+from sniper.reports.palette import GREY, ORANGE, PALETTE, PURPLE, SKY_BLUE
 
 _STATUS = {
-    BoxStatus.VALID: ("#56B4E9", "valid"),
-    BoxStatus.OUT_OF_RANGE: ("#E69F00", "invalid"),
-    BoxStatus.IGNORE: ("#BBBBBB", "ignored"),
-    BoxStatus.IN_NEGATIVE_CHIP: ("#CC79A7", "aside"),
+    BoxStatus.VALID: (SKY_BLUE, "valid"),
+    BoxStatus.OUT_OF_RANGE: (ORANGE, "out of range"),
+    BoxStatus.IGNORE: (GREY, "ignore"),
+    BoxStatus.IN_NEGATIVE_CHIP: (PURPLE, "in negative chip"),
 }
 _SHEET_BACKGROUND = "#202020"
-_VERDICTS = {"hit": "#56B4E9", "false alarm": "#E69F00", "miss": "#CC79A7", "crowd": "#BBBBBB"}
-_LEAST_SIDE = 1200  # pixels; of the longer side of a picture, so that names beside small boxes can be read
-_MOST_SIDE = 6000  # pixels; of the longer side, so that it can be opened
+_GAP, _LEGEND_HEIGHT, _SWATCH = 8, 40, 22  # pixels of a sheet of chips
+_MATCHES = {
+    "true positive": SKY_BLUE,
+    "false positive": ORANGE,
+    "false negative": PURPLE,
+    "ignored": GREY,
+}
+_MIN_LONG_SIDE = 1200  # pixels of a picture, so that names beside small boxes can be read
+_MAX_LONG_SIDE = 6000  # pixels of a picture, so that it can be opened
 
 
 def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 384) -> None:
-    """Write one picture of the first few chips of a plan, their boxes coloured by status.
+    """Write one picture of the first chips of an epoch, with boxes coloured by status.
 
     Args:
         chips: of an epoch.
         path: of the picture.
-        count: how many chips; fewer if there are not so many.
-        side: of each chip in the picture, the longer one, pixels.
+        count: number of chips; all of them if there are fewer.
+        side: longer side of each chip in the picture, pixels.
     """
-    shown = [_draw_chip(chips[i], side=side) for i in range(min(count, len(chips)))]
-    columns = min(math.ceil(math.sqrt(len(shown) * 4 / 3)), len(shown))
-    rows = math.ceil(len(shown) / columns)
-    gap, legend = 8, 40
-    sheet = Image.new(
-        "RGB", (columns * (side + gap) + gap, rows * (side + gap) + gap + legend), _SHEET_BACKGROUND
-    )
-    for i, picture in enumerate(shown):
-        sheet.paste(picture, (gap + i % columns * (side + gap), gap + i // columns * (side + gap)))
+    cells = [_draw_chip(chips[index], side=side) for index in range(min(count, len(chips)))]
+    columns = min(math.ceil(math.sqrt(len(cells) * 4 / 3)), len(cells))
+    rows = math.ceil(len(cells) / columns)
+    pitch, font = side + _GAP, _font(18)
+    legend_widths = [_SWATCH + 8 + round(font.getlength(name)) + 3 * _GAP for _, name in _STATUS.values()]
+    size = (max(columns * pitch, sum(legend_widths)) + _GAP, rows * pitch + _GAP + _LEGEND_HEIGHT)
+    sheet = Image.new("RGB", size, _SHEET_BACKGROUND)
+    for index, cell in enumerate(cells):
+        sheet.paste(cell, (_GAP + index % columns * pitch, _GAP + index // columns * pitch))
     draw = ImageDraw.Draw(sheet)
-    x = gap
-    for color, word in _STATUS.values():
-        y = sheet.height - legend + 8
-        draw.rectangle((x, y, x + 22, y + 22), outline=color, width=3)
-        draw.text((x + 30, y), word, fill="white", font=_font(18))
-        x += 140
+    x, y = _GAP, sheet.height - _LEGEND_HEIGHT + _GAP
+    for (color, name), width in zip(_STATUS.values(), legend_widths, strict=True):
+        draw.rectangle((x, y, x + _SWATCH, y + _SWATCH), outline=color, width=3)
+        draw.text((x + _SWATCH + 8, y), name, fill="white", font=font)
+        x += width
     sheet.save(path)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Truth:
-    """The objects of an image.
-
-    Attributes:
-        boxes: (n, 4) xyxy, image frame. May be empty.
-        labels: (n,) 0..C-1.
-        is_crowd: (n,) whether each is a crowd.
-    """
-
-    boxes: Float[np.ndarray, "n 4"]
-    labels: Int[np.ndarray, " n"]
-    is_crowd: Bool[np.ndarray, " n"]
-
-
 def draw_detections(
-    picture: ImageReader,
+    image: ImageReader,
     detections: Detections,
     path: Path,
     *,
     categories: Sequence[Category],
-    truth: Truth | None = None,
-    at_least: float = 0.3,
+    ground_truth: ImageRecord | None = None,
+    min_score: float = 0.3,
 ) -> None:
-    """Write a picture of an image with what was found in it; small images are enlarged, very large ones reduced.
+    """Write a picture of an image with its detections; small images are enlarged, very large ones reduced.
 
-    Without the truth, each class has a colour. With it, hits, false alarms and misses have one each, as a legend tells.
+    Without ground truth, each class has a colour. With ground truth, true positives, false positives and false
+    negatives (IoU 0.5) have one each, with a legend.
 
     Args:
-        picture: the image.
-        detections: in the image frame, best first.
+        image: opened, see `open_image`.
+        detections: image frame, highest score first.
         path: of the picture.
         categories: by label.
-        truth: the objects that are there.
-        at_least: detections below this score are not drawn, nor counted as hits.
+        ground_truth: of the image.
+        min_score: detections below this score are neither drawn nor matched.
     """
-    sheet, zoom = _canvas(picture)
+    sheet, zoom = _resize_for_viewing(image)
     draw = ImageDraw.Draw(sheet)
-    unit = max(max(sheet.size) / _LEAST_SIDE, 1.0)
-    font = _font(round(13 * unit))
-    shown = detections.select(detections.scores >= at_least)
+    unit = max(max(sheet.size) / _MIN_LONG_SIDE, 1.0)
+    shown = detections.select(detections.scores >= min_score)
+
+    def draw_box(box: np.ndarray, text: str, color: str) -> None:
+        scaled = box * zoom
+        draw.rectangle(tuple(scaled.tolist()), outline=color, width=round(2 * unit))
+        _write_name(draw, text, scaled, color=color, font=_font(round(13 * unit)))
+
     colors = [PALETTE[label % len(PALETTE)] for label in shown.labels.tolist()]
-    if truth is not None:
-        is_hit, is_excused, is_found = match(shown, truth.boxes, truth.labels, truth.is_crowd)
-        verdicts = np.where(is_hit, "hit", np.where(is_excused, "crowd", "false alarm")).tolist()
-        colors = [_VERDICTS[verdict] for verdict in verdicts]
-        for box, label in zip(truth.boxes[truth.is_crowd] * zoom, truth.labels[truth.is_crowd], strict=True):
-            _outline(draw, box, color=_VERDICTS["crowd"], unit=unit)
-            _write(draw, f"crowd: {categories[label].name}", box, color=_VERDICTS["crowd"], font=font)
-        is_missed = ~is_found & ~truth.is_crowd
-        for box, label in zip(truth.boxes[is_missed] * zoom, truth.labels[is_missed], strict=True):
-            _outline(draw, box, color=_VERDICTS["miss"], unit=unit)
-            _write(draw, categories[label].name, box, color=_VERDICTS["miss"], font=font)
-    ranked = list(zip(shown.boxes * zoom, shown.scores.tolist(), shown.labels.tolist(), colors, strict=True))
-    for box, score, label, color in reversed(ranked):  # the best on top
-        _outline(draw, box, color=color, unit=unit)
-        _write(draw, f"{categories[label].name} {score:.2f}", box, color=color, font=font)
-    if truth is not None:
-        counts = {"hit": verdicts.count("hit"), "false alarm": verdicts.count("false alarm")}
-        _write_legend(draw, counts | {"miss": int(is_missed.sum())}, unit=unit)
+    counts: dict[str, int] = {}
+    if ground_truth is not None:
+        matches = match_detections(shown, ground_truth)
+        kinds = np.where(matches.is_ignored, "ignored", "false positive")
+        kinds = np.where(matches.is_true_positive, "true positive", kinds)
+        colors = [_MATCHES[kind] for kind in kinds.tolist()]
+        counts = {kind: int((kinds == kind).sum()) for kind in ("true positive", "false positive")}
+        counts["false negative"] = int(matches.is_missed.sum())
+        names = [categories[label].name for label in ground_truth.labels.tolist()]
+        for index in np.flatnonzero(ground_truth.is_crowd).tolist():
+            draw_box(ground_truth.boxes[index], f"crowd: {names[index]}", _MATCHES["ignored"])
+        for index in np.flatnonzero(matches.is_missed).tolist():
+            draw_box(ground_truth.boxes[index], names[index], _MATCHES["false negative"])
+    for index in reversed(range(len(shown))):  # the highest score on top
+        name = categories[int(shown.labels[index])].name
+        draw_box(shown.boxes[index], f"{name} {shown.scores[index]:.2f}", colors[index])
+    _write_legend(draw, counts, unit=unit)
     sheet.save(path)
 
 
-def _canvas(picture: ImageReader) -> tuple[Image.Image, float]:
-    """Give the image in a size that can be looked at, and by how much that is larger than the image."""
-    longest = max(picture.width, picture.height)
-    zoom = min(max(1.0, _LEAST_SIDE / longest), _MOST_SIDE / longest)
-    reduction = picture.largest_reduction(1 << max(int(1 / zoom).bit_length() - 1, 0)) if zoom < 1 else 1
-    pixels = picture.read((0, 0, picture.width, picture.height), reduction=reduction)
-    sides = (max(round(picture.width * zoom), 1), max(round(picture.height * zoom), 1))
+def _resize_for_viewing(image: ImageReader) -> tuple[Image.Image, float]:
+    """Return the image in a size that can be viewed, and the zoom from the image to it."""
+    longest = max(image.width, image.height)
+    zoom = min(max(1.0, _MIN_LONG_SIDE / longest), _MAX_LONG_SIDE / longest)
+    reduction = image.largest_reduction(1 << max(int(1 / zoom).bit_length() - 1, 0)) if zoom < 1 else 1
+    pixels = image.read((0, 0, image.width, image.height), reduction=reduction)
+    sides = (max(round(image.width * zoom), 1), max(round(image.height * zoom), 1))
     return Image.fromarray(pixels).resize(sides), zoom
 
 
-def _outline(draw: ImageDraw.ImageDraw, box: np.ndarray, *, color: str, unit: float) -> None:
-    draw.rectangle(tuple(box.tolist()), outline=color, width=round(2 * unit))
-
-
 def _write_legend(draw: ImageDraw.ImageDraw, counts: Mapping[str, int], *, unit: float) -> None:
-    """Tell in the corner what the colours mean, and how many there are of each."""
+    """Write the number of each kind of match on its colour, in the upper left corner."""
     font, x, y = _font(round(18 * unit)), round(6 * unit), round(6 * unit)
-    plurals = {"hit": "hits", "false alarm": "false alarms", "miss": "misses"}
-    for verdict, count in counts.items():
-        text = f"{count} {verdict if count == 1 else plurals[verdict]}"
+    for kind, count in counts.items():
+        text = f"{count} {kind}" if count == 1 else f"{count} {kind}s"
         _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
-        draw.rectangle((x, y, x + right + 8 * unit, y + bottom + 6 * unit), fill=_VERDICTS[verdict])
+        draw.rectangle((x, y, x + right + 8 * unit, y + bottom + 6 * unit), fill=_MATCHES[kind])
         draw.text((x + 4 * unit, y + 2 * unit), text, fill="black", font=font)
         x += round(right + 14 * unit)
 
@@ -149,18 +137,17 @@ def _write_legend(draw: ImageDraw.ImageDraw, counts: Mapping[str, int], *, unit:
 def _draw_chip(sample: ChipSample, *, side: int) -> Image.Image:
     height, width = sample.pixels.shape[:2]
     zoom = side / max(height, width)
-    picture = Image.new("RGB", (side, side), _SHEET_BACKGROUND)
+    cell = Image.new("RGB", (side, side), _SHEET_BACKGROUND)
     pixels = Image.fromarray(np.ascontiguousarray(sample.pixels))
-    picture.paste(pixels.resize((max(round(width * zoom), 1), max(round(height * zoom), 1))))
-    draw = ImageDraw.Draw(picture)
-    order = np.argsort(-sample.target.status, kind="stable")  # the valid ones on top
-    for i in order:
-        color, _ = _STATUS[BoxStatus(int(sample.target.status[i]))]
-        draw.rectangle(tuple((sample.target.boxes[i] * zoom).tolist()), outline=color, width=2)
-    return picture
+    cell.paste(pixels.resize((max(round(width * zoom), 1), max(round(height * zoom), 1))))
+    draw = ImageDraw.Draw(cell)
+    for index in np.argsort(-sample.target.status, kind="stable"):  # valid boxes on top
+        color, _ = _STATUS[BoxStatus(int(sample.target.status[index]))]
+        draw.rectangle(tuple((sample.target.boxes[index] * zoom).tolist()), outline=color, width=2)
+    return cell
 
 
-def _write(
+def _write_name(
     draw: ImageDraw.ImageDraw,
     text: str,
     box: np.ndarray,
@@ -168,7 +155,7 @@ def _write(
     color: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    """Put a line of text on a ground of one colour, above a box or, where there is no room, inside it."""
+    """Write a line of text on a coloured ground above a box or, at the upper border of the picture, inside it."""
     left, _, right, bottom = draw.textbbox((0, 0), text, font=font)
     height = bottom + 2
     y = box[1] - height if box[1] >= height else box[1]

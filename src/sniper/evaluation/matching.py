@@ -1,0 +1,208 @@
+"""Match detections with ground truth, as COCO does: with hotcoco for a data set, or in one image.
+
+Each detection, from the highest score down, takes the unmatched object of its class that it overlaps most. Crowds take
+any number of detections, which are then ignored.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hotcoco
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sniper.data.datasets import ImageRecord
+from sniper.geometry import Detections
+from sniper.geometry.boxes import area, intersections, iou
+
+LARGEST_AREA = 1e10
+"""COCO's upper bound of areas, square pixels."""
+
+_EVERY_AREA = {"all": (0.0, LARGEST_AREA)}
+
+
+def to_hotcoco(
+    detections: Sequence[Mapping[str, Any]], ground_truth: Mapping[str, Any]
+) -> tuple[hotcoco.COCO, hotcoco.COCO]:
+    """Convert detections and ground truth to hotcoco's form, with the keys only that count for boxes.
+
+    A mask beside a box would change how it is scored. Annotations get new ids, since not every file has them.
+
+    Args:
+        detections: COCO results. May be empty.
+        ground_truth: a COCO data set.
+
+    Returns:
+        The ground truth and the detections.
+    """
+    annotations = ground_truth["annotations"]
+    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    dataset = hotcoco.COCO.from_arrays(
+        [{"id": image["id"]} for image in ground_truth["images"]],
+        [{"id": category["id"], "name": str(category["id"])} for category in ground_truth["categories"]],
+        np.array([annotation["image_id"] for annotation in annotations], dtype=np.int64),
+        np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64),
+        boxes,
+        area=np.array([_area_of(annotation) for annotation in annotations], dtype=np.float64),
+        iscrowd=np.array([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=np.bool_),
+    )
+    results = [
+        {
+            "image_id": int(detection["image_id"]),
+            "category_id": int(detection["category_id"]),
+            "bbox": [float(value) for value in detection["bbox"]],
+            "score": float(detection["score"]),
+        }
+        for detection in detections
+    ]
+    return dataset, dataset.load_res(results)
+
+
+def _area_of(annotation: Mapping[str, Any]) -> float:
+    """Return the annotation's `area` (of its mask, where it has one), or else the area of its box."""
+    given = annotation.get("area")
+    _, _, width, height = annotation["bbox"]
+    return float(width * height if given is None else given)
+
+
+def run_coco_eval(
+    ground_truth: hotcoco.COCO,
+    detections: hotcoco.COCO,
+    *,
+    max_detections: Sequence[int],
+    area_ranges: Mapping[str, tuple[float, float]] = _EVERY_AREA,
+    iou_thresholds: Sequence[float] | None = None,
+    use_categories: bool = True,
+) -> hotcoco.COCOeval:
+    """Match detections by the COCO rules for boxes, and accumulate precision and recall.
+
+    Args:
+        ground_truth: from `to_hotcoco`.
+        detections: from `to_hotcoco`.
+        max_detections: how many detections of each image and class count, with the highest scores; rising.
+        area_ranges: smallest and largest area (inclusive), square image pixels, by name.
+        iou_thresholds: COCO's 0.50, 0.55 … 0.95 if None.
+        use_categories: False to match detections with objects of any class.
+    """
+    evaluation = hotcoco.COCOeval(ground_truth, detections, "bbox")
+    params = evaluation.params
+    params.max_dets = list(max_detections)
+    params.area_rng = [list(bounds) for bounds in area_ranges.values()]
+    params.area_rng_lbl = list(area_ranges)
+    params.use_cats = use_categories
+    if iou_thresholds is not None:
+        params.iou_thrs = list(iou_thresholds)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassMatches:
+    """The detections of one class in all images, highest score first, matched with its objects.
+
+    A detection that is ignored, since it lies in a crowd, is neither a true nor a false positive.
+
+    Attributes:
+        scores: (d,) of the detections.
+        image_indices: (d,) the image of each detection.
+        is_true_positive: (t, d) whether each detection matches an object, by IoU threshold.
+        is_false_positive: (t, d) whether each detection matches nothing, by IoU threshold.
+        num_objects: (m,) objects in each image, without crowds.
+    """
+
+    scores: Float[np.ndarray, " d"]
+    image_indices: Int[np.ndarray, " d"]
+    is_true_positive: Bool[np.ndarray, "t d"]
+    is_false_positive: Bool[np.ndarray, "t d"]
+    num_objects: Int[np.ndarray, " m"]
+
+
+def matches_by_class(evaluation: hotcoco.COCOeval, *, image_ids: Sequence[int]) -> list[ClassMatches]:
+    """Return the matches of each class that has objects or detections.
+
+    Args:
+        evaluation: from `run_coco_eval`, with a single range of areas.
+        image_ids: of all images; the order of `ClassMatches.num_objects`.
+    """
+    indices = {image_id: index for index, image_id in enumerate(image_ids)}
+    images_of_class: dict[int, list[Mapping[str, Any]]] = {}
+    for image in evaluation.eval_imgs:
+        if image is not None:
+            images_of_class.setdefault(image["category_id"], []).append(image)
+    num_thresholds = len(evaluation.params.iou_thrs)
+    return [
+        _join_images(images, indices, num_thresholds=num_thresholds) for images in images_of_class.values()
+    ]
+
+
+def _join_images(
+    images: Sequence[Mapping[str, Any]], indices: Mapping[int, int], *, num_thresholds: int
+) -> ClassMatches:
+    """Join hotcoco's matches of one class in single images."""
+    scores, image_indices, is_matched, is_ignored = [], [], [], []
+    num_objects = np.zeros(len(indices), dtype=np.int64)
+    for image in sorted(images, key=lambda image: image["image_id"]):
+        index = indices[image["image_id"]]
+        num_objects[index] += len(image["gtIgnore"]) - sum(image["gtIgnore"])
+        num = len(image["dtScores"])
+        scores.append(np.array(image["dtScores"], dtype=np.float64))
+        image_indices.append(np.full(num, index))
+        is_matched.append(np.array(image["dtMatched"], dtype=np.bool_).reshape(num_thresholds, num))
+        is_ignored.append(np.array(image["dtIgnore"], dtype=np.bool_).reshape(num_thresholds, num))
+    joined = np.concatenate(scores)
+    order = np.argsort(-joined, kind="stable")
+    matched = np.concatenate(is_matched, axis=1)[:, order]
+    counts = ~np.concatenate(is_ignored, axis=1)[:, order]
+    return ClassMatches(
+        scores=joined[order],
+        image_indices=np.concatenate(image_indices)[order],
+        is_true_positive=matched & counts,
+        is_false_positive=~matched & counts,
+        num_objects=num_objects,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageMatches:
+    """The detections of one image, matched with its ground truth.
+
+    Attributes:
+        is_true_positive: (n,) whether each detection matches an object.
+        is_ignored: (n,) whether each detection matches no object and lies in a crowd of its class.
+        is_missed: (m,) whether each object is matched by no detection; False for crowds.
+    """
+
+    is_true_positive: Bool[np.ndarray, " n"]
+    is_ignored: Bool[np.ndarray, " n"]
+    is_missed: Bool[np.ndarray, " m"]
+
+
+def match_detections(
+    detections: Detections, ground_truth: ImageRecord, *, iou_threshold: float = 0.5
+) -> ImageMatches:
+    """Match the detections of one image with its objects, class by class.
+
+    Args:
+        detections: image frame, highest score first. May be empty.
+        ground_truth: of the image.
+        iou_threshold: least overlap of a match.
+    """
+    boxes, is_crowd = ground_truth.boxes, ground_truth.is_crowd
+    is_true_positive = np.zeros(len(detections), dtype=np.bool_)
+    is_ignored = np.zeros(len(detections), dtype=np.bool_)
+    is_matched = np.zeros(len(boxes), dtype=np.bool_)
+    overlaps = iou(detections.boxes, boxes)  # (n, m)
+    is_in_crowd = intersections(detections.boxes, boxes) >= iou_threshold * area(detections.boxes)[:, None]
+    for index, label in enumerate(detections.labels.tolist()):
+        is_of_class = ground_truth.labels == label
+        free = np.flatnonzero(is_of_class & ~is_crowd & ~is_matched)
+        best = free[np.argmax(overlaps[index, free])] if len(free) else None
+        if best is not None and overlaps[index, best] >= iou_threshold:
+            is_true_positive[index] = is_matched[best] = True
+        else:
+            is_ignored[index] = (is_in_crowd[index] & is_of_class & is_crowd).any()
+    return ImageMatches(
+        is_true_positive=is_true_positive, is_ignored=is_ignored, is_missed=~is_matched & ~is_crowd
+    )
