@@ -1,8 +1,8 @@
-"""Batches read ahead by processes of which each keeps to its own images.
+"""Batches read ahead by worker processes, each of which decodes images of its own.
 
-The chips of an image follow each other at equal distances in the plan (`EpochOrder.num_streams`). So that one
-process decodes it for all of them, every batch is read in parts, one by each process, and put together here in the
-plan's order: how many processes read changes nothing but the time.
+The chips of an image are a constant distance apart in the epoch's order (`EpochOrder.num_streams`). Every batch is read in
+parts, one by each worker, so that all chips of an image are read by the same worker, which decodes it once. The parts
+are joined here in the epoch's order: batches do not depend on the number of workers.
 """
 
 import math
@@ -14,7 +14,7 @@ from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, c
 from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec
 
-_PREFETCHED = 2  # batches, or parts of them, that a process reads ahead
+_PREFETCH_FACTOR = 2  # batches, or parts of them, that a worker reads ahead
 
 
 def load_batches(
@@ -23,66 +23,59 @@ def load_batches(
     *,
     steps: range,
     share: tuple[int, int] = (0, 1),
-    pin: bool = False,
+    pin_memory: bool = False,
     transform: ChipTransform | None = None,
-    in_process: Callable[[int], None] | None = None,
+    worker_init_fn: Callable[[int], None] | None = None,
 ) -> Iterator[Batch]:
-    """Read this trainer's share of each batch.
+    """Iterate over this training process's share of each batch.
 
     Args:
-        order: of the epoch.
+        order: the chips of the epoch.
         spec: how chips are read.
         steps: which batches.
-        share: which of how many trainers this is; they must divide the batch.
-        pin: into page-locked memory.
+        share: rank of this training process and their number, of which the batch size must be a multiple.
+        pin_memory: whether to return batches in page-locked memory.
         transform: see `ChipDataset`.
-        in_process: called with its number at the start of each process that reads.
+        worker_init_fn: called at the start of each worker process with the worker's number.
 
     Raises:
-        ImageError: if an image cannot be read, and it is not to be skipped.
-        CacheError: if the folder of kept chips cannot be used.
-        TransformError: if a transform gives back something else than a chip.
+        ImageError: if an image cannot be read and `spec.on_bad_image` is `refuse`.
+        CacheError: if the chip cache cannot be used.
+        TransformError: if the transform returns something other than a chip.
     """
-    rank, num_ranks = share
-    num_processes = spec.num_workers
-    # Rows that every trainer reads from cannot be kept apart.
-    num_own_rows = order.num_streams // num_ranks if order.num_streams % num_ranks == 0 else 1
-    num_parts = max(min(num_processes, num_own_rows), 1)
-    own = [order.positions(step)[rank::num_ranks] for step in steps]
+    rank, world_size = share
+    # Streams that every training process reads from cannot be divided among workers.
+    num_streams = order.num_streams // world_size if order.num_streams % world_size == 0 else 1
+    num_parts = max(min(spec.num_workers, num_streams), 1)
+    batches = [order.positions(step)[rank::world_size] for step in steps]
     parts = [
-        [place for place in places if place % order.num_streams // num_ranks % num_parts == part]
-        for places in own
+        [index for index in indices if index % order.num_streams // world_size % num_parts == part]
+        for indices in batches
         for part in range(num_parts)
     ]
     loader = DataLoader(
-        ChipDataset(
-            order,
-            spec=spec,
-            transform=transform,
-            kept_images=math.ceil(num_own_rows / num_parts),
-        ),
+        ChipDataset(order, spec=spec, transform=transform, kept_images=math.ceil(num_streams / num_parts)),
         batch_sampler=parts,
-        num_workers=num_processes if num_parts == 1 else num_parts,
-        prefetch_factor=_PREFETCHED if num_processes else None,
+        num_workers=spec.num_workers if num_parts == 1 else num_parts,
+        prefetch_factor=_PREFETCH_FACTOR if spec.num_workers else None,
         collate_fn=_collate,
-        worker_init_fn=in_process,
-        pin_memory=pin and num_parts == 1,
+        worker_init_fn=worker_init_fn,
+        pin_memory=pin_memory and num_parts == 1,
     )
-    arrived = iter(loader)
-    for number, places in enumerate(own):
-        read = [next(arrived) for _ in range(num_parts)]
+    loaded = iter(loader)
+    for number, indices in enumerate(batches):
+        batch_parts = [next(loaded) for _ in range(num_parts)]
         if num_parts == 1:
-            yield read[0]
+            yield batch_parts[0]
             continue
-        of_step = parts[number * num_parts : (number + 1) * num_parts]
-        filled = [(part, own_places) for part, own_places in zip(read, of_step, strict=True) if own_places]
+        part_indices = parts[number * num_parts : (number + 1) * num_parts]
         yield Batch.join(
-            [part for part, _ in filled],
-            [[(place - places.start) // num_ranks for place in own_places] for _, own_places in filled],
-            pin=pin,
+            [part for part in batch_parts if part is not None],
+            [[(i - indices.start) // world_size for i in part] for part in part_indices if part],
+            pin_memory=pin_memory,
         )
 
 
 def _collate(samples: Sequence[ChipSample]) -> Batch | None:
-    """Put a part together; one process may have no part in a batch."""
+    """Collate the part of a batch that one worker reads, which may be empty."""
     return collate(samples) if samples else None

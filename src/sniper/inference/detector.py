@@ -20,7 +20,7 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
 from sniper.geometry.nms import soft_nms, weighted_box_fusion
 from sniper.inference.search import Search, Source
-from sniper.models.build import autocast, build_detector, build_searcher
+from sniper.models.build import autocast, build_detector, build_inference_model
 from sniper.models.spec import Precision
 from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
@@ -93,7 +93,9 @@ class Detector:
     ) -> "Detector":
         """Take a detector of ours, in evaluation mode and on its device."""
         return cls(
-            detect=partial(_detect, build_searcher(model), precision=spec.predict.precision, device=device),
+            detect=partial(
+                _detect, build_inference_model(model), precision=spec.predict.precision, device=device
+            ),
             spec=spec.predict,
             categories=categories,
             device=device,

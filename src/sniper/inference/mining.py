@@ -23,7 +23,7 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import clip, from_xywh
 from sniper.inference.proposals import ProposalStore, ShardProposals
 from sniper.inference.search import Search, Source
-from sniper.models.build import autocast, build_detector, build_searcher
+from sniper.models.build import autocast, build_detector, build_inference_model
 from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.run import Run
@@ -138,7 +138,7 @@ def mine(
         return store
     model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
     fill_module(model, tensors, source=path)
-    miner = Miner(model=build_searcher(model.to(device).eval()), spec=spec, device=device)
+    miner = Miner(model=build_inference_model(model.to(device).eval()), spec=spec, device=device)
     num_images = sum(len(store.images_of(shard)) for shard in shards)
     num_done = 0
     for shard in shards:

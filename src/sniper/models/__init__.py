@@ -1,5 +1,6 @@
-"""From chips to losses and from images to detections; knows no data set.
+"""The two-stage detector: losses from chips, detections from images. Independent of data sets.
 
-`spec` holds the numbers, `backbone` the trunk, `rpn` and `roi_head` the two stages, `targets` what each of them must
-learn, `detector` joins them, `weights` keeps them on disk.
+`spec` defines the configuration, `backbone` computes features, `rpn` and `roi_head` are the two stages, `targets`
+matches anchors and proposals to ground truth, `two_stage` combines them, `build` makes a detector for training or for
+inference, `weights` reads and writes tensors.
 """

@@ -1,7 +1,7 @@
-"""The trunk: pixels to features.
+"""The backbone: features of images.
 
-Either one map at stride 16, conv4 and conv5 joined (SNIPER §4), or a feature pyramid of strides 4 to 64 (Lin et al.
-2017), which most detectors use today.
+Either one feature map at stride 16, conv4 and conv5 concatenated (SNIPER §4), or a feature pyramid of strides 4 to 64
+(Lin et al. 2017).
 """
 
 import difflib
@@ -21,20 +21,23 @@ from sniper.models.deformable import make_deformable
 from sniper.models.spec import BackboneSpec
 
 CONCAT_STRIDE = 16
-PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # the last is the one before it, halved
+PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # the last is a subsampled copy of the one before
 
 
 class Backbone(nn.Module):
-    """A timm model without its head. For one map, its last stage is dilated so that the stride stays 16.
+    """A timm model without its classifier, and the normalization of its input.
+
+    For a single feature map, the last stage is dilated so that its stride stays 16.
 
     Args:
-        spec: which model, and which of its layers learn.
-        pyramid_channels: of each map of a feature pyramid.
-        has_weights: whether to load the pretrained weights that the spec names; a checkpoint brings its own.
+        spec: the configuration.
+        pyramid_channels: channels of each map of a feature pyramid.
+        has_weights: whether to load the pretrained weights that the spec names; not needed if a checkpoint is loaded
+            afterwards.
 
     Raises:
-        ConfigError: if timm does not know the model, or it has no features at the strides wanted.
-        WeightsError: if the weights cannot be had or do not fit.
+        ConfigError: if timm does not know the model, or it has no features at the required strides.
+        WeightsError: if the weights cannot be loaded or do not fit.
     """
 
     mean: torch.Tensor
@@ -53,14 +56,14 @@ class Backbone(nn.Module):
             if tuple(self.trunk.feature_info.reduction()) != PYRAMID_STRIDES[:-1]:
                 raise ConfigError(
                     f"model.backbone.neck: {spec.name} has features of strides "
-                    f"{self.trunk.feature_info.reduction()}; a pyramid is made of {list(PYRAMID_STRIDES[:-1])}"
+                    f"{self.trunk.feature_info.reduction()}; a feature pyramid needs {list(PYRAMID_STRIDES[:-1])}"
                 )
             self.fpn = FeaturePyramidNetwork(channels, pyramid_channels, extra_blocks=LastLevelMaxPool())
         self.num_channels = sum(channels) if self.fpn is None else pyramid_channels
         self.strides = (CONCAT_STRIDE,) if self.fpn is None else PYRAMID_STRIDES
         config = self.trunk.pretrained_cfg
-        self.register_buffer("mean", _as_grey_levels(config["mean"]), persistent=False)
-        self.register_buffer("std", _as_grey_levels(config["std"]), persistent=False)
+        self.register_buffer("mean", _as_pixel_values(config["mean"]), persistent=False)
+        self.register_buffer("std", _as_pixel_values(config["std"]), persistent=False)
         self._frozen = _frozen_modules(self.trunk, name=spec.name, num_stages=spec.frozen_stages)
         if spec.batch_norm == "frozen":
             self._frozen += [
@@ -70,14 +73,21 @@ class Backbone(nn.Module):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training or back; frozen layers keep their statistics either way."""
+        """Set training or evaluation mode; frozen layers stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def forward(self, images: UInt8[torch.Tensor, "b 3 h w"]) -> list[Float[torch.Tensor, "b c _ _"]]:
-        """Compute the features of (B, 3, H, W) grey levels: (B, C, H/s, W/s) for each stride s, sides rounded up."""
+        """Compute the feature maps of images.
+
+        Args:
+            images: (B, 3, H, W) RGB values 0..255.
+
+        Returns:
+            (B, C, H / s, W / s) for each stride s, finest first; sides are rounded up.
+        """
         pixels = (images.float() - self.mean) / self.std
         maps = self.trunk(pixels.contiguous(memory_format=torch.channels_last))
         if self.fpn is None:
@@ -87,67 +97,67 @@ class Backbone(nn.Module):
 
 def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
     if not timm.is_model(spec.name):
-        near = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
-        hint = f"; near: {', '.join(near)}" if near else ""
-        raise ConfigError(f"model.backbone.name: timm knows no model {spec.name!r}{hint}")
-    shape = (
+        similar = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+        raise ConfigError(f"model.backbone.name: timm has no model {spec.name!r}{hint}")
+    options = (
         {"output_stride": CONCAT_STRIDE, "out_indices": tuple(range(-spec.num_feature_maps, 0))}
         if spec.neck == "concat"
         else {"out_indices": (-4, -3, -2, -1)}
     )
-    build = functools.partial(timm.create_model, spec.name, features_only=True, **shape)
+    build = functools.partial(timm.create_model, spec.name, features_only=True, **options)
     if not has_weights or (not spec.pretrained and spec.weights is None):
         try:
             return build()
         except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
-            wanted = f"at stride {CONCAT_STRIDE}" if spec.neck == "concat" else "of four strides"
+            strides = f"at stride {CONCAT_STRIDE}" if spec.neck == "concat" else "of four strides"
             raise ConfigError(
-                f"model.backbone.name: {spec.name} gives no features {wanted} ({error})"
+                f"model.backbone.name: {spec.name} has no features {strides} ({error})"
             ) from error
     overlay = None if spec.weights is None else {"file": spec.weights}
-    before_drawing = torch.get_rng_state()
+    rng_state = torch.get_rng_state()
     try:
         trunk = build(pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:  # timm, the hub, the network and the file each fail in their own way
-        source = spec.weights or f"timm's weights of {spec.name}"
+    except Exception as error:  # timm, the hub, the network and the file raise unrelated exceptions
+        source = spec.weights or f"timm's weights for {spec.name}"
         raise WeightsError(f"{source}: cannot be loaded into {spec.name} ({error})") from error
     if spec.weights is not None:
-        torch.set_rng_state(before_drawing)
-        _check_filled(trunk, spec, drawn=build())
+        torch.set_rng_state(rng_state)
+        _check_all_loaded(trunk, spec, initial=build())
     return trunk
 
 
-def _check_filled(trunk: Any, spec: BackboneSpec, *, drawn: Any) -> None:
-    """Refuse a file that left layers as they were drawn: timm passes over tensors whose names it does not know."""
-    values = trunk.state_dict()
-    unfilled = [
+def _check_all_loaded(trunk: Any, spec: BackboneSpec, *, initial: Any) -> None:
+    """Refuse a file that left layers at their initial values: timm silently skips tensors whose names do not match."""
+    tensors = trunk.state_dict()
+    missing = [
         name
-        for name, tensor in drawn.state_dict().items()
-        if tensor.dim() > 1 and torch.equal(tensor, values[name])
+        for name, tensor in initial.state_dict().items()
+        if tensor.dim() > 1 and torch.equal(tensor, tensors[name])
     ]
-    if unfilled:
+    if missing:
         raise WeightsError(
-            f"{spec.weights}: lacks {len(unfilled)} layers of {spec.name}, such as {unfilled[0]}"
+            f"{spec.weights}: lacks {len(missing)} layers of {spec.name}, for example {missing[0]}"
         )
 
 
 def _last_stage(trunk: Any) -> nn.Module:
-    """Find the layers that make the last feature map."""
+    """Return the module whose output is the last feature map."""
     name = trunk.feature_info.info[-1]["module"].replace(".", "_")
     return next(module for path, module in trunk.named_modules() if path.replace(".", "_") == name)
 
 
 def _frozen_modules(trunk: Any, *, name: str, num_stages: int) -> list[nn.Module]:
-    """List the layers of the stem and the first stages, in the order in which they are defined."""
+    """Return the layers of the stem and of the first stages, in the order of their definition."""
     if num_stages == 0:
         return []
     stride = 2 ** (num_stages + 1)
     stages = [entry["module"] for entry in trunk.feature_info.info if entry["reduction"] <= stride]
     if not stages:
         raise ConfigError(
-            f"model.backbone.frozen_stages: {name} has no features of stride {stride} or less to freeze"
+            f"model.backbone.frozen_stages: {name} has no features of stride {stride} or below to freeze"
         )
-    # timm flattens some models, so that stages.0 becomes stages_0; dots are told apart from no other sign here.
+    # timm flattens some models, which turns stages.0 into stages_0: compare names without dots.
     last = stages[-1].replace(".", "_")
     layers = [
         (path.replace(".", "_"), module)
@@ -157,11 +167,11 @@ def _frozen_modules(trunk: Any, *, name: str, num_stages: int) -> list[nn.Module
     ends = [i for i, (path, _) in enumerate(layers) if f"{path}_".startswith(f"{last}_")]
     if ends:
         return [module for _, module in layers[: ends[-1] + 1]]
-    # A stage without numbers of its own, such as an activation: up to what comes before the next stage.
+    # The stage has no parameters, for example an activation: freeze all that is defined before it.
     names = [path.replace(".", "_") for path, _ in trunk.named_modules()]
     before = set(names[: names.index(last)])
     return [module for path, module in layers if path in before]
 
 
-def _as_grey_levels(channels: tuple[float, float, float]) -> Float[torch.Tensor, "1 3 1 1"]:
+def _as_pixel_values(channels: tuple[float, float, float]) -> Float[torch.Tensor, "1 3 1 1"]:
     return torch.tensor(channels).view(1, 3, 1, 1) * 255

@@ -1,4 +1,4 @@
-"""Build a detector from its spec, for training or for inference, and choose the precision in which it computes."""
+"""Build a detector from its spec, for training or for inference, and select the precision of its computations."""
 
 import copy
 
@@ -12,25 +12,28 @@ from sniper.models.two_stage import TwoStageDetector
 def build_detector(
     spec: DetectorSpec, *, num_classes: int, seed: int = 0, has_weights: bool = True
 ) -> TwoStageDetector:
-    """Build a detector; the layers without pretrained weights are initialised from the seed."""
+    """Build a detector; layers without pretrained weights are initialised from the seed.
+
+    See `TwoStageDetector` for the other arguments and the errors.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TwoStageDetector(spec, num_classes=num_classes, has_weights=has_weights)
 
 
-def build_searcher(model: TwoStageDetector) -> TwoStageDetector:
-    """Make a copy of a detector that only searches, and faster: batch norm folded, weights laid out channels-last.
+def build_inference_model(model: TwoStageDetector) -> TwoStageDetector:
+    """Return a faster copy of a detector for inference: batch norm folded, weights in channels-last layout.
 
     Args:
         model: in evaluation mode; it is not changed.
     """
-    searcher = copy.deepcopy(model)
-    searcher.backbone.trunk = fold_batch_norm(searcher.backbone.trunk)
-    return searcher.to(memory_format=torch.channels_last)
+    model = copy.deepcopy(model)
+    model.backbone.trunk = fold_batch_norm(model.backbone.trunk)
+    return model.to(memory_format=torch.channels_last)
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Compute in 16 bits if that is asked for; `auto` means bf16 where the device computes it natively, else fp32."""
+    """Return the autocast context of a precision; `auto` is bf16 where the device computes it natively, else fp32."""
     if precision == "auto":
         is_native = _gpu_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16()
         precision = "bf16" if is_native else "fp32"

@@ -1,6 +1,6 @@
-"""Convolution and pooling that learn where to look: deformable conv5 and deformable RoI pooling (SNIPER §4).
+"""Deformable convolution and deformable RoI pooling (Dai et al. 2017), as in SNIPER §4.
 
-Both start out as their plain kin, since their offsets start from zero.
+Offsets are initialised to zero, so both start out equal to a plain convolution and to RoIAlign.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from sniper.errors import ConfigError
 
 
 class DeformableConv(nn.Module):
-    """A 3×3 convolution whose taps are moved by offsets that a second convolution predicts.
+    """A convolution whose sampling points are moved by offsets that a second convolution predicts.
 
     Args:
-        plain: the convolution whose weights and geometry it takes over.
-        num_groups: groups of input channels, each with offsets of its own.
+        plain: the convolution to copy weights and geometry from.
+        num_groups: number of groups of input channels with separate offsets.
     """
 
     def __init__(self, plain: nn.Conv2d, *, num_groups: int) -> None:
@@ -42,23 +42,23 @@ class DeformableConv(nn.Module):
         self.taps.load_state_dict(plain.state_dict())
 
     def forward(self, features: Float[torch.Tensor, "b c y x"]) -> Float[torch.Tensor, "b d v u"]:
-        """Convolve; the taps are computed in 32 bits, for the operator knows no others on every device."""
+        """Convolve, in 32 bits: not every device has the operator in other precisions."""
         offsets = self.offsets(features)
         with torch.autocast(features.device.type, enabled=False):
-            moved: torch.Tensor = self.taps(features.float(), offsets.float())
-        return moved.to(features.dtype)
+            convolved: torch.Tensor = self.taps(features.float(), offsets.float())
+        return convolved.to(features.dtype)
 
 
 def make_deformable(stage: nn.Module, *, name: str, num_groups: int = 4) -> int:
-    """Put deformable convolutions in the place of a stage's plain 3×3 ones; gives how many.
+    """Replace the plain 3×3 convolutions of a stage by deformable ones, and return their number.
 
     Args:
         stage: changed in place.
-        name: of the model, for the error.
-        num_groups: groups of channels with offsets of their own.
+        name: of the model, for the error message.
+        num_groups: number of groups of input channels with separate offsets.
 
     Raises:
-        ConfigError: if the stage has no plain 3×3 convolution, or its channels cannot be grouped so.
+        ConfigError: if the stage has no plain 3×3 convolution, or `num_groups` does not divide its channels.
     """
     plain = [
         (path, module)
@@ -77,26 +77,32 @@ def make_deformable(stage: nn.Module, *, name: str, num_groups: int = 4) -> int:
 
 
 class DeformableRoIPool(nn.Module):
-    """RoI pooling whose cells are moved by offsets that depend on what a first pooling saw.
+    """RoI pooling whose cells are moved by offsets, predicted from a first pooling without offsets.
 
-    A cell is moved by its offset times the width and height of the RoI times `reach`. Cells are sampled as RoIAlign
-    samples them: `aligned`, at 2×2 points, bilinearly; with offsets of zero the result is that of RoIAlign.
+    Offsets are in widths and heights of the RoI, times `gamma`. Cells are sampled like torchvision's
+    `RoIAlign(sampling_ratio=2, aligned=True)`, whose result this equals where all offsets are zero.
 
     Args:
         num_channels: of the features.
-        side: of the pooled grid, cells.
-        scale: from the RoIs' frame to the features' frame.
-        width: of the hidden layer that predicts the offsets.
-        reach: see above (0.1 in deformable convolutional networks, Dai et al. 2017, §2.2).
+        output_size: side of the pooled grid, cells.
+        spatial_scale: factor from the frame of the RoIs to that of the features.
+        hidden_dim: of the layer that predicts the offsets.
+        gamma: see above (Dai et al. 2017, §2.2).
     """
 
     def __init__(
-        self, num_channels: int, *, side: int, scale: float, width: int = 256, reach: float = 0.1
+        self,
+        num_channels: int,
+        *,
+        output_size: int,
+        spatial_scale: float,
+        hidden_dim: int = 256,
+        gamma: float = 0.1,
     ) -> None:
         super().__init__()
-        self.side, self.scale, self.reach = side, scale, reach
-        self.hidden = nn.Linear(num_channels * side**2, width)
-        self.offsets = nn.Linear(width, 2 * side**2)
+        self.output_size, self.spatial_scale, self.gamma = output_size, spatial_scale, gamma
+        self.hidden = nn.Linear(num_channels * output_size**2, hidden_dim)
+        self.offsets = nn.Linear(hidden_dim, 2 * output_size**2)
         nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
         nn.init.zeros_(self.hidden.bias)
         nn.init.zeros_(self.offsets.weight)
@@ -109,60 +115,62 @@ class DeformableRoIPool(nn.Module):
 
         Args:
             features: (B, C, y, x).
-            rois: B arrays (n, 4) xyxy, image frame; r in all.
+            rois: for each of the B images (n, 4) xyxy, image frame; r in total.
 
         Returns:
-            (r, C, side, side), in the order given.
+            (r, C, output_size, output_size), in the order given.
         """
-        still = [
-            sample_cells(maps, own * self.scale, side=self.side)
-            for maps, own in zip(features, rois, strict=True)
+        size = self.output_size
+        scaled_rois = [image_rois * self.spatial_scale for image_rois in rois]
+        plain = [
+            sample_cells(image_features, image_rois, output_size=size)
+            for image_features, image_rois in zip(features, scaled_rois, strict=True)
         ]
-        first = torch.cat(still)  # (r, c, s, s)
-        hidden = functional.relu(self.hidden(first.flatten(1)))
-        moves = self.offsets(hidden).reshape(-1, self.side, self.side, 2).float() * self.reach
-        parts = [
-            sample_cells(maps, own * self.scale, side=self.side, moves=own_moves)
-            for maps, own, own_moves in zip(
-                features, rois, moves.split([len(own) for own in rois]), strict=True
+        hidden = functional.relu(self.hidden(torch.cat(plain).flatten(1)))
+        offsets = self.offsets(hidden).reshape(-1, size, size, 2).float() * self.gamma
+        deformed = [
+            sample_cells(image_features, image_rois, output_size=size, offsets=image_offsets)
+            for image_features, image_rois, image_offsets in zip(
+                features, scaled_rois, offsets.split([len(image_rois) for image_rois in rois]), strict=True
             )
         ]
-        return torch.cat(parts)
+        return torch.cat(deformed)
 
 
 def sample_cells(
     features: Float[torch.Tensor, "c y x"],
     rois: Float[torch.Tensor, "n 4"],
     *,
-    side: int,
-    moves: Float[torch.Tensor, "n s s 2"] | None = None,
+    output_size: int,
+    offsets: Float[torch.Tensor, "n s s 2"] | None = None,
 ) -> Float[torch.Tensor, "n c s s"]:
-    """Average each cell of each RoI over 2×2 points, as torchvision's RoIAlign with `aligned` does.
+    """Average each cell of each RoI over 2×2 points, like torchvision's `RoIAlign(sampling_ratio=2, aligned=True)`.
 
     Args:
         features: (C, y, x) of one image.
-        rois: (n, 4) xyxy, features' frame. May be empty.
-        side: cells along each axis of a RoI.
-        moves: (n, side, side, 2) how far each cell is moved, x and y, in widths and heights of its RoI.
+        rois: (n, 4) xyxy, frame of the features. May be empty.
+        output_size: cells along each axis of a RoI.
+        offsets: (n, output_size, output_size, 2) added to the x and y of each cell, in widths and heights of its RoI.
 
     Returns:
-        (n, C, side, side).
+        (n, C, output_size, output_size).
     """
     rows, columns = features.shape[1:]
-    low, extent = rois[:, :2] - 0.5, rois[:, 2:] - rois[:, :2]  # (n, 2); pixel centres at whole numbers
-    steps = (torch.arange(2 * side, device=rois.device, dtype=rois.dtype) + 0.5) / (2 * side)
-    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)  # (2s, 2s, 2) as x, y
-    places = points[None].expand(len(rois), -1, -1, -1)
-    if moves is not None:
-        places = places + moves.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    places = low[:, None, None] + places * extent[:, None, None]  # (n, 2s, 2s, 2)
-    x, y = places.unbind(dim=-1)
-    is_near = (x >= -1) & (x <= columns) & (y >= -1) & (y <= rows)  # beyond that RoIAlign sees zeros
-    scaled = torch.stack([2 * x / max(columns - 1, 1) - 1, 2 * y / max(rows - 1, 1) - 1], dim=-1)
-    flat = scaled.reshape(1, -1, 2 * side, 2)  # (1, n * 2s, 2s, 2)
+    low, extent = rois[:, :2] - 0.5, rois[:, 2:] - rois[:, :2]  # (n, 2); pixel centres at integers
+    num_points = 2 * output_size
+    steps = (torch.arange(num_points, device=rois.device, dtype=rois.dtype) + 0.5) / num_points
+    grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)  # (2s, 2s, 2) as x, y
+    points = grid[None].expand(len(rois), -1, -1, -1)
+    if offsets is not None:
+        points = points + offsets.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    points = low[:, None, None] + points * extent[:, None, None]  # (n, 2s, 2s, 2)
+    x, y = points.unbind(dim=-1)
+    is_near = (x >= -1) & (x <= columns) & (y >= -1) & (y <= rows)  # RoIAlign samples zeros elsewhere
+    normalized = torch.stack([2 * x / max(columns - 1, 1) - 1, 2 * y / max(rows - 1, 1) - 1], dim=-1)
+    flat = normalized.reshape(1, -1, num_points, 2)  # (1, n * 2s, 2s, 2)
     with torch.autocast(features.device.type, enabled=False):
         sampled = functional.grid_sample(
             features[None].to(flat.dtype), flat, mode="bilinear", padding_mode="border", align_corners=True
         )
-    sampled = sampled.reshape(features.shape[0], len(rois), 2 * side, 2 * side).transpose(0, 1)
+    sampled = sampled.reshape(features.shape[0], len(rois), num_points, num_points).transpose(0, 1)
     return functional.avg_pool2d(sampled * is_near[:, None], 2).to(features.dtype)  # (n, c, s, s)

@@ -1,7 +1,7 @@
-"""Batch norm fold_batch_norm into the convolutions before it, for a trunk that learns no more.
+"""Fold batch norm into the preceding convolutions, for inference.
 
-With fixed statistics a batch norm is a multiplication and an addition for each channel, which the convolution can do.
-On one CPU thread it takes a third of the time of a trunk.
+With fixed statistics, batch norm scales and shifts each channel, which the weights of the convolution can include. On
+one CPU thread, batch norm takes a third of the time of a backbone.
 """
 
 import copy
@@ -9,73 +9,72 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Trunk = TypeVar("Trunk", bound=nn.Module)
 
 _SAMPLE_SIDE = 64
-_TOLERANCE = 1e-3  # of the largest value of a map
+_TOLERANCE = 1e-3  # relative to the largest value of a feature map
 
 
 def fold_batch_norm(trunk: Trunk) -> Trunk:
-    """Give a copy of a trunk without the batch norms that follow a convolution directly.
+    """Return a copy of a backbone without the batch norms that directly follow a convolution.
 
-    Which do is seen by running a sample through it. Where the copy then computes something else, because what comes out
-    of a convolution is also used otherwise, the trunk is given back as it is.
+    These are found by running a sample. If the features of the sample differ afterwards, because the output of a
+    convolution is also used elsewhere, the backbone is returned as it is.
 
     Args:
-        trunk: in evaluation mode; it takes (B, 3, H, W) pixels and gives a list of maps.
+        trunk: in evaluation mode; maps (B, 3, H, W) pixels to a list of feature maps. It is not changed.
     """
-    fresh = copy.deepcopy(trunk)
-    weight = next(fresh.parameters())
+    folded = copy.deepcopy(trunk)
+    weight = next(folded.parameters())
     generator = torch.Generator().manual_seed(0)
     shape = (1, 3, _SAMPLE_SIDE, _SAMPLE_SIDE)
     sample = torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
     with torch.no_grad():
-        before = fresh(sample)
-        for name, norm, conv in _pairs(fresh, sample):
+        before = folded(sample)
+        for name, norm, conv in _find_pairs(folded, sample):
             _fold(conv, norm)
-            _replace(fresh, name, _what_is_left(norm))
-        after = fresh(sample)
+            _replace(folded, name, _activation_of(norm))
+        after = folded(sample)
     is_same = all(
-        torch.allclose(one, other, rtol=0, atol=_TOLERANCE * float(one.abs().max() + 1e-6))
-        for one, other in zip(before, after, strict=True)
+        torch.allclose(old, new, rtol=0, atol=_TOLERANCE * float(old.abs().max() + 1e-6))
+        for old, new in zip(before, after, strict=True)
     )
-    return fresh if is_same else trunk
+    return folded if is_same else trunk
 
 
-def _pairs(
-    trunk: nn.Module, sample: torch.Tensor
-) -> list[tuple[str, nn.modules.batchnorm._BatchNorm, nn.Conv2d]]:
-    """Find the batch norms, by name, whose input is what a convolution has just given."""
-    givers: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}
-    found: list[tuple[str, nn.modules.batchnorm._BatchNorm, nn.Conv2d]] = []
+def _find_pairs(trunk: nn.Module, sample: torch.Tensor) -> list[tuple[str, _BatchNorm, nn.Conv2d]]:
+    """Find the batch norms, by name, whose input is the output of a convolution, and that convolution."""
+    outputs: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}
+    pairs: list[tuple[str, _BatchNorm, nn.Conv2d]] = []
     handles = []
 
-    def note_conv(conv: nn.Module, _: Any, output: torch.Tensor) -> None:
+    def record_output(conv: nn.Module, _: Any, output: torch.Tensor) -> None:
         assert isinstance(conv, nn.Conv2d)
-        givers[id(output)] = conv, output  # kept, so that its id stays its own
+        outputs[id(output)] = conv, output  # kept alive, so that its id is not reused
 
     for name, module in trunk.named_modules():
         if type(module) is nn.Conv2d:
-            handles.append(module.register_forward_hook(note_conv))
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            handles.append(module.register_forward_hook(record_output))
+        elif isinstance(module, _BatchNorm):
 
-            def note_norm(norm: nn.Module, given: Any, name: str = name) -> None:
-                giver = givers.get(id(given[0]))
-                if giver is not None:
-                    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-                    found.append((name, norm, giver[0]))
+            def record_pair(norm: nn.Module, inputs: Any, name: str = name) -> None:
+                conv, _ = outputs.get(id(inputs[0]), (None, None))
+                if conv is not None:
+                    assert isinstance(norm, _BatchNorm)
+                    pairs.append((name, norm, conv))
 
-            handles.append(module.register_forward_pre_hook(note_norm))
+            handles.append(module.register_forward_pre_hook(record_pair))
     trunk(sample)
     for handle in handles:
         handle.remove()
-    names = [name for name, _, _ in found]
-    return [pair for pair in found if names.count(pair[0]) == 1]  # a norm that is used twice stays
+    names = [name for name, _, _ in pairs]
+    return [pair for pair in pairs if names.count(pair[0]) == 1]  # a norm that is used twice cannot be folded
 
 
-def _fold(conv: nn.Conv2d, norm: nn.modules.batchnorm._BatchNorm) -> None:
+def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     conv.weight, conv.bias = fuse_conv_bn_weights(
@@ -83,12 +82,12 @@ def _fold(conv: nn.Conv2d, norm: nn.modules.batchnorm._BatchNorm) -> None:
     )
 
 
-def _what_is_left(norm: nn.Module) -> nn.Module:
-    """Give what timm's norms do after normalizing: their activation."""
-    parts = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
-    return nn.Sequential(*parts) if parts else nn.Identity()
+def _activation_of(norm: nn.Module) -> nn.Module:
+    """Return the dropout and activation that timm's norm layers include."""
+    layers = [layer for name in ("drop", "act") if isinstance(layer := getattr(norm, name, None), nn.Module)]
+    return nn.Sequential(*layers) if layers else nn.Identity()
 
 
 def _replace(trunk: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(trunk.get_submodule(parent), last, module)
+    parent, _, attribute = name.rpartition(".")
+    setattr(trunk.get_submodule(parent), attribute, module)

@@ -1,108 +1,102 @@
-"""Suppression of proposals, image by image, with results of one shape for all images."""
+"""Non-maximum suppression of proposals, image by image, with an output of fixed size."""
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
-_MOST_PAIRS = 2**25  # of boxes, compared at a time
-_NUM_ROUNDS = 65  # odd
+_MAX_PAIRS = 2**24  # pairs of boxes compared at once, which bounds memory
+_NUM_ROUNDS = 65  # must be odd, see `fixed_point_nms`
 
 
-def batched_nms(
+def padded_nms(
     boxes: Float[torch.Tensor, "b n 4"],
     scores: Float[torch.Tensor, "b n"],
     *,
     iou: float,
     limit: int,
-    waits: bool,
+    may_sync: bool,
 ) -> tuple[Int[torch.Tensor, "b p"], Bool[torch.Tensor, "b p"]]:
-    """Find the boxes of each image that overlap no better one that stays.
+    """Suppress the boxes of each image that overlap a better one, and pad the result to one size.
 
-    torchvision's `nms` does it, image by image. On a GPU that makes the processor wait, for nobody knows before how
-    many stay; where it must not wait, all pairs are compared at once (`fixed_point_nms`).
+    torchvision's `nms` has an output of data-dependent size, so on a GPU it forces a sync. Where that is not allowed,
+    `fixed_point_nms` is used.
 
     Args:
         boxes: (B, n, 4) xyxy, best first.
-        scores: (B, n), falling; minus infinity where there is no box.
-        iou: of two boxes that overlap more, the worse goes.
-        limit: keep at most this many of each image.
-        waits: whether the processor may wait for the device; on a CPU it need not be asked.
+        scores: (B, n), descending; minus infinity for padding.
+        iou: of two boxes with a larger IoU, the worse is suppressed.
+        limit: maximum number of boxes to keep in each image.
+        may_sync: whether to allow a sync with the GPU; ignored on a CPU.
 
     Returns:
-        (B, p) indices of those kept, best first, and whether each place holds one; p is the smaller of limit and n.
+        (B, p) indices of the boxes kept, best first, and (B, p) False where an index is padding; p is the smaller of
+        `limit` and n.
     """
-    is_there = scores > -torch.inf
-    if waits or boxes.device.type == "cpu":
-        is_kept = _suppress_each(boxes, scores, is_there, iou=iou)
+    is_real = scores > -torch.inf
+    if may_sync or boxes.device.type == "cpu":
+        is_kept = _nms_per_image(boxes, scores, is_real, iou=iou)
     else:
-        is_kept = fixed_point_nms(boxes, is_there, iou=iou)
+        is_kept = fixed_point_nms(boxes, is_real, iou=iou)
     num_boxes = boxes.shape[1]
-    places = torch.arange(num_boxes, device=boxes.device).expand_as(is_kept)
-    order = torch.where(is_kept, places, num_boxes).topk(
+    indices = torch.arange(num_boxes, device=boxes.device).expand_as(is_kept)
+    kept = torch.where(is_kept, indices, num_boxes).topk(
         min(limit, num_boxes), dim=1, largest=False, sorted=True
     )
-    is_real = order.values < num_boxes
-    return order.indices, is_real
+    return kept.indices, kept.values < num_boxes
 
 
 def fixed_point_nms(
-    boxes: Float[torch.Tensor, "b n 4"], is_there: Bool[torch.Tensor, "b n"], *, iou: float
+    boxes: Float[torch.Tensor, "b n 4"], is_real: Bool[torch.Tensor, "b n"], *, iou: float
 ) -> Bool[torch.Tensor, "b n"]:
-    """Suppress without a loop over boxes: judge all at once, again and again, until the judgement stands.
+    """Suppress all boxes in parallel, iterating to a fixed point (Cluster-NMS, Zheng et al. 2020).
 
-    A box stays if none that is better and stays overlaps it. A round settles every box at the end of one more overlap
-    from better to worse; 65 rounds settle chains that long, more than are found where scores differ. Beyond that, boxes
-    may be dropped that should stay, never the reverse: so it is after every odd round.
+    A box is kept if no better box that is kept overlaps it. Each round applies this rule to all boxes at once. After k
+    rounds the result is exact for every box at the end of chains of at most k overlaps, each from a better box to a
+    worse one. The number of rounds is fixed, to avoid a sync; longer chains hardly occur where scores differ. As the
+    number is odd, a box at the end of a longer chain may be suppressed wrongly, but is never kept wrongly.
 
     Args:
         boxes: (B, n, 4) xyxy, best first.
-        is_there: (B, n) whether there is a box.
-        iou: of two boxes that overlap more, the worse goes.
+        is_real: (B, n) False for padding.
+        iou: of two boxes with a larger IoU, the worse is suppressed.
 
     Returns:
-        (B, n) whether each stays.
+        (B, n) whether each box is kept.
     """
     num_boxes = boxes.shape[1]
-    step = max(1, _MOST_PAIRS // max(num_boxes**2, 1))
-    kept = []
-    for own, is_own in zip(torch.split(boxes, step), torch.split(is_there, step), strict=True):
-        hides = (_overlaps(own) > iou) & is_own[:, :, None]
-        hides = hides.triu(diagonal=1).to(
-            torch.float16 if boxes.is_cuda else torch.float32
-        )  # better hides worse
-        stays = is_own
-        with torch.autocast(boxes.device.type, enabled=False):
-            for _ in range(_NUM_ROUNDS):
-                stays = is_own & ((stays.to(hides.dtype)[:, None] @ hides)[:, 0] == 0)
-        kept.append(stays)
-    return torch.cat(kept)
+    num_images = max(1, _MAX_PAIRS // max(num_boxes**2, 1))
+    results = [
+        _fixed_point(*images, iou=iou)
+        for images in zip(torch.split(boxes, num_images), torch.split(is_real, num_images), strict=True)
+    ]
+    return torch.cat(results)
 
 
-def _suppress_each(
-    boxes: Float[torch.Tensor, "b n 4"],
-    scores: Float[torch.Tensor, "b n"],
-    is_there: Bool[torch.Tensor, "b n"],
-    *,
-    iou: float,
+def _fixed_point(
+    boxes: Float[torch.Tensor, "b n 4"], is_real: Bool[torch.Tensor, "b n"], *, iou: float
 ) -> Bool[torch.Tensor, "b n"]:
-    is_kept = torch.zeros_like(is_there)
-    for own, own_scores, flags, count in zip(
-        boxes, scores, is_kept, is_there.sum(dim=1).tolist(), strict=True
-    ):
-        flags[nms(own[:count], own_scores[:count], iou)] = True
+    num_rows = max(1, _MAX_PAIRS // max(is_real.numel(), 1))
+    is_overlapping = torch.cat(
+        [box_iou(rows, boxes) > iou for rows in torch.split(boxes, num_rows, dim=1)], dim=1
+    )
+    suppresses = (is_overlapping & is_real[:, :, None]).triu(diagonal=1)  # (b, better, worse)
+    dtype = torch.float16 if boxes.is_cuda else torch.float32
+    suppresses = suppresses.to(dtype)
+    is_kept = is_real
+    with torch.autocast(boxes.device.type, enabled=False):
+        for _ in range(_NUM_ROUNDS):
+            is_kept = is_real & ((is_kept.to(dtype)[:, None] @ suppresses)[:, 0] == 0)
     return is_kept
 
 
-def _overlaps(boxes: Float[torch.Tensor, "b n 4"]) -> Float[torch.Tensor, "b n n"]:
-    """Give the intersection over union of each pair of boxes of an image."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    areas = (high - low).prod(dim=2)  # (b, n)
-    sides = [
-        (
-            torch.minimum(high[:, :, None, axis], high[:, None, :, axis])
-            - torch.maximum(low[:, :, None, axis], low[:, None, :, axis])
-        ).clamp_(min=0)
-        for axis in (0, 1)
-    ]
-    shared = sides[0] * sides[1]
-    return shared / (areas[:, :, None] + areas[:, None] - shared).clamp_(min=1e-9)
+def _nms_per_image(
+    boxes: Float[torch.Tensor, "b n 4"],
+    scores: Float[torch.Tensor, "b n"],
+    is_real: Bool[torch.Tensor, "b n"],
+    *,
+    iou: float,
+) -> Bool[torch.Tensor, "b n"]:
+    is_kept = torch.zeros_like(is_real)
+    for i, count in enumerate(is_real.sum(dim=1).tolist()):
+        is_kept[i, nms(boxes[i, :count], scores[i, :count], iou)] = True
+    return is_kept

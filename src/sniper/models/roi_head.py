@@ -1,13 +1,14 @@
-"""The second stage: each proposal named and its box mended, all of them trained on (SNIPER §3.3, §4)."""
+"""The second stage: classifies proposals and regresses their boxes; trained on all proposals (SNIPER §3.3, §4)."""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import nn
 from torch.nn import functional
 from torchvision.ops import MultiScaleRoIAlign, RoIAlign
 
+from sniper.chips import ChipTargets
 from sniper.models.box_coder import BoxCoder
 from sniper.models.deformable import DeformableRoIPool
 from sniper.models.spec import RoIHeadSpec
@@ -15,12 +16,13 @@ from sniper.models.targets import Match, match_proposals
 
 
 class RoIHead(nn.Module):
-    """Looks at the features inside each proposal.
+    """Two fully connected layers over the pooled features of each proposal.
 
     Args:
-        spec: its numbers.
-        num_channels: of each map of features.
-        strides: of the maps, finest first; of several, all but the last are pooled from, each its sizes.
+        spec: the configuration.
+        num_channels: channels of each feature map.
+        strides: of the feature maps, finest first. Of several maps all but the last are pooled from, each for RoIs of
+            other sizes.
         num_classes: without background.
     """
 
@@ -34,7 +36,7 @@ class RoIHead(nn.Module):
         self.second = nn.Linear(spec.hidden_dim, spec.hidden_dim)
         self.classes = nn.Linear(spec.hidden_dim, num_classes + 1)
         self.deltas = nn.Linear(spec.hidden_dim, 4)
-        self._coder = BoxCoder(place=10.0, side=5.0)
+        self._coder = BoxCoder(center_weight=10.0, size_weight=5.0)
         for hidden in (self.first, self.second):
             nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
             nn.init.zeros_(hidden.bias)
@@ -46,16 +48,16 @@ class RoIHead(nn.Module):
     def forward(
         self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Sequence[torch.Tensor]
     ) -> tuple[Float[torch.Tensor, "r k"], Float[torch.Tensor, "r 4"]]:
-        """Judge the proposals of all images.
+        """Predict the classes and box deltas of the proposals of all images.
 
         Args:
-            maps: of features, (B, C, y, x) each.
-            proposals: B arrays (n, 4) xyxy, image frame; r in all.
+            maps: feature maps, (B, C, y, x) each.
+            proposals: for each of the B images (n, 4) xyxy, image frame; r in total.
 
         Returns:
-            (r, C + 1) class logits, background last, and (r, 4) shifts, in the order given.
+            (r, C + 1) class logits, background last, and (r, 4) class-agnostic deltas, in the order given.
         """
-        pooled = self.pool(maps, list(proposals))  # (r, c, 7, 7)
+        pooled = self.pool(maps, list(proposals))  # (r, c, s, s)
         hidden = functional.relu(self.first(pooled.flatten(1)))
         hidden = functional.relu(self.second(hidden))
         return self.classes(hidden).float(), self.deltas(hidden).float()
@@ -66,63 +68,59 @@ class RoIHead(nn.Module):
         proposals: Sequence[torch.Tensor],
         *,
         is_real: Sequence[Bool[torch.Tensor, " _"]],
-        boxes: Float[torch.Tensor, "b m 4"],
-        labels: Int[torch.Tensor, "b m"],
-        status: Int[torch.Tensor, "b m"],
+        targets: ChipTargets[torch.Tensor],
     ) -> dict[str, Float[torch.Tensor, ""]]:
-        """Compare the judgement of all proposals with the boxes of each chip, valid or not.
+        """Compute the losses of all proposals against the objects of each chip, in range or not.
 
         Args:
-            maps: of features, (B, C, y, x) each.
-            proposals: of each chip, (n, 4) xyxy, chip frame.
-            is_real: of each chip, (n,) whether a proposal is there.
-            boxes: (B, M, 4) xyxy, chip frame.
-            labels: (B, M) 0..C-1.
-            status: (B, M) values of `BoxStatus`.
+            maps: feature maps, (B, C, y, x) each.
+            proposals: for each of the B chips (n, 4) xyxy, chip frame.
+            is_real: for each chip (n,) False for padding.
+            targets: the ground truth of the chips.
 
         Returns:
-            `head_class`, the mean over all proposals of a chip that are not ignored, and `head_box`, the sum over
-            positive ones divided by the same number; both as the mean over chips.
+            `head_class`, the mean over the proposals of a chip that are not ignored, and `head_box`, the sum over its
+            positives divided by the same number; both averaged over chips.
         """
         logits, deltas = self(maps, proposals)
-        candidates = torch.cat(list(proposals))
-        chips = torch.cat([labels.new_full((len(one),), i) for i, one in enumerate(proposals)])
-        matches = match_proposals(
-            candidates, chips=chips, boxes=boxes, status=status, positive_iou=self.spec.positive_iou
-        )
+        boxes, labels = targets.boxes, targets.labels
+        all_proposals = torch.cat(list(proposals))
+        chips = torch.cat([labels.new_full((len(of_chip),), i) for i, of_chip in enumerate(proposals)])
+        matches = match_proposals(all_proposals, targets, chips=chips, positive_iou=self.spec.positive_iou)
         is_positive = matches.state == Match.POSITIVE
-        counts = (matches.state != Match.IGNORED) & torch.cat(list(is_real))
-        num_counted = torch.zeros(len(boxes), device=boxes.device).index_add_(0, chips, counts.float())
-        weights = counts / num_counted.clamp(min=1)[chips] / len(boxes)  # (r,)
+        is_counted = (matches.state != Match.IGNORED) & torch.cat(list(is_real))
+        num_counted = torch.zeros(len(targets), device=boxes.device).index_add_(0, chips, is_counted.float())
+        weights = is_counted / num_counted.clamp(min=1)[chips] / len(targets)  # (r,)
 
         background = logits.shape[1] - 1
-        wanted_labels = torch.where(is_positive, labels[chips, matches.box_index], background)
-        class_losses = functional.cross_entropy(logits, wanted_labels, reduction="none")
-        # A box for every proposal; where there is none to learn, any with an area does.
-        is_learnt = is_positive & counts
-        unit = torch.ones_like(candidates)
-        unit[:, :2] = 0
-        learnt = torch.where(is_learnt[:, None], boxes[chips, matches.box_index], unit)
-        wanted = self._coder.encode(learnt, torch.where(is_learnt[:, None], candidates, unit))
-        box_losses = functional.smooth_l1_loss(deltas, wanted, reduction="none").sum(dim=1)
+        target_labels = torch.where(is_positive, labels[chips, matches.box_index], background)
+        class_losses = functional.cross_entropy(logits, target_labels, reduction="none")
+        # Proposals without a box encode a unit box against itself, for finite deltas; their loss is masked.
+        has_box = is_positive & is_counted
+        unit_box = torch.ones_like(all_proposals)
+        unit_box[:, :2] = 0
+        target_boxes = torch.where(has_box[:, None], boxes[chips, matches.box_index], unit_box)
+        references = torch.where(has_box[:, None], all_proposals, unit_box)
+        target_deltas = self._coder.encode(target_boxes, references)
+        box_losses = functional.smooth_l1_loss(deltas, target_deltas, reduction="none").sum(dim=1)
         return {
-            "head_class": torch.where(counts, class_losses * weights, 0).sum(),
-            "head_box": torch.where(is_learnt, box_losses * weights, 0).sum(),
+            "head_class": torch.where(is_counted, class_losses * weights, 0).sum(),
+            "head_box": torch.where(has_box, box_losses * weights, 0).sum(),
         }
 
     def detect(
         self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Sequence[torch.Tensor]
     ) -> list[tuple[Float[torch.Tensor, "_ 4"], Float[torch.Tensor, "_ k"]]]:
-        """Judge proposals at test: for each image (n, 4) mended boxes and (n, C) scores, background left out."""
+        """Return for each image (n, 4) regressed boxes and (n, C) class probabilities, without background."""
         logits, deltas = self(maps, proposals)
         scores = logits.softmax(dim=1)[:, :-1]
         boxes = self._coder.decode(deltas, torch.cat(list(proposals)))
-        counts = [len(candidates) for candidates in proposals]
+        counts = [len(of_image) for of_image in proposals]
         return list(zip(torch.split(boxes, counts), torch.split(scores, counts), strict=True))
 
 
-class _OneMapPool(nn.Module):
-    """A 1×1 convolution to fewer channels, then RoIAlign or its deformable kin."""
+class _SingleMapPool(nn.Module):
+    """A 1×1 convolution that reduces channels, then RoIAlign or deformable RoI pooling."""
 
     def __init__(self, spec: RoIHeadSpec, *, num_channels: int, stride: int) -> None:
         super().__init__()
@@ -131,7 +129,9 @@ class _OneMapPool(nn.Module):
         nn.init.zeros_(self.reduce.bias)  # type: ignore[arg-type]
         self.cells: nn.Module
         if spec.pooling == "deformable":
-            self.cells = DeformableRoIPool(spec.channels, side=spec.pool_size, scale=1 / stride)
+            self.cells = DeformableRoIPool(
+                spec.channels, output_size=spec.pool_size, spatial_scale=1 / stride
+            )
         else:
             self.cells = RoIAlign(spec.pool_size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
 
@@ -144,7 +144,7 @@ class _OneMapPool(nn.Module):
 
 
 class _PyramidPool(nn.Module):
-    """RoIAlign from the map that suits the size of each RoI (Lin et al. 2017, §4.2)."""
+    """RoIAlign from the feature map that fits the size of each RoI (Lin et al. 2017, §4.2)."""
 
     def __init__(self, spec: RoIHeadSpec, *, strides: Sequence[int]) -> None:
         super().__init__()
@@ -155,13 +155,13 @@ class _PyramidPool(nn.Module):
     def forward(
         self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], rois: list[torch.Tensor]
     ) -> Float[torch.Tensor, "r c s s"]:
-        used = {str(stride): features for stride, features in zip(self._strides, maps, strict=False)}
-        sides = tuple(side * self._strides[0] for side in maps[0].shape[-2:])
-        pooled: torch.Tensor = self.cells(used, rois, [sides] * len(rois))
+        features = {str(stride): features for stride, features in zip(self._strides, maps, strict=False)}
+        image_hw = tuple(side * self._strides[0] for side in maps[0].shape[-2:])
+        pooled: torch.Tensor = self.cells(features, rois, [image_hw] * len(rois))
         return pooled
 
 
 def _build_pool(spec: RoIHeadSpec, *, num_channels: int, strides: Sequence[int]) -> nn.Module:
     if len(strides) > 1:
         return _PyramidPool(spec, strides=strides)
-    return _OneMapPool(spec, num_channels=num_channels, stride=strides[0])
+    return _SingleMapPool(spec, num_channels=num_channels, stride=strides[0])

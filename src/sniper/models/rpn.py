@@ -1,4 +1,4 @@
-"""The region proposal network: anchors scored and mended into proposals, and its losses (SNIPER §3.3)."""
+"""The region proposal network: anchors, proposals and the losses of both its outputs (SNIPER §3.3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,27 @@ from torch.nn import functional
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import clip_boxes_to_image
 
+from sniper.chips import ChipTargets
+from sniper.geometry.boxes import Sides
 from sniper.models.box_coder import BoxCoder
-from sniper.models.nms import batched_nms
+from sniper.models.nms import padded_nms
 from sniper.models.spec import RPNSpec
 from sniper.models.targets import Match, match_anchors, sample_anchors
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnchorPredictions:
+    """The outputs of the RPN for all anchors of a batch.
+
+    Attributes:
+        objectness: (B, n) logits.
+        deltas: (B, n, 4) box deltas against the anchors.
+        anchors: (n, 4) xyxy, frame of the images, the same for all.
+    """
+
+    objectness: Float[torch.Tensor, "b n"]
+    deltas: Float[torch.Tensor, "b n 4"]
+    anchors: Float[torch.Tensor, "n 4"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,8 +38,8 @@ class Proposals:
     """The proposals of one image.
 
     Attributes:
-        boxes: (n, 4) xyxy, frame of the image given. May be empty.
-        scores: (n,) objectness from 0 to 1, best first.
+        boxes: (n, 4) xyxy, image frame. May be empty.
+        scores: (n,) objectness from 0 to 1, descending.
     """
 
     boxes: Float[torch.Tensor, "n 4"]
@@ -31,12 +48,12 @@ class Proposals:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProposalBatch:
-    """The proposals of a batch, the same number of places for each image, so that nothing waits to know how many.
+    """The proposals of a batch, padded to one number for all images, so that no sync is needed to count them.
 
     Attributes:
-        boxes: (B, p, 4) xyxy, frame of each image; zeros where there is none.
-        scores: (B, p) objectness from 0 to 1, best first.
-        is_real: (B, p) whether a proposal is there.
+        boxes: (B, p, 4) xyxy, frame of each image; zeros for padding.
+        scores: (B, p) objectness from 0 to 1, descending; zeros for padding.
+        is_real: (B, p) False for padding.
     """
 
     boxes: Float[torch.Tensor, "b p 4"]
@@ -44,7 +61,7 @@ class ProposalBatch:
     is_real: Bool[torch.Tensor, "b p"]
 
     def split(self) -> list[Proposals]:
-        """Give those of each image."""
+        """Return the proposals of each image without padding; on a GPU this forces a sync."""
         return [
             Proposals(boxes=boxes[is_real], scores=scores[is_real])
             for boxes, scores, is_real in zip(self.boxes, self.scores, self.is_real, strict=True)
@@ -52,12 +69,13 @@ class ProposalBatch:
 
 
 class RPN(nn.Module):
-    """Slides over the features and tells objects from background.
+    """Predicts objectness and a box for every anchor.
 
     Args:
-        spec: its numbers.
-        num_channels: of each map of features.
-        strides: of the maps, finest first. One map has anchors of all sizes; of several, each has one size.
+        spec: the configuration.
+        num_channels: channels of each feature map.
+        strides: of the feature maps, finest first. A single map has anchors of all sizes; of several maps, each has
+            anchors of one size.
     """
 
     def __init__(self, spec: RPNSpec, *, num_channels: int, strides: Sequence[int]) -> None:
@@ -65,7 +83,9 @@ class RPN(nn.Module):
         self.spec = spec
         self._strides = tuple(strides)
         sizes = (spec.anchor_sizes,) if len(strides) == 1 else tuple((size,) for size in spec.anchor_sizes)
-        self._anchors = AnchorGenerator(sizes=sizes, aspect_ratios=(spec.aspect_ratios,) * len(sizes))
+        self._anchor_generator = AnchorGenerator(
+            sizes=sizes, aspect_ratios=(spec.aspect_ratios,) * len(sizes)
+        )
         num_anchors = len(sizes[0]) * len(spec.aspect_ratios)
         self.hidden = nn.Conv2d(num_channels, spec.channels, 3, padding=1)
         self.objectness = nn.Conv2d(spec.channels, num_anchors, 1)
@@ -77,129 +97,115 @@ class RPN(nn.Module):
         for layer in (self.hidden, self.objectness, self.deltas):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(
-        self, maps: Sequence[Float[torch.Tensor, "b c _ _"]]
-    ) -> tuple[Float[torch.Tensor, "b n"], Float[torch.Tensor, "b n 4"]]:
-        """Score every anchor and predict its shift: (B, n) logits and (B, n, 4) deltas, map after map."""
-        scores, shifts = [], []
+    def forward(self, maps: Sequence[Float[torch.Tensor, "b c _ _"]]) -> AnchorPredictions:
+        """Predict objectness and deltas of all anchors, feature map by feature map."""
+        objectness, deltas = [], []
         for features in maps:
             hidden = functional.relu(self.hidden(features))
-            scores.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))  # (b, y, x, a) -> (b, n)
-            deltas = self.deltas(hidden).permute(0, 2, 3, 1)  # (b, y, x, 4a)
-            shifts.append(deltas.reshape(len(features), -1, 4))
-        return torch.cat(scores, dim=1).float(), torch.cat(shifts, dim=1).float()
+            scores = self.objectness(hidden).permute(0, 2, 3, 1)  # (b, y, x, a)
+            objectness.append(scores.flatten(1))
+            box_deltas = self.deltas(hidden).permute(0, 2, 3, 1)  # (b, y, x, 4a)
+            deltas.append(box_deltas.reshape(len(features), -1, 4))
+        return AnchorPredictions(
+            objectness=torch.cat(objectness, dim=1).float(),
+            deltas=torch.cat(deltas, dim=1).float(),
+            anchors=self.anchors(maps),
+        )
 
     def anchors(self, maps: Sequence[Float[torch.Tensor, "b c _ _"]]) -> Float[torch.Tensor, "n 4"]:
-        """Lay the anchors over one image: (n, 4) xyxy in its frame, in the order of the scores."""
-        # Its own call would guess the strides from the sides of the image, which they need not divide.
-        self._anchors.set_cell_anchors(torch.float32, maps[0].device)
+        """Return the anchors of one image, (n, 4) xyxy in its frame, in the order of the predictions."""
+        # The generator's own call derives strides from the sides of the image, which they need not divide.
+        self._anchor_generator.set_cell_anchors(torch.float32, maps[0].device)
         grids = [list(features.shape[-2:]) for features in maps]
-        return torch.cat(self._anchors.grid_anchors(grids, [[stride, stride] for stride in self._strides]))
+        strides = [[stride, stride] for stride in self._strides]
+        return torch.cat(self._anchor_generator.grid_anchors(grids, strides))
 
     @torch.no_grad()
     def propose(
         self,
-        objectness: Float[torch.Tensor, "b n"],
-        deltas: Float[torch.Tensor, "b n 4"],
+        predictions: AnchorPredictions,
         *,
-        anchors: Float[torch.Tensor, "n 4"],
-        image_sides: Sequence[tuple[int, int]],
+        image_sides: Sequence[Sides],
         limit: int,
         valid_sizes: Float[torch.Tensor, "b 2"] | None = None,
     ) -> ProposalBatch:
-        """Turn scores and shifts into the best proposals of each image.
+        """Return the best proposals of each image after non-maximum suppression.
 
         Args:
-            objectness: (B, n) logits.
-            deltas: (B, n, 4) shifts.
-            anchors: (n, 4) xyxy, image frame.
-            image_sides: height and width of each image, pixels; proposals are clipped to them.
-            limit: proposals to keep for each image.
-            valid_sizes: (B, 2) keep only proposals of at least the first and below the second size, pixels.
-
-        Returns:
-            The best of each image, after suppression.
+            predictions: for all anchors.
+            image_sides: of the B images, pixels; proposals are clipped to them.
+            limit: maximum number of proposals for each image.
+            valid_sizes: (B, 2) keep only proposals whose size lies in this half-open range, pixels.
         """
         spec = self.spec
-        boxes = self._coder.decode(deltas, anchors)
+        boxes = self._coder.decode(predictions.deltas, predictions.anchors)
         boxes = torch.stack(
-            [clip_boxes_to_image(own, sides) for own, sides in zip(boxes, image_sides, strict=True)]
+            [
+                clip_boxes_to_image(image_boxes, sides.hw)
+                for image_boxes, sides in zip(boxes, image_sides, strict=True)
+            ]
         )
         extents = boxes[..., 2:] - boxes[..., :2]  # (b, n, 2)
-        is_wanted = extents.amin(dim=2) > 0
+        is_candidate = extents.amin(dim=2) > 0
         if valid_sizes is not None:
             sizes = extents.prod(dim=2).sqrt()
-            is_wanted &= (sizes >= valid_sizes[:, :1]) & (sizes < valid_sizes[:, 1:])
-        scores, best = objectness.masked_fill(~is_wanted, -torch.inf).topk(
-            min(spec.pre_nms_top_n, objectness.shape[1]), dim=1
-        )
-        boxes = _taken(boxes, best)
-        kept, is_real = batched_nms(boxes, scores, iou=spec.nms_iou, limit=limit, waits=not self.training)
+            is_candidate &= (sizes >= valid_sizes[:, :1]) & (sizes < valid_sizes[:, 1:])
+        objectness = predictions.objectness.masked_fill(~is_candidate, -torch.inf)
+        scores, best = objectness.topk(min(spec.pre_nms_top_n, objectness.shape[1]), dim=1)
+        boxes = _gather_boxes(boxes, best)
+        kept, is_real = padded_nms(boxes, scores, iou=spec.nms_iou, limit=limit, may_sync=not self.training)
         return ProposalBatch(
-            boxes=_taken(boxes, kept).masked_fill(~is_real[..., None], 0),  # also what is no number
+            boxes=_gather_boxes(boxes, kept).masked_fill(~is_real[..., None], 0),  # padding may be NaN
             scores=scores.gather(1, kept).sigmoid().masked_fill(~is_real, 0),
             is_real=is_real,
         )
 
     def losses(
-        self,
-        objectness: Float[torch.Tensor, "b n"],
-        deltas: Float[torch.Tensor, "b n 4"],
-        *,
-        anchors: Float[torch.Tensor, "n 4"],
-        boxes: Float[torch.Tensor, "b m 4"],
-        status: Int[torch.Tensor, "b m"],
-        num_boxes: Sequence[int],
-        seeds: Sequence[int],
+        self, predictions: AnchorPredictions, targets: ChipTargets[torch.Tensor]
     ) -> dict[str, Float[torch.Tensor, ""]]:
-        """Compare scores and shifts with the boxes of each chip.
+        """Compute the losses of sampled anchors.
 
         Args:
-            objectness: (B, n) logits.
-            deltas: (B, n, 4) shifts.
-            anchors: (n, 4) xyxy, chip frame.
-            boxes: (B, M, 4) xyxy, chip frame.
-            status: (B, M) values of `BoxStatus`.
-            num_boxes: how many boxes each of the B chips has.
-            seeds: of the B chips; they draw the anchors that count.
+            predictions: for all anchors of the B chips.
+            targets: the ground truth of the chips.
 
         Returns:
-            `rpn_objectness`, the mean over the drawn anchors of a chip, and `rpn_box`, the sum over its positive ones
-            divided by the number of all drawn; both as the mean over chips.
+            `rpn_objectness`, the mean over the sampled anchors of a chip, and `rpn_box`, the sum over its sampled
+            positives divided by the number of all sampled anchors; both averaged over chips.
         """
-        spec = self.spec
+        spec, anchors = self.spec, predictions.anchors
         matches = match_anchors(
             anchors,
-            boxes=boxes,
-            status=status,
-            num_boxes=num_boxes,
+            targets,
             positive_iou=spec.positive_iou,
             negative_iou=spec.negative_iou,
             ignored_iou=spec.ignored_iou,
         )
-        is_drawn = sample_anchors(
+        is_sampled = sample_anchors(
             matches.state,
             count=spec.batch_size_per_image,
             positive_fraction=spec.positive_fraction,
-            seeds=seeds,
+            seeds=targets.seeds,
         )
-        weights = is_drawn / is_drawn.sum(dim=1, keepdim=True).clamp(min=1) / len(boxes)  # (b, n)
+        weights = is_sampled / is_sampled.sum(dim=1, keepdim=True).clamp(min=1) / len(targets)  # (b, n)
         is_positive = matches.state == Match.POSITIVE
-        score_losses = functional.binary_cross_entropy_with_logits(
-            objectness, is_positive.float(), reduction="none"
+        objectness_losses = functional.binary_cross_entropy_with_logits(
+            predictions.objectness, is_positive.float(), reduction="none"
         )
-        # A box for every anchor; where there is none to learn, its own, which is a shift of zero.
-        learnt = torch.where(is_positive[..., None], _taken(boxes, matches.box_index), anchors)
-        wanted = self._coder.encode(learnt, anchors)
-        box_losses = functional.smooth_l1_loss(deltas, wanted, beta=1 / 9, reduction="none").sum(dim=2)
+        # Anchors without a box encode themselves, for finite deltas; their loss is masked.
+        boxes = torch.where(is_positive[..., None], _gather_boxes(targets.boxes, matches.box_index), anchors)
+        target_deltas = self._coder.encode(boxes, anchors)
+        box_losses = functional.smooth_l1_loss(
+            predictions.deltas, target_deltas, beta=1 / 9, reduction="none"
+        ).sum(dim=2)
         return {
-            "rpn_objectness": torch.where(is_drawn, score_losses * weights, 0).sum(),
-            "rpn_box": torch.where(is_drawn & is_positive, box_losses * weights, 0).sum(),
+            "rpn_objectness": torch.where(is_sampled, objectness_losses * weights, 0).sum(),
+            "rpn_box": torch.where(is_sampled & is_positive, box_losses * weights, 0).sum(),
         }
 
 
-def _taken(
-    boxes: Float[torch.Tensor, "b m 4"], index: Int[torch.Tensor, "b n"]
+def _gather_boxes(
+    boxes: Float[torch.Tensor, "b m 4"], indices: Int[torch.Tensor, "b n"]
 ) -> Float[torch.Tensor, "b n 4"]:
-    """Take boxes of each image by their index."""
-    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    """Return the boxes at the given indices of each image."""
+    return boxes.gather(1, indices[..., None].expand(-1, -1, 4))

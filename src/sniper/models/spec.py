@@ -1,4 +1,4 @@
-"""The detector's numbers; the defaults are the paper's where it gives them (SNIPER §4)."""
+"""Configuration of the detector; defaults are the paper's where it states them (SNIPER §4)."""
 
 import math
 from dataclasses import dataclass
@@ -9,19 +9,20 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """The trunk that turns pixels into features.
+    """The backbone.
 
     Attributes:
-        name: any timm model that suggest_pyramids features at stride 16.
-        pretrained: start from timm's weights of that name.
-        weights: start from this safetensors file instead.
-        batch_norm: `trained` learns its scale and keeps statistics of the chips on each device, `synced` of those on
-            all devices, `frozen` stays as pretrained.
-        frozen_stages: this many stages are not trained, and the stem with the first of them; 0 trains all.
-        neck: `concat` gives one map at stride 16, the paper's; `fpn` a feature pyramid of strides 4 to 64, whose maps
-            have `roi_head.channels` channels.
-        num_feature_maps: the last this many feature maps are joined (2: conv4 and conv5); a pyramid is made of four.
-        deformable: whether the plain 3×3 convolutions of the last stage learn where to look (four groups of channels).
+        name: a timm model with features at stride 16.
+        pretrained: whether to start from timm's weights of that name.
+        weights: safetensors file to start from instead.
+        batch_norm: `trained` trains batch norm with statistics over the chips on each device, `synced` over those on
+            all devices; `frozen` keeps it as pretrained.
+        frozen_stages: number of first stages that are not trained, the stem included; 0 trains everything.
+        neck: `concat` for one feature map at stride 16, as in the paper; `fpn` for a feature pyramid of strides 4 to
+            64, whose maps have `roi_head.channels` channels.
+        num_feature_maps: number of last feature maps to concatenate (2: conv4 and conv5). Not used by `fpn`, which
+            takes four.
+        deformable: whether to make the plain 3×3 convolutions of the last stage deformable, with four groups.
     """
 
     name: str = "resnet50"
@@ -42,22 +43,22 @@ class BackboneSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RPNSpec:
-    """The region proposal network and what it learns from.
+    """The region proposal network, and the sampling of its anchors.
 
     Attributes:
         channels: of its hidden layer.
-        anchor_sizes: square root of the anchors' areas, chip pixels; with a feature pyramid one for each of its
-            five maps.
-        aspect_ratios: heights divided by widths of the anchors.
-        positive_iou: an anchor that overlaps a valid box this much is positive.
-        negative_iou: an anchor that overlaps every valid box less than this is negative.
-        ignored_iou: an anchor that overlaps an invalid or ignored box more than this is ignored.
-        batch_size_per_image: anchors drawn from each chip for the losses.
-        positive_fraction: at most this share of them is positive.
-        pre_nms_top_n: best anchors per image that enter suppression.
-        nms_iou: of two proposals that overlap more, the worse is dropped.
-        post_nms_top_n: proposals per image and level at test.
-        post_nms_top_n_train: proposals per chip in training; fewer cost less where chips show few objects.
+        anchor_sizes: square roots of the anchors' areas, chip pixels; with a feature pyramid, one for each of its five
+            maps.
+        aspect_ratios: heights of the anchors divided by their widths.
+        positive_iou: an anchor with at least this IoU with a valid box is positive.
+        negative_iou: an anchor with a lower IoU with every valid box is negative.
+        ignored_iou: an anchor with a higher IoU with a box that is not valid is ignored.
+        batch_size_per_image: anchors sampled in each chip for the losses.
+        positive_fraction: maximum share of positives among them.
+        pre_nms_top_n: best anchors of each image that enter non-maximum suppression.
+        nms_iou: of two proposals with a higher IoU, the worse is dropped.
+        post_nms_top_n: proposals per image and level at inference.
+        post_nms_top_n_train: proposals per chip in training; fewer are faster where chips show few objects.
     """
 
     channels: int = 512
@@ -98,15 +99,15 @@ class RPNSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RoIHeadSpec:
-    """The second stage: it names each proposal and mends its box.
+    """The second stage, which classifies proposals and regresses their boxes.
 
     Attributes:
-        channels: features are brought to this many before pooling.
+        channels: of the features that are pooled.
         pool_size: side of the pooled grid, cells.
-        pooling: `align` (RoIAlign), or `deformable`: its cells are moved by offsets that are learnt.
+        pooling: `align` for RoIAlign, `deformable` for deformable RoI pooling.
         hidden_dim: of the two fully connected layers.
-        positive_iou: a proposal that overlaps a box this much takes its label.
-        score_threshold: detections below this score are not reported.
+        positive_iou: a proposal with at least this IoU with an object is positive, with the label of that object.
+        score_threshold: detections with a lower score are dropped.
     """
 
     channels: int = 256
@@ -131,7 +132,7 @@ class DetectorSpec:
     """The whole detector.
 
     Attributes:
-        backbone: the trunk.
+        backbone: the feature extractor.
         rpn: the first stage.
         roi_head: the second stage.
     """

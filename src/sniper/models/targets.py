@@ -1,23 +1,23 @@
-"""What anchors and proposals must learn: valid, invalid and ignored boxes matched to them (SNIPER §3.3).
+"""Match anchors and proposals to the ground truth of their chips, and sample anchors (SNIPER §3.3).
 
-Whole batches are matched at once, on their device and without waiting for it; a batch with many boxes is taken in parts
-of bounded memory.
+Whole batches are matched at once, without a sync with the device; large batches in parts, which bounds memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
 from jaxtyping import Bool, Float, Int
+from torchvision.ops import box_area, box_iou
 
-from sniper.chips import BoxStatus
+from sniper.chips import BoxStatus, ChipTargets
 
-_MOST_PAIRS = 2**25  # of candidates and boxes, compared at a time
+_MAX_PAIRS = 2**24  # pairs of candidate and box compared at once
 
 
 class Match(IntEnum):
-    """What becomes of an anchor or a proposal."""
+    """How the losses treat an anchor or a proposal."""
 
     NEGATIVE = 0
     POSITIVE = 1
@@ -26,11 +26,11 @@ class Match(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Matches:
-    """What became of candidates.
+    """The result of matching anchors or proposals.
 
     Attributes:
-        state: values of `Match`, for each anchor or proposal.
-        box_index: the box of its chip that each positive one matches; meaningless for the others.
+        state: values of `Match`.
+        box_index: for each positive, the index of its box in its chip; undefined for the others.
     """
 
     state: Int[torch.Tensor, "*n"]
@@ -39,25 +39,22 @@ class Matches:
 
 def match_anchors(
     anchors: Float[torch.Tensor, "n 4"],
+    targets: ChipTargets[torch.Tensor],
     *,
-    boxes: Float[torch.Tensor, "b m 4"],
-    status: Int[torch.Tensor, "b m"],
-    num_boxes: Sequence[int],
     positive_iou: float,
     negative_iou: float,
     ignored_iou: float,
 ) -> Matches:
-    """Match the anchors of each chip to its valid boxes, and set those near other boxes aside.
+    """Match the anchors of each chip to its valid boxes, and ignore those that overlap other boxes.
 
-    An anchor is positive if it overlaps a valid box by `positive_iou`, or if no anchor overlaps that box more; negative
-    if it overlaps each valid box by less than `negative_iou`. Whatever it was, it is then ignored if it overlaps an
-    invalid or ignored box by more than `ignored_iou`; a negative one also if it lies half inside an ignored box.
+    An anchor is positive if its IoU with a valid box is at least `positive_iou`, or the highest of all anchors with
+    that box. It is negative if its IoU with every valid box is below `negative_iou`, and ignored in between. In any
+    case it is ignored if its IoU with a box that is not valid exceeds `ignored_iou`; a negative is also ignored if at
+    least half of it lies inside a box of status `IGNORE`.
 
     Args:
-        anchors: (n, 4) xyxy, chip frame, the same for all chips.
-        boxes: (B, M, 4) xyxy, chip frame; M at least 1.
-        status: (B, M) values of `BoxStatus`.
-        num_boxes: how many boxes each chip has; those after are absent.
+        anchors: (n, 4) xyxy, chip frame, the same for all chips, with a positive area.
+        targets: the ground truth of the B chips.
         positive_iou: see above.
         negative_iou: see above.
         ignored_iou: see above.
@@ -66,49 +63,51 @@ def match_anchors(
         (B, n) states and indices.
     """
 
-    def match(part: slice) -> Matches:
-        most = max(1, *num_boxes[part])
-        own = status[part, :most]
-        shared, overlaps = _compare(anchors, boxes[part, :most])  # (b, n, m)
-        is_valid = (own == BoxStatus.VALID)[:, None]  # (b, 1, m)
-        is_other = ~is_valid & (own != BoxStatus.PADDING)[:, None]
-        valid = overlaps.masked_fill(~is_valid, 0)
-        best, nearest = valid.max(dim=2)
-        best_of_box = valid.amax(dim=1, keepdim=True)  # (b, 1, m)
-        is_best = (valid == best_of_box) & (best_of_box > 0)
-        is_forced = is_best.any(dim=2)
-        state = torch.full_like(nearest, Match.NEGATIVE)
-        state[best >= negative_iou] = Match.IGNORED
-        state[(best >= positive_iou) | is_forced] = Match.POSITIVE
-        box_index = torch.where(is_forced & (best < positive_iou), is_best.int().argmax(dim=2), nearest)
-        is_near = overlaps.masked_fill(~is_other, 0).amax(dim=2) > ignored_iou
-        is_within = _is_within_ignored(anchors, shared, own) & (state == Match.NEGATIVE)
-        state[is_near | is_within] = Match.IGNORED
+    def match(chips: ChipTargets[torch.Tensor]) -> Matches:
+        num_boxes = max(1, *chips.num_boxes)
+        boxes, status = chips.boxes[:, :num_boxes], chips.status[:, :num_boxes]
+        iou = box_iou(anchors, boxes)  # (b, n, m)
+        is_valid = (status == BoxStatus.VALID)[:, None]  # (b, 1, m)
+        is_other = ~is_valid & (status != BoxStatus.PADDING)[:, None]
+        valid_iou = iou.masked_fill(~is_valid, 0)
+        best_iou, best_box = valid_iou.max(dim=2)
+        best_of_box = valid_iou.amax(dim=1, keepdim=True)  # (b, 1, m)
+        is_best_anchor = (valid_iou == best_of_box) & (best_of_box > 0)
+        is_forced = is_best_anchor.any(dim=2)
+        state = torch.full_like(best_box, Match.NEGATIVE)
+        state[best_iou >= negative_iou] = Match.IGNORED
+        state[(best_iou >= positive_iou) | is_forced] = Match.POSITIVE
+        forced_box = is_best_anchor.int().argmax(dim=2)
+        box_index = torch.where(is_forced & (best_iou < positive_iou), forced_box, best_box)
+        is_near_other = iou.masked_fill(~is_other, 0).amax(dim=2) > ignored_iou
+        is_in_ignored = _is_half_in_ignored(anchors, boxes, status) & (state == Match.NEGATIVE)
+        state[is_near_other | is_in_ignored] = Match.IGNORED
         return Matches(state=state, box_index=box_index)
 
-    if boxes.device.type == "cpu":  # where calls cost little, no chip is made to wait for one with more boxes
-        return _joined([match(slice(i, i + 1)) for i in range(len(boxes))])
-    return _joined([match(part) for part in _parts(len(boxes), size=len(anchors) * max(1, *num_boxes))])
+    num_chips = max(1, _MAX_PAIRS // max(1, len(anchors) * max(targets.num_boxes)))
+    if targets.boxes.device.type == "cpu":  # calls are cheap, and a chip alone needs no padding
+        num_chips = 1
+    starts = range(0, len(targets), num_chips)
+    return _concatenate([match(targets.part(start, start + num_chips)) for start in starts])
 
 
 def match_proposals(
     proposals: Float[torch.Tensor, "n 4"],
+    targets: ChipTargets[torch.Tensor],
     *,
     chips: Int[torch.Tensor, " n"],
-    boxes: Float[torch.Tensor, "b m 4"],
-    status: Int[torch.Tensor, "b m"],
     positive_iou: float,
 ) -> Matches:
-    """Match proposals to the objects of their chips, valid or not.
+    """Match proposals to the objects of their chips, in range or not.
 
-    A proposal is positive if it overlaps an object by `positive_iou`, so that a part of a large object can still teach.
-    It is ignored if it so overlaps an object of a negative chip, or lies half inside an ignored box; else negative.
+    A proposal is positive if its IoU with an object is at least `positive_iou`, whatever the size of the object: a fine
+    chip may show only a part of a large one. It is ignored instead if that object is in a negative chip. Of the other
+    proposals, those that lie at least half inside a box of status `IGNORE` are ignored, the rest are negative.
 
     Args:
         proposals: (n, 4) xyxy, chip frame. May be empty.
-        chips: (n,) the chip of each, 0..B-1.
-        boxes: (B, M, 4) xyxy, chip frame; M at least 1.
-        status: (B, M) values of `BoxStatus`.
+        targets: the ground truth of the B chips.
+        chips: (n,) the chip of each proposal, 0..B-1.
         positive_iou: see above.
 
     Returns:
@@ -116,86 +115,72 @@ def match_proposals(
     """
 
     def match(part: slice) -> Matches:
-        candidates, own = proposals[part, None], status[chips[part]]  # (n, 1, 4), (n, m)
-        shared, overlaps = _compare(candidates, boxes[chips[part]])  # (n, 1, m)
-        is_object = (own != BoxStatus.IGNORE) & (own != BoxStatus.PADDING)
-        best, nearest = overlaps[:, 0].masked_fill(~is_object, 0).max(dim=1)
-        is_match = best >= positive_iou
-        is_aside = own.gather(1, nearest[:, None])[:, 0] == BoxStatus.IN_NEGATIVE_CHIP
-        state = torch.full_like(nearest, Match.NEGATIVE)
-        state[_is_within_ignored(candidates, shared, own)[:, 0]] = Match.IGNORED
+        candidates = proposals[part, None]  # (n, 1, 4)
+        boxes, status = targets.boxes[chips[part]], targets.status[chips[part]]  # (n, m, 4), (n, m)
+        is_object = (status != BoxStatus.IGNORE) & (status != BoxStatus.PADDING)
+        iou = box_iou(candidates, boxes)[:, 0]  # (n, m); NaN between padding of both
+        best_iou, best_box = iou.masked_fill(~is_object, 0).max(dim=1)
+        is_match = best_iou >= positive_iou
+        best_status = status.gather(1, best_box[:, None])[:, 0]
+        state = torch.full_like(best_box, Match.NEGATIVE)
+        state[_is_half_in_ignored(candidates, boxes, status)[:, 0]] = Match.IGNORED
         state[is_match] = Match.POSITIVE
-        state[is_match & is_aside] = Match.IGNORED
-        return Matches(state=state, box_index=nearest)
+        state[is_match & (best_status == BoxStatus.IN_NEGATIVE_CHIP)] = Match.IGNORED
+        return Matches(state=state, box_index=best_box)
 
-    return _joined([match(part) for part in _parts(len(proposals), size=boxes.shape[1])])
+    step = max(1, _MAX_PAIRS // targets.boxes.shape[1])
+    starts = range(0, max(1, len(proposals)), step)
+    return _concatenate([match(slice(start, start + step)) for start in starts])
 
 
 def sample_anchors(
     state: Int[torch.Tensor, "b n"], *, count: int, positive_fraction: float, seeds: Sequence[int]
 ) -> Bool[torch.Tensor, "b n"]:
-    """Draw the anchors that enter the losses: of each chip at most a share of positives, the rest negatives.
+    """Sample the anchors of each chip that enter the losses: positives up to a share, and negatives for the rest.
 
     Args:
         state: (B, n) values of `Match`.
-        count: how many to draw of each chip; fewer if there are not so many.
-        positive_fraction: at most this share of `count` is positive.
-        seeds: of the B chips; what is drawn for a chip depends on its own alone.
+        count: number of anchors to sample in each chip; fewer if there are not enough.
+        positive_fraction: maximum share of positives in `count`.
+        seeds: one for each chip; the sample of a chip depends on its seed alone.
 
     Returns:
-        (B, n) one flag for each anchor.
+        (B, n) whether each anchor is sampled.
     """
     device, num_anchors = state.device, state.shape[1]
-    rank = torch.stack(
+    priority = torch.stack(
         [
             torch.rand(num_anchors, device=device, generator=torch.Generator(device).manual_seed(seed))
             for seed in seeds
         ]
-    )
-    is_drawn = torch.zeros_like(state, dtype=torch.bool)
-    room = torch.full((len(state), 1), count, device=device)
+    )  # (b, n) in [0, 1); lowest first
+    is_sampled = torch.zeros_like(state, dtype=torch.bool)
+    remaining = torch.full((len(state), 1), count, device=device)
     limits = {Match.POSITIVE: int(count * positive_fraction), Match.NEGATIVE: count}
-    for wanted, limit in limits.items():
-        ranks, first = rank.masked_fill(state != wanted, 2.0).topk(
+    for kind, limit in limits.items():
+        first, indices = priority.masked_fill(state != kind, 2.0).topk(
             min(limit, num_anchors), dim=1, largest=False, sorted=True
         )  # (b, limit)
-        is_taken = (ranks < 2.0) & (torch.arange(ranks.shape[1], device=device) < room)
-        is_drawn |= torch.zeros_like(is_drawn).scatter(1, first, is_taken)
-        room = room - is_taken.sum(dim=1, keepdim=True)
-    return is_drawn
+        is_selected = (first < 2.0) & (torch.arange(first.shape[1], device=device) < remaining)
+        is_sampled |= torch.zeros_like(is_sampled).scatter(1, indices, is_selected)
+        remaining = remaining - is_selected.sum(dim=1, keepdim=True)
+    return is_sampled
 
 
-def _compare(
-    candidates: Float[torch.Tensor, "*b n 4"], boxes: Float[torch.Tensor, "b m 4"]
-) -> tuple[Float[torch.Tensor, "b n m"], Float[torch.Tensor, "b n m"]]:
-    """Give the areas that candidates share with the boxes of their chips, and the intersections over unions."""
-    x1, y1, x2, y2 = (side[..., None] for side in candidates.unbind(-1))  # (..., n, 1)
-    u1, v1, u2, v2 = (side[..., None, :] for side in boxes.unbind(-1))  # (b, 1, m)
-    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp_(min=0)
-    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp_(min=0)
-    shared = width * height
-    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
-    return shared, shared / union.clamp_(min=1e-9)
-
-
-def _is_within_ignored(
+def _is_half_in_ignored(
     candidates: Float[torch.Tensor, "*b n 4"],
-    shared: Float[torch.Tensor, "b n m"],
+    boxes: Float[torch.Tensor, "b m 4"],
     status: Int[torch.Tensor, "b m"],
 ) -> Bool[torch.Tensor, "b n"]:
-    """Tell which candidates lie with at least half of their area inside one ignored box."""
-    areas = (candidates[..., 2:] - candidates[..., :2]).prod(dim=-1)  # (..., n)
-    is_ignored = (status == BoxStatus.IGNORE)[:, None]  # (b, 1, m)
-    return (is_ignored & (shared >= 0.5 * areas[..., None])).any(dim=2)
+    """Check which candidates have at least half of their area inside one box of status `IGNORE`."""
+    low = torch.maximum(candidates[..., None, :2], boxes[..., None, :, :2])
+    high = torch.minimum(candidates[..., None, 2:], boxes[..., None, :, 2:])
+    width, height = (high - low).clamp(min=0).unbind(dim=-1)  # (b, n, m)
+    is_half_inside = width * height >= 0.5 * box_area(candidates)[..., None]
+    return (is_half_inside & (status == BoxStatus.IGNORE)[:, None]).any(dim=2)
 
 
-def _parts(count: int, *, size: int) -> Iterator[slice]:
-    """Cut a range of things of a size into parts of bounded size; at least one part, which may be empty."""
-    step = max(1, _MOST_PAIRS // max(size, 1))
-    return (slice(start, start + step) for start in range(0, max(count, 1), step))
-
-
-def _joined(parts: Sequence[Matches]) -> Matches:
+def _concatenate(parts: Sequence[Matches]) -> Matches:
     return Matches(
         state=torch.cat([part.state for part in parts]),
         box_index=torch.cat([part.box_index for part in parts]),

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors with a small head of plain data; opening them executes nothing."""
+"""Read and write tensors as safetensors files with a JSON head; reading one executes no code."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from sniper.errors import CheckpointError
+from sniper.errors import CheckpointError, count_and_list
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mapping[str, Any]) -> None:
-    """Write tensors and a head of JSON data to one file, and see to it that they have reached the disk.
+    """Write tensors and a head to one file, and sync it to disk.
 
     Args:
-        path: the `.safetensors` file; one already there is overwritten.
+        path: the `.safetensors` file; overwritten if it exists.
         tensors: by name.
-        head: plain data, kept as JSON in the file's metadata.
+        head: JSON data, stored in the file's metadata.
 
     Raises:
         OSError: if it cannot be written.
@@ -28,17 +28,17 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mappi
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(plain, path, metadata={"head": json.dumps(head)})
-    except SafetensorError as error:  # its words for what the system said
+    except SafetensorError as error:  # also raised for errors of the operating system
         raise OSError(f"{path}: {error}") from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read tensors and head of a file written by `save_tensors`.
+    """Read the tensors and the head of a file written by `save_tensors`.
 
     Raises:
-        CheckpointError: if the file is absent, cut short, or not one of ours.
+        CheckpointError: if the file is missing, truncated, or not written by `save_tensors`.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -50,28 +50,25 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: Path) -> None:
-    """Load tensors into a module of the same names and shapes.
+    """Load tensors into a module whose own have the same names and shapes.
 
     Args:
-        module: what to fill.
+        module: to load into.
         tensors: by name.
-        source: the file they came from, for the message.
+        source: their file, for the error message.
 
     Raises:
-        CheckpointError: if names or shapes differ; the module is then unchanged.
+        CheckpointError: if names or shapes differ; the module is then not changed.
     """
-    own = module.state_dict()
-    missing = [name for name in own if name not in tensors]
-    extra = [name for name in tensors if name not in own]
+    expected = module.state_dict()
+    missing = [f"{name} is missing" for name in expected if name not in tensors]
+    unexpected = [f"{name} is not part of the model" for name in tensors if name not in expected]
     differing = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
     ]
-    problems = (
-        [f"it lacks {name}" for name in missing] + [f"it has {name} besides" for name in extra] + differing
-    )
+    problems = missing + unexpected + differing
     if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"{source}: belongs to another model: {'; '.join(problems[:3])}{more}")
+        raise CheckpointError(f"{source}: belongs to another model: {count_and_list(problems)}")
     module.load_state_dict(dict(tensors))

@@ -346,9 +346,9 @@ class _Trainer:
             self.spec.data,
             steps=range(first_step, num_steps),
             share=(self.ranks.rank, self.ranks.count),
-            pin=self.learner.device.type == "cuda",
+            pin_memory=self.learner.device.type == "cuda",
             transform=self.transform,
-            in_process=leave_signals_to_the_trainer,
+            worker_init_fn=leave_signals_to_the_trainer,
         )
 
     def _tell(self, report: StepReport, plan: EpochOrder) -> None:
