@@ -1,8 +1,8 @@
 """Batches read ahead by worker processes, each of which decodes images of its own.
 
-The chips of an image are a constant distance apart in the epoch's order (`EpochOrder.num_streams`). Every batch is read in
-parts, one by each worker, so that all chips of an image are read by the same worker, which decodes it once. The parts
-are joined here in the epoch's order: batches do not depend on the number of workers.
+The order of an epoch interleaves streams of chips (`EpochOrder.num_streams`). Every batch is read in parts, one by each
+worker, and all chips of a stream by the same worker, so that an image is decoded once. The parts are joined here in the
+order of the epoch: batches do not depend on the number of workers.
 """
 
 import math
