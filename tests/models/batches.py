@@ -1,4 +1,4 @@
-"""Small detectors and made-up batches, for the tests of models."""
+"""Small detectors and synthetic batches for tests."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from sniper.chips import BoxStatus, ChipTarget
+from sniper.chips import BoxStatus, ChipTarget, ChipTargets
 from sniper.data.batches import Batch, ChipSample, collate
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.models.two_stage import TwoStageDetector
@@ -30,7 +30,7 @@ def build_tiny(spec: DetectorSpec = TINY, *, num_classes: int = 3, seed: int = 0
 
 
 def build_sample(
-    boxes: Sequence[Sequence[float]],
+    boxes: Sequence[Sequence[float]] | torch.Tensor,
     status: Sequence[BoxStatus],
     labels: Sequence[int] | None = None,
     *,
@@ -41,7 +41,7 @@ def build_sample(
     return ChipSample(
         pixels=np.random.default_rng(seed).integers(256, size=(side, side, 3), dtype=np.uint8),
         target=ChipTarget(
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            boxes=np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
             labels=np.array(labels if labels is not None else [0] * len(boxes), dtype=np.int64),
             status=np.array(status, dtype=np.int64),
         ),
@@ -53,3 +53,7 @@ def build_sample(
 
 def build_batch(*samples: ChipSample) -> Batch:
     return collate([replace(sample, seed=sample.seed + i) for i, sample in enumerate(samples)])
+
+
+def build_targets(*samples: ChipSample) -> ChipTargets[torch.Tensor]:
+    return build_batch(*samples).targets

@@ -1,4 +1,4 @@
-"""The trunk: one map of stride 16 from many timm models, and just its first layers frozen."""
+"""The backbone: features of timm models, frozen layers, pretrained weights."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sniper.errors import ConfigError, WeightsError
 from sniper.models.backbone import Backbone
 from sniper.models.spec import BackboneSpec
 
-# For each model the names of the stem and the first stage, as timm defines them.
+# The layers of the stem and of the first stage, as timm names them.
 FIRST_LAYERS = {
     "test_resnet": ("conv1", "bn1", "layer1"),
     "resnet10t": ("conv1", "bn1", "layer1"),
@@ -26,28 +26,28 @@ FIRST_LAYERS = {
 
 
 @pytest.mark.parametrize("name", FIRST_LAYERS)
-def test_stem_and_first_stage_are_frozen_and_nothing_else(name: str) -> None:
+def test_only_the_stem_and_the_first_stage_are_frozen(name: str) -> None:
     backbone = Backbone(BackboneSpec(name=name, pretrained=False)).train()
     first = FIRST_LAYERS[name]
     for path, parameter in backbone.trunk.named_parameters():
         is_first = any(f"{path}.".startswith(f"{layer}.") for layer in first)
         assert parameter.requires_grad != is_first, path
-    norms = {p: m for p, m in backbone.trunk.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    for path, norm in norms.items():
+    norms = [(path, m) for path, m in backbone.trunk.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    for path, norm in norms:
         is_first = any(f"{path}.".startswith(f"{layer}.") for layer in first)
         assert norm.training != is_first, path
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_050", "test_convnext"])
-def test_features_are_joined_at_stride_16(name: str) -> None:
+def test_feature_maps_are_concatenated_at_stride_16(name: str) -> None:
     backbone = Backbone(BackboneSpec(name=name, pretrained=False)).eval()
     (features,) = backbone(torch.zeros((2, 3, 64, 96), dtype=torch.uint8))
     assert features.shape == (2, backbone.num_channels, 4, 6)
-    one = Backbone(BackboneSpec(name=name, pretrained=False, num_feature_maps=1))
-    assert one.num_channels < backbone.num_channels
+    last_map = Backbone(BackboneSpec(name=name, pretrained=False, num_feature_maps=1))
+    assert last_map.num_channels < backbone.num_channels
 
 
-def test_nothing_is_frozen_when_nothing_shall_be() -> None:
+def test_nothing_is_frozen_with_zero_frozen_stages() -> None:
     backbone = Backbone(BackboneSpec(name="test_resnet", pretrained=False, frozen_stages=0)).train()
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     assert all(module.training for module in backbone.modules())
@@ -56,43 +56,43 @@ def test_nothing_is_frozen_when_nothing_shall_be() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet51", "timm knows no model 'resnet51'; near: .*resnet"),
-        ("test_vit", "test_vit gives no features at stride 16"),
+        ("resnet51", r"timm has no model 'resnet51'; did you mean .*resnet.*\?"),
+        ("test_vit", "test_vit has no features at stride 16"),
     ],
 )
-def test_a_model_that_will_not_do_is_refused(name: str, message: str) -> None:
+def test_unsuitable_models_are_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Backbone(BackboneSpec(name=name, pretrained=False))
 
 
-def test_weights_come_from_a_local_file(tmp_path: Path) -> None:
+def test_weights_are_loaded_from_a_local_file(tmp_path: Path) -> None:
     source = Backbone(BackboneSpec(name="test_resnet", pretrained=False)).trunk.state_dict()
     save_file(source, tmp_path / "w.safetensors")
     loaded = Backbone(BackboneSpec(name="test_resnet", weights=str(tmp_path / "w.safetensors")))
     assert all(torch.equal(tensor, source[path]) for path, tensor in loaded.trunk.state_dict().items())
 
 
-def test_weights_that_leave_layers_unfilled_are_refused(tmp_path: Path) -> None:
+def test_weights_without_some_layers_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(Backbone(BackboneSpec(name="test_resnet", pretrained=False)).trunk.state_dict(), path)
     tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("layer4")}
     save_file(tensors, path)
     with pytest.raises(
-        WeightsError, match=r"w\.safetensors: lacks \d+ layers of test_resnet, such as layer4"
+        WeightsError, match=r"w\.safetensors: lacks \d+ layers of test_resnet, for example layer4"
     ):
         Backbone(BackboneSpec(name="test_resnet", weights=str(path)))
     save_file({"foo": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match="layers of test_resnet, such as conv1"):
+    with pytest.raises(WeightsError, match="layers of test_resnet, for example conv1"):
         Backbone(BackboneSpec(name="test_resnet", weights=str(path)))
 
 
-def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"nothing")
     with pytest.raises(WeightsError, match=r"w\.safetensors: cannot be loaded into test_resnet"):
         Backbone(BackboneSpec(name="test_resnet", weights=str(tmp_path / "w.safetensors")))
 
 
-def test_a_feature_pyramid_has_five_maps_each_half_the_one_before() -> None:
+def test_a_feature_pyramid_has_five_maps_of_halving_size() -> None:
     spec = BackboneSpec(name="test_resnet", pretrained=False, neck="fpn")
     backbone = Backbone(spec, pyramid_channels=24).eval()
     maps = backbone(torch.zeros((2, 3, 128, 192), dtype=torch.uint8))
@@ -102,6 +102,6 @@ def test_a_feature_pyramid_has_five_maps_each_half_the_one_before() -> None:
     ]
 
 
-def test_a_model_without_the_strides_of_a_pyramid_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a pyramid is made of"):
+def test_models_without_the_strides_of_a_feature_pyramid_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a feature pyramid needs"):
         Backbone(BackboneSpec(name="test_vit", pretrained=False, neck="fpn", frozen_stages=0))

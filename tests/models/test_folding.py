@@ -1,18 +1,19 @@
-"""A trunk without its batch norms computes what it did."""
+"""Batch norm folded into convolutions: the same features from fewer layers."""
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sniper.models.folding import fold_batch_norm
 
 
 def with_statistics(trunk: nn.Module) -> nn.Module:
-    """Give every norm statistics and weights of its own, as if it had learnt."""
+    """Set random statistics and weights in every norm, as if it had been trained."""
     generator = torch.Generator().manual_seed(0)
     for module in trunk.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNorm):
             for tensor in (module.running_mean, module.bias):
                 assert tensor is not None
                 tensor.data.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
@@ -22,56 +23,58 @@ def with_statistics(trunk: nn.Module) -> nn.Module:
     return trunk.eval()
 
 
-def count_norms(module: nn.Module) -> int:
-    return sum(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in module.modules())
+def count_norms(trunk: nn.Module) -> int:
+    return sum(isinstance(module, _BatchNorm) for module in trunk.modules())
 
 
 @pytest.mark.parametrize(
     "name", ["mobilenetv2_100", "resnet18", "resnet50", "mobilenetv3_small_100", "regnety_002"]
 )
-def test_a_folded_trunk_gives_the_same_maps(name: str) -> None:
+def test_a_folded_backbone_computes_the_same_features(name: str) -> None:
     torch.manual_seed(0)
     trunk = with_statistics(timm.create_model(name, features_only=True))
     before = {key: tensor.clone() for key, tensor in trunk.state_dict().items()}
-    quick = fold_batch_norm(trunk)
+    folded = fold_batch_norm(trunk)
     assert count_norms(trunk) > 10
-    assert count_norms(quick) == 0
+    assert count_norms(folded) == 0
     image = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
-        for one, other in zip(trunk(image), quick(image), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+        for expected, features in zip(trunk(image), folded(image), strict=True):
+            atol = 1e-4 * float(expected.abs().max())
+            torch.testing.assert_close(expected, features, rtol=1e-3, atol=atol)
     assert all(torch.equal(tensor, before[key]) for key, tensor in trunk.state_dict().items())
 
 
-class UsedTwice(nn.Module):
-    """What comes out of the convolution goes around the norm, too."""
+class OutputUsedTwice(nn.Module):
+    """The output of the convolution also bypasses the norm."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        given = self.conv(x)
-        return [self.norm(given) + given]
+        features = self.conv(x)
+        return [self.norm(features) + features]
 
 
-class NormTwice(nn.Module):
-    """One norm after two convolutions."""
+class NormUsedTwice(nn.Module):
+    """One norm follows two convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.other, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.first, self.second, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return [self.norm(self.one(x)) * self.norm(self.other(x))]
+        return [self.norm(self.first(x)) * self.norm(self.second(x))]
 
 
-@pytest.mark.parametrize("kind", [UsedTwice, NormTwice])
-def test_a_trunk_that_cannot_be_folded_stays(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [OutputUsedTwice, NormUsedTwice])
+def test_a_backbone_that_cannot_be_folded_is_returned_unchanged(kind: type[nn.Module]) -> None:
     trunk = with_statistics(kind())
+    folded = fold_batch_norm(trunk)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        (wanted,) = trunk(image)
-        (given,) = fold_batch_norm(trunk)(image)
-    assert count_norms(fold_batch_norm(trunk)) == 1
-    assert torch.equal(wanted, given)
+        (expected,) = trunk(image)
+        (features,) = folded(image)
+    assert count_norms(folded) == 1
+    assert torch.equal(expected, features)

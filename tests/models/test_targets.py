@@ -1,12 +1,17 @@
-"""Matching: valid, invalid and ignored boxes, and the drawing of anchors."""
+"""Matching of anchors and proposals to valid, out-of-range and ignored boxes; sampling of anchors."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from sniper.chips import BoxStatus, Chip, LevelSpec, assign_targets
+from sniper.chips import BoxStatus, Chip, ChipTargets, LevelSpec, assign_targets
 from sniper.models.targets import Match, Matches, match_anchors, match_proposals, sample_anchors
+from tests.models.batches import build_sample, build_targets
 
 ANCHORS = torch.tensor(
     [
@@ -19,195 +24,194 @@ ANCHORS = torch.tensor(
 )
 BOX = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
 
-
-def matched(boxes: torch.Tensor, status: list[BoxStatus], anchors: torch.Tensor = ANCHORS) -> list[int]:
-    """Match beside a chip that has more boxes and one that has none; neither may matter."""
-    absent = torch.zeros(2, 4)
-    others = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
-    least = max(len(boxes), 2)
-    rows = [torch.cat([one, torch.zeros(least - len(one), 4)]) for one in (others, boxes, absent)]
-    flags = [[BoxStatus.VALID, BoxStatus.IGNORE], status, []]
-    padded = [[*one, *([BoxStatus.PADDING] * (least - len(one)))] for one in flags]
-    matches = match_anchors(
-        anchors,
-        boxes=torch.stack(rows),
-        status=torch.tensor(padded, dtype=torch.int64),
-        num_boxes=[2, len(boxes), 0],
-        positive_iou=0.5,
-        negative_iou=0.4,
-        ignored_iou=0.3,
-    )
-    assert matches.state[2].tolist() == [Match.NEGATIVE] * len(anchors)
-    return matches.state[1].tolist()
-
-
-def matched_proposals(proposals: torch.Tensor, boxes: torch.Tensor, status: list[BoxStatus]) -> Matches:
-    return match_proposals(
-        proposals,
-        chips=torch.ones(len(proposals), dtype=torch.int64),
-        boxes=torch.stack([torch.zeros_like(boxes), boxes]),
-        status=torch.tensor([[BoxStatus.PADDING] * len(boxes), status]),
-        positive_iou=0.5,
-    )
-
-
+V, OUT, IGN, IN_NEGATIVE = (
+    BoxStatus.VALID,
+    BoxStatus.OUT_OF_RANGE,
+    BoxStatus.IGNORE,
+    BoxStatus.IN_NEGATIVE_CHIP,
+)
 P, N, I = Match.POSITIVE, Match.NEGATIVE, Match.IGNORED  # noqa: E741
 
 
-def test_anchors_match_a_valid_box_by_overlap() -> None:
-    assert matched(BOX, [BoxStatus.VALID]) == [P, P, I, N, N]
-
-
-def test_anchors_near_an_invalid_box_are_ignored_and_none_is_positive() -> None:
-    assert matched(BOX, [BoxStatus.OUT_OF_RANGE]) == [I, I, I, N, N]
-
-
-def test_anchors_near_or_within_an_ignored_box_are_ignored() -> None:
-    assert matched(BOX, [BoxStatus.IGNORE]) == [I, I, I, I, N]
-
-
-def test_an_object_in_a_crowd_keeps_its_anchors() -> None:
-    boxes = torch.cat([BOX, torch.tensor([[0.0, 0.0, 60.0, 60.0]])])
-    assert matched(boxes, [BoxStatus.VALID, BoxStatus.IGNORE]) == [P, P, I, I, I]
-
-
-def test_an_anchor_near_an_invalid_box_is_ignored_though_a_valid_one_wants_it() -> None:
-    twice = BOX.repeat(2, 1)
-    assert matched(twice, [BoxStatus.VALID, BoxStatus.OUT_OF_RANGE]) == [I, I, I, N, N]
-
-
-def test_a_box_that_no_anchor_fits_takes_the_best_there_is() -> None:
-    tiny = torch.tensor([[52.0, 52.0, 54.0, 54.0]])
-    assert matched(tiny, [BoxStatus.VALID]) == [N, N, N, N, P]
-
-
-def test_a_box_that_touches_no_anchor_takes_none() -> None:
-    far = torch.tensor([[90.0, 90.0, 95.0, 95.0]])
-    assert matched(far, [BoxStatus.VALID]) == [N, N, N, N, N]
-
-
-def test_without_boxes_every_anchor_is_negative() -> None:
-    assert matched(torch.zeros(0, 4), []) == [N, N, N, N, N]
-
-
-def test_the_best_anchor_of_a_box_learns_that_box() -> None:
-    # The second anchor is the best for the second box though it overlaps the first box more.
-    boxes = torch.tensor([[0.0, 0.0, 10.0, 11.0], [0.0, 0.0, 2.0, 3.0]])
-    matches = match_anchors(
-        ANCHORS[2:4],
-        boxes=boxes[None],
-        status=torch.tensor([[BoxStatus.VALID, BoxStatus.VALID]]),
-        num_boxes=[2],
-        positive_iou=0.9,
-        negative_iou=0.8,
-        ignored_iou=0.3,
+def anchor_states(
+    boxes: torch.Tensor, status: Sequence[BoxStatus], anchors: torch.Tensor = ANCHORS
+) -> list[int]:
+    """Match the anchors of a chip that shares its batch with one of two boxes and one without boxes."""
+    targets = build_targets(
+        build_sample([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]], [V, IGN]),
+        build_sample(boxes, status),
+        build_sample([], []),
     )
-    overlaps = box_iou(boxes, ANCHORS[2:4])
-    best_of_second = int(overlaps[1].argmax())
-    assert matches.state[0, best_of_second] == Match.POSITIVE
+    matches = match_anchors(anchors, targets, positive_iou=0.5, negative_iou=0.4, ignored_iou=0.3)
+    assert matches.state[2].tolist() == [N] * len(anchors)
+    return matches.state[1].tolist()
+
+
+def match_of_second_chip(
+    proposals: torch.Tensor, boxes: torch.Tensor, status: Sequence[BoxStatus]
+) -> tuple[Matches, ChipTargets[torch.Tensor]]:
+    targets = build_targets(build_sample([], []), build_sample(boxes, status))
+    chips = torch.ones(len(proposals), dtype=torch.int64)
+    return match_proposals(proposals, targets, chips=chips, positive_iou=0.5), targets
+
+
+def random_boxes(*shape: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(*shape, 2, generator=generator) * 50
+    return torch.cat([low, low + 1 + torch.rand(*shape, 2, generator=generator) * 30], dim=-1)
+
+
+@given(seed=st.integers(0, 1000))
+def test_torchvision_computes_iou_by_the_plain_formula_bit_for_bit(seed: int) -> None:
+    candidates, boxes = random_boxes(3, 40, seed=seed), random_boxes(3, 7, seed=seed + 1)
+    x1, y1, x2, y2 = candidates[:, :, None].unbind(-1)  # (3, 40, 1)
+    u1, v1, u2, v2 = boxes[:, None].unbind(-1)  # (3, 1, 7)
+    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
+    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - width * height
+    assert torch.equal(box_iou(candidates, boxes), width * height / union)
+
+
+INSIDE = torch.tensor([[0.0, 0.0, 60.0, 60.0]])  # all anchors lie inside
+INSIDE_LAST = torch.tensor([[52.0, 52.0, 54.0, 54.0]])
+FAR = torch.tensor([[90.0, 90.0, 95.0, 95.0]])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "status", "states"),
+    [
+        (torch.zeros(0, 4), [], [N, N, N, N, N]),
+        (BOX, [V], [P, P, I, N, N]),
+        (BOX, [OUT], [I, I, I, N, N]),
+        (BOX, [IN_NEGATIVE], [I, I, I, N, N]),
+        (BOX, [IGN], [I, I, I, I, N]),  # the fourth lies inside
+        (torch.cat([BOX, INSIDE]), [V, IGN], [P, P, I, I, I]),  # an object in a crowd keeps its anchors
+        (BOX.repeat(2, 1), [V, OUT], [I, I, I, N, N]),  # the same overlap with a valid box does not help
+        (INSIDE_LAST, [V], [N, N, N, N, P]),  # the best anchor, however low its IoU
+        (FAR, [V], [N, N, N, N, N]),  # overlaps no anchor
+    ],
+)
+def test_anchors_match_by_iou_and_status(
+    boxes: torch.Tensor, status: list[BoxStatus], states: list[Match]
+) -> None:
+    assert anchor_states(boxes, status) == states
+
+
+def test_the_best_anchor_of_a_box_matches_that_box() -> None:
+    # The second anchor is the best for the second box though its IoU with the first box is higher.
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 11.0], [0.0, 0.0, 2.0, 3.0]])
+    targets = build_targets(build_sample(boxes, [V, V]))
+    matches = match_anchors(ANCHORS[2:4], targets, positive_iou=0.9, negative_iou=0.8, ignored_iou=0.3)
+    best_of_second = int(box_iou(boxes, ANCHORS[2:4])[1].argmax())
+    assert matches.state[0, best_of_second] == P
     assert matches.box_index[0, best_of_second] == 1
 
 
 def test_the_order_of_boxes_does_not_matter() -> None:
-    generator = torch.Generator().manual_seed(0)
-    low = torch.rand(40, 2, generator=generator) * 50
-    anchors = torch.cat([low, low + 1 + torch.rand(40, 2, generator=generator) * 30], dim=1)
+    anchors = random_boxes(40, seed=0)
     boxes, status = anchors[:6] + 0.7, [BoxStatus(i % 3) for i in range(6)]
     order = [5, 2, 0, 4, 1, 3]
-    assert matched(boxes, status, anchors) == matched(boxes[order], [status[i] for i in order], anchors)
+    expected = anchor_states(boxes, status, anchors)
+    assert anchor_states(boxes[order], [status[i] for i in order], anchors) == expected
 
 
 @pytest.mark.parametrize(
     ("status", "states"),
     [
-        (BoxStatus.VALID, [P, P, N, N, N]),
-        (BoxStatus.OUT_OF_RANGE, [P, P, N, N, N]),
-        (BoxStatus.IGNORE, [I, I, I, I, N]),
+        (V, [P, P, N, N, N]),
+        (OUT, [P, P, N, N, N]),
+        (IN_NEGATIVE, [I, I, N, N, N]),
+        (IGN, [I, I, I, I, N]),
     ],
 )
-def test_proposals_match_every_object_valid_or_not(status: BoxStatus, states: list[int]) -> None:
-    matches = matched_proposals(ANCHORS, BOX, [status])
+def test_proposals_match_objects_in_range_or_not(status: BoxStatus, states: list[Match]) -> None:
+    matches, _ = match_of_second_chip(ANCHORS, BOX, [status])
     assert matches.state.tolist() == states
 
 
-def test_a_proposal_on_an_object_counts_though_it_lies_in_a_crowd() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0], [0.0, 0.0, 10.0, 10.0]])
-    matches = matched_proposals(ANCHORS, boxes, [BoxStatus.IGNORE, BoxStatus.VALID])
+def test_a_proposal_on_an_object_in_a_crowd_is_positive() -> None:
+    crowd = torch.tensor([[0.0, 0.0, 30.0, 30.0]])
+    matches, targets = match_of_second_chip(ANCHORS, torch.cat([crowd, BOX]), [IGN, V])
     assert matches.state.tolist() == [P, P, I, I, N]
-    assert matches.box_index[:2].tolist() == [1, 1]
+    assert torch.equal(targets.boxes[1, matches.box_index[:2]], BOX.repeat(2, 1))
 
 
-def test_no_proposals_match_nothing() -> None:
-    matches = matched_proposals(torch.zeros(0, 4), BOX, [BoxStatus.VALID])
+def test_no_proposals_have_no_matches() -> None:
+    matches, _ = match_of_second_chip(torch.zeros(0, 4), BOX, [V])
     assert matches.state.shape == (0,)
 
 
+@pytest.mark.parametrize(("status", "state"), [([V], N), ([IGN], I), ([], N)])
+def test_a_proposal_that_is_padding_is_never_positive(status: list[BoxStatus], state: Match) -> None:
+    matches, _ = match_of_second_chip(torch.zeros(1, 4), BOX[: len(status)], status)
+    assert matches.state.tolist() == [state]
+
+
 @pytest.mark.parametrize(
-    ("num_positive", "num_negative", "drawn_positive", "drawn_negative"),
+    ("num_positive", "num_negative", "sampled_positive", "sampled_negative"),
     [(100, 100, 10, 10), (3, 100, 3, 17), (100, 3, 10, 3), (0, 100, 0, 20), (0, 0, 0, 0)],
 )
-def test_the_sample_has_at_most_half_positives(
-    num_positive: int, num_negative: int, drawn_positive: int, drawn_negative: int
+def test_at_most_half_of_the_sampled_anchors_are_positive(
+    num_positive: int, num_negative: int, sampled_positive: int, sampled_negative: int
 ) -> None:
     other = [P] * 30 + [N] * (num_positive + num_negative + 20)
     state = torch.tensor([[P] * num_positive + [N] * num_negative + [I] * 50, other])
-    drawn = sample_anchors(state, count=20, positive_fraction=0.5, seeds=[3, 4])
-    assert (drawn & (state == P)).sum(dim=1).tolist() == [drawn_positive, 10]
-    assert int((drawn & (state == N))[0].sum()) == drawn_negative
-    assert not (drawn & (state == I)).any()
+    is_sampled = sample_anchors(state, count=20, positive_fraction=0.5, seeds=[3, 4])
+    assert (is_sampled & (state == P)).sum(dim=1).tolist() == [sampled_positive, 10]
+    assert int((is_sampled & (state == N))[0].sum()) == sampled_negative
+    assert not (is_sampled & (state == I)).any()
 
 
-def test_what_is_drawn_for_a_chip_depends_on_its_own_seed_alone() -> None:
+def test_the_sample_of_a_chip_depends_on_its_seed_alone() -> None:
     state = torch.tensor([[P] * 30 + [N] * 60]).repeat(3, 1)
-    drawn = sample_anchors(state, count=20, positive_fraction=0.5, seeds=[5, 6, 5])
-    assert torch.equal(drawn[0], drawn[2])
-    assert not torch.equal(drawn[0], drawn[1])
-    assert torch.equal(drawn[1:2], sample_anchors(state[:1], count=20, positive_fraction=0.5, seeds=[6]))
+    is_sampled = sample_anchors(state, count=20, positive_fraction=0.5, seeds=[5, 6, 5])
+    assert torch.equal(is_sampled[0], is_sampled[2])
+    assert not torch.equal(is_sampled[0], is_sampled[1])
+    alone = sample_anchors(state[:1], count=20, positive_fraction=0.5, seeds=[6])
+    assert torch.equal(is_sampled[1:2], alone)
 
 
-def test_a_batch_taken_in_parts_is_matched_as_one_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    low = torch.rand(5, 60, 2, generator=generator) * 50
-    boxes = torch.cat([low, low + 1 + torch.rand(5, 60, 2, generator=generator) * 30], dim=2)
-    status = torch.randint(5, (5, 6), generator=generator)
+def test_matching_in_parts_equals_matching_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates = random_boxes(5, 60, seed=0)
+    status = torch.randint(5, (5, 6), generator=torch.Generator().manual_seed(0))
+    targets = ChipTargets(
+        boxes=candidates[:, :6] + 0.7,
+        labels=torch.zeros_like(status),
+        status=status,
+        valid_sizes=torch.zeros(5, 2),
+        num_boxes=(6,) * 5,
+        num_valid=tuple((status == V).sum(dim=1).tolist()),
+        seeds=(0,) * 5,
+    )
 
-    def both() -> list[torch.Tensor]:
-        anchors = match_anchors(
-            boxes[0],
-            boxes=boxes[:, :6] + 0.7,
-            status=status,
-            num_boxes=[6] * 5,
-            positive_iou=0.5,
-            negative_iou=0.4,
-            ignored_iou=0.3,
-        )
+    def match_both() -> list[torch.Tensor]:
+        anchors = match_anchors(candidates[0], targets, positive_iou=0.5, negative_iou=0.4, ignored_iou=0.3)
         chips = torch.arange(5).repeat_interleave(60)
-        proposals = match_proposals(
-            boxes.flatten(0, 1), chips=chips, boxes=boxes[:, :6], status=status, positive_iou=0.5
-        )
+        proposals = match_proposals(candidates.flatten(0, 1), targets, chips=chips, positive_iou=0.5)
         return [anchors.state, anchors.box_index, proposals.state, proposals.box_index]
 
-    whole = both()
-    monkeypatch.setattr("sniper.models.targets._MOST_PAIRS", 700)
-    assert all(torch.equal(one, other) for one, other in zip(whole, both(), strict=True))
+    whole = match_both()
+    monkeypatch.setattr("sniper.models.targets._MAX_PAIRS", 700)
+    for expected, in_parts in zip(whole, match_both(), strict=True):
+        assert torch.equal(in_parts, expected)
 
 
-def test_a_large_box_cropped_by_a_fine_chip_gives_a_valid_small_positive() -> None:
+def test_a_large_object_cut_to_a_small_box_is_positive_for_proposals() -> None:
     level = LevelSpec(factor=2.0, below=60).at(width=400, height=400)
     chip = Chip(level=level, x=0, y=0, width=128, height=128)
-    large = np.array([[40.0, 10.0, 190.0, 60.0]])  # 87 px: out of the level's range
     target = assign_targets(
         chip,
-        boxes=large,
+        boxes=np.array([[40.0, 10.0, 190.0, 60.0]]),  # 87 px: out of the level's range
         labels=np.array([3]),
         is_crowd=np.array([False]),
         is_moved_here=np.array([False]),
     )
     assert target.boxes.tolist() == [[80.0, 20.0, 128.0, 120.0]]
-    assert target.status.tolist() == [BoxStatus.OUT_OF_RANGE]
+    assert target.status.tolist() == [OUT]
     proposal = torch.tensor([[82.0, 20.0, 128.0, 118.0]])
     size = float((proposal[0, 2:] - proposal[0, :2]).prod().sqrt())
     assert level.valid_sizes[0] <= size < level.valid_sizes[1]
-    matches = matched_proposals(proposal, torch.from_numpy(target.boxes).float(), [BoxStatus.OUT_OF_RANGE])
+    cut_box = torch.from_numpy(target.boxes).float()
+    matches, _ = match_of_second_chip(proposal, cut_box, [OUT])
     assert matches.state.tolist() == [P]
-    assert matched(torch.from_numpy(target.boxes).float(), [BoxStatus.OUT_OF_RANGE], proposal) == [I]
+    assert anchor_states(cut_box, [OUT], proposal) == [I]
