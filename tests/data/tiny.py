@@ -1,4 +1,4 @@
-"""A tiny data set on disk: real files, a handful of images, made by code."""
+"""A tiny synthetic data set on disk."""
 
 import json
 from collections.abc import Sequence

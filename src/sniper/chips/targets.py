@@ -160,13 +160,13 @@ def is_learnable(boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
 
 
 def stack_targets(
-    targets: Sequence[ChipTarget], *, valid_sizes: Sequence[tuple[float, float]], seeds: Sequence[int]
+    targets: Sequence[ChipTarget], *, valid_sizes: Sequence[Sequence[float]], seeds: Sequence[int]
 ) -> ChipTargets[np.ndarray]:
     """Stack the targets of the chips of a batch, valid boxes first, and pad them to one number of boxes.
 
     Args:
         targets: of each chip; at least one.
-        valid_sizes: the valid range of each chip, chip pixels.
+        valid_sizes: the two ends of the valid range of each chip, chip pixels.
         seeds: one for each chip.
     """
     num_boxes = tuple(len(target.labels) for target in targets)
