@@ -410,7 +410,7 @@ def test_mistakes_are_told_in_a_paragraph(world: Path, capsys: pytest.CaptureFix
     assert "train.momentum was 0.9, not 0.5" in told(
         "train", config, "--run", world / "run", "--resume", "--train.momentum", "0.5"
     )
-    assert "timm knows no model 'resnet51'" in told(
+    assert "timm has no model 'resnet51'" in told(
         "train", config, "--run", world / "other", "--model.backbone.name", "resnet51"
     )
     assert "none.safetensors: cannot be loaded" in told(
