@@ -60,7 +60,7 @@ def main() -> None:
 def time_coco(images: ImageBoxes) -> dict[str, Any]:
     numba.set_num_threads(1)
     ours = median_seconds(lambda: choose(images)) / len(images)
-    some = images.select(np.flatnonzero(images.has_wanted)[:NAIVE_IMAGES])
+    some = images.select(np.flatnonzero(images.has_required)[:NAIVE_IMAGES])
     naive = median_seconds(lambda: choose_naively(some), repeats=3) / len(some)
     numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     return {
@@ -81,7 +81,7 @@ def time_huge() -> dict[str, Any]:
         heights=np.array([9_000]),
         offsets=np.array([0, 500]),
         boxes=np.concatenate([low, low + sides], axis=1),
-        is_wanted=np.ones(500, dtype=bool),
+        is_required=np.ones(500, dtype=bool),
     )
     ours = median_seconds(lambda: choose(image), repeats=21)
     naive = median_seconds(lambda: choose_naively(image), repeats=1)
@@ -166,7 +166,7 @@ def choose_naively(images: ImageBoxes) -> int:
     pyramid, num_chips = PyramidSpec(), 0
     for image in range(len(images)):
         own = slice(images.offsets[image], images.offsets[image + 1])
-        boxes = images.boxes[own][images.is_wanted[own]]
+        boxes = images.boxes[own][images.is_required[own]]
         for level in pyramid.at(width=int(images.widths[image]), height=int(images.heights[image])):
             members = level.to_level(boxes[level.valid_range.contains(boxes)])
             if len(members):

@@ -138,7 +138,7 @@ def write_images(photos: Path, folder: Path, sides: Sides) -> list[Source]:
         heights=np.full(count, height),
         offsets=np.arange(count + 1) * boxes_per_image,
         boxes=np.concatenate(boxes),
-        is_wanted=np.ones(count * boxes_per_image, dtype=np.bool_),
+        is_required=np.ones(count * boxes_per_image, dtype=np.bool_),
     )
     table = cover(PyramidSpec(), images, generator=generator)
     indices = table.image_indices.tolist()

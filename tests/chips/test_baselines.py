@@ -89,7 +89,7 @@ def test_an_image_is_learnt_from_at_the_levels_where_it_has_a_valid_box(world: A
 def test_crowds_alone_give_no_whole_image() -> None:
     world = one_image(100, 80, np.array([[10.0, 10.0, 30.0, 30.0]]))
     assert len(whole_images(WholeSpec(), world)) == 1
-    crowd = type(world)(**{**vars(world), "is_wanted": np.array([False])})
+    crowd = type(world)(**{**vars(world), "is_required": np.array([False])})
     assert len(whole_images(WholeSpec(), crowd)) == 0
 
 

@@ -263,7 +263,7 @@ def test_a_box_of_the_papers_pyramid_goes_here(
 
 def test_unwanted_boxes_get_no_chip() -> None:
     world = one_image(640, 480, np.array([[10.0, 10.0, 40.0, 40.0]]))
-    found = cover_world(dataclasses.replace(world, is_wanted=np.array([False])), pyramid=PyramidSpec())
+    found = cover_world(dataclasses.replace(world, is_required=np.array([False])), pyramid=PyramidSpec())
     assert len(found.level) == 0
 
 

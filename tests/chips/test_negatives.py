@@ -31,7 +31,7 @@ def scenes(draw: st.DrawFn) -> tuple[ImageBoxes, ImageBoxes]:
         objects,
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         boxes=np.concatenate([low, low + extents], axis=1),
-        is_wanted=np.ones(counts.sum(), dtype=bool),
+        is_required=np.ones(counts.sum(), dtype=bool),
     )
 
 
@@ -97,13 +97,13 @@ def test_an_image_without_objects_gives_negative_chips() -> None:
         heights=np.array([200]),
         offsets=np.array([0, 0]),
         boxes=np.zeros((0, 4)),
-        is_wanted=np.zeros(0, dtype=bool),
+        is_required=np.zeros(0, dtype=bool),
     ), ImageBoxes(
         widths=np.array([200]),
         heights=np.array([200]),
         offsets=np.array([0, 5]),
         boxes=np.array([[10.0, 10, 20, 20]]) + np.arange(5)[:, None],
-        is_wanted=np.ones(5, dtype=bool),
+        is_required=np.ones(5, dtype=bool),
     )  # fmt: skip
     positives = positives_of(objects)
     assert len(positives) == 0

@@ -34,7 +34,7 @@ def build_world(seed: int, *, num_images: int = 3, most_boxes: int = 8, longest:
         heights=heights,
         offsets=offsets,
         boxes=boxes,
-        is_wanted=np.ones(len(boxes), dtype=bool),
+        is_required=np.ones(len(boxes), dtype=bool),
     )
 
 
@@ -45,7 +45,7 @@ def one_image(width: int, height: int, boxes: np.ndarray) -> ImageBoxes:
         heights=np.array([height]),
         offsets=np.array([0, len(boxes)]),
         boxes=boxes,
-        is_wanted=np.ones(len(boxes), dtype=bool),
+        is_required=np.ones(len(boxes), dtype=bool),
     )
 
 

@@ -102,13 +102,13 @@ def test_a_plan_suggests_an_experiment_that_trains(world: Path, capsys: pytest.C
     assert told["uncovered_boxes"] == 0
     assert (world / "plan" / "plan.html").is_file()
     suggested = load_experiment(world / "plan" / "suggested.yaml")
-    assert len(suggested.pyramid.levels) == len(told["suggest_pyramids"][0]["levels"]) == 2
+    assert len(suggested.pyramid.levels) == len(told["suggestions"][0]["levels"]) == 2
     assert suggested.train == load_experiment(config).train
 
     table = world / "chips.npz"
     chips = ask(capsys, "chips", annotations, "-o", table, "--config", world / "plan" / "suggested.yaml")
     assert chips.keys() >= PLAN_KEYS
-    assert chips["chips_per_image"] == told["suggest_pyramids"][0]["chips_per_image"]
+    assert chips["chips_per_image"] == told["suggestions"][0]["chips_per_image"]
     trained = ask(
         capsys, "train", world / "plan" / "suggested.yaml", "--run", world / "run", "--data.chips", table,
         "--train.epochs", "0.5",

@@ -24,7 +24,7 @@ def drone() -> ImageBoxes:
         heights=np.full(40, 960),
         offsets=np.arange(41) * 10,
         boxes=boxes,
-        is_wanted=np.ones(400, dtype=bool),
+        is_required=np.ones(400, dtype=bool),
     )
 
 

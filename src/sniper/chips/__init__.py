@@ -1,8 +1,9 @@
 """The idea of the paper, without pixels and without torch.
 
-`pyramid` says how far to resize and which box sizes are valid there, `image_boxes` is what chips are chosen for,
-`cover` chooses them, `chip` is one of them, `assign` tells what it teaches, `table` keeps all chips of a data set;
-`windows` is what chips are compared with.
+`pyramid` defines the levels and their valid ranges. `cover` chooses positive chips for the boxes of many images
+(`image_boxes`), `negatives` chooses negative chips for proposals, and `baselines` makes whole images and tiles; all of
+them return a `table`. `chip` is one window of it, `targets` are the boxes it learns from, and `visibility` computes
+which boxes the chips show.
 """
 
 from sniper.chips.chip import Chip

@@ -1,4 +1,4 @@
-"""One chip: its window, its level, and the way into and out of its frame."""
+"""One chip: a window of a level, and the transforms between its frame and the image frame."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,19 @@ import numpy as np
 from jaxtyping import Float
 
 from sniper.chips.pyramid import Level
-from sniper.geometry.boxes import clip
+from sniper.geometry.boxes import Sides, clip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A window of a level image; what reaches beyond that image is padding.
+    """A window of a level; the part beyond the level image is padding.
 
     Attributes:
-        level: the level of the image it is cut from.
+        level: the level that it is cut from, bound to an image.
         x: left edge of the window, level pixels.
         y: top edge of the window, level pixels.
-        width: of the window, level pixels; also of the chip.
-        height: of the window, level pixels; also of the chip.
+        width: width of the window and of the chip, level pixels.
+        height: height of the window and of the chip, level pixels.
     """
 
     level: Level
@@ -33,12 +33,12 @@ class Chip:
         return np.array([self.x, self.y, self.x + self.width, self.y + self.height], dtype=np.float64)
 
     @property
-    def visible(self) -> tuple[int, int]:
-        """Width and height of the part that shows the image; the rest, right and below, is padding."""
-        return min(self.width, self.level.width - self.x), min(self.height, self.level.height - self.y)
+    def visible(self) -> Sides:
+        """The sides of the part that shows the image; the rest, right and below, is padding."""
+        return Sides(min(self.width, self.level.width - self.x), min(self.height, self.level.height - self.y))
 
     def to_chip(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """Bring boxes from the image frame into the chip frame, whole, also where they leave the chip.
+        """Transform boxes from the image frame to the chip frame, without clipping.
 
         Args:
             boxes: (n, 4) xyxy, image frame, pixels. May be empty.
@@ -56,15 +56,15 @@ class Chip:
         return self.level.to_level(boxes) - self._origin()
 
     def to_image(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """Bring (n, 4) xyxy boxes from the chip frame back to the image frame."""
+        """Transform (n, 4) xyxy boxes from the chip frame to the image frame."""
         return self.level.to_image(boxes + self._origin())
 
     def clip(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """Cut (n, 4) xyxy boxes of the chip frame at the borders of the chip."""
+        """Clip (n, 4) xyxy boxes of the chip frame to the chip."""
         return clip(boxes, width=self.width, height=self.height)
 
     def describe(self) -> str:
-        """Say in words where the chip was cut, in image pixels."""
+        """Return the level and the window as text, in image pixels."""
         x1, y1, x2, y2 = self.level.to_image(self.window[None])[0].round().astype(int).tolist()
         return f"level {self.level.index}, x {x1} to {x2}, y {y1} to {y2}"
 

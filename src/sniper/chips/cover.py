@@ -1,10 +1,10 @@
-"""The fewest chips that cover the valid boxes, found greedily on a grid of windows (SNIPER §3.1).
+"""Cover the boxes of images by as few chips as a greedy search finds, on a grid of windows (SNIPER §3.1).
 
-A box that fits a window is covered by an interval of grid positions in each axis. The number of boxes that each window
-covers is therefore a sum of rectangles: a two-dimensional difference array, summed up once. Windows then lie sorted by
-that number, and each box that is covered takes one from every window of its rectangle, which moves a window by one
-place among the sorted. So the cost grows with boxes plus grid cells, whatever the number of rounds. Boxes that share no
-window, not even by way of others, are covered apart: of a large image only the windows near boxes are looked at.
+In each axis, the windows that contain a box are an interval of grid positions. The number of boxes per window is
+therefore a sum of rectangles: a two-dimensional difference array, integrated once. The windows are then kept sorted by
+that number (bucket sort); a box that becomes covered decrements the windows of its rectangle, and a decrement moves a
+window by one position. So the cost is linear in boxes plus grid cells, whatever the number of chips. Boxes that are
+not connected through shared windows are covered separately: in a large image only windows near boxes are visited.
 """
 
 import numba
@@ -16,102 +16,101 @@ from sniper.chips.pyramid import PyramidSpec
 from sniper.chips.table import ChipTable
 
 _IMAGES_AT_ONCE = 65_536
-_SLACK = 1e-6  # level pixels by which rounding may move an edge
+_TOLERANCE = 1e-6  # level pixels; rounding errors of a box edge
 
 
 def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Generator) -> ChipTable:
     """Choose the positive chips of many images at all levels.
 
-    Per image and level, windows are taken one by one, each time one that covers most still uncovered boxes; a box is
-    covered by a window that it lies wholly inside. Among equally good windows one is drawn at random. A box that no
-    window of its level can hold moves on to the next coarser level that can.
+    For each image and level, windows are chosen one by one, each time one that covers the most boxes not yet covered;
+    ties are broken at random. A window covers a box that lies wholly inside it. A box that no window of its level can
+    cover moves to the next coarser level that can.
 
     Args:
         pyramid: levels, chip size and stride.
-        images: their sides, and the boxes to cover.
-        generator: draws the ties and the offset of the grid. Equal states give equal chips.
+        images: the images, and the boxes to cover.
+        generator: breaks ties, and draws the offset of the grid. Equal states give equal chips.
 
     Returns:
         The chips, image after image and level after level; none is negative.
 
     Example:
-        >>> one = cover(
+        >>> table = cover(
         ...     PyramidSpec(),
         ...     ImageBoxes(
         ...         widths=np.array([640]),
         ...         heights=np.array([480]),
         ...         offsets=np.array([0, 2]),
         ...         boxes=np.array([[10.0, 10.0, 40.0, 40.0], [300.0, 200.0, 460.0, 400.0]]),
-        ...         is_wanted=np.array([True, True]),
+        ...         is_required=np.array([True, True]),
         ...     ),
         ...     generator=np.random.default_rng(0),
         ... )
-        >>> one.level.tolist()
+        >>> table.level.tolist()
         [0, 2]
     """
-    is_taken = np.zeros((0, len(pyramid.levels)), dtype=np.bool_)
-    least = np.ones(len(pyramid.levels), dtype=np.int64)
-    return _choose(pyramid, images, is_taken=is_taken, least=least, generator=generator)
+    is_excluded = np.zeros((0, len(pyramid.levels)), dtype=np.bool_)
+    min_boxes = np.ones(len(pyramid.levels), dtype=np.int64)
+    return _choose(pyramid, images, is_excluded=is_excluded, min_boxes=min_boxes, generator=generator)
 
 
-def fits(pyramid: PyramidSpec, images: ImageBoxes) -> Bool[np.ndarray, "n l"]:
-    """Tell which boxes some window of each level can hold, the grid not shifted.
+def cover_dense(
+    pyramid: PyramidSpec,
+    images: ImageBoxes,
+    *,
+    is_excluded: Bool[np.ndarray, "n l"],
+    min_boxes: Int[np.ndarray, " l"],
+    generator: np.random.Generator,
+) -> ChipTable:
+    """Choose windows as `cover` does, but only while a window adds enough boxes; no box moves to another level.
 
     Args:
         pyramid: levels, chip size and stride.
-        images: with their boxes.
+        images: the images and their boxes. A required box counts at the levels in whose range its size is.
+        is_excluded: (n, l) the boxes that do not count at a level.
+        min_boxes: (l,) the fewest boxes that a window of each level must add.
+        generator: see `cover`.
+    """
+    return _choose(pyramid, images, is_excluded=is_excluded, min_boxes=min_boxes, generator=generator)
+
+
+def is_coverable(pyramid: PyramidSpec, images: ImageBoxes) -> Bool[np.ndarray, "n l"]:
+    """Check which boxes some window of each level can cover, with the grid at offset 0.
+
+    Args:
+        pyramid: levels, chip size and stride.
+        images: the images and their boxes.
 
     Returns:
         (n, l) one flag for each box and level.
     """
-    can_hold = []
+    flags = []
     for level in pyramid.levels:
         resized = level.resized(images.widths, images.heights)
-        is_held = np.ones(len(images.boxes), dtype=np.bool_)
+        is_inside = np.ones(len(images.boxes), dtype=np.bool_)
         for axis, (sides, old) in enumerate(zip(resized, (images.widths, images.heights), strict=True)):
             scale, side = (sides / old)[images.image_of_box], sides[images.image_of_box]
             low, high = images.boxes[:, axis] * scale, np.minimum(images.boxes[:, axis + 2] * scale, side)
-            room = np.maximum(side - pyramid.chip_size, 0)
-            last = -(-room // pyramid.stride)
-            first_fit = np.clip(np.ceil((high - pyramid.chip_size - _SLACK) / pyramid.stride), 0, last)
-            last_fit = np.where(low + _SLACK >= room, last, np.floor((low + _SLACK) / pyramid.stride))
-            is_held &= first_fit <= last_fit
-        can_hold.append(is_held)
-    return np.stack(can_hold, axis=1)
-
-
-def gather(
-    pyramid: PyramidSpec,
-    images: ImageBoxes,
-    *,
-    is_taken: Bool[np.ndarray, "n l"],
-    least: Int[np.ndarray, " l"],
-    generator: np.random.Generator,
-) -> ChipTable:
-    """Choose the windows in which enough boxes gather, by the greed of `cover`, until no window holds enough.
-
-    Args:
-        pyramid: levels, chip size and stride.
-        images: their sides and boxes; those that are wanted count at the levels in whose range their size lies.
-        is_taken: (n, l) the boxes that do not count at a level.
-        least: (l,) the fewest boxes that a window of each level must add.
-        generator: see `cover`.
-
-    Returns:
-        The windows; no box moves to another level.
-    """
-    return _choose(pyramid, images, is_taken=is_taken, least=least, generator=generator)
+            max_start = np.maximum(side - pyramid.chip_size, 0)
+            last = -(-max_start // pyramid.stride)
+            first_fit = np.clip(np.ceil((high - pyramid.chip_size - _TOLERANCE) / pyramid.stride), 0, last)
+            last_fit = np.where(
+                low + _TOLERANCE >= max_start, last, np.floor((low + _TOLERANCE) / pyramid.stride)
+            )
+            is_inside &= first_fit <= last_fit
+        flags.append(is_inside)
+    return np.stack(flags, axis=1)
 
 
 def _choose(
     pyramid: PyramidSpec,
     images: ImageBoxes,
     *,
-    is_taken: Bool[np.ndarray, "t l"],
-    least: Int[np.ndarray, " l"],
+    is_excluded: Bool[np.ndarray, "t l"],
+    min_boxes: Int[np.ndarray, " l"],
     generator: np.random.Generator,
 ) -> ChipTable:
-    """Choose windows; where no box is marked as taken or not, boxes move to other levels."""
+    """Choose windows; boxes may move to other levels where `is_excluded` is empty."""
     seed = generator.integers(1, 2**63, dtype=np.int64)
     shift = generator.integers(0, pyramid.stride, size=2) if pyramid.random_offset else np.zeros(2, np.int64)
     resized = [level.resized(images.widths, images.heights) for level in pyramid.levels]
@@ -119,22 +118,22 @@ def _choose(
     moved_to = np.full(len(images.boxes), -1, dtype=np.int8)
     parts = []
     for first in range(0, len(images), _IMAGES_AT_ONCE):
-        some = slice(first, first + _IMAGES_AT_ONCE)
-        starts = images.offsets[first : first + _IMAGES_AT_ONCE + 1]
-        own = slice(starts[0], starts[-1])
+        group = slice(first, first + _IMAGES_AT_ONCE)
+        offsets = images.offsets[first : first + _IMAGES_AT_ONCE + 1]
+        rows = slice(offsets[0], offsets[-1])
         parts.append(
-            _choose_some(
-                np.stack([np.stack([w[some], h[some]]) for w, h in resized]),
-                np.stack([images.widths[some], images.heights[some]]).astype(np.int64),
-                starts - starts[0],
-                np.ascontiguousarray(images.boxes[own], dtype=np.float64),
-                images.is_wanted[own],
+            _choose_in_group(
+                np.stack([np.stack([w[group], h[group]]) for w, h in resized]),
+                np.stack([images.widths[group], images.heights[group]]).astype(np.int64),
+                offsets - offsets[0],
+                np.ascontiguousarray(images.boxes[rows], dtype=np.float64),
+                images.is_required[rows],
                 bounds,
                 (pyramid.chip_size, pyramid.stride, int(shift[0]), int(shift[1])),
                 np.uint64(seed) + np.uint64(first),
-                is_taken[own],
-                least,
-                moved_to[own],
+                is_excluded[rows],
+                min_boxes,
+                moved_to[rows],
             )
         )
     counts = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0, np.int64)
@@ -154,37 +153,38 @@ def _choose(
     )
 
 
-def _choose_some(
+def _choose_in_group(
     level_sides: Int[np.ndarray, "l 2 m"],
     image_sides: Int[np.ndarray, "2 m"],
     offsets: Int[np.ndarray, " m_plus_1"],
     boxes: Float[np.ndarray, "n 4"],
-    is_wanted: Bool[np.ndarray, " n"],
+    is_required: Bool[np.ndarray, " n"],
     bounds: Float[np.ndarray, "l 2"],
     grid: tuple[int, int, int, int],
     seed: np.uint64,
-    is_taken: Bool[np.ndarray, "t l"],
-    least: Int[np.ndarray, " l"],
+    is_excluded: Bool[np.ndarray, "t l"],
+    min_boxes: Int[np.ndarray, " l"],
     moved_to: Int[np.ndarray, " n"],
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, "c 3"]]:
-    """Choose windows of some images; fills `moved_to`, gives chips per image and (level, x, y) of each chip."""
+    """Choose windows of some images; fill `moved_to`, and return chips per image and (level, x, y) of each chip."""
     num_levels = len(bounds)
-    room = np.empty(
+    buffer = np.empty(
         (num_levels * len(boxes), 3), dtype=np.int32
     )  # a chip covers at least one box of its level
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
     _cover_all(
-        level_sides, image_sides, offsets, boxes, is_wanted, bounds, grid, seed, is_taken, least, moved_to, room, counts
+        level_sides, image_sides, offsets, boxes, is_required, bounds, grid, seed, is_excluded, min_boxes, moved_to,
+        buffer, counts,
     )  # fmt: skip
     starts = num_levels * offsets[:-1]
     firsts = np.cumsum(counts) - counts
     index = np.arange(counts.sum()) + np.repeat(starts - firsts, counts)
-    return counts, room[index]
+    return counts, buffer[index]
 
 
 @numba.njit(cache=True)
 def _mix(state: np.uint64) -> np.uint64:
-    """Scramble 64 bits (the finaliser of SplitMix64)."""
+    """Mix 64 bits (the finalizer of SplitMix64)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
@@ -192,33 +192,33 @@ def _mix(state: np.uint64) -> np.uint64:
 
 @numba.njit(cache=True)
 def _num_positions(side: int, chip_size: int, stride: int, shift: int) -> int:
-    """Count the windows along one axis: on the grid, and flush with both borders."""
-    room = side - chip_size
-    return 1 if room <= 0 else (room + shift + stride - 1) // stride + 1
+    """Count the windows along one axis: those on the grid, and those flush with the borders."""
+    max_start = side - chip_size
+    return 1 if max_start <= 0 else (max_start + shift + stride - 1) // stride + 1
 
 
 @numba.njit(cache=True)
 def _position(index: int, side: int, chip_size: int, stride: int, shift: int) -> int:
-    """Give the edge of a window along one axis."""
+    """Return the left or top edge of a window."""
     return min(max(index * stride - shift, 0), max(side - chip_size, 0))
 
 
 @numba.njit(cache=True)
 def _interval(low: float, high: float, side: int, chip_size: int, stride: int, shift: int) -> tuple[int, int]:
-    """Give the first and last window along one axis that hold [low, high]; the last is less if none does."""
+    """Return the first and last window along one axis that contain [low, high]; first > last if none does."""
     last = _num_positions(side, chip_size, stride, shift) - 1
-    room = side - chip_size
-    start = high - chip_size - _SLACK
+    max_start = side - chip_size
+    start = high - chip_size - _TOLERANCE
     first_fit = 0 if start <= 0 else min(int(np.ceil((start + shift) / stride)), last)
-    last_fit = last if low + _SLACK >= room else int(np.floor((low + _SLACK + shift) / stride))
+    last_fit = last if low + _TOLERANCE >= max_start else int(np.floor((low + _TOLERANCE + shift) / stride))
     return first_fit, last_fit
 
 
 @numba.njit(cache=True)
 def _count_boxes(rects: np.ndarray, num_x: int, num_y: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count for each window the boxes that it holds, and for each such count the windows that have it.
+    """Count the boxes inside each window, and for each such count the windows that have it.
 
-    `rects` (k, 4) holds the first and last column, first and last row of the windows that hold each box.
+    `rects` (k, 4): the first and last column, first and last row of the windows that contain each box.
     """
     counts = np.zeros((num_y + 1, num_x + 1), dtype=np.int32)
     for r in range(len(rects)):
@@ -240,56 +240,56 @@ def _count_boxes(rects: np.ndarray, num_x: int, num_y: int) -> tuple[np.ndarray,
 
 @numba.njit(cache=True)
 def _sort_by_count(counts: np.ndarray, num_windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort the windows that hold a box by their counts.
+    """Sort the windows that contain a box by their counts.
 
-    Gives the windows as y * num_x + x, those of one count side by side; the place of each window among them; and where
-    each count starts, with the end as the last.
+    Returns the windows as y * num_x + x, grouped by count; the position of each window in that order; and where each
+    count starts, followed by the end.
     """
     num_y, num_x = counts.shape
     starts = np.zeros(len(num_windows) + 1, dtype=np.int32)
     for count in range(1, len(num_windows)):
         starts[count + 1] = starts[count] + num_windows[count]
     windows = np.empty(starts[-1], dtype=np.int32)
-    place = np.empty((num_y, num_x), dtype=np.int32)
+    position = np.empty((num_y, num_x), dtype=np.int32)
     free = starts.copy()
     for y in range(num_y):
         for x in range(num_x):
             count = counts[y, x]
             if count > 0:
                 windows[free[count]] = y * num_x + x
-                place[y, x] = free[count]
+                position[y, x] = free[count]
                 free[count] += 1
-    return windows, place, starts
+    return windows, position, starts
 
 
 @numba.njit(cache=True)
-def _forget_box(
-    rect: np.ndarray, counts: np.ndarray, windows: np.ndarray, place: np.ndarray, starts: np.ndarray
+def _remove_box(
+    rect: np.ndarray, counts: np.ndarray, windows: np.ndarray, position: np.ndarray, starts: np.ndarray
 ) -> None:
-    """Take a covered box from every window that holds it: each swaps with the first of its count and falls by one."""
+    """Decrement every window that contains a covered box: each swaps with the first of its count and moves down."""
     num_x = counts.shape[1]
     for y in range(rect[2], rect[3] + 1):
         for x in range(rect[0], rect[1] + 1):
             count = counts[y, x]
-            front, here = starts[count], place[y, x]
+            front, here = starts[count], position[y, x]
             other = windows[front]
             windows[front], windows[here] = y * num_x + x, other
-            place[other // num_x, other % num_x] = here
-            place[y, x] = front
+            position[other // num_x, other % num_x] = here
+            position[y, x] = front
             starts[count] += 1
             counts[y, x] = count - 1
 
 
 @numba.njit(cache=True)
 def _draw(state: np.uint64, count: int) -> tuple[np.uint64, np.int64]:
-    """Draw one of so many; gives the new random state and the number drawn."""
+    """Draw an integer below `count`; return the new random state and the integer."""
     state += np.uint64(0x9E3779B97F4A7C15)
     return state, np.int64(_mix(state) % np.uint64(count))
 
 
 @numba.njit(cache=True)
 def _pick_common(rects: np.ndarray, pick: np.ndarray, state: np.uint64) -> tuple[bool, np.uint64]:
-    """Draw one of the windows that hold all these boxes into `pick`; tells whether there is any."""
+    """Draw one of the windows that contain all boxes into `pick`; return whether there is any, and the new state."""
     left, right, top, bottom = rects[0]
     for r in range(1, len(rects)):
         left, right = max(left, rects[r, 0]), min(right, rects[r, 1])
@@ -303,8 +303,8 @@ def _pick_common(rects: np.ndarray, pick: np.ndarray, state: np.uint64) -> tuple
 
 
 @numba.njit(cache=True)
-def _take_covered(rects: np.ndarray, num_left: int, x: int, y: int) -> int:
-    """Move the boxes that a window holds behind those that are left; gives how many are left now."""
+def _drop_covered(rects: np.ndarray, num_left: int, x: int, y: int) -> int:
+    """Move the boxes inside a window behind the remaining ones; return the number of remaining boxes."""
     r = 0
     while r < num_left:
         if rects[r, 0] <= x <= rects[r, 1] and rects[r, 2] <= y <= rects[r, 3]:
@@ -318,16 +318,15 @@ def _take_covered(rects: np.ndarray, num_left: int, x: int, y: int) -> int:
 
 @numba.njit(cache=True)
 def _cover_group(
-    rects: np.ndarray, least: int, picked: np.ndarray, state: np.uint64
+    rects: np.ndarray, min_boxes: int, picked: np.ndarray, state: np.uint64
 ) -> tuple[int, np.uint64]:
-    """Cover boxes that lie near each other by as few windows as greed finds.
+    """Cover boxes that are near each other greedily.
 
-    `rects` (k, 4) is as in `_count_boxes`, and its order changes: the boxes left stand first. The columns and rows of
-    the chosen windows go to `picked` (k, 2); their number and the new random state are returned. Windows that add fewer
-    than `least` boxes are not taken. Once a window holds all boxes that are left, as one mostly does from the start, it
-    is the last and nothing needs counting.
+    `rects` (k, 4) is as in `_count_boxes`; its rows are reordered. The columns and rows of the chosen windows go to
+    `picked` (k, 2); their number and the new random state are returned. Windows that add fewer than `min_boxes` boxes
+    are not chosen. Counting is skipped once a window contains all remaining boxes, which is mostly so from the start.
     """
-    if len(rects) < least:
+    if len(rects) < min_boxes:
         return 0, state
     is_done, state = _pick_common(rects, picked[0], state)
     if is_done:
@@ -336,25 +335,25 @@ def _cover_group(
     rects[:, :2] -= first_x
     rects[:, 2:] -= first_y
     counts, num_windows = _count_boxes(rects, rects[:, 1].max() + 1, rects[:, 3].max() + 1)
-    windows, place, starts = _sort_by_count(counts, num_windows)
+    windows, position, starts = _sort_by_count(counts, num_windows)
     num_left, num_picked, most = len(rects), 0, len(rects)
     while not is_done:
-        while most >= least and starts[most + 1] == starts[most]:
+        while most >= min_boxes and starts[most + 1] == starts[most]:
             most -= 1
-        if most < least:
+        if most < min_boxes:
             break
         state, drawn = _draw(state, starts[most + 1] - starts[most])
         y, x = divmod(windows[starts[most] + drawn], counts.shape[1])
         picked[num_picked, 0], picked[num_picked, 1] = x, y
         num_picked += 1
-        before, num_left = num_left, _take_covered(rects, num_left, x, y)
-        if num_left < least:
+        before, num_left = num_left, _drop_covered(rects, num_left, x, y)
+        if num_left < min_boxes:
             break
         is_done, state = _pick_common(rects[:num_left], picked[num_picked], state)
         num_picked += is_done
         if not is_done:
             for r in range(num_left, before):
-                _forget_box(rects[r], counts, windows, place, starts)
+                _remove_box(rects[r], counts, windows, position, starts)
     picked[:num_picked, 0] += first_x
     picked[:num_picked, 1] += first_y
     return num_picked, state
@@ -362,10 +361,11 @@ def _cover_group(
 
 @numba.njit(cache=True)
 def _group(rects: np.ndarray) -> np.ndarray:
-    """Bring boxes into an order in which those that share windows, if only by way of others, stand side by side.
+    """Sort boxes into groups, such that no window contains boxes of two groups.
 
-    Boxes are put into square cells as wide as the most windows that hold one box, so that those that share a window lie
-    in neighbouring cells; cells that hang together make a group. Gives where each group starts, with the end as last.
+    Boxes are put into square cells as wide as the longest interval of windows that contain one box, so that boxes that
+    share a window are in neighbouring cells; connected cells make a group. Returns where each group starts, followed by
+    the end.
     """
     num_rects = len(rects)
     first_x, first_y, last_x, last_y, span = rects[0, 0], rects[0, 2], rects[0, 0], rects[0, 2], 1
@@ -383,7 +383,9 @@ def _group(rects: np.ndarray) -> np.ndarray:
         return np.array([0, num_rects])
     starts = np.zeros(num_rects + 1, dtype=np.int64)
     columns, rows = (rects[:, 0] - first_x) // span, (rects[:, 2] - first_y) // span
-    newest = np.full((num_y, num_x), -1, dtype=np.int32)  # box of each cell; the one before it is in `older`
+    newest = np.full(
+        (num_y, num_x), -1, dtype=np.int32
+    )  # linked list per cell; `older` points to the next box
     older = np.empty(num_rects, dtype=np.int32)
     for r in range(num_rects):
         older[r] = newest[rows[r], columns[r]]
@@ -392,14 +394,14 @@ def _group(rects: np.ndarray) -> np.ndarray:
     num_ordered, num_groups = 0, 0
     for seed in range(num_rects):
         if newest[rows[seed], columns[seed]] < 0:
-            continue  # its cell was emptied into a group
+            continue  # its cell is in a group already
         reached = num_ordered
-        num_ordered = _empty_cell(newest, older, columns[seed], rows[seed], order, num_ordered)
+        num_ordered = _pop_cell(newest, older, columns[seed], rows[seed], order, num_ordered)
         while reached < num_ordered:
             box = order[reached]
             for y in range(max(rows[box] - 1, 0), min(rows[box] + 2, num_y)):
                 for x in range(max(columns[box] - 1, 0), min(columns[box] + 2, num_x)):
-                    num_ordered = _empty_cell(newest, older, x, y, order, num_ordered)
+                    num_ordered = _pop_cell(newest, older, x, y, order, num_ordered)
             reached += 1
         num_groups += 1
         starts[num_groups] = num_ordered
@@ -408,10 +410,10 @@ def _group(rects: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _empty_cell(
+def _pop_cell(
     newest: np.ndarray, older: np.ndarray, x: int, y: int, order: np.ndarray, num_ordered: int
 ) -> int:
-    """Append the boxes of a cell to an order; gives its new length."""
+    """Move the boxes of a cell to the end of `order`; return its new length."""
     box = newest[y, x]
     newest[y, x] = -1
     while box >= 0:
@@ -423,13 +425,13 @@ def _empty_cell(
 
 @numba.njit(cache=True)
 def _cover_level(
-    rects: np.ndarray, least: int, picked: np.ndarray, state: np.uint64
+    rects: np.ndarray, min_boxes: int, picked: np.ndarray, state: np.uint64
 ) -> tuple[int, np.uint64]:
-    """Cover all boxes of a level, group by group; as `_cover_group`."""
+    """Cover the boxes of a level group by group; see `_cover_group`."""
     starts = _group(rects)
     num_picked = 0
     for g in range(len(starts) - 1):
-        count, state = _cover_group(rects[starts[g] : starts[g + 1]], least, picked[num_picked:], state)
+        count, state = _cover_group(rects[starts[g] : starts[g + 1]], min_boxes, picked[num_picked:], state)
         num_picked += count
     return num_picked, state
 
@@ -440,27 +442,27 @@ def _cover_all(
     image_sides: np.ndarray,
     offsets: np.ndarray,
     boxes: np.ndarray,
-    is_wanted: np.ndarray,
+    is_required: np.ndarray,
     bounds: np.ndarray,
     grid: tuple[int, int, int, int],
     seed: np.uint64,
-    is_taken: np.ndarray,
-    least: np.ndarray,
+    is_excluded: np.ndarray,
+    min_boxes: np.ndarray,
     moved_to: np.ndarray,
-    room: np.ndarray,
+    buffer: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    """Cover every image at every level; fills `moved_to`, `room` and `counts`."""
+    """Cover every image at every level; fill `moved_to`, `buffer` and `counts`."""
     chip_size, stride, shift_x, shift_y = grid
     num_levels = len(bounds)
-    may_move = len(is_taken) == 0
+    may_move = len(is_excluded) == 0
     for image in numba.prange(len(counts)):
         first, last = offsets[image], offsets[image + 1]
         if first == last:
             continue
         state = _mix(seed + np.uint64(image))
         num_chips = 0
-        is_carried = np.zeros(last - first, dtype=np.bool_)  # own levels could not hold it, none has yet
+        is_pending = np.zeros(last - first, dtype=np.bool_)  # too long for the windows so far
         is_covered = np.zeros(last - first, dtype=np.bool_)
         rects = np.empty((last - first, 4), dtype=np.int32)
         picked = np.empty((last - first, 2), dtype=np.int32)
@@ -469,12 +471,12 @@ def _cover_all(
             scale_x, scale_y = width / image_sides[0, image], height / image_sides[1, image]
             num_rects = 0
             for b in range(first, last):
-                if not is_wanted[b]:
+                if not is_required[b]:
                     continue
                 x1, y1, x2, y2 = boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3]
                 box_size = np.sqrt((x2 - x1) * (y2 - y1))
-                is_own = bounds[level, 0] <= box_size < bounds[level, 1]
-                if not (is_own or is_carried[b - first]) or (not may_move and is_taken[b, level]):
+                is_in_range = bounds[level, 0] <= box_size < bounds[level, 1]
+                if not (is_in_range or is_pending[b - first]) or (not may_move and is_excluded[b, level]):
                     continue
                 left, right = _interval(
                     x1 * scale_x, min(x2 * scale_x, float(width)), width, chip_size, stride, shift_x
@@ -483,22 +485,22 @@ def _cover_all(
                     y1 * scale_y, min(y2 * scale_y, float(height)), height, chip_size, stride, shift_y
                 )
                 if right < left or bottom < top:
-                    is_carried[b - first] = may_move and not is_covered[b - first]
+                    is_pending[b - first] = may_move and not is_covered[b - first]
                     continue
-                if not is_own:
+                if not is_in_range:
                     moved_to[b] = level
-                is_carried[b - first] = False
+                is_pending[b - first] = False
                 is_covered[b - first] = True
                 rects[num_rects, 0], rects[num_rects, 1] = left, right
                 rects[num_rects, 2], rects[num_rects, 3] = top, bottom
                 num_rects += 1
             if num_rects == 0:
                 continue
-            num_picked, state = _cover_level(rects[:num_rects], least[level], picked, state)
+            num_picked, state = _cover_level(rects[:num_rects], min_boxes[level], picked, state)
             for p in range(num_picked):
                 row = num_levels * first + num_chips
-                room[row, 0] = level
-                room[row, 1] = _position(picked[p, 0], width, chip_size, stride, shift_x)
-                room[row, 2] = _position(picked[p, 1], height, chip_size, stride, shift_y)
+                buffer[row, 0] = level
+                buffer[row, 1] = _position(picked[p, 0], width, chip_size, stride, shift_x)
+                buffer[row, 2] = _position(picked[p, 1], height, chip_size, stride, shift_y)
                 num_chips += 1
         counts[image] = num_chips

@@ -1,9 +1,11 @@
-"""The boxes of many images as flat arrays: what chips are chosen for."""
+"""The boxes of many images as flat arrays: the input of choosing chips."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from sniper.geometry.boxes import ragged_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -11,18 +13,18 @@ class ImageBoxes:
     """The sides and boxes of many images, image after image.
 
     Attributes:
-        widths: (m,) of the images, pixels.
-        heights: (m,) of the images, pixels.
+        widths: (m,) widths of the images, pixels.
+        heights: (m,) heights of the images, pixels.
         offsets: (m + 1,) where the boxes of each image begin; the last is the number of boxes.
         boxes: (n, 4) xyxy, image frame, pixels, inside their images. May be empty.
-        is_wanted: (n,) which boxes a chip must cover.
+        is_required: (n,) which boxes chips must cover.
     """
 
     widths: Int[np.ndarray, " m"]
     heights: Int[np.ndarray, " m"]
     offsets: Int[np.ndarray, " m_plus_1"]
     boxes: Float[np.ndarray, "n 4"]
-    is_wanted: Bool[np.ndarray, " n"]
+    is_required: Bool[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.widths)
@@ -33,34 +35,32 @@ class ImageBoxes:
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     @property
-    def has_wanted(self) -> Bool[np.ndarray, " m"]:
-        """Which images have a box to be covered."""
-        return np.bincount(self.image_of_box[self.is_wanted], minlength=len(self)) > 0
+    def has_required(self) -> Bool[np.ndarray, " m"]:
+        """Which images have a box that chips must cover."""
+        return np.bincount(self.image_of_box[self.is_required], minlength=len(self)) > 0
 
     def select(self, indices: Int[np.ndarray, " k"]) -> "ImageBoxes":
-        """Keep some images with their boxes, in the order wanted.
+        """Return some images with their boxes.
 
         Args:
-            indices: (k,) of the images. May be empty.
+            indices: (k,) the images, in any order. May be empty.
 
         Example:
-            >>> two = ImageBoxes(
+            >>> images = ImageBoxes(
             ...     widths=np.array([8, 9]),
             ...     heights=np.array([8, 9]),
             ...     offsets=np.array([0, 1, 2]),
             ...     boxes=np.array([[0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 5.0, 5.0]]),
-            ...     is_wanted=np.array([True, True]),
+            ...     is_required=np.array([True, True]),
             ... )
-            >>> two.select(np.array([1])).boxes.tolist()
+            >>> images.select(np.array([1])).boxes.tolist()
             [[2.0, 2.0, 5.0, 5.0]]
         """
-        counts = np.diff(self.offsets)[indices]
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (k + 1,)
-        own = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], counts)
+        offsets, rows = ragged_rows(self.offsets, indices)
         return ImageBoxes(
             widths=self.widths[indices],
             heights=self.heights[indices],
             offsets=offsets,
-            boxes=self.boxes[own],
-            is_wanted=self.is_wanted[own],
+            boxes=self.boxes[rows],
+            is_required=self.is_required[rows],
         )

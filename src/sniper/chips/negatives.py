@@ -1,4 +1,4 @@
-"""Chips where proposals gather and no object is: what the detector is wrong about (SNIPER §3.2)."""
+"""Negative chips: windows with many proposals and no object, which are likely false positives (SNIPER §3.2)."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -6,25 +6,25 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sniper.chips.cover import gather
+from sniper.chips.cover import cover_dense
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import PyramidSpec
 from sniper.chips.table import ChipTable
-from sniper.chips.visibility import Sight, look
+from sniper.chips.visibility import Visibility, chip_visibility
 
 
 @dataclass(frozen=True, kw_only=True)
 class NegativeSpec:
-    """Which chips without objects to learn from.
+    """Which negative chips to train on.
 
     Attributes:
-        source: `mined` trains an RPN first and looks with it where it is wrong; `none` mines nothing. A chip table that
-            has negative chips brings its own.
-        min_proposals: proposals that a window must add, for each level from the finest; the last number holds for all
-            coarser levels.
-        rule: proposals that positive chips of their level have taken: those wholly inside one (`cover`, the paper's),
-            or all that touch one (`overlap`, the authors' code).
-        per_image: at most this many negative chips of each image are drawn for an epoch.
+        source: `mined` trains an RPN first and chooses negative chips from its proposals; `none` mines nothing. A chip
+            table that has negative chips needs no mining.
+        min_proposals: proposals that a negative chip must add, for each level from the finest; the last number applies
+            to all coarser levels.
+        rule: which proposals the positive chips of their level exclude: those wholly inside one (`cover`, the paper's),
+            or all that overlap one (`overlap`, the authors' code).
+        per_image: draw at most this many negative chips of each image for an epoch.
     """
 
     source: Literal["none", "mined"] = "none"
@@ -39,21 +39,21 @@ class NegativeSpec:
             raise ValueError(f"per_image must not be negative, not {self.per_image}")
 
 
-def leftovers(
-    positives: ChipTable, proposals: ImageBoxes, *, rule: Literal["cover", "overlap"]
+def is_uncovered(
+    proposals: ImageBoxes, positives: ChipTable, *, rule: Literal["cover", "overlap"]
 ) -> Bool[np.ndarray, "n l"]:
-    """Tell which proposals no positive chip of a level has taken.
+    """Check which proposals the positive chips of each level do not exclude.
 
     Args:
-        positives: the positive chips.
-        proposals: of the same images.
+        proposals: the proposals.
+        positives: the positive chips of the same images, ordered by image.
         rule: see `NegativeSpec`.
 
     Returns:
         (n, l) one flag for each proposal and level.
     """
-    seen, _ = look(positives, proposals)
-    return seen < (Sight.WHOLE if rule == "cover" else Sight.CUT)
+    visibility, _ = chip_visibility(positives, proposals)
+    return visibility < (Visibility.WHOLE if rule == "cover" else Visibility.PARTIAL)
 
 
 def choose_negatives(
@@ -64,22 +64,25 @@ def choose_negatives(
     pyramid: PyramidSpec,
     generator: np.random.Generator,
 ) -> ChipTable:
-    """Choose the windows in which enough leftover proposals gather, at all levels, in images without objects too.
+    """Choose the windows with enough uncovered proposals, at all levels; also in images without objects.
 
     Args:
-        positives: the positive chips.
-        proposals: of the same images; each counts at the levels in whose range its size lies.
-        spec: how many are enough, and which are left over.
-        pyramid: what the positive chips were cut from.
-        generator: draws among equally good windows.
+        positives: the positive chips, ordered by image.
+        proposals: of the same images; each counts at the levels in whose range its size is.
+        spec: how many are enough, and which count as uncovered.
+        pyramid: the pyramid that the positive chips are cut from.
+        generator: breaks ties.
+
+    Returns:
+        The negative chips, ordered by image.
     """
     num_levels = len(pyramid.levels)
-    least = (spec.min_proposals + spec.min_proposals[-1:] * num_levels)[:num_levels]
-    windows = gather(
+    min_boxes = (spec.min_proposals + spec.min_proposals[-1:] * num_levels)[:num_levels]
+    windows = cover_dense(
         pyramid,
         proposals,
-        is_taken=~leftovers(positives, proposals, rule=spec.rule),
-        least=np.array(least, dtype=np.int64),
+        is_excluded=~is_uncovered(proposals, positives, rule=spec.rule),
+        min_boxes=np.array(min_boxes, dtype=np.int64),
         generator=generator,
     )
     return replace(windows, is_negative=np.ones(len(windows), dtype=np.bool_))
@@ -88,12 +91,12 @@ def choose_negatives(
 def draw_negatives(
     table: ChipTable, *, per_image: int, generator: np.random.Generator
 ) -> Int[np.ndarray, " k"]:
-    """Draw the chips of an epoch: all positive ones, and at most so many negative ones of each image.
+    """Draw the chips of an epoch: all positive chips, and a limited number of negative chips of each image.
 
     Args:
         table: all chips.
-        per_image: negative chips of an image.
-        generator: draws them.
+        per_image: the most negative chips of an image.
+        generator: draws the negative chips.
 
     Returns:
         (k,) indices of the chips, in the order of the table.

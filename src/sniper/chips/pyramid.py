@@ -1,4 +1,4 @@
-"""The levels of the image pyramid: how far each resizes an image, and which box sizes are valid there."""
+"""The levels of the image pyramid: how each resizes an image, and which box sizes are valid there."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ class ValidRange:
     """The box sizes that a level learns from: half-open, `[at_least, below)`, in image pixels (SNIPER §3.1).
 
     Attributes:
-        at_least: the smallest size inside, image pixels.
+        at_least: the smallest valid size, image pixels.
         below: the smallest size that is too large, image pixels; `math.inf` for no bound.
     """
 
@@ -24,7 +24,7 @@ class ValidRange:
     below: float = math.inf
 
     def contains(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
-        """Tell which boxes have a size in this range.
+        """Check which boxes have a size in this range.
 
         Args:
             boxes: (n, 4) xyxy, image frame, pixels. May be empty.
@@ -43,15 +43,15 @@ class ValidRange:
 
 @dataclass(frozen=True, kw_only=True)
 class LevelSpec:
-    """One level: exactly one rule for resizing, and the range of box sizes that is valid after it.
+    """One level: exactly one rule for resizing, and the range of box sizes that are valid there.
 
     Attributes:
         factor: resize by this factor.
         long_side: resize so that the longer side has this many pixels.
         short_side: resize so that the shorter side has this many pixels.
-        max_long_side: with `short_side`: but never so far that the longer side exceeds this, pixels.
+        max_long_side: with `short_side`: resize less if the longer side would exceed this, pixels.
         at_least: smallest valid box size, image pixels.
-        below: first box size too large to be valid, image pixels.
+        below: smallest box size that is too large to be valid, image pixels.
     """
 
     factor: float | None = None
@@ -79,17 +79,17 @@ class LevelSpec:
 
     @property
     def valid_range(self) -> ValidRange:
-        """The box sizes this level learns from."""
+        """The box sizes that this level learns from."""
         return ValidRange(at_least=self.at_least, below=self.below)
 
     def resized(
         self, widths: Int[np.ndarray, " m"], heights: Int[np.ndarray, " m"]
     ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-        """Give the sides of many images at this level, rounded to whole pixels, at least 1.
+        """Compute the sides of many images at this level, rounded to whole pixels, at least 1.
 
         Args:
-            widths: (m,) of the images, pixels.
-            heights: (m,) of the images, pixels.
+            widths: (m,) widths of the images, pixels.
+            heights: (m,) heights of the images, pixels.
 
         Returns:
             Two (m,) arrays: widths and heights of the level images, pixels.
@@ -113,9 +113,9 @@ class LevelSpec:
         """Bind this level to one image.
 
         Args:
-            width: of the image, pixels.
-            height: of the image, pixels.
-            index: which level of its pyramid this is, 0 the finest.
+            width: width of the image, pixels.
+            height: height of the image, pixels.
+            index: the index of this level in its pyramid, 0 is the finest.
         """
         widths, heights = self.resized(np.array([width]), np.array([height]))
         return Level(
@@ -130,17 +130,18 @@ class LevelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One image at one level: the way between the image frame and the level frame.
+    """One image at one level: the transforms between the image frame and the level frame.
 
-    The level image has whole pixels, so the scale of each axis is the ratio of the sides, as it is for the pixels.
+    The sides of the level image are whole pixels. The scale of each axis is therefore the ratio of the sides, for boxes
+    as for pixels.
 
     Attributes:
-        index: which level of the pyramid, 0 the finest.
-        image_width: of the image, pixels.
-        image_height: of the image, pixels.
-        width: of the resized image, pixels.
-        height: of the resized image, pixels.
-        valid_range: box sizes learnt here, image pixels.
+        index: the index of the level in its pyramid, 0 is the finest.
+        image_width: width of the image, pixels.
+        image_height: height of the image, pixels.
+        width: width of the resized image, pixels.
+        height: height of the resized image, pixels.
+        valid_range: the box sizes that this level learns from, image pixels.
     """
 
     index: int
@@ -161,11 +162,11 @@ class Level:
         return self.valid_range.at_least * self.scale, self.valid_range.below * self.scale
 
     def to_level(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """Bring (n, 4) xyxy boxes from the image frame to the level frame."""
+        """Transform (n, 4) xyxy boxes from the image frame to the level frame."""
         return boxes * self._scales()
 
     def to_image(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-        """Bring (n, 4) xyxy boxes from the level frame to the image frame."""
+        """Transform (n, 4) xyxy boxes from the level frame to the image frame."""
         return boxes / self._scales()
 
     def _scales(self) -> Float[np.ndarray, "4"]:
@@ -174,26 +175,28 @@ class Level:
 
 
 def check_ranges(levels: Sequence[LevelSpec]) -> None:
-    """Make sure that levels go from the finest to the coarsest, and that their ranges together hold every size.
+    """Check that levels are ordered from the finest to the coarsest, and that every size is valid at some level.
 
     Raises:
-        ValueError: if not.
+        ValueError: if they are not.
     """
-    reached = 0.0
+    covered_up_to = 0.0
     for finer, coarser in itertools.pairwise(levels):
         if finer.at_least > coarser.at_least or finer.below > coarser.below:
             raise ValueError(
-                f"levels go from the finest to the coarsest, but the range [{finer.at_least:g}, {finer.below:g}) "
-                f"stands before [{coarser.at_least:g}, {coarser.below:g})"
+                "levels must be ordered from the finest to the coarsest, but the range "
+                f"[{finer.at_least:g}, {finer.below:g}) comes before [{coarser.at_least:g}, {coarser.below:g})"
             )
     for level in levels:
-        if level.at_least > reached:
+        if level.at_least > covered_up_to:
             raise ValueError(
-                f"no level learns from boxes of size {reached:g} to {level.at_least:g}; they would be lost"
+                f"no level learns from boxes of size {covered_up_to:g} to {level.at_least:g}; they would be lost"
             )
-        reached = max(reached, level.below)
-    if reached < math.inf:
-        raise ValueError(f"no level learns from boxes of size {reached:g} and above; they would be lost")
+        covered_up_to = max(covered_up_to, level.below)
+    if covered_up_to < math.inf:
+        raise ValueError(
+            f"no level learns from boxes of size {covered_up_to:g} and above; they would be lost"
+        )
 
 
 PAPER_LEVELS = (
@@ -205,14 +208,14 @@ PAPER_LEVELS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidSpec:
-    """The pyramid that chips are cut from, finest level first; the defaults are the paper's (SNIPER §4).
+    """The pyramid that chips are cut from; the defaults are the paper's (SNIPER §4).
 
     Attributes:
         chip_size: side of a chip, level pixels.
-        stride: distance of the grid on which windows may lie, level pixels.
+        stride: spacing of the grid that windows are placed on, level pixels.
         random_offset: shift the grid at random each epoch.
-        levels: from the finest to the coarsest. Together their ranges must hold every size, and the coarsest must
-            fit any image into one chip (`long_side` at most `chip_size`), so that no box is ever lost.
+        levels: the levels, finest first. Every box size must be valid at some level, and the coarsest level must fit
+            any image into one chip (`long_side` at most `chip_size`), so that no box is ever lost.
     """
 
     chip_size: int = 512
@@ -236,7 +239,7 @@ class PyramidSpec:
         check_ranges(self.levels)
 
     def at(self, *, width: int, height: int) -> tuple[Level, ...]:
-        """Bind every level to an image of this width and height, pixels."""
+        """Bind every level to an image of this width and height in pixels."""
         return tuple(
             level.at(width=width, height=height, index=index) for index, level in enumerate(self.levels)
         )

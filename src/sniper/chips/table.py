@@ -34,9 +34,9 @@ class ChipTable:
         y: (c,) its top edge, level pixels.
         widths: (c,) widths of the chips, level pixels; padding included.
         heights: (c,) heights of the chips, level pixels; padding included.
-        is_negative: (c,) which chips are negative: cut around likely false positives instead of objects.
-        moved_to: (n,) for each box of the images, the coarser level that covers it although its size is outside that
-            level's range, because no window of a level in whose range it is can contain it; -1 for all other boxes.
+        is_negative: (c,) which chips are negative, that is, cut around likely false positives.
+        moved_to: (n,) for each box of the images, the coarser level that it moved to because no window of its own
+            levels can contain it; -1 for boxes that did not move.
     """
 
     levels: tuple[LevelSpec, ...]

@@ -129,7 +129,7 @@ def plan(
     from sniper.data.epoch import to_image_boxes
     from sniper.data.spec import SourceSpec
     from sniper.files import atomic_write
-    from sniper.planning.cost import levels_megapixels, measure
+    from sniper.planning.cost import compute_cost, levels_megapixels
     from sniper.planning.page import PlanPage
     from sniper.planning.suggest import suggest_pyramids
 
@@ -144,10 +144,10 @@ def plan(
     folder.mkdir(parents=True, exist_ok=True)
     boxes = to_image_boxes(loaded)
     table = _choose_chips(loaded, spec, proposals, seed=seed)
-    budget = measure(table, boxes, pyramid=spec.pyramid, negatives_per_image=spec.negatives.per_image)
+    budget = compute_cost(table, boxes, pyramid=spec.pyramid, negatives_per_image=spec.negatives.per_image)
     with _console.status("looking for a pyramid that suits"):
         num_levels = [levels] if levels else range(1, 5)
-        found = suggest_pyramids(boxes, like=spec.pyramid, num_levels=num_levels, share=share)
+        found = suggest_pyramids(boxes, base=spec.pyramid, num_levels=num_levels, share=share)
     suggested = None
     if found:
         old = spec.data.train
@@ -156,23 +156,23 @@ def plan(
             annotations=str(annotations.absolute()),
             images=None if root is None else str(Path(root).absolute()),
         )
-        suggested = spec.with_pyramid(found[0].budget.pyramid, train=source)
+        suggested = spec.with_pyramid(found[0].cost.pyramid, train=source)
     page = PlanPage(
-        annotations=loaded,
+        dataset=loaded,
         table=table,
-        budget=budget,
-        suggest_pyramids=found,
+        cost=budget,
+        suggestions=found,
         test_megapixels=levels_megapixels(spec.predict.levels, boxes) / max(budget.num_images, 1),
         batch_size=spec.train.batch_size,
-        crowd=crowd,
-        suggested="" if suggested is None else dump_changes(suggested),
+        crowded_above=crowd,
+        suggested_yaml="" if suggested is None else dump_changes(suggested),
         read=spec.data.read,
     )
     page.save(folder / "plan.html")
     (folder / "suggested.yaml").unlink(missing_ok=True)  # of an earlier plan
     if found:
         with atomic_write(folder / "suggested.yaml") as file:
-            file.write(page.suggested.encode())
+            file.write(page.suggested_yaml.encode())
     if json:
         told = page.as_dict()
         _answer(json, {**told, "seconds": round(time.monotonic() - started, 3), "output": str(folder)})
@@ -204,7 +204,7 @@ def chips(
     started = time.monotonic()
     from sniper.data.datasets import load_dataset
     from sniper.data.epoch import to_image_boxes
-    from sniper.planning.cost import measure
+    from sniper.planning.cost import compute_cost
 
     spec = _experiment(config)
     loaded = load_dataset(annotations, has_images=False)
@@ -212,7 +212,7 @@ def chips(
     table = _choose_chips(loaded, spec, proposals, seed=seed)
     _check_folder(output)
     table.save(output, pyramid=spec.pyramid, digest=loaded.digest)
-    budget = measure(
+    budget = compute_cost(
         table,
         to_image_boxes(loaded),
         pyramid=spec.pyramid,
@@ -656,26 +656,26 @@ def _choose_chips(
 
 def _show_plan(page: "PlanPage", folder: Path) -> None:
     """Print a plan as tables."""
-    from sniper.planning.tables import draw_costs, draw_levels, draw_offers
+    from sniper.planning.tables import draw_levels, draw_pixels, draw_suggestions
 
-    budget = page.budget
+    budget = page.cost
     out = Console()
     out.print(
         f"{budget.num_images:,} images, {budget.num_images_with_boxes:,} with boxes; "
-        f"{budget.num_wanted:,} boxes to cover, {budget.num_uncovered} covered by no chip; "
+        f"{budget.num_required:,} boxes to cover, {budget.num_uncovered} covered by no chip; "
         f"{budget.num_steps(page.batch_size):,} steps of {page.batch_size} chips an epoch; "
-        f"{page.num_crowded:,} chips show more than {page.crowd} boxes"
+        f"{page.num_crowded:,} chips show more than {page.crowded_above} boxes"
         + (
-            f"; {budget.num_negatives:,} negative chips an epoch, out of {budget.num_pooled:,}"
-            if budget.num_pooled
+            f"; {budget.num_negatives_per_epoch:,} negative chips an epoch, out of {budget.num_negatives:,}"
+            if budget.num_negatives
             else ""
         ),
         highlight=False,
     )
-    for table in (draw_levels(budget), draw_costs(budget), draw_offers(page)):
+    for table in (draw_levels(budget), draw_pixels(budget), draw_suggestions(page)):
         out.print(table)
     out.print(f"to look at: {folder / 'plan.html'}", soft_wrap=True, markup=False)
-    if not page.suggest_pyramids:
+    if not page.suggestions:
         out.print("no pyramid was found that brings so many boxes to a useful size; try a lower --share")
     else:
         out.print(f"to train:   sniper train {folder / 'suggested.yaml'}", soft_wrap=True, markup=False)

@@ -95,7 +95,7 @@ def to_image_boxes(dataset: Dataset) -> ImageBoxes:
         heights=dataset.heights.astype(np.int64),
         offsets=dataset.offsets,
         boxes=dataset.boxes,
-        is_wanted=~dataset.is_crowd & is_learnable(dataset.boxes),
+        is_required=~dataset.is_crowd & is_learnable(dataset.boxes),
     )
 
 

@@ -213,7 +213,7 @@ def add_negatives(
             heights=positives.image_heights[index],
             offsets=found.offsets,
             boxes=found.boxes,
-            is_wanted=np.ones(len(found.boxes), dtype=np.bool_),
+            is_required=np.ones(len(found.boxes), dtype=np.bool_),
         )
         some = positives.of_images(images)
         negatives.append(choose_negatives(some, proposals, spec, pyramid=pyramid, generator=generator))

@@ -1,4 +1,4 @@
-"""What a pyramid costs on a data set, before anyone trains: chips, pixels, and what becomes of the boxes."""
+"""The cost of a pyramid on a data set before training: chips, pixels, and the sizes of the boxes in the chips."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from sniper.chips.baselines import TileSpec, WholeSpec, num_tiles
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
-from sniper.chips.visibility import Sight, look
+from sniper.chips.visibility import Visibility, chip_visibility
 from sniper.geometry.boxes import size
 
 USEFUL_SIZES = (32.0, 480.0)
-"""Sizes, in chip pixels, at which a detector does well: from, to (rule of thumb of the authors' code)."""
+"""The sizes in chip pixels, from and to, at which detectors do well (a rule of thumb of the authors' code)."""
 
 (_SINGLE_PASS,) = WholeSpec().levels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LevelCost:
-    """What happens at one level.
+    """The chips and boxes of one level.
 
     Attributes:
-        num_chips: chips cut there.
-        num_valid: boxes whose size lies in its range.
-        num_moved_here: boxes it took over because no window of their own levels could hold them.
-        num_covered: boxes it learns from, valid or moved, that at least one of its chips holds whole.
-        num_cropped: boxes that its chips show, but none of them whole.
-        sizes: (k,) of the covered boxes, chip pixels.
+        num_chips: positive chips of the level.
+        num_valid: required boxes whose size is in the level's range.
+        num_moved_here: boxes that moved here because no window of their own levels can contain them.
+        num_covered: boxes that the level learns from, valid or moved, and that at least one of its chips covers.
+        num_cropped: required boxes that its chips show only in part.
+        sizes: (k,) sizes of the covered boxes, chip pixels.
     """
 
     num_chips: int
@@ -44,13 +44,13 @@ class LevelCost:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Megapixels:
-    """Pixels to compute on, in millions per image that has boxes; padding counts, since it is computed on too.
+    """Pixels that a network processes, padding included, in millions per image with boxes.
 
     Attributes:
-        chips: of the positive chips.
-        single: of one pass over the whole image, short side 800, long side at most 1333.
-        pyramid: of the whole image at each level.
-        grid: of tiles as large as a chip at the scale of the image, overlapping by a fifth.
+        chips: the positive chips.
+        single: one pass over the whole image, short side 800, long side at most 1333.
+        pyramid: the whole image at each level.
+        grid: tiles as large as a chip at the scale of the image, overlapping by a fifth.
     """
 
     chips: float
@@ -60,7 +60,7 @@ class Megapixels:
 
     @property
     def ratio_800x1333(self) -> float:
-        """The chips' pixels over those of a single pass; 0 if there are none."""
+        """The pixels of the chips divided by those of a single pass; 0 if there are none."""
         return self.chips / self.single if self.single else 0.0
 
 
@@ -69,30 +69,30 @@ class CostPlan:
     """What the chips of a data set cost, and what they show.
 
     Attributes:
-        pyramid: what they are cut from.
-        num_images: in the data set.
-        num_pooled: negative chips there are to draw from.
-        num_negatives: of these, drawn for an epoch.
-        num_images_with_boxes: those with a box to be covered.
-        num_boxes: of all kinds.
-        num_wanted: boxes to be covered: no crowds, none under 1 px a side.
-        num_uncovered: of these, the boxes that no chip holds whole.
-        share_useful: of these, the share that some chip holds at a useful size and learns from; 1 if there are none.
-        levels: finest first.
-        megapixels: of the chips and of other ways.
-        chips_per_image: (i,) for the images that have boxes.
-        boxes_per_chip: (c,) boxes of any kind that each chip shows, whole or cut.
+        pyramid: the pyramid that the chips are cut from.
+        num_images: images in the data set.
+        num_images_with_boxes: images with a required box.
+        num_boxes: all boxes.
+        num_required: boxes to cover: no crowds, and no boxes under 1 px a side.
+        num_uncovered: required boxes that no chip covers.
+        share_useful: the share of the required boxes that some level learns from at a useful size; 1 if there are none.
+        num_negatives: negative chips to draw from.
+        num_negatives_per_epoch: negative chips drawn for an epoch.
+        levels: the levels, finest first.
+        megapixels: of the chips and of the alternatives.
+        chips_per_image: (i,) positive chips of each image with boxes.
+        boxes_per_chip: (c,) boxes of any kind that each positive chip shows, whole or in part.
     """
 
     pyramid: PyramidSpec
     num_images: int
-    num_pooled: int
-    num_negatives: int
     num_images_with_boxes: int
     num_boxes: int
-    num_wanted: int
+    num_required: int
     num_uncovered: int
     share_useful: float
+    num_negatives: int
+    num_negatives_per_epoch: int
     levels: tuple[LevelCost, ...]
     megapixels: Megapixels
     chips_per_image: Int[np.ndarray, " i"]
@@ -100,31 +100,31 @@ class CostPlan:
 
     @property
     def num_chips(self) -> int:
-        """All positive chips."""
+        """The number of positive chips."""
         return len(self.boxes_per_chip)
 
     @property
     def num_moved(self) -> int:
-        """The boxes that some coarser level took over."""
+        """The number of boxes that moved to a coarser level."""
         return sum(level.num_moved_here for level in self.levels)
 
     @cached_property
     def mean_chips_per_image(self) -> float:
-        """Chips per image that has boxes; 0 if none has."""
+        """Positive chips per image with boxes; 0 if there are none."""
         return float(self.chips_per_image.mean()) if len(self.chips_per_image) else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the figures under the names that the command line answers with."""
+        """Return the figures as plain data, under the keys of the command line."""
         return {
             "num_images": self.num_images,
             "num_images_with_boxes": self.num_images_with_boxes,
             "num_boxes": self.num_boxes,
-            "boxes_to_cover": self.num_wanted,
+            "boxes_to_cover": self.num_required,
             "uncovered_boxes": self.num_uncovered,
             "moved_boxes": self.num_moved,
             "num_chips": self.num_chips,
-            "negative_chips_pool": self.num_pooled,
-            "negative_chips_per_epoch": self.num_negatives,
+            "negative_chips_pool": self.num_negatives,
+            "negative_chips_per_epoch": self.num_negatives_per_epoch,
             "chips_per_image": round(self.mean_chips_per_image, 4),
             "chips_per_level": [level.num_chips for level in self.levels],
             "megapixels_per_image": round(self.megapixels.chips, 4),
@@ -132,21 +132,20 @@ class CostPlan:
         }
 
     def num_steps(self, batch_size: int) -> int:
-        """Count the steps of an epoch, for batches of this many chips, negative ones included."""
-        return -(-(self.num_chips + self.num_negatives) // batch_size)
+        """Count the steps of an epoch in batches of `batch_size` chips, negative chips included."""
+        return -(-(self.num_chips + self.num_negatives_per_epoch) // batch_size)
 
 
-def measure(
+def compute_cost(
     table: ChipTable, images: ImageBoxes, *, pyramid: PyramidSpec, negatives_per_image: int = 0
 ) -> CostPlan:
-    """Tell what the chips of a data set cost, by looking at each chip and each box.
+    """Compute what the chips of a data set cost, from every chip and every box.
 
     Args:
-        table: the chips.
-        images: what they were chosen for.
-        pyramid: what they are cut from.
-        negatives_per_image: at most this many negative chips of each image are drawn for an epoch. What is told of
-            chips otherwise is of the positive ones.
+        table: the chips, ordered by image. Except for the numbers of negative chips, only positive chips count.
+        images: the images and boxes that the chips were chosen for.
+        pyramid: the pyramid that the chips are cut from.
+        negatives_per_image: the most negative chips of an image that are drawn for an epoch.
 
     Example:
         >>> from sniper.chips.cover import cover
@@ -155,40 +154,42 @@ def measure(
         ...     heights=np.array([480]),
         ...     offsets=np.array([0, 1]),
         ...     boxes=np.array([[10.0, 10.0, 40.0, 40.0]]),
-        ...     is_wanted=np.array([True]),
+        ...     is_required=np.array([True]),
         ... )
         >>> table = cover(PyramidSpec(), images, generator=np.random.default_rng(0))
-        >>> measure(table, images, pyramid=PyramidSpec()).num_chips
+        >>> compute_cost(table, images, pyramid=PyramidSpec()).num_chips
         1
     """
-    pool = np.bincount(table.image_indices[table.is_negative], minlength=len(images))
+    negatives = np.bincount(table.image_indices[table.is_negative], minlength=len(images))  # (m,)
     table = table.select(np.flatnonzero(~table.is_negative))
-    seen, boxes_per_chip = look(table, images)
-    is_valid, sizes = learnt_sizes(pyramid, images, np.full(len(images.boxes), -1))
-    is_learnt, _ = learnt_sizes(pyramid, images, table.moved_to)
-    is_whole, is_wanted = seen == Sight.WHOLE, images.is_wanted
+    visibility, boxes_per_chip = chip_visibility(table, images)
+    is_whole, is_required = visibility == Visibility.WHOLE, images.is_required
+    is_partial = (visibility == Visibility.PARTIAL) & is_required[:, None]
+    is_valid, sizes = learned_boxes(pyramid, images, np.full(len(images.boxes), -1))
+    is_learned, _ = learned_boxes(pyramid, images, table.moved_to)
+    is_covered = is_learned & is_whole  # (n, l)
     levels = tuple(
         LevelCost(
             num_chips=int(table.chips_per_level[index]),
             num_valid=int(is_valid[:, index].sum()),
             num_moved_here=int((table.moved_to == index).sum()),
-            num_covered=int((is_learnt & is_whole)[:, index].sum()),
-            num_cropped=int(((seen[:, index] == Sight.CUT) & is_wanted).sum()),
-            sizes=sizes[(is_learnt & is_whole)[:, index], index],
+            num_covered=int(is_covered[:, index].sum()),
+            num_cropped=int(is_partial[:, index].sum()),
+            sizes=sizes[is_covered[:, index], index],
         )
         for index in range(len(pyramid.levels))
     )
-    has_boxes = images.has_wanted
+    has_boxes = images.has_required
     return CostPlan(
         pyramid=pyramid,
         num_images=len(images),
-        num_pooled=int(pool.sum()),
-        num_negatives=int(np.minimum(pool, negatives_per_image).sum()),
         num_images_with_boxes=int(has_boxes.sum()),
         num_boxes=len(images.boxes),
-        num_wanted=int(is_wanted.sum()),
-        num_uncovered=int((is_wanted & ~is_whole.any(axis=1)).sum()),
-        share_useful=share_useful(is_learnt & is_whole, sizes, is_wanted),
+        num_required=int(is_required.sum()),
+        num_uncovered=int((is_required & ~is_whole.any(axis=1)).sum()),
+        share_useful=share_useful(is_covered, sizes, is_required),
+        num_negatives=int(negatives.sum()),
+        num_negatives_per_epoch=int(np.minimum(negatives, negatives_per_image).sum()),
         levels=levels,
         megapixels=_megapixels(pyramid, images.select(np.flatnonzero(has_boxes)), num_chips=len(table)),
         chips_per_image=np.diff(table.offsets)[has_boxes],
@@ -196,59 +197,58 @@ def measure(
     )
 
 
-def learnt_sizes(
+def learned_boxes(
     pyramid: PyramidSpec, images: ImageBoxes, moved_to: Int[np.ndarray, " n"]
 ) -> tuple[Bool[np.ndarray, "n l"], Float[np.ndarray, "n l"]]:
-    """Tell which boxes each level learns from, and how large they are there.
+    """Compute which boxes each level learns from, and their sizes there.
 
     Args:
         pyramid: the levels.
-        images: with their boxes.
-        moved_to: (n,) the level that each box moved to; -1 for those that stayed.
+        images: the images and their boxes.
+        moved_to: (n,) the level that each box moved to; -1 for boxes that did not move.
 
     Returns:
-        (n, l) whether a level learns from a box to be covered: one that moved, where it moved to alone; and (n, l) its
-        size, level pixels.
+        (n, l) whether a level learns from a required box: if its size is valid there or, for a box that moved, only
+        where it moved to; and (n, l) sizes, level pixels.
     """
     image_sizes = size(images.boxes)
-    scales = scales_of(pyramid, images)[:, images.image_of_box]  # (l, n)
-    levels = range(len(pyramid.levels))
-    has_stayed = moved_to < 0
-    is_learnt = [
-        (pyramid.levels[index].valid_range.contains(images.boxes) & has_stayed) | (moved_to == index)
-        for index in levels
+    scales = _level_scales(pyramid, images)[:, images.image_of_box]  # (l, n)
+    has_moved = moved_to >= 0
+    is_learned = [
+        (level.valid_range.contains(images.boxes) & ~has_moved) | (moved_to == index)
+        for index, level in enumerate(pyramid.levels)
     ]
-    return np.stack(is_learnt, axis=1) & images.is_wanted[:, None], (scales * image_sizes).T
-
-
-def scales_of(pyramid: PyramidSpec, images: ImageBoxes) -> Float[np.ndarray, "l m"]:
-    """Give the factor from box sizes in each image to those at each level."""
-    sides = images.widths * images.heights.astype(np.float64)
-    resized = [level.resized(images.widths, images.heights) for level in pyramid.levels]
-    return np.stack([np.sqrt(widths.astype(np.float64) * heights / sides) for widths, heights in resized])
+    return np.stack(is_learned, axis=1) & images.is_required[:, None], (scales * image_sizes).T
 
 
 def share_useful(
-    is_learnt: Bool[np.ndarray, "n l"], sizes: Float[np.ndarray, "n l"], is_wanted: Bool[np.ndarray, " n"]
+    is_learned: Bool[np.ndarray, "n l"], sizes: Float[np.ndarray, "n l"], is_required: Bool[np.ndarray, " n"]
 ) -> float:
-    """Give the share of the wanted boxes that some level learns from at a useful size; 1 if none is wanted."""
-    is_useful = (sizes >= USEFUL_SIZES[0]) & (sizes <= USEFUL_SIZES[1]) & is_learnt
-    return float(is_useful.any(axis=1)[is_wanted].mean()) if is_wanted.any() else 1.0
+    """Compute the share of the required boxes that some level learns from at a useful size; 1 if there are none."""
+    is_useful = (sizes >= USEFUL_SIZES[0]) & (sizes <= USEFUL_SIZES[1]) & is_learned
+    return float(is_useful.any(axis=1)[is_required].mean()) if is_required.any() else 1.0
 
 
 def chips_megapixels(pyramid: PyramidSpec, num_chips: int) -> float:
-    """Give the pixels of this many chips, in millions."""
+    """Compute the pixels of some chips, in millions."""
     return num_chips * pyramid.chip_size**2 / 1e6
 
 
 def levels_megapixels(levels: Sequence[LevelSpec], images: ImageBoxes) -> float:
-    """Give the pixels of the whole images at all levels, in millions."""
+    """Compute the pixels of the whole images at all levels, in millions."""
     return sum(_level_megapixels(level, images) for level in levels)
 
 
 def _level_megapixels(level: LevelSpec, images: ImageBoxes) -> float:
     widths, heights = level.resized(images.widths, images.heights)
     return float((widths.astype(np.float64) * heights).sum()) / 1e6
+
+
+def _level_scales(pyramid: PyramidSpec, images: ImageBoxes) -> Float[np.ndarray, "l m"]:
+    """Compute the factor from box sizes in each image to those at each level."""
+    areas = images.widths * images.heights.astype(np.float64)
+    resized = [level.resized(images.widths, images.heights) for level in pyramid.levels]
+    return np.stack([np.sqrt(widths.astype(np.float64) * heights / areas) for widths, heights in resized])
 
 
 def _megapixels(pyramid: PyramidSpec, images: ImageBoxes, *, num_chips: int) -> Megapixels:

@@ -1,4 +1,4 @@
-"""The page of a plan: what the chips of a data set cost and show, as one HTML file that needs no other."""
+"""The page of a plan: what the chips of a data set cost and show, as one self-contained HTML file."""
 
 import base64
 import io
@@ -29,44 +29,48 @@ from sniper.planning.cost import USEFUL_SIZES, CostPlan
 from sniper.planning.suggest import Suggestion
 from sniper.reports.palette import PALETTE
 
-_QUANTILES = (0.1, 0.5, 0.75, 0.9, 0.99, 1.0)  # of chips per image: the images that are drawn
-_PICTURE_SIDE = 900  # pixels; of the longer side of an image on the page
-_GREY, _BAND = "#8a8f98", "#eef3e6"
+_QUANTILES = (0.1, 0.5, 0.75, 0.9, 0.99, 1.0)  # of chips per image: the images that are shown
+_THUMBNAIL_SIDE = 900  # pixels; of the longer side
+_GREY, _BAND, _BOX_COLOR = "#8a8f98", "#eef3e6", "#d0021b"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanPage:
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
-        annotations: the data set.
-        table: its chips.
-        budget: of these chips.
-        suggest_pyramids: pyramids that would suit the data set, the suggested one first. May be empty.
+        dataset: the data set.
+        table: its chips, ordered by image.
+        cost: the cost of these chips.
+        suggestions: pyramids that suit the data set, the suggested one first. May be empty.
         test_megapixels: of the whole images at the experiment's test levels, per image.
         batch_size: chips in a step.
-        crowd: a chip that shows more boxes than this is counted as crowded.
-        suggested: the YAML of the suggestion; empty if there is none.
-        read: how image files become pixels.
+        crowded_above: a chip that shows more boxes than this is counted as crowded.
+        suggested_yaml: the experiment with the suggested pyramid; empty if there is none.
+        read: how image files are read.
     """
 
-    annotations: Dataset
+    dataset: Dataset
     table: ChipTable
-    budget: CostPlan
-    suggest_pyramids: Sequence[Suggestion]
+    cost: CostPlan
+    suggestions: Sequence[Suggestion]
     test_megapixels: float
     batch_size: int
-    crowd: int
-    suggested: str
+    crowded_above: int
+    suggested_yaml: str
     read: ReadSpec = ReadSpec()
 
     @property
     def num_crowded(self) -> int:
-        """The chips that show more boxes than `crowd`."""
-        return int((self.budget.boxes_per_chip > self.crowd).sum())
+        """The number of chips that show more boxes than `crowded_above`."""
+        return int((self.cost.boxes_per_chip > self.crowded_above).sum())
 
     def save(self, path: Path) -> None:
-        """Write the page; a file already there is replaced whole or not at all."""
+        """Write the page; an existing file is replaced atomically.
+
+        The page needs no image file. One that is absent is left blank; one that cannot be read is reported in its
+        caption.
+        """
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("sniper.planning", "."),
             autoescape=True,
@@ -75,32 +79,29 @@ class PlanPage:
         environment.filters["resize"] = resize_rule
         html = environment.get_template("plan.html.j2").render(
             page=self,
-            suggest_pyramids=[
-                (offer.goal, offer.budget, offer.budget.megapixels.pyramid) for offer in self.suggest_pyramids
-            ],
+            cost=self.cost,
             infinity=math.inf,
-            num_crowded=self.num_crowded,
-            budget=self.budget,
-            colors=PALETTE,
+            level_colors=PALETTE,
+            box_color=_BOX_COLOR,
             useful=USEFUL_SIZES,
-            pictures=self._pictures(),
-            costs=_draw_costs(self.budget),
-            sizes=_draw_sizes(self.budget, size(self.annotations.boxes[~self.annotations.is_crowd])),
-            counts=_draw_counts(self.budget),
+            examples=self._examples(),
+            pixel_chart=_draw_pixels(self.cost),
+            size_chart=_draw_sizes(self.cost, size(self.dataset.boxes[~self.dataset.is_crowd])),
+            count_chart=_draw_counts(self.cost),
         )
         with atomic_write(path) as file:
             file.write(html.encode())
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the figures under the names that the command line answers with."""
-        budget, costs = self.budget, self.budget.megapixels
+        """Return the figures as plain data, under the keys of the command line."""
+        cost, megapixels = self.cost, self.cost.megapixels
         return {
-            **budget.as_dict(),
-            "share_useful": round(budget.share_useful, 4),
+            **cost.as_dict(),
+            "share_useful": round(cost.share_useful, 4),
             "megapixels_other_ways": {
-                "single_800x1333": round(costs.single, 4),
-                "grid": round(costs.grid, 4),
-                "pyramid": round(costs.pyramid, 4),
+                "single_800x1333": round(megapixels.single, 4),
+                "grid": round(megapixels.grid, 4),
+                "pyramid": round(megapixels.pyramid, 4),
             },
             "levels": [
                 {
@@ -111,56 +112,54 @@ class PlanPage:
                     "chips": level.num_chips,
                     "median_size": round(float(np.median(level.sizes)), 1) if len(level.sizes) else None,
                 }
-                for level in budget.levels
+                for level in cost.levels
             ],
             "batch_size": self.batch_size,
-            "steps_per_epoch": budget.num_steps(self.batch_size),
+            "steps_per_epoch": cost.num_steps(self.batch_size),
             "crowded_chips": self.num_crowded,
-            "suggest_pyramids": [
+            "suggestions": [
                 {
-                    "goal": offer.goal,
-                    "chip_size": offer.budget.pyramid.chip_size,
-                    "levels": [resize_rule(spec) for spec in offer.budget.pyramid.levels],
-                    "share_useful": round(offer.budget.share_useful, 4),
-                    "chips_per_image": round(offer.budget.mean_chips_per_image, 4),
-                    "megapixels_per_image": round(offer.budget.megapixels.chips, 4),
-                    "megapixels_pyramid": round(offer.budget.megapixels.pyramid, 4),
+                    "goal": suggestion.goal,
+                    "chip_size": suggestion.cost.pyramid.chip_size,
+                    "levels": [resize_rule(spec) for spec in suggestion.cost.pyramid.levels],
+                    "share_useful": round(suggestion.cost.share_useful, 4),
+                    "chips_per_image": round(suggestion.cost.mean_chips_per_image, 4),
+                    "megapixels_per_image": round(suggestion.cost.megapixels.chips, 4),
+                    "megapixels_pyramid": round(suggestion.cost.megapixels.pyramid, 4),
                 }
-                for offer in self.suggest_pyramids
+                for suggestion in self.suggestions
             ],
         }
 
-    def _pictures(self) -> list["_Picture"]:
-        """Choose images with few, some and many chips, and draw them."""
+    def _examples(self) -> list["_Example"]:
+        """Choose images with few, some and many chips."""
         counts = np.diff(self.table.offsets)
         with_chips = np.flatnonzero(counts)
         if not len(with_chips):
             return []
         ranked = with_chips[np.argsort(counts[with_chips], kind="stable")]
-        places = [round(quantile * (len(ranked) - 1)) for quantile in _QUANTILES]
-        return [self._picture(int(ranked[place])) for place in dict.fromkeys(places)]
+        ranks = [round(quantile * (len(ranked) - 1)) for quantile in _QUANTILES]
+        return [self._example(int(ranked[rank])) for rank in dict.fromkeys(ranks)]
 
-    def _picture(self, index: int) -> "_Picture":
-        record = self.annotations[index]
-        chips = range(*self.table.offsets[index : index + 2].tolist())
-        frames = []
-        for chip_index in chips:
-            chip = self.table.chip(chip_index)
-            width, height = chip.visible
-            window = np.array([[0, 0, width, height]], dtype=np.float64)
-            is_negative = bool(self.table.is_negative[chip_index])
-            frames.append(
-                _Frame(level=chip.level.index, is_negative=is_negative, corners=chip.to_image(window)[0])
+    def _example(self, image_index: int) -> "_Example":
+        outlines = []
+        for index in range(*self.table.offsets[image_index : image_index + 2].tolist()):
+            chip = self.table.chip(index)
+            visible = np.array([[0, 0, *chip.visible]], dtype=np.float64)
+            is_negative = bool(self.table.is_negative[index])
+            outlines.append(
+                _Outline(level=chip.level.index, is_negative=is_negative, corners=chip.to_image(visible)[0])
             )
+        record = self.dataset[image_index]
         try:
-            pixels, problem = _thumbnail(record, self.read), ""
-        except ImageError as error:  # a plan needs no image: one that cannot be shown is told in its place
-            pixels, problem = None, str(error)
-        return _Picture(record=record, pixels=pixels, problem=problem, frames=frames)
+            jpeg, problem = _thumbnail(record, self.read), ""
+        except ImageError as error:
+            jpeg, problem = None, str(error)
+        return _Example(record=record, jpeg=jpeg, problem=problem, outlines=outlines)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Frame:
+class _Outline:
     """The outline of a chip, xyxy, image frame."""
 
     level: int
@@ -169,17 +168,24 @@ class _Frame:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Picture:
-    """An image with its chips; without pixels, a blank canvas, and why if the image is there."""
+class _Example:
+    """An image with its chips.
+
+    Attributes:
+        record: the image and its boxes.
+        jpeg: a thumbnail as base64 JPEG; None if there is no image file, or it cannot be read.
+        problem: why the file cannot be read; empty if it can, or is absent.
+        outlines: its chips.
+    """
 
     record: ImageRecord
-    pixels: str | None
+    jpeg: str | None
     problem: str
-    frames: list[_Frame]
+    outlines: list[_Outline]
 
 
 def resize_rule(level: LevelSpec) -> str:
-    """Say in words how a level resizes."""
+    """Return the resize rule of a level as text."""
     if level.factor is not None:
         return f"×{level.factor:g}"
     if level.long_side is not None:
@@ -189,14 +195,14 @@ def resize_rule(level: LevelSpec) -> str:
 
 
 def _thumbnail(record: ImageRecord, read: ReadSpec) -> str | None:
-    """Give an image, small, as base64 JPEG; None where its file is not there."""
+    """Read an image as a base64 JPEG thumbnail; None if there is no file."""
     if not record.path.is_file():
         return None
-    picture = open_image(record.path, read, sides=record.sides)
-    wanted = 1 << max(max(record.width, record.height) // (2 * _PICTURE_SIDE), 1).bit_length() - 1
-    reduction = picture.largest_reduction(wanted)
-    image = Image.fromarray(picture.read((0, 0, picture.width, picture.height), reduction=reduction))
-    image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE), Image.Resampling.LANCZOS)
+    reader = open_image(record.path, read, sides=record.sides)
+    most = 1 << max(max(record.width, record.height) // (2 * _THUMBNAIL_SIDE), 1).bit_length() - 1
+    reduction = reader.largest_reduction(most)
+    image = Image.fromarray(reader.read((0, 0, reader.width, reader.height), reduction=reduction))
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return base64.b64encode(file.getvalue()).decode()
@@ -204,40 +210,40 @@ def _thumbnail(record: ImageRecord, read: ReadSpec) -> str | None:
 
 def _to_svg(figure: Figure, *, name: str) -> str:
     file = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):  # equal figures have equal names inside, others other ones
+    with rc_context({"svg.hashsalt": name}):  # deterministic ids, distinct between charts
         figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :]
 
 
-def _tidy(axes: Axes) -> None:
+def _hide_frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_costs(budget: CostPlan) -> str:
-    """Draw bars: megapixels of the chips, and of other ways."""
-    costs = budget.megapixels
+def _draw_pixels(cost: CostPlan) -> str:
+    """Draw bars: the megapixels of the chips and of the alternatives."""
+    megapixels = cost.megapixels
     names = (
         "chips of this pyramid",
         "one pass at 800 × 1333",
-        f"tiles of {budget.pyramid.chip_size} px at × 1",
+        f"tiles of {cost.pyramid.chip_size} px at × 1",
         "the whole image at every level",
     )
-    values = (costs.chips, costs.single, costs.grid, costs.pyramid)
+    values = (megapixels.chips, megapixels.single, megapixels.grid, megapixels.pyramid)
     figure = Figure(figsize=(8, 2.1), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(names, values, color=[PALETTE[0], _GREY, _GREY, _GREY])
     axes.bar_label(bars, labels=[f"{value:.2f}" for value in values], padding=4)
     axes.invert_yaxis()
-    axes.set_xlabel("megapixels per image that has boxes")
+    axes.set_xlabel("megapixels per image with boxes")
     axes.margins(x=0.1)
-    _tidy(axes)
-    return _to_svg(figure, name="costs")
+    _hide_frame(axes)
+    return _to_svg(figure, name="pixels")
 
 
-def _draw_sizes(budget: CostPlan, image_sizes: Float[np.ndarray, " n"]) -> str:
-    """Draw histograms of box sizes: in the images, with the valid ranges; and in the chips of each level."""
-    levels = budget.pyramid.levels
+def _draw_sizes(cost: CostPlan, image_sizes: Float[np.ndarray, " n"]) -> str:
+    """Draw histograms of box sizes: in the images with the valid ranges, and in the chips of each level."""
+    levels = cost.pyramid.levels
     figure = Figure(figsize=(8, 1.9 * (len(levels) + 1)), layout="constrained")
     top, *rest = figure.subplots(len(levels) + 1, 1)
     largest = max(image_sizes.max(initial=1.0), 1.0)
@@ -249,20 +255,16 @@ def _draw_sizes(budget: CostPlan, image_sizes: Float[np.ndarray, " n"]) -> str:
         right = min(level.below, largest)
         y = height * (1.06 + 0.1 * (len(levels) - 1 - index))
         top.plot([max(level.at_least, 1), max(right, 1)], [y, y], lw=4, color=PALETTE[index % len(PALETTE)])
-    top.set_title(
-        "in the images (pixels of the image); lines: the range that each level learns from", loc="left"
-    )
+    top.set_title("in the images (image pixels); lines: the valid range of each level", loc="left")
     _size_axis(top)
-    for index, (axes, level, cost) in enumerate(zip(rest, levels, budget.levels, strict=True)):
+    for index, (axes, level, level_cost) in enumerate(zip(rest, levels, cost.levels, strict=True)):
         axes.axvspan(*USEFUL_SIZES, color=_BAND, zorder=0)
         axes.hist(
-            cost.sizes,
-            bins=_log_bins(min(4.0, cost.sizes.min(initial=4.0)), budget.pyramid.chip_size),
+            level_cost.sizes,
+            bins=_log_bins(min(4.0, level_cost.sizes.min(initial=4.0)), cost.pyramid.chip_size),
             color=PALETTE[index % len(PALETTE)],
         )
-        axes.set_title(
-            f"in the chips of level {index + 1}: {resize_rule(level)} (pixels of the chip)", loc="left"
-        )
+        axes.set_title(f"in the chips of level {index + 1}: {resize_rule(level)} (chip pixels)", loc="left")
         _size_axis(axes)
     return _to_svg(figure, name="sizes")
 
@@ -276,23 +278,23 @@ def _size_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_ylabel("boxes")
-    _tidy(axes)
+    _hide_frame(axes)
 
 
-def _draw_counts(budget: CostPlan) -> str:
+def _draw_counts(cost: CostPlan) -> str:
     """Draw two histograms: chips per image, and boxes per chip."""
     figure = Figure(figsize=(8, 2.5), layout="constrained")
     pairs = (
-        (budget.chips_per_image, "chips of an image", "images"),
-        (budget.boxes_per_chip, "boxes that a chip shows", "chips"),
+        (cost.chips_per_image, "chips per image", "images"),
+        (cost.boxes_per_chip, "boxes per chip", "chips"),
     )
-    for axes, (counts, across, up) in zip(figure.subplots(1, 2), pairs, strict=True):
+    for axes, (counts, x_label, y_label) in zip(figure.subplots(1, 2), pairs, strict=True):
         most = int(counts.max(initial=1))
         step = -(-most // 60)
         axes.hist(counts, bins=np.arange(0.5, most + step + 0.5, step), color=_GREY)
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        _tidy(axes)
+        _hide_frame(axes)
     return _to_svg(figure, name="counts")

@@ -1,4 +1,4 @@
-"""A plan as tables for the terminal: the levels, the pixels, and what would suit the data set."""
+"""A plan as tables for the terminal: the levels, the pixels, and the suggested pyramids."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from sniper.planning.cost import USEFUL_SIZES, CostPlan
 from sniper.planning.page import PlanPage, resize_rule
 
 
-def draw_levels(budget: CostPlan) -> Table:
-    """Give a row for each level: what it takes, and what it costs."""
+def draw_levels(cost: CostPlan) -> Table:
+    """Build the table of the levels: their boxes and chips."""
     columns = ("#", "resize", "sizes", "boxes", "share", "moved", "covered", "cut", "chips", "per img")
     table = _table("Levels", columns)
-    for index, (spec, level) in enumerate(zip(budget.pyramid.levels, budget.levels, strict=True), start=1):
-        share = 100 * level.num_valid / max(budget.num_wanted, 1)
+    for index, (spec, level) in enumerate(zip(cost.pyramid.levels, cost.levels, strict=True), start=1):
+        share = 100 * level.num_valid / max(cost.num_required, 1)
         table.add_row(
             str(index),
             resize_rule(spec),
@@ -26,47 +26,47 @@ def draw_levels(budget: CostPlan) -> Table:
             f"{level.num_covered:,}",
             f"{level.num_cropped:,}",
             f"{level.num_chips:,}",
-            f"{level.num_chips / max(budget.num_images_with_boxes, 1):.3f}",
+            f"{level.num_chips / max(cost.num_images_with_boxes, 1):.3f}",
         )
     return table
 
 
-def draw_costs(budget: CostPlan) -> Table:
-    """Give a row for each way to feed the images, and its pixels."""
-    table = _table("Pixels", ("way", "MP per image", "of a single pass"))
-    costs = budget.megapixels
-    ways = {
-        "chips of this pyramid": costs.chips,
-        "one pass at 800×1333": costs.single,
-        f"tiles of {budget.pyramid.chip_size} px at ×1": costs.grid,
-        "the whole image at every level": costs.pyramid,
+def draw_pixels(cost: CostPlan) -> Table:
+    """Build the table of the pixels of the chips and of the alternatives."""
+    table = _table("Pixels", ("input", "MP per image", "vs. single pass"))
+    inputs = {
+        "chips of this pyramid": cost.megapixels.chips,
+        "one pass at 800×1333": cost.megapixels.single,
+        f"tiles of {cost.pyramid.chip_size} px at ×1": cost.megapixels.grid,
+        "the whole image at every level": cost.megapixels.pyramid,
     }
-    for way, megapixels in ways.items():
-        ratio = megapixels / costs.single if costs.single else 0.0
-        table.add_row(way, _megapixels(megapixels), f"{ratio:.2f}")
+    single = cost.megapixels.single
+    for name, megapixels in inputs.items():
+        ratio = megapixels / single if single else 0.0
+        table.add_row(name, _megapixels(megapixels), f"{ratio:.2f}")
     return table
 
 
-def draw_offers(page: PlanPage) -> Table:
-    """Give a row for the pyramid planned with and for each that would suit, the suggested one first."""
+def draw_suggestions(page: PlanPage) -> Table:
+    """Build the table of the experiment's pyramid and of the suggestions, the first of which is written."""
     table = _table(
-        f"What would suit (useful: {USEFUL_SIZES[0]:g}–{USEFUL_SIZES[1]:g} px in a chip; MP: per image)",
-        ("wanted", "levels: sizes", "chip", "useful", "chips/img", "train MP", "test MP"),
+        f"Suggested pyramids (useful: {USEFUL_SIZES[0]:g}–{USEFUL_SIZES[1]:g} px in a chip; MP: per image)",
+        ("goal", "levels: sizes", "chip", "useful", "chips/img", "train MP", "test MP"),
     )
-    rows = [("as planned", page.budget, page.test_megapixels)]
+    rows = [("as planned", page.cost, page.test_megapixels)]
     rows += [
-        (f"{100 * offer.goal:g} %", offer.budget, offer.budget.megapixels.pyramid)
-        for offer in page.suggest_pyramids
+        (f"{100 * suggestion.goal:g} %", suggestion.cost, suggestion.cost.megapixels.pyramid)
+        for suggestion in page.suggestions
     ]
-    for name, budget, test_megapixels in rows:
-        specs = budget.pyramid.levels
+    for name, cost, test_megapixels in rows:
+        specs = cost.pyramid.levels
         table.add_row(
             name,
             "\n".join(f"{resize_rule(spec)}: {_sizes(spec.at_least, spec.below)}" for spec in specs),
-            str(budget.pyramid.chip_size),
-            f"{100 * budget.share_useful:.1f} %" if budget.num_wanted else "–",
-            f"{budget.mean_chips_per_image:.2f}",
-            _megapixels(budget.megapixels.chips),
+            str(cost.pyramid.chip_size),
+            f"{100 * cost.share_useful:.1f} %" if cost.num_required else "–",
+            f"{cost.mean_chips_per_image:.2f}",
+            _megapixels(cost.megapixels.chips),
             _megapixels(test_megapixels),
         )
     return table
