@@ -1,10 +1,10 @@
-"""How fast chips are chosen: one JSON line, with ratios to a plain NumPy greedy of the same run.
+"""Time the choice of chips: print one JSON line, with ratios to a plain NumPy greedy algorithm of the same run.
 
     python benchmarks/chips.py instances_val2017.json --plot growth.png
 
-`coco` is the cover of all images of the file on one core; `huge` one image of 12,000×9,000 px with 500 boxes; `command`
-the whole of `sniper chips`, from shell to file; `open_images` the file's records repeated to 1.7 million images, in a
-process of its own whose peak memory is told; `growth` the seconds over the number of images.
+`coco` covers all images of the file on one core; `huge` is one image of 12,000×9,000 px with 500 boxes; `command` is
+all of `sniper chips`, from shell to file; `open_images` repeats the file's records up to 1.7 million images, in its own
+process for a separate peak memory; `growth` are the seconds by number of images.
 """
 
 import argparse
@@ -18,19 +18,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 
-from sniper.chips import ImageBoxes, PyramidSpec
+from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
 from sniper.chips.cover import cover
 from sniper.chips.pyramid import Level
 from sniper.data.datasets import load_dataset
 from sniper.data.epoch import to_image_boxes
 from sniper.geometry.boxes import is_inside
-from sniper.planning.cost import measure
+from sniper.planning.cost import compute_cost
 
 OPEN_IMAGES = 1_700_000
 NAIVE_IMAGES = 200
@@ -38,12 +39,12 @@ NAIVE_IMAGES = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("annotations", type=Path, help="COCO JSON, such as that of val2017")
-    parser.add_argument("--plot", type=Path, help="write a picture of time over the number of images")
+    parser.add_argument("annotations", type=Path, help="COCO JSON, for example that of val2017")
+    parser.add_argument("--plot", type=Path, help="write a chart of the time by number of images")
     options = parser.parse_args()
     images = to_image_boxes(load_dataset(options.annotations, has_images=False))
     growth = time_growth(images)
-    told = {
+    results = {
         "benchmark": "chips",
         "cores": os.cpu_count(),
         "coco": time_coco(images),
@@ -54,21 +55,22 @@ def main() -> None:
     }
     if options.plot is not None:
         draw_growth(growth, options.plot)
-    print(json.dumps(told))
+    print(json.dumps(results))
 
 
 def time_coco(images: ImageBoxes) -> dict[str, Any]:
+    num_threads = numba.get_num_threads()
     numba.set_num_threads(1)
     ours = median_seconds(lambda: choose(images)) / len(images)
-    some = images.select(np.flatnonzero(images.has_required)[:NAIVE_IMAGES])
-    naive = median_seconds(lambda: choose_naively(some), repeats=3) / len(some)
-    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    sample = images.select(np.flatnonzero(images.has_required)[:NAIVE_IMAGES])
+    naive = median_seconds(lambda: choose_naively(sample), repeats=3) / len(sample)
+    numba.set_num_threads(num_threads)
     return {
         "images": len(images),
         "ms_per_image": ours * 1e3,
         "naive_ms_per_image": naive * 1e3,
         "ratio": naive / ours,
-        "chips_over_naive": len(choose(some).level) / choose_naively(some),
+        "chips_over_naive": len(choose(sample)) / choose_naively(sample),
     }
 
 
@@ -91,7 +93,7 @@ def time_huge() -> dict[str, Any]:
 def time_command(annotations: Path) -> dict[str, Any]:
     sniper = Path(sys.executable).parent / "sniper"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sniper, "chips", annotations, "-o", Path(folder) / "chips.npz", "--json"]
+        command: list[str | Path] = [sniper, "chips", annotations, "-o", Path(folder) / "chips.npz", "--json"]
 
         def run() -> None:
             subprocess.run(command, check=True, capture_output=True)
@@ -108,12 +110,12 @@ def time_open_images(annotations: Path) -> dict[str, Any]:
 
 def _choose_open_images(annotations: Path) -> dict[str, Any]:
     images = repeated(to_image_boxes(load_dataset(annotations, has_images=False)), OPEN_IMAGES)
-    choose(images.select(np.arange(1000)))  # what is compiled is compiled now
+    choose(images.select(np.arange(1000)))  # compile first
     before = peak_gigabytes()
     started = time.perf_counter()
     table = choose(images)
     chosen = time.perf_counter()
-    budget = measure(table, images, pyramid=PyramidSpec())
+    cost = compute_cost(table, images, pyramid=PyramidSpec())
     measured = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         table.save(Path(folder) / "chips.npz", pyramid=PyramidSpec(), digest="")
@@ -122,7 +124,7 @@ def _choose_open_images(annotations: Path) -> dict[str, Any]:
         "images": len(images),
         "boxes": len(images.boxes),
         "chips": len(table),
-        "uncovered_boxes": budget.num_uncovered,
+        "uncovered_boxes": cost.num_uncovered,
         "seconds": saved - started,
         "seconds_choosing": chosen - started,
         "seconds_measuring": measured - chosen,
@@ -136,7 +138,7 @@ def time_growth(images: ImageBoxes) -> list[dict[str, Any]]:
     rows = []
     for count in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000):
         many = repeated(images, count)
-        seconds = median_seconds(lambda many=many: choose(many), repeats=3)
+        seconds = median_seconds(partial(choose, many), repeats=3)
         rows.append({"images": count, "boxes": len(many.boxes), "seconds": seconds})
     return rows
 
@@ -157,44 +159,44 @@ def draw_growth(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def choose(images: ImageBoxes) -> Any:
+def choose(images: ImageBoxes) -> ChipTable:
     return cover(PyramidSpec(), images, generator=np.random.default_rng(0))
 
 
 def choose_naively(images: ImageBoxes) -> int:
-    """Count the chips of a greedy that compares every window with every box, level by level, image by image."""
+    """Count the chips of a greedy algorithm that compares every window of a level with every box."""
     pyramid, num_chips = PyramidSpec(), 0
     for image in range(len(images)):
-        own = slice(images.offsets[image], images.offsets[image + 1])
-        boxes = images.boxes[own][images.is_required[own]]
+        rows = slice(images.offsets[image], images.offsets[image + 1])
+        boxes = images.boxes[rows][images.is_required[rows]]
         for level in pyramid.at(width=int(images.widths[image]), height=int(images.heights[image])):
             members = level.to_level(boxes[level.valid_range.contains(boxes)])
             if len(members):
                 windows = every_window(level, pyramid)
-                holds = is_inside(members - [-1e-9, -1e-9, 1e-9, 1e-9], windows).T  # (windows, boxes)
-                holds = holds[:, holds.any(axis=0)]
-                while holds.shape[1]:
-                    best = holds.sum(axis=1).argmax()
-                    holds = holds[:, ~holds[best]]
+                covers = is_inside(members - [-1e-9, -1e-9, 1e-9, 1e-9], windows).T  # (windows, boxes)
+                covers = covers[:, covers.any(axis=0)]
+                while covers.shape[1]:
+                    best = covers.sum(axis=1).argmax()
+                    covers = covers[:, ~covers[best]]
                     num_chips += 1
     return num_chips
 
 
 def every_window(level: Level, pyramid: PyramidSpec) -> np.ndarray:
-    rooms = (max(level.width - pyramid.chip_size, 0), max(level.height - pyramid.chip_size, 0))
-    xs, ys = (np.unique(np.append(np.arange(0, room, pyramid.stride), room)) for room in rooms)
+    last = (max(level.width - pyramid.chip_size, 0), max(level.height - pyramid.chip_size, 0))
+    xs, ys = (np.unique(np.append(np.arange(0, end, pyramid.stride), end)) for end in last)
     corners = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float64)
     return np.concatenate([corners, corners + pyramid.chip_size], axis=1)
 
 
 def repeated(images: ImageBoxes, count: int) -> ImageBoxes:
-    """Repeat the records until there are so many."""
+    """Repeat the images up to a number of them."""
     return images.select(np.arange(count) % len(images))
 
 
 def median_seconds(action: Callable[[], Any], *, repeats: int = 7) -> float:
     if repeats > 1:
-        action()  # compiled and warm
+        action()  # warm up
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()

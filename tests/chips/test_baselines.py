@@ -1,5 +1,6 @@
-"""Whole images and tiles, against looking at every pixel and every box."""
+"""Whole images and tiles, against brute force."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -29,72 +30,64 @@ SNIP = WholeSpec(
     st.floats(0, 0.8),
     st.sampled_from([0.5, 1.0, 1.7]),
 )
-def test_tiles_show_every_pixel_and_overlap_as_asked(
+def test_tiles_show_every_pixel_and_overlap_as_specified(
     world: Any, side: int, overlap: float, factor: float
 ) -> None:
     spec = TileSpec(side=side, overlap=overlap, factor=factor)
     table = tiles(spec, world)
     assert np.bincount(table.image_indices, minlength=len(world)).tolist() == num_tiles(spec, world).tolist()
     for image in range(len(world)):
-        own = [table.chip(i) for i in np.flatnonzero(table.image_indices == image).tolist()]
-        level = own[0].level
-        for starts, length in (
-            ({chip.x for chip in own}, level.width),
-            ({chip.y for chip in own}, level.height),
-        ):
-            ordered = sorted(starts)
-            assert ordered[0] == 0
-            assert ordered[-1] == max(length - side, 0)
-            assert all(0 < after - before <= spec.stride for before, after in itertools.pairwise(ordered))
-        assert len({(chip.x, chip.y) for chip in own}) == len(own)
+        indices = np.flatnonzero(table.image_indices == image)
+        level = table.chip(int(indices[0])).level
+        corners = set(zip(table.x[indices].tolist(), table.y[indices].tolist(), strict=True))
+        xs, ys = (sorted(set(starts)) for starts in zip(*corners, strict=True))
+        for starts, length in ((xs, level.width), (ys, level.height)):
+            assert starts[0] == 0
+            assert starts[-1] == max(length - side, 0)
+            assert all(after - before <= spec.stride for before, after in itertools.pairwise(starts))
+        assert len(corners) == len(indices) == len(xs) * len(ys)
 
 
 @given(worlds, st.integers(32, 90), st.floats(0, 0.9))
-def test_tiles_are_dropped_where_no_box_has_enough_of_itself_left(
-    world: Any, side: int, share: float
-) -> None:
+def test_tiles_that_show_too_little_of_every_box_are_dropped(world: Any, side: int, share: float) -> None:
     kept = tiles(TileSpec(side=side, empty="drop", min_visibility=share), world)
-    everything = tiles(TileSpec(side=side), world)
-    wanted = []
-    for i in range(len(everything)):
-        image = int(everything.image_indices[i])
+    every = tiles(TileSpec(side=side), world)
+    expected = []
+    for i in range(len(every)):
+        image = int(every.image_indices[i])
         boxes = boxes_of(world, image)
-        window = everything.chip(i).window
-        seen = np.maximum(np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2]), 0)
-        left = seen.prod(axis=1)
-        if ((left > 0) & (left >= share * area(boxes))).any():
-            wanted.append((image, window[0], window[1]))
-    assert [(i, x, y) for i, x, y in zip(kept.image_indices, kept.x, kept.y, strict=True)] == wanted
+        window = every.chip(i).window
+        sides = np.maximum(np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2]), 0)
+        shown = sides.prod(axis=1)
+        if ((shown > 0) & (shown >= share * area(boxes))).any():
+            expected.append((image, window[0], window[1]))
+    assert [(i, x, y) for i, x, y in zip(kept.image_indices, kept.x, kept.y, strict=True)] == expected
 
 
 @given(worlds)
-def test_an_image_is_learnt_from_at_the_levels_where_it_has_a_valid_box(world: Any) -> None:
+def test_an_image_is_used_at_the_levels_where_it_has_a_valid_box(world: Any) -> None:
     table = whole_images(SNIP, world)
-    found = set(zip(table.image_indices.tolist(), table.level.tolist(), strict=True))
-    wanted = {
-        (image, index)
-        for image in range(len(world))
+    sizes = [size(boxes_of(world, image)) for image in range(len(world))]
+    assert list(zip(table.level.tolist(), table.image_indices.tolist(), strict=True)) == [
+        (index, image)
         for index, level in enumerate(SNIP.levels)
-        if (
-            (size(boxes_of(world, image)) >= level.at_least) & (size(boxes_of(world, image)) < level.below)
-        ).any()
-    }
-    assert found == wanted
-    assert len(found) == len(table)
+        for image in range(len(world))
+        if ((sizes[image] >= level.at_least) & (sizes[image] < level.below)).any()
+    ]
     for i in range(len(table)):
         chip = table.chip(i)
         assert (chip.x, chip.y, chip.width, chip.height) == (0, 0, chip.level.width, chip.level.height)
 
 
-def test_crowds_alone_give_no_whole_image() -> None:
+def test_an_image_with_only_crowds_is_not_used() -> None:
     world = one_image(100, 80, np.array([[10.0, 10.0, 30.0, 30.0]]))
     assert len(whole_images(WholeSpec(), world)) == 1
-    crowd = type(world)(**{**vars(world), "is_required": np.array([False])})
+    crowd = dataclasses.replace(world, is_required=np.array([False]))
     assert len(whole_images(WholeSpec(), crowd)) == 0
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "told"),
+    ("kind", "fields", "message"),
     [
         (WholeSpec, {"levels": ()}, "at least one level"),
         (WholeSpec, {"batch_megapixels": 0.0}, "batch_megapixels must be positive or null, not 0.0"),
@@ -110,6 +103,6 @@ def test_crowds_alone_give_no_whole_image() -> None:
         (TileSpec, {"factor": 0.0}, "factor must be positive, not 0.0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(kind: Any, fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_spec_is_refused(kind: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         kind(**fields)

@@ -1,4 +1,4 @@
-"""Levels, ranges, and the pyramids that are refused."""
+"""Levels, valid ranges, and refused pyramids."""
 
 import math
 
@@ -11,7 +11,7 @@ SQUARE = np.array([0.0, 0.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(("side", "valid"), [(31.9, False), (32.0, True), (149.9, True), (150.0, False)])
-def test_a_range_holds_its_lower_edge_and_not_its_upper(side: float, valid: bool) -> None:
+def test_a_range_contains_its_lower_bound_only(side: float, valid: bool) -> None:
     assert ValidRange(at_least=32, below=150).contains(side * SQUARE[None]).tolist() == [valid]
 
 
@@ -27,21 +27,21 @@ def test_a_range_holds_its_lower_edge_and_not_its_upper(side: float, valid: bool
         (LevelSpec(long_side=512), 30_000, 1, (512, 1)),
     ],
 )
-def test_each_rule_gives_these_sides(
+def test_a_level_has_the_sides_of_its_resize_rule(
     level: LevelSpec, width: int, height: int, resized: tuple[int, int]
 ) -> None:
     bound = level.at(width=width, height=height)
     assert (bound.width, bound.height) == resized
 
 
-def test_the_way_to_a_level_and_back_is_the_same() -> None:
+def test_boxes_come_back_from_the_level_frame() -> None:
     level = LevelSpec(factor=1.667).at(width=333, height=77)
     boxes = np.array([[1.5, 2.0, 30.25, 44.0], [0.0, 0.0, 333.0, 77.0]])
     np.testing.assert_allclose(level.to_image(level.to_level(boxes)), boxes, rtol=1e-14)
     np.testing.assert_allclose(level.to_level(boxes)[1], [0, 0, level.width, level.height])
 
 
-def test_valid_sizes_are_the_range_in_level_pixels() -> None:
+def test_valid_sizes_are_in_level_pixels() -> None:
     level = LevelSpec(factor=2.0, at_least=32).at(width=100, height=100)
     assert level.valid_sizes == (64.0, math.inf)
 
@@ -56,9 +56,9 @@ def test_valid_sizes_are_the_range_in_level_pixels() -> None:
         ({"factor": 1.0, "at_least": 50, "below": 50}, r"no size lies in the range \[50, 50\)"),
     ],
 )
-def test_a_level_that_makes_no_sense_is_refused(fields: dict[str, float], message: str) -> None:
+def test_an_invalid_level_is_refused(fields: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LevelSpec(**fields)
+        LevelSpec(**fields)  # type: ignore[arg-type]
 
 
 WHOLE = LevelSpec(long_side=512)
@@ -76,7 +76,7 @@ WHOLE = LevelSpec(long_side=512)
             "boxes of size 30 to 40",
         ),
         ({"levels": (LevelSpec(long_side=512, below=99),)}, "boxes of size 99 and above"),
-        ({"levels": (LevelSpec(factor=2.0, at_least=30), WHOLE)}, r"\[30, inf\) stands before \[0, inf\)"),
+        ({"levels": (LevelSpec(factor=2.0, at_least=30), WHOLE)}, r"\[30, inf\) comes before \[0, inf\)"),
         ({"stride": 0}, "stride must be from 1"),
         ({"chip_size": 0}, "chip_size must be at least 1"),
     ],

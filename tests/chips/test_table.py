@@ -1,5 +1,6 @@
-"""The chip table on disk: what goes in comes out, and what does not belong is refused."""
+"""The chip table: selections, joins, and the file."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,57 +11,102 @@ from sniper.chips.cover import cover
 from sniper.errors import ChipTableError
 from tests.chips.worlds import SMALL_PYRAMID, build_world
 
-
-def build_table() -> ChipTable:
-    world = build_world(3, num_images=6)
-    return cover(SMALL_PYRAMID, world, generator=np.random.default_rng(0))
+COLUMNS = ("image_indices", "level", "x", "y", "widths", "heights", "is_negative")
 
 
-def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    table = build_table()
+@pytest.fixture(scope="module")
+def table() -> ChipTable:
+    return cover(SMALL_PYRAMID, build_world(3, num_images=6), generator=np.random.default_rng(0))
+
+
+@pytest.fixture
+def path(table: ChipTable, tmp_path: Path) -> Path:
     table.save(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="abc")
-    loaded = ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="abc")
+    return tmp_path / "chips.npz"
+
+
+def load(path: Path, *, pyramid: PyramidSpec = SMALL_PYRAMID, digest: str = "abc") -> ChipTable:
+    return ChipTable.load(path, pyramid=pyramid, digest=digest)
+
+
+def assert_equal_chips(table: ChipTable, other: ChipTable) -> None:
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(table, name), getattr(other, name))
+
+
+def test_a_saved_table_is_loaded_unchanged(table: ChipTable, path: Path) -> None:
+    loaded = load(path)
     assert len(loaded) == len(table) > 0
-    assert loaded.chips_per_level.tolist() == table.chips_per_level.tolist()
+    assert_equal_chips(loaded, table)
+    assert loaded.moved_to.tolist() == table.moved_to.tolist()
     assert [loaded.chip(i) for i in range(len(table))] == [table.chip(i) for i in range(len(table))]
-    assert [path.name for path in tmp_path.iterdir()] == ["chips.npz"]
+    assert [file.name for file in path.parent.iterdir()] == ["chips.npz"]
 
 
-def test_a_table_of_other_annotations_is_refused(tmp_path: Path) -> None:
-    build_table().save(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="abc")
-    with pytest.raises(
-        ChipTableError, match=r"chips\.npz: made for other annotations \(digest abc, expected xyz\)"
-    ):
-        ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="xyz")
+def test_offsets_are_where_the_chips_of_each_image_begin(table: ChipTable) -> None:
+    for image in range(6):
+        chips = np.flatnonzero(table.image_indices == image)
+        assert chips.tolist() == list(range(table.offsets[image], table.offsets[image + 1]))
 
 
-def test_a_table_of_another_pyramid_is_refused(tmp_path: Path) -> None:
-    build_table().save(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="abc")
+def test_a_selection_has_its_chips_in_order(table: ChipTable) -> None:
+    indices = np.array([4, 0, 2])
+    selection = table.select(indices)
+    assert [selection.chip(i) for i in range(3)] == [table.chip(i) for i in indices.tolist()]
+
+
+def test_a_table_is_the_concatenation_of_its_images(table: ChipTable) -> None:
+    parts = [table.of_images(images) for images in (range(2), range(2, 2), range(2, 6))]
+    joined = ChipTable.concatenate(parts)
+    assert_equal_chips(joined, table)
+    assert joined.image_widths.tolist() == table.image_widths.tolist()
+
+
+def test_merged_chips_come_last_in_their_image(table: ChipTable) -> None:
+    some = np.array([len(table) - 1, 1])
+    negatives = dataclasses.replace(table.select(some), is_negative=np.ones(2, dtype=bool))
+    merged = table.merge(negatives)
+    assert_equal_chips(merged.select(np.flatnonzero(~merged.is_negative)), table)
+    assert merged.moved_to is table.moved_to
+    for index in np.flatnonzero(merged.is_negative).tolist():
+        assert index == merged.offsets[merged.image_indices[index] + 1] - 1
+
+
+def test_a_table_of_other_annotations_is_refused(path: Path) -> None:
+    message = r"chips\.npz: made for other annotations \(digest abc, expected xyz\)"
+    with pytest.raises(ChipTableError, match=message):
+        load(path, digest="xyz")
+
+
+def test_a_table_of_another_pyramid_is_refused(path: Path) -> None:
     other = PyramidSpec(chip_size=64, stride=16, levels=SMALL_PYRAMID.levels)
     with pytest.raises(ChipTableError, match=r"made with another pyramid \(stride differ\)"):
-        ChipTable.load(tmp_path / "chips.npz", pyramid=other, digest="abc")
+        load(path, pyramid=other)
 
 
-def test_a_table_of_another_version_or_without_its_arrays_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "chips.npz"
-    build_table().save(path, pyramid=SMALL_PYRAMID, digest="abc")
+def test_a_table_of_another_version_is_refused(path: Path) -> None:
+    np.savez(path, head=np.array('{"version": 2}'))
+    with pytest.raises(
+        ChipTableError, match=r"of version 2; this program reads 3\. Write it again with `sniper"
+    ):
+        load(path)
+
+
+def test_a_table_without_an_array_is_refused(path: Path) -> None:
     with np.load(path) as file:
         arrays = dict(file)
     np.savez(path, **{name: value for name, value in arrays.items() if name != "moved_to"})
     with pytest.raises(ChipTableError, match="not a chip table"):
-        ChipTable.load(path, pyramid=SMALL_PYRAMID, digest="abc")
-    np.savez(path, head=np.array('{"version": 99}'))
-    with pytest.raises(ChipTableError, match=r"of version 99; this program reads 3\. Write it again"):
-        ChipTable.load(path, pyramid=SMALL_PYRAMID, digest="abc")
+        load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut short"])
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "chips.npz").write_bytes(content)
+def test_a_damaged_file_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
     with pytest.raises(ChipTableError, match="not a chip table"):
-        ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="abc")
+        load(path)
 
 
-def test_a_table_that_is_absent_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ChipTableError, match="cannot be read"):
-        ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest="abc")
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ChipTableError, match=r"none\.npz: cannot be read"):
+        load(tmp_path / "none.npz")

@@ -39,7 +39,7 @@ def build_world(seed: int, *, num_images: int = 3, most_boxes: int = 8, longest:
 
 
 def one_image(width: int, height: int, boxes: np.ndarray) -> ImageBoxes:
-    """Give one image with (n, 4) boxes, all to be covered."""
+    """Build one image with (n, 4) boxes, all required."""
     return ImageBoxes(
         widths=np.array([width]),
         heights=np.array([height]),
@@ -50,7 +50,7 @@ def one_image(width: int, height: int, boxes: np.ndarray) -> ImageBoxes:
 
 
 def boxes_of(world: ImageBoxes, image: int) -> np.ndarray:
-    """Give the boxes of one image."""
+    """Return the boxes of one image."""
     return world.boxes[world.offsets[image] : world.offsets[image + 1]]
 
 
