@@ -168,9 +168,8 @@ def _choose_in_group(
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, "c 3"]]:
     """Choose windows of some images; fill `moved_to`, and return chips per image and (level, x, y) of each chip."""
     num_levels = len(bounds)
-    buffer = np.empty(
-        (num_levels * len(boxes), 3), dtype=np.int32
-    )  # a chip covers at least one box of its level
+    # Every chip covers at least one box of its level that no other chip does.
+    buffer = np.empty((num_levels * len(boxes), 3), dtype=np.int32)
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
     _cover_all(
         level_sides, image_sides, offsets, boxes, is_required, bounds, grid, seed, is_excluded, min_boxes, moved_to,
