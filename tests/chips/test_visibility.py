@@ -19,7 +19,7 @@ def assert_as_brute_force(table: ChipTable, world: ImageBoxes) -> None:
         boxes = chip.to_chip(boxes_of(world, image))
         clipped = chip.clip(boxes)
         is_shown = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-        is_whole = np.isclose(boxes, clipped, atol=1e-7).all(axis=1) & is_shown
+        is_whole = (np.abs(boxes - clipped) <= 2e-6).all(axis=1) & is_shown
         shown.append(int(is_shown.sum()))
         rows = expected[world.offsets[image] : world.offsets[image + 1], chip.level.index]
         np.maximum(rows, is_shown.astype(int) + is_whole, out=rows)
