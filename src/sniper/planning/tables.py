@@ -12,7 +12,7 @@ from sniper.planning.page import PlanPage, resize_rule
 
 def draw_levels(cost: CostPlan) -> Table:
     """Build the table of the levels: their boxes and chips."""
-    columns = ("#", "resize", "sizes", "boxes", "share", "moved", "covered", "cut", "chips", "per img")
+    columns = ("#", "resize", "sizes", "boxes", "share", "moved", "covered", "cropped", "chips", "/img")
     table = _table("Levels", columns)
     for index, (spec, level) in enumerate(zip(cost.pyramid.levels, cost.levels, strict=True), start=1):
         share = 100 * level.num_valid / max(cost.num_required, 1)
