@@ -45,8 +45,9 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import from_xywh
 from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec
-from sniper.pipeline import train_experiment
+from sniper.pipeline import run_stages
 from sniper.runs.run import Run
+from sniper.training.callbacks import Callbacks
 
 VARIANTS = ("positive", "mined")
 CPU = torch.device("cpu")
@@ -142,14 +143,10 @@ def run_cell(folder: Path, variant: str, seed: int, spec: ExperimentSpec) -> Non
         seconds[stage] += now - last
         last = now
 
-    train_experiment(
-        run,
-        spec,
-        train_set,
-        device=CPU,
-        watch=lambda report: measure(report.stage),
-        watch_mining=lambda done, total: measure("mine"),
+    callbacks = Callbacks(
+        on_step=lambda report: measure(report.stage), on_mining=lambda done, total: measure("mine")
     )
+    run_stages(run, spec, train_set, device=CPU, callbacks=callbacks)
     test_set = load_dataset(folder / "data" / "test.json")
     results = detect(Detector.load(run, spec, device=CPU), test_set)
     (run_folder / "detections.json").write_text(json.dumps(results))

@@ -62,10 +62,10 @@ from sniper.inference.detector import Detector, to_coco
 from sniper.inference.mining import mine
 from sniper.inference.proposals import add_negatives
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
-from sniper.pipeline import rpn_experiment
+from sniper.pipeline import rpn_experiment, run_stages
 from sniper.reports.palette import PALETTE
 from sniper.runs.run import Run
-from sniper.training.loop import order_epoch, train
+from sniper.training.epochs import order_epoch
 
 VARIANTS = (
     "single",
@@ -297,7 +297,7 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> None:
         spec = replace(spec, data=replace(spec.data, chips=str(chips)))
     spec = with_budget(spec, train_set, megapixels=cell.megapixels - result["rpn_megapixels"])
     run = open_or_create(folder, spec)
-    train(run, spec, train_set, device=device, watch=lambda report: None)
+    run_stages(run, spec, train_set, device=device)
     steps = [entry for entry in run.entries() if entry["stage"] == "train"]
     test_set = load(test_path, options.test_images)
     searches = {"as_trained": search_as_trained(cell, spec), "pyramid": spec.predict}
@@ -347,7 +347,7 @@ def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
     spec = experiment(cell, options)
     rpn_spec = with_budget(rpn_experiment(spec), train_set, megapixels=cell.megapixels)
     run = open_or_create(folder, rpn_spec)
-    train(run, rpn_spec, train_set, device=device, watch=lambda report: None)
+    run_stages(run, rpn_spec, train_set, device=device)
     mining_started = time.monotonic()
     store = mine(run, spec, train_set, folder / "proposals", device=device, watch=lambda done, total: None)
     generator = np.random.default_rng([cell.seed, 1])

@@ -1,14 +1,14 @@
-"""What a training step costs: chips/s, peak memory, where the time goes, and how much of the device is used.
+"""Measure a training step: chips per second, peak memory, time by part of the model, and utilization of the device.
 
     python benchmarks/train.py --device cpu --configs coco_r101_paper coco_r50_fpn --batches 4
     python benchmarks/train.py --device cuda --batches 4 8 16 20 32 64 128 --precision bf16
 
-Each cell (experiment × batch) runs in a process of its own, so that its peak memory is its own: on a GPU what torch has
-allocated, on a CPU the resident memory of the process. The chips are noise with boxes, made beforehand: reading is not
-measured here. The parts are timed in steps of their own, with the device waited for after each; the step without any
-such waiting gives the chips per second. In the same run: torchvision's Faster R-CNN with ResNet-50 and feature pyramid
-on images of 800×1333, in megapixels per second like ours; and the rate of large matrix products on the same device in
-the same precision, which the model's own arithmetic is compared to. Prints a table and one JSON line.
+Each cell (experiment × batch size) runs in its own process, to measure its peak memory: the memory that torch has
+allocated on a GPU, the resident memory of the process on a CPU. The chips are noise with boxes, built beforehand, so
+data loading is not included. The parts of the model are timed in separate steps that synchronize with the device after
+each part; chips per second come from steps without that. For comparison the same run measures torchvision's Faster
+R-CNN with ResNet-50 and FPN on images of 800×1333, in megapixels per second, and the rate of large matrix products on
+the same device in the same precision. Prints a table and one JSON line.
 """
 
 import argparse
@@ -39,7 +39,6 @@ from sniper.config.loading import load_experiment
 from sniper.data.batches import Batch, ChipSample, collate
 from sniper.errors import OutOfMemory
 from sniper.models.build import autocast
-from sniper.runs.processes import SINGLE_PROCESS
 from sniper.training.learner import Learner
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -49,17 +48,17 @@ BASELINE_SIDES = (800, 1333)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What a training step costs.")
+    parser = argparse.ArgumentParser(description="Measure a training step.")
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser.add_argument("--configs", nargs="+", default=names, choices=names)
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 8, 16, 32, 64, 128])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
-    parser.add_argument("--side", type=int, default=512, help="of a chip")
-    parser.add_argument("--steps", type=int, default=5, help="timed, after two that are not")
+    parser.add_argument("--side", type=int, default=512, help="of a chip, pixels")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after two for warm-up")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--baseline-batches", nargs="*", type=int, default=[1])
-    parser.add_argument("--cell", help="run this one only, NAME:BATCH")
+    parser.add_argument("--cell", help="run only this cell, NAME:BATCH")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if options.cell:
@@ -69,22 +68,28 @@ def main() -> None:
         return
     cells = [f"{name}:{batch}" for name in options.configs for batch in options.batches]
     cells += [f"{BASELINE}:{batch}" for batch in options.baseline_batches]
-    results = [run_apart(cell) for cell in cells]
+    results = [run_in_process(cell) for cell in cells]
     rate = matrix_rate(torch.device(options.device), options.precision)
-    print(tell(results, rate))
-    told = {"benchmark": "train", "device": name_of(options.device), "precision": options.precision}
-    print(json.dumps({**told, "matrix_tflops": round(rate / 1e12, 3), "cells": results}))
+    print(to_table(results, rate))
+    summary = {
+        "benchmark": "train",
+        "device": device_name(options.device),
+        "precision": options.precision,
+        "matrix_tflops": round(rate / 1e12, 3),
+        "cells": results,
+    }
+    print(json.dumps(summary))
 
 
-def run_apart(cell: str) -> dict[str, Any]:
-    done = subprocess.run(
+def run_in_process(cell: str) -> dict[str, Any]:
+    completed = subprocess.run(
         [sys.executable, *sys.argv, "--cell", cell], stdout=subprocess.PIPE, text=True, check=False
     )
-    if done.returncode:
+    if completed.returncode:
         raise SystemExit(f"{cell} failed")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{cell}: {found}", file=sys.stderr)
-    return found
+    result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    print(f"{cell}: {result}", file=sys.stderr)
+    return result
 
 
 def run_ours(name: str, batch_size: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -93,32 +98,36 @@ def run_ours(name: str, batch_size: int, options: argparse.Namespace) -> dict[st
     train = replace(spec.train, batch_size=batch_size, precision=options.precision, compile=options.compile)
     backbone = replace(spec.model.backbone, pretrained=False)
     spec = replace(spec, train=train, model=replace(spec.model, backbone=backbone))
-    learner = Learner(spec, num_classes=80, device=device, ranks=SINGLE_PROCESS, has_weights=False)
-    batch = made_up(batch_size, options.side)
+    learner = Learner(spec, num_classes=80, device=device, has_weights=False)
+    batch = build_noise(batch_size, options.side)
     if device.type == "cuda":
         batch = batch.pin_memory()
-    told: dict[str, Any] = {"config": name, "batch": batch_size}
+    cell: dict[str, Any] = {"config": name, "batch": batch_size}
     try:
-        seconds = timed(lambda step: learner.learn(batch, rate=1e-4, step=step), device, steps=options.steps)
+        seconds = median_seconds(
+            lambda step: learner.update(batch, learning_rate=1e-4, step=step), device, steps=options.steps
+        )
     except OutOfMemory as error:
-        return {**told, "does_not_fit": str(error)}
+        return {**cell, "out_of_memory": str(error)}
     peak = peak_memory(device)
     flops = count_flops(learner, batch.part(0, 1), spec) * batch_size
     return {
-        **told,
+        **cell,
         "chips_per_second": batch_size / seconds,
         "megapixels_per_second": batch_size * options.side**2 / 1e6 / seconds,
         "peak_gb": peak,
         "tflops": flops / seconds / 1e12,
-        "shares": shares(learner, batch, device, steps=max(options.steps // 2, 1)),
+        "shares": measure_shares(learner, batch, device, steps=max(options.steps // 2, 1)),
     }
 
 
 def run_baseline(name: str, batch_size: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Train torchvision's detector on whole images; what it resizes to is what it is given."""
+    """Train torchvision's detector on whole images of the size that it resizes to."""
     device = torch.device(options.device)
     height, width = BASELINE_SIDES
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)  # frozen norm
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, trainable_layers=3
+    )  # frozen batch norm
     model = FasterRCNN(backbone, num_classes=81, min_size=height, max_size=width)
     model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
@@ -131,28 +140,28 @@ def run_baseline(name: str, batch_size: int, options: argparse.Namespace) -> dic
         for _ in images
     ]
 
-    def learn(_: int) -> None:
+    def update(_: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         with autocast(options.precision, device):
             losses = model(images, targets)
-        torch.stack(list(losses.values())).sum().backward()
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    told: dict[str, Any] = {"config": name, "batch": batch_size}
+    cell: dict[str, Any] = {"config": name, "batch": batch_size}
     try:
-        seconds = timed(learn, device, steps=options.steps)
+        seconds = median_seconds(update, device, steps=options.steps)
     except torch.OutOfMemoryError as error:
-        return {**told, "does_not_fit": str(error)}
+        return {**cell, "out_of_memory": str(error)}
     return {
-        **told,
+        **cell,
         "images_per_second": batch_size / seconds,
         "megapixels_per_second": batch_size * height * width / 1e6 / seconds,
         "peak_gb": peak_memory(device),
     }
 
 
-def made_up(batch_size: int, side: int) -> Batch:
-    """Make chips of noise with boxes: six valid ones each, six that are not, and a crowd."""
+def build_noise(batch_size: int, side: int) -> Batch:
+    """Build chips of noise with boxes: six valid ones each, six out of range, and a crowd."""
     rng = np.random.default_rng(0)
     samples = []
     for index in range(batch_size):
@@ -169,19 +178,19 @@ def made_up(batch_size: int, side: int) -> Batch:
     return collate(samples)
 
 
-def timed(learn: Callable[[int], object], device: torch.device, *, steps: int) -> float:
-    """Give the median seconds of a step."""
+def median_seconds(update: Callable[[int], object], device: torch.device, *, steps: int) -> float:
+    """Return the median duration of a step, after two steps for warm-up."""
     seconds = []
     for step in range(steps + 2):
-        wait_for(device)
+        synchronize(device)
         started = time.perf_counter()
-        learn(step)
-        wait_for(device)
+        update(step)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[2:])
 
 
-def wait_for(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -192,24 +201,24 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def shares(learner: Learner, batch: Batch, device: torch.device, *, steps: int) -> dict[str, float]:
-    """Tell which part of a step takes which share of its time."""
+def measure_shares(learner: Learner, batch: Batch, device: torch.device, *, steps: int) -> dict[str, float]:
+    """Measure which fraction of a step each part of the model takes."""
     spent = dict.fromkeys(PARTS, 0.0)
 
     @contextmanager
-    def watched(owner: Any, method: str, part: str) -> Iterator[None]:
+    def timed(owner: Any, method: str, part: str) -> Iterator[None]:
         plain = getattr(owner, method)
 
-        def watch(*args: Any, **kwargs: Any) -> Any:
-            wait_for(device)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            synchronize(device)
             started = time.perf_counter()
             try:
                 return plain(*args, **kwargs)
             finally:
-                wait_for(device)
+                synchronize(device)
                 spent[part] += time.perf_counter() - started
 
-        setattr(owner, method, watch)
+        setattr(owner, method, call)
         try:
             yield
         finally:
@@ -217,33 +226,33 @@ def shares(learner: Learner, batch: Batch, device: torch.device, *, steps: int) 
 
     model = learner.model
     with (
-        watched(model.backbone, "forward", "backbone"),
-        watched(model.rpn, "forward", "rpn"),
-        watched(model.rpn, "losses", "rpn targets"),
-        watched(model.rpn, "propose", "proposals"),
-        watched(model.roi_head, "losses", "roi head"),
-        watched(torch.Tensor, "backward", "backward"),
-        watched(learner._optimizer, "step", "optimizer"),
+        timed(model.backbone, "forward", "backbone"),
+        timed(model.rpn, "forward", "rpn"),
+        timed(model.rpn, "losses", "rpn targets"),
+        timed(model.rpn, "propose", "proposals"),
+        timed(model.roi_head, "losses", "roi head"),
+        timed(torch.Tensor, "backward", "backward"),
+        timed(learner._optimizer, "step", "optimizer"),
     ):
         started = time.perf_counter()
         for step in range(steps):
-            learner.learn(batch, rate=1e-4, step=step)
-        wait_for(device)
-        whole = time.perf_counter() - started
-    told = {part: seconds / whole for part, seconds in spent.items()}
-    return {**told, "rest": 1 - sum(told.values())}
+            learner.update(batch, learning_rate=1e-4, step=step)
+        synchronize(device)
+        total = time.perf_counter() - started
+    shares = {part: seconds / total for part, seconds in spent.items()}
+    return {**shares, "rest": 1 - sum(shares.values())}
 
 
 def count_flops(learner: Learner, chip: Batch, spec: ExperimentSpec) -> int:
-    """Count the multiplications and additions of one chip's forward and backward pass."""
+    """Count the multiplications and additions of the forward and backward pass of one chip."""
 
     def convolution(out_shape: Any, weight_shape: Any) -> int:
         batch, out, rows, columns = out_shape
-        _, own, height, width = weight_shape  # of one group
-        return int(2 * batch * rows * columns * out * own * height * width)
+        _, in_channels, height, width = weight_shape  # of one group
+        return int(2 * batch * rows * columns * out * in_channels * height * width)
 
     def backward(gradient_shape: Any, _: Any, weight_shape: Any, *rest: Any, **__: Any) -> int:
-        # torch's own count takes every group of a depthwise convolution for all of its channels.
+        # torch's count takes every group of a depthwise convolution for all of its channels.
         return int(sum(rest[-1][:2])) * convolution(gradient_shape, weight_shape)
 
     def deform(_: Any, weight_shape: Any, offset_shape: Any, *__: Any, **___: Any) -> int:
@@ -260,11 +269,11 @@ def count_flops(learner: Learner, chip: Batch, spec: ExperimentSpec) -> int:
     }
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
     chip = chip.to(learner.device)
-    learner.model.rpn.eval()  # suppression by torchvision, so that no products of its own are counted
+    learner.model.rpn.eval()  # NMS by torchvision, whose arithmetic is not counted
     with counter:
         with autocast(spec.train.precision, learner.device):
             losses = learner.model.losses(chip)
-        torch.stack(list(losses.values())).sum().backward()
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     learner.model.rpn.train()
     return int(counter.get_total_flops())
 
@@ -272,23 +281,23 @@ def count_flops(learner: Learner, chip: Batch, spec: ExperimentSpec) -> int:
 def matrix_rate(device: torch.device, precision: Any) -> float:
     """Measure the rate of large matrix products, operations per second."""
     side = 8192 if device.type == "cuda" else 2048
-    chosen = autocast(precision, device)
-    dtype = chosen.fast_dtype if chosen._enabled else torch.float32
-    one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    context = autocast(precision, device)
+    dtype = context.fast_dtype if context._enabled else torch.float32
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     count = 10 if device.type == "cuda" else 1
 
     def multiply(_: int) -> None:
         for _ in range(count):
-            one @ other
+            left @ right
 
-    return count * 2 * side**3 / timed(multiply, device, steps=5)
+    return count * 2 * side**3 / median_seconds(multiply, device, steps=5)
 
 
-def name_of(device: str) -> str:
+def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
 
 
-def tell(results: list[dict[str, Any]], rate: float) -> str:
+def to_table(results: list[dict[str, Any]], rate: float) -> str:
     lines = [
         "| | batch | chips/s | megapixels/s | peak, GB | of the matrix rate | "
         + " | ".join(PARTS)
@@ -297,16 +306,16 @@ def tell(results: list[dict[str, Any]], rate: float) -> str:
     ]
     for cell in results:
         head = f"| {cell['config']} | {cell['batch']} | "
-        if "does_not_fit" in cell:
-            lines.append(f"{head}does not fit |" + " |" * (len(PARTS) + 4))
+        if "out_of_memory" in cell:
+            lines.append(f"{head}out of memory |" + " |" * (len(PARTS) + 4))
             continue
         speed = cell.get("chips_per_second", cell.get("images_per_second"))
-        told = f"{speed:.2f} | {cell['megapixels_per_second']:.2f} | {cell['peak_gb']:.2f} | "
+        numbers = f"{speed:.2f} | {cell['megapixels_per_second']:.2f} | {cell['peak_gb']:.2f} | "
         if "shares" not in cell:
-            lines.append(head + told + " |" * (len(PARTS) + 2))
+            lines.append(head + numbers + " |" * (len(PARTS) + 2))
             continue
         parts = " | ".join(f"{share:.0%}" for share in cell["shares"].values())
-        lines.append(f"{head}{told}{cell['tflops'] * 1e12 / rate:.0%} | {parts} |")
+        lines.append(f"{head}{numbers}{cell['tflops'] * 1e12 / rate:.0%} | {parts} |")
     return "\n".join(lines)
 
 

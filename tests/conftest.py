@@ -2,9 +2,12 @@
 
 import inspect
 import os
+import shutil
 import sys
 from collections.abc import Callable
-from typing import Any, Self
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
@@ -13,6 +16,9 @@ import hypothesis
 import jaxtyping
 import numba
 import pytest
+
+if TYPE_CHECKING:
+    from tests.training.experiments import TrainedRun
 
 hypothesis.settings.register_profile("sniper", deadline=None)
 hypothesis.settings.load_profile("sniper")
@@ -47,3 +53,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Keep torch on one thread; tests that do not need it are not made to import it."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> "TrainedRun":
+    """A complete run of the tiny experiment, for tests that only read it."""
+    from tests.training.experiments import train_tiny
+
+    return train_tiny(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def trained(trained_once: "TrainedRun", tmp_path: Path) -> "TrainedRun":
+    """A copy of a complete run of the tiny experiment, which a test may change or continue."""
+    from sniper.runs.run import Run
+
+    folder = tmp_path / "trained"
+    shutil.copytree(trained_once.run.folder, folder)
+    return replace(trained_once, run=Run(folder))

@@ -59,5 +59,5 @@ def test_the_proof_spends_its_budget_on_each_variant_and_keeps_finished_cells(tm
     assert (tmp_path / "proof" / "curve.png").stat().st_size > 5000
     # Other initial weights are another experiment.
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "test_resnet.safetensors")
-    with pytest.raises(AssertionError, match="holds cells of"):
+    with pytest.raises(AssertionError, match="has cells of"):
         prove(tmp_path, "--seeds", "1", "--megapixels", "0.3", "--variants", "sniper")

@@ -1,5 +1,6 @@
-"""The public face: these names and no others."""
+"""The public names: these and no others."""
 
+import re
 import subprocess
 import sys
 
@@ -7,30 +8,42 @@ import pytest
 
 import sniper
 
+NAMES = [
+    "Callbacks",
+    "ChipDataset",
+    "Dataset",
+    "Detections",
+    "Detector",
+    "ExperimentSpec",
+    "LevelSpec",
+    "PyramidSpec",
+    "Run",
+    "SniperError",
+    "collate",
+    "evaluate",
+    "load_dataset",
+    "load_experiment",
+    "order_chips",
+    "train",
+]
+
 
 def test_the_public_names_are_these() -> None:
-    assert sorted(sniper.__all__) == [
-        "ChipDataset",
-        "Detections",
-        "Detector",
-        "ExperimentSpec",
-        "LevelSpec",
-        "PyramidSpec",
-        "Run",
-        "SniperError",
-        "collate",
-        "evaluate",
-        "load_dataset",
-        "load_experiment",
-        "order_chips",
-        "train",
-    ]
+    assert sorted(sniper.__all__) == NAMES
+    assert dir(sniper) == sorted(["__version__", *NAMES])
 
 
-def test_every_public_name_can_be_had_and_says_what_it_is_for() -> None:
-    assert dir(sniper) == sorted(sniper.__all__)
-    for name in sniper.__all__:
-        assert getattr(sniper, name).__doc__
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_is_documented(name: str) -> None:
+    assert getattr(sniper, name).__doc__
+
+
+def test_the_version_is_one_of_pep_440() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", sniper.__version__)
+
+
+def test_training_is_the_whole_pipeline() -> None:
+    assert sniper.train.__module__ == "sniper.pipeline"
 
 
 def test_any_other_name_is_refused() -> None:
@@ -38,6 +51,6 @@ def test_any_other_name_is_refused() -> None:
         _ = sniper.roidb
 
 
-def test_importing_costs_nothing() -> None:
+def test_importing_is_fast() -> None:
     code = "import sys, sniper; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

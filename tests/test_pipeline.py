@@ -1,7 +1,6 @@
-"""The stages of an experiment: each goes on where it was stopped, and none is run twice for nothing."""
+"""The pipeline: what `sniper.train` runs; each stage continues where it was stopped, and none is repeated in vain."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -12,147 +11,146 @@ from typing import Any
 import pytest
 import torch
 
+import sniper
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec
-from sniper.config.loading import dump_experiment
+from sniper.config.loading import dump_experiment, load_experiment
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.errors import CheckpointError
+from sniper.errors import AnnotationError, CheckpointError, ConfigError, RunError
 from sniper.inference import proposals as module
 from sniper.models.spec import BackboneSpec
-from sniper.pipeline import train_experiment
+from sniper.pipeline import run_stages, train
 from sniper.runs.run import Run
-from sniper.training.loop import StepReport
+from sniper.training.callbacks import Callbacks, StepReport
 from tests.data.tiny import write_dataset
-from tests.training.experiments import tiny_experiment
-
-CPU = torch.device("cpu")
+from tests.training.experiments import (
+    CPU,
+    Killed,
+    TrainedRun,
+    have_equal_weights,
+    tiny_experiment,
+    with_data,
+    with_train,
+)
 
 
 @pytest.fixture
-def annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     monkeypatch.setattr(module, "IMAGES_PER_SHARD", 2)
     return load_dataset(write_dataset(tmp_path / "world"))
 
 
 @pytest.fixture
-def spec(annotations: Dataset) -> ExperimentSpec:
+def spec(dataset: Dataset) -> ExperimentSpec:
     return dataclasses.replace(
-        tiny_experiment(annotations.path),
+        tiny_experiment(dataset.path),
         negatives=NegativeSpec(source="mined", min_proposals=(1,)),
         mine=MineSpec(rpn_epochs=1.0),
     )
 
 
-class Killed(Exception):
-    """Stands for the end of a process."""
+@pytest.fixture
+def plain(spec: ExperimentSpec) -> ExperimentSpec:
+    """The experiment without mining, of a single step."""
+    return with_train(dataclasses.replace(spec, negatives=NegativeSpec()), epochs=0.2)
 
 
-def ignore(*_: object) -> None:
-    pass
-
-
-def go(
-    run: Run,
-    spec: ExperimentSpec,
-    annotations: Dataset,
-    *,
-    watch: Callable[[StepReport], None] = ignore,
-    watch_mining: Callable[[int, int], None] = ignore,
-) -> dict[str, torch.Tensor]:
-    train_experiment(run, spec, annotations, device=CPU, watch=watch, watch_mining=watch_mining)
-    return run.load_weights()[0]
-
-
-def metrics_of(run: Run) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-
-
-def created(folder: Path, spec: ExperimentSpec) -> Run:
+def create(folder: Path, spec: ExperimentSpec) -> Run:
     return Run.create(folder, config=dump_experiment(spec))
 
 
-def test_an_experiment_is_told_stage_by_stage(
-    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
+def run_all(run: Run, spec: ExperimentSpec, dataset: Dataset, *, callbacks: Callbacks = Callbacks()) -> None:
+    run_stages(run, spec, dataset, device=CPU, callbacks=callbacks)
+
+
+class Stages:
+    """Records the stages that a training reports, and ends it at one of them.
+
+    Args:
+        ends: whether a stage and its number of steps or images are the end.
+    """
+
+    def __init__(self, ends: Callable[[str, int], bool] = lambda stage, count: False) -> None:
+        self.seen: list[str] = []
+        self.ends = ends
+
+    @property
+    def callbacks(self) -> Callbacks:
+        return Callbacks(on_step=self._on_step, on_mining=self._on_mining)
+
+    @property
+    def distinct(self) -> list[str]:
+        return list(dict.fromkeys(self.seen))
+
+    def _on_step(self, report: StepReport) -> None:
+        self._record(report.stage, report.progress.step)
+
+    def _on_mining(self, num_done: int, num_images: int) -> None:
+        self._record("mine", num_done)
+
+    def _record(self, stage: str, count: int) -> None:
+        self.seen.append(stage)
+        if self.ends(stage, count):
+            raise Killed
+
+
+def test_mined_negatives_are_reported_stage_by_stage(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
-    stages: list[str] = []
-    run = created(tmp_path / "run", spec)
-    go(
-        run,
-        spec,
-        annotations,
-        watch=lambda report: stages.append(report.stage),
-        watch_mining=lambda done, total: stages.append(f"mine {total}"),
-    )
-    order = list(dict.fromkeys(stages))
-    assert order == ["rpn", "mine 4", "train"]
-    rpn = metrics_of(Run(run.folder / "rpn"))
+    stages = Stages()
+    run = create(tmp_path / "run", spec)
+    run_all(run, spec, dataset, callbacks=stages.callbacks)
+    assert stages.distinct == ["rpn", "mine", "train"]
+    assert stages.seen.count("mine") == len(dataset)
+    rpn = Run(run.folder / "rpn").entries()
     assert {entry["stage"] for entry in rpn} == {"rpn"}
     assert all("head_class" not in entry and "rpn_box" in entry for entry in rpn)
     assert rpn[0]["negative_chips"] == 0
-    mined, first, *rest = metrics_of(run)
+    mined, first, *rest = run.entries()
     assert mined["stage"] == "mine"
     assert 0 < first["negative_chips"] <= min(mined["negative_chips_pool"], 2 * 4)
     assert first["chips"] == mined["positive_chips"] + first["negative_chips"]
     assert all(entry["stage"] == "train" and "head_class" in entry for entry in rest)
 
 
-@pytest.mark.parametrize("place", ["rpn", "mine", "train"])
-def test_an_experiment_that_was_killed_in_any_stage_ends_with_the_same_weights(
-    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path, place: str
+@pytest.mark.parametrize(
+    ("stage", "count", "repeats_rpn", "num_mined"),
+    [("rpn", 2, True, 4), ("mine", 4, False, 2), ("train", 2, False, 0)],
+)
+def test_an_experiment_killed_in_any_stage_ends_with_the_same_weights(
+    dataset: Dataset,
+    spec: ExperimentSpec,
+    tmp_path: Path,
+    stage: str,
+    count: int,
+    repeats_rpn: bool,
+    num_mined: int,
 ) -> None:
-    unbroken = go(created(tmp_path / "unbroken", spec), spec, annotations)
-
-    def kill(report: StepReport) -> None:
-        if report.stage == place and report.progress.step == 2:
-            raise Killed
-
-    def kill_mining(num_done: int, num_images: int) -> None:
-        if place == "mine" and num_done == 4:
-            raise Killed
-
-    run = created(tmp_path / "broken", spec)
+    unbroken = create(tmp_path / "unbroken", spec)
+    run_all(unbroken, spec, dataset)
+    broken = create(tmp_path / "broken", spec)
     with pytest.raises(Killed):
-        go(run, spec, annotations, watch=kill, watch_mining=kill_mining)
-    seen: list[str] = []
-    broken = go(
-        run,
-        spec,
-        annotations,
-        watch=lambda report: seen.append(report.stage),
-        watch_mining=lambda done, total: seen.append(f"mine {total}"),
-    )
-    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
-    assert ("rpn" in seen) == (place == "rpn")
-    assert [stage for stage in seen if "mine" in stage] == {
-        "rpn": ["mine 4"] * 4,
-        "mine": ["mine 2"] * 2,
-        "train": [],
-    }[place]
+        run_all(broken, spec, dataset, callbacks=Stages(lambda *at: at == (stage, count)).callbacks)
+    stages = Stages()
+    run_all(broken, spec, dataset, callbacks=stages.callbacks)
+    assert have_equal_weights(unbroken, broken)
+    assert ("rpn" in stages.seen) == repeats_rpn
+    assert stages.seen.count("mine") == num_mined
 
 
-def test_a_stage_is_run_again_only_when_its_inputs_change(
-    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
+def test_a_stage_is_repeated_only_when_its_inputs_change(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
-    def stop(report: StepReport) -> None:
-        if report.stage == "train":
-            raise Killed
-
-    def stages_of(spec: ExperimentSpec, annotations: Dataset = annotations) -> list[str]:
-        seen: list[str] = []
-
-        def watch(report: StepReport) -> None:
-            seen.append(report.stage)
-            stop(report)
-
-        run = created(tmp_path / "run", spec)  # as `sniper train` does, without --resume
+    def stages_of(spec: ExperimentSpec, dataset: Dataset = dataset) -> list[str]:
+        stages = Stages(lambda stage, _: stage == "train")
         with pytest.raises(Killed):
-            go(run, spec, annotations, watch=watch, watch_mining=lambda *_: seen.append("mine"))
-        return list(dict.fromkeys(seen))
+            run_all(create(tmp_path / "run", spec), spec, dataset, callbacks=stages.callbacks)
+        return stages.distinct
 
     assert stages_of(spec) == ["rpn", "mine", "train"]
     assert stages_of(spec) == ["train"]
     other_rule = dataclasses.replace(spec, negatives=dataclasses.replace(spec.negatives, rule="overlap"))
-    assert stages_of(other_rule) == ["train"]  # from the same proposals
+    assert stages_of(other_rule) == ["train"]  # on the same proposals
     longer = dataclasses.replace(spec, mine=MineSpec(rpn_epochs=2.0))
     assert stages_of(longer) == ["rpn", "mine", "train"]
     fewer = load_dataset(write_dataset(tmp_path / "other", boxes_per_image=2))
@@ -164,36 +162,34 @@ def test_a_stage_is_run_again_only_when_its_inputs_change(
     assert stages_of(deeper, fewer) == ["rpn", "mine", "train"]
 
 
-def test_a_finished_run_needs_its_earlier_stages_no_more(
-    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
+def test_a_complete_run_does_not_need_its_earlier_stages(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
-    run = created(tmp_path / "run", spec)
-    go(run, spec, annotations)
+    run = create(tmp_path / "run", spec)
+    run_all(run, spec, dataset)
     shutil.rmtree(run.folder / "rpn")
-    seen: list[str] = []
-    longer = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=2.0))
-    go(run, longer, annotations, watch=lambda report: seen.append(report.stage))
-    assert set(seen) == {"train"}
+    stages = Stages()
+    longer = with_train(spec, epochs=2.0)
+    run_all(run, longer, dataset, callbacks=stages.callbacks)
+    assert stages.distinct == ["train"]
     fewer = load_dataset(write_dataset(tmp_path / "other", boxes_per_image=2))
-    with pytest.raises(CheckpointError, match="learnt from other images"):
-        go(run, longer, fewer, watch=lambda report: seen.append(report.stage))
-    assert set(seen) == {"train"}
+    with pytest.raises(CheckpointError, match="trained on other images"):
+        run_all(run, longer, fewer, callbacks=stages.callbacks)
+    assert stages.distinct == ["train"]
 
 
-def test_a_stage_half_removed_is_begun_anew(
-    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
+def test_a_stage_that_was_partly_deleted_is_started_over(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
-    run = created(tmp_path / "run", spec)
+    run = create(tmp_path / "run", spec)
     (run.folder / "rpn.old" / "checkpoints").mkdir(parents=True)
-    go(run, spec, annotations)
+    run_all(run, spec, dataset)
     assert not (run.folder / "rpn.old").exists()
 
 
-def test_a_signal_ends_a_mining_at_once(annotations: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:
-    spec = dataclasses.replace(
-        spec, mine=MineSpec(rpn_epochs=1.0, every_epochs=1), train=dataclasses.replace(spec.train, epochs=2.0)
-    )
-    run = created(tmp_path / "run", spec)
+def test_a_signal_interrupts_mining_at_once(dataset: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:
+    spec = with_train(dataclasses.replace(spec, mine=MineSpec(rpn_epochs=1.0, every_epochs=1)), epochs=2.0)
+    run = create(tmp_path / "run", spec)
     searched: list[int] = []
 
     def interrupt_second_mining(num_done: int, num_images: int) -> None:
@@ -202,25 +198,23 @@ def test_a_signal_ends_a_mining_at_once(annotations: Dataset, spec: ExperimentSp
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        go(run, spec, annotations, watch_mining=interrupt_second_mining)
+        run_all(run, spec, dataset, callbacks=Callbacks(on_mining=interrupt_second_mining))
     assert len(searched) == 5
-    assert metrics_of(run)[-1]["epoch"] == 1.0
+    assert run.entries()[-1]["epoch"] == 1.0
 
 
 def test_negatives_are_mined_again_with_the_newest_weights(
-    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
-    spec = dataclasses.replace(
-        spec,
-        mine=MineSpec(rpn_epochs=1.0, every_epochs=1),
-        train=dataclasses.replace(spec.train, epochs=3.0, milestones=()),
+    spec = with_train(
+        dataclasses.replace(spec, mine=MineSpec(rpn_epochs=1.0, every_epochs=1)), epochs=3.0, milestones=()
     )
-    unbroken = created(tmp_path / "unbroken", spec)
-    weights = go(unbroken, spec, annotations)
-    assert [entry["stage"] for entry in metrics_of(unbroken)].count("mine") == 3
+    unbroken = create(tmp_path / "unbroken", spec)
+    run_all(unbroken, spec, dataset)
+    assert [entry["stage"] for entry in unbroken.entries()].count("mine") == 3
     assert len(list(unbroken.folder.glob("chips_*.npz"))) == 3
 
-    broken = created(tmp_path / "broken", spec)
+    broken = create(tmp_path / "broken", spec)
     num_mined = 0
 
     def kill_third_mining(num_done: int, num_images: int) -> None:
@@ -230,19 +224,9 @@ def test_negatives_are_mined_again_with_the_newest_weights(
             raise Killed
 
     with pytest.raises(Killed):
-        go(broken, spec, annotations, watch_mining=kill_third_mining)
-    again = go(broken, spec, annotations)
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
-
-
-def test_an_experiment_without_mining_has_one_stage(
-    annotations: Dataset, spec: ExperimentSpec, tmp_path: Path
-) -> None:
-    plain = dataclasses.replace(spec, negatives=NegativeSpec())
-    run = created(tmp_path / "run", plain)
-    go(run, plain, annotations)
-    assert {entry["stage"] for entry in metrics_of(run)} == {"train"}
-    assert not (run.folder / "rpn").exists()
+        run_all(broken, spec, dataset, callbacks=Callbacks(on_mining=kill_third_mining))
+    run_all(broken, spec, dataset)
+    assert have_equal_weights(unbroken, broken)
 
 
 @pytest.mark.parametrize("section", [{"data": {"chips": "c.npz"}}, {"train": {"rpn_only": True}}])
@@ -250,3 +234,125 @@ def test_negatives_have_one_source(section: dict[str, dict[str, Any]], spec: Exp
     parts = {name: dataclasses.replace(getattr(spec, name), **values) for name, values in section.items()}
     with pytest.raises(ValueError, match=r"negatives\.source must be none"):
         dataclasses.replace(spec, **parts)
+
+
+def test_training_in_python_mines_and_scores_as_configured(spec: ExperimentSpec, tmp_path: Path) -> None:
+    scores: list[float] = []
+    stages = Stages()
+    run = sniper.train(
+        spec,
+        run=tmp_path / "run",
+        device="cpu",
+        epochs=1,
+        overrides={"train.evaluate_every": 1},
+        callbacks=dataclasses.replace(
+            stages.callbacks, on_scores=lambda epoch, named: scores.append(named["ap"])
+        ),
+    )
+    assert stages.distinct == ["rpn", "mine", "train"]
+    assert [entry["stage"] for entry in run.entries()][-1] == "evaluate"
+    assert len(scores) == 1
+    assert run.entries()[-1]["ap"] == scores[0]
+    assert len(sniper.Detector.load(run).categories) == 2
+
+
+def test_an_experiment_file_names_the_run(
+    plain: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(dump_experiment(plain))
+    run = train("mine.yaml", device="cpu")
+    assert run.folder == Path("runs/mine")
+    spec = load_experiment(run.config_path)
+    assert {entry["stage"] for entry in run.entries()} == {"train"}
+    assert not (run.folder / "rpn").exists()
+    assert spec == plain
+
+
+@pytest.mark.parametrize("value", [2, "2"])
+def test_overrides_are_values_or_yaml_and_stored_with_the_run(
+    plain: ExperimentSpec, tmp_path: Path, value: object
+) -> None:
+    run = train(
+        plain,
+        run=tmp_path / "run",
+        device="cpu",
+        overrides={"train.batch_size": value, "train.learning_rate": 1e-5, "train.milestones": (0.1,)},
+    )
+    spec = load_experiment(run.config_path)
+    assert (spec.train.batch_size, spec.train.learning_rate) == (2, 1e-5)
+    assert spec.train.milestones == (0.1,)
+
+
+def test_a_resumed_training_keeps_what_is_not_set_again(plain: ExperimentSpec, tmp_path: Path) -> None:
+    folder, config = tmp_path / "run", tmp_path / "short.yaml"
+    train(plain, run=folder, device="cpu")
+    config.write_text("train: {epochs: 1.0}")
+    run = train(config, run=folder, resume=True, device="cpu")
+    assert load_experiment(run.config_path) == with_train(plain, epochs=1.0)
+    steps = [int(path.name) for path in run.checkpoints]
+    again = train(config, run=folder, resume=True, step=steps[0], device="cpu", epochs=2.0)
+    assert (folder / "checkpoints" / f"{steps[-1]:08d}.old").exists() or steps[-1] == steps[0]
+    assert again.entries()[-1]["step"] > steps[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"step": 3}, ConfigError, "step: needs resume"),
+        ({"run": None}, ConfigError, "run: name the folder"),
+        ({"resume": True}, RunError, "there is no run"),
+        ({"device": "abacus"}, ConfigError, "device abacus: cannot be used"),
+        ({"overrides": {"train.epoch": 3}}, ConfigError, r"did you mean train\.epochs\?"),
+        ({"overrides": {"data.train.annotations": ""}}, ConfigError, r"data\.train\.annotations"),
+    ],
+)
+def test_unusable_arguments_are_refused(
+    plain: ExperimentSpec, tmp_path: Path, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(plain, **({"run": tmp_path / "run"} | arguments))
+
+
+def test_scoring_needs_test_images_of_the_same_categories(
+    plain: ExperimentSpec, tmp_path: Path, trained: TrainedRun
+) -> None:
+    scored = with_train(plain, evaluate_every=1)
+    without = with_data(scored, test=dataclasses.replace(scored.data.test, annotations=""))
+    with pytest.raises(ConfigError, match=r"train\.evaluate_every: data\.test\.annotations is missing"):
+        train(without, run=tmp_path / "without", device="cpu")
+    text = trained.dataset.path.read_text()
+    other = tmp_path / "other.json"
+    other.write_text(text.replace('"bright"', '"light"'))
+    named = dataclasses.replace(
+        scored.data.test, annotations=str(other), images=str(trained.dataset.image_root)
+    )
+    with pytest.raises(AnnotationError, match=r"other\.json: has other categories than .*train\.json"):
+        train(with_data(scored, test=named), run=tmp_path / "other", device="cpu")
+
+
+def test_a_transform_is_applied_to_the_chips(plain: ExperimentSpec, tmp_path: Path) -> None:
+    num_chips = 0
+
+    def count(image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        nonlocal num_chips
+        num_chips += 1
+        assert isinstance(image, torch.Tensor)
+        return image, target
+
+    train(plain, run=tmp_path / "run", device="cpu", transform=count)
+    assert num_chips == 4
+
+
+def test_warnings_about_the_data_set_are_reported(
+    plain: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_with_warning(*args: Any, **kwargs: Any) -> Dataset:
+        return dataclasses.replace(load_dataset(*args, **kwargs), warnings=("a box was clipped",))
+
+    monkeypatch.setattr("sniper.pipeline.load_dataset", load_with_warning)
+    warnings: list[str] = []
+    train(plain, run=tmp_path / "run", device="cpu", callbacks=Callbacks(on_warning=warnings.append))
+    assert warnings == ["a box was clipped"]
+    with pytest.warns(UserWarning, match="a box was clipped"):
+        train(plain, run=tmp_path / "other", device="cpu")

@@ -1,6 +1,6 @@
-"""SNIPER: detectors trained on chips cut around the objects, each at the scale that suits it.
+"""SNIPER: object detectors trained on chips cut around the objects, each at the scale that suits it.
 
-The public face; each name is imported when first used, so that `import sniper` costs nothing.
+The public names. Each is imported when first used, so that `import sniper` is fast.
 """
 
 from importlib import import_module
@@ -13,21 +13,27 @@ if TYPE_CHECKING:
     from sniper.config.loading import load_experiment as load_experiment
     from sniper.data.batches import ChipDataset as ChipDataset
     from sniper.data.batches import collate as collate
+    from sniper.data.datasets import Dataset as Dataset
     from sniper.data.datasets import load_dataset as load_dataset
     from sniper.data.epoch import order_chips as order_chips
     from sniper.errors import SniperError as SniperError
     from sniper.evaluation.coco import evaluate as evaluate
     from sniper.geometry.detections import Detections as Detections
     from sniper.inference.detector import Detector as Detector
+    from sniper.pipeline import train as train
     from sniper.runs.run import Run as Run
-    from sniper.training.loop import train as train
+    from sniper.training.callbacks import Callbacks as Callbacks
 
-_HOMES = {
+__version__ = "0.2.0.dev0"
+
+_MODULES = {
+    "Callbacks": "sniper.training.callbacks",
     "ChipDataset": "sniper.data.batches",
+    "Dataset": "sniper.data.datasets",
     "Detections": "sniper.geometry.detections",
+    "Detector": "sniper.inference.detector",
     "ExperimentSpec": "sniper.config.experiment",
     "LevelSpec": "sniper.chips.pyramid",
-    "Detector": "sniper.inference.detector",
     "PyramidSpec": "sniper.chips.pyramid",
     "Run": "sniper.runs.run",
     "SniperError": "sniper.errors",
@@ -36,17 +42,17 @@ _HOMES = {
     "load_dataset": "sniper.data.datasets",
     "load_experiment": "sniper.config.loading",
     "order_chips": "sniper.data.epoch",
-    "train": "sniper.training.loop",
+    "train": "sniper.pipeline",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'sniper' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOMES)
+    return sorted(["__version__", *_MODULES])

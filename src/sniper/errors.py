@@ -56,7 +56,7 @@ class TrainingDiverged(SniperError):
 
 
 class OutOfMemory(SniperError):
-    """A batch that does not fit into the memory of its device; the message tells how many chips would."""
+    """A batch that does not fit into the memory of its device."""
 
 
 def count_and_list(problems: Sequence[str], *, limit: int = 3, separator: str = "; ") -> str:

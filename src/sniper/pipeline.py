@@ -1,24 +1,28 @@
-"""The stages of an experiment: a short training of the RPN, mining with it, and the training proper (SNIPER §3.2).
+"""The stages of an experiment: train the RPN, mine with it, train the detector and score it (SNIPER §3.2).
 
-Each stage goes on where it was stopped, and is not run again while what it depends on is the same.
+Each stage continues where it was stopped, and is not repeated while its inputs are the same.
 """
 
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import yaml
 
 from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
-from sniper.config.loading import dump_experiment, load_experiment
-from sniper.data.datasets import Dataset, load_dataset
-from sniper.data.epoch import build_table
+from sniper.config.loading import check_resumable, dump_experiment, load_experiment, parse_experiment
+from sniper.data.batches import ChipTransform
+from sniper.data.datasets import Dataset, DatasetIdentity, load_dataset
+from sniper.data.epoch import EpochOrder, build_table
 from sniper.data.spec import SourceSpec
 from sniper.errors import AnnotationError, ConfigError
 from sniper.evaluation.coco import evaluate
@@ -26,149 +30,153 @@ from sniper.inference.detector import Detector, to_coco
 from sniper.inference.mining import mine
 from sniper.inference.proposals import ProposalStore, add_negatives
 from sniper.models.two_stage import TwoStageDetector
-from sniper.runs.processes import SINGLE_PROCESS, Processes
+from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
 from sniper.runs.run import Run
-from sniper.training.loop import StepReport, train
+from sniper.training import loop
+from sniper.training.callbacks import Callbacks
+from sniper.training.epochs import load_configured_chips, order_epoch
 
 
-def train_experiment(
-    run: Run,
-    spec: ExperimentSpec,
-    annotations: Dataset,
+def train(
+    experiment: ExperimentSpec | str | os.PathLike[str],
     *,
-    device: torch.device,
-    watch: Callable[[StepReport], None],
-    watch_mining: Callable[[int, int], None],
-    watch_scores: Callable[[float, Mapping[str, float]], None] = lambda epoch, scores: None,
-    ranks: Processes = SINGLE_PROCESS,
-) -> TwoStageDetector:
-    """Run all stages that an experiment asks for; what is raised is what `train` and `mine` raise.
+    run: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    step: int | None = None,
+    device: str | torch.device | None = None,
+    epochs: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    transform: ChipTransform | None = None,
+    callbacks: Callbacks = Callbacks(),
+) -> Run:
+    """Train a detector: all stages that an experiment configures.
+
+    With `negatives.source: mined` these are a short training of the RPN, mining with it, and the training of the
+    detector on positive and negative chips. With `train.evaluate_every` the detector is scored on `data.test` while it
+    trains. Under torchrun each process takes its share of every batch.
 
     Args:
-        run: its folder. The RPN's training is a run of its own in `rpn` there, what is mined is in `mined`.
+        experiment: a YAML file, the name of a recipe of the package, or a specification.
+        run: folder of the run; by default `runs/NAME`, after the file or the recipe.
+        resume: continue a run that was stopped; fields that neither `experiment` nor `overrides` set keep their values.
+        step: with `resume`, continue from the checkpoint of this step; later ones are renamed to end in `.old`.
+        device: where to compute, such as `cpu` or `cuda:0`; by default a GPU if there is one.
+        epochs: number of epochs; short for `{"train.epochs": ...}`.
+        overrides: values of other fields by dotted name, such as `{"train.batch_size": 16}`; text is read as YAML.
+        transform: applied to each training chip; see `ChipDataset`.
+        callbacks: called in the first process while the training runs.
+
+    Returns:
+        The run; `Detector.load` takes it.
+
+    Raises:
+        ConfigError: if the experiment cannot be used.
+        RunError: if the folder already has a run, or has none to resume.
+        AnnotationError: if a data set cannot be used.
+        KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, once the step in progress is complete and saved.
+        SniperError: for everything else that a user can correct; see `sniper.training.loop.train`.
+
+    Example:
+        >>> run = sniper.train("mine.yaml", epochs=12, overrides={"train.batch_size": 16})  # doctest: +SKIP
+        >>> detector = sniper.Detector.load(run)  # doctest: +SKIP
+    """
+    if step is not None and not resume:
+        raise ConfigError("step: needs resume; it selects the checkpoint to continue from")
+    folder = _default_folder(experiment) if run is None else Path(run)
+    changes = dict(overrides or {}) | ({} if epochs is None else {"train.epochs": epochs})
+    spec = _load_experiment(experiment, _to_yaml(changes), resumed=Run.open(folder) if resume else None)
+    processes = Processes.from_environment()
+    callbacks = callbacks if processes.is_first else Callbacks(on_warning=lambda _: None)
+    dataset = load_split(spec, "train", callbacks=callbacks)
+    chosen = select_device(device)
+    with processes.process_group(chosen):
+        if processes.is_first:
+            _prepare_run(folder, spec, resume=resume, step=step)
+        processes.barrier()
+        opened = Run.open(folder)
+        run_stages(
+            opened,
+            spec,
+            dataset,
+            device=chosen,
+            callbacks=callbacks,
+            transform=transform,
+            processes=processes,
+        )
+    return opened
+
+
+def run_stages(
+    run: Run,
+    spec: ExperimentSpec,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    callbacks: Callbacks = Callbacks(),
+    transform: ChipTransform | None = None,
+    processes: Processes = SINGLE_PROCESS,
+) -> TwoStageDetector:
+    """Run the stages of an experiment that are not complete, in the folder of a run.
+
+    Args:
+        run: its folder. The training of the RPN is a run of its own in `rpn`, the proposals are in `mined`.
         spec: the experiment.
-        annotations: what to train on.
+        dataset: to train on.
         device: where to compute.
-        watch: told after every step.
-        watch_mining: told how many images are searched, and how many there are.
-        watch_scores: told the scores on the test images after so many epochs.
-        ranks: the processes that train together; all call this.
+        callbacks: called in the first process.
+        transform: applied to each training chip; see `ChipDataset`.
+        processes: that train together; all call this.
 
     Returns:
         The trained detector.
 
     Raises:
-        ConfigError: also if the experiment is to be scored and names no test images.
-        AnnotationError: also if the test images have other categories than those trained on.
+        AnnotationError: if the test images have other categories than the training images.
+        ConfigError: if the experiment is to be scored and names no test images.
+        SniperError: see `sniper.training.loop.train` and `mine`.
     """
-    score = _scorer(spec, annotations, device=device, ranks=ranks, watch=watch_scores)
-    if spec.negatives.source == "none":
-        return train(run, spec, annotations, device=device, watch=watch, score=score, ranks=ranks)
-    run.check_learnt_from(annotations)
-
-    def mined_table(epoch: int) -> ChipTable:
-        """Give the chips of an epoch; at the start of every round, mine with the newest weights."""
-        every = spec.mine.every_epochs
-        round_start = epoch // every * every if every else 0
-        path = run.folder / f"chips_{round_start:03d}.npz"
-        if path.exists():
-            return ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
-        source = run
-        if round_start == 0:
-            source = Run(run.folder / "rpn")
-            if ranks.is_first:
-                source = _begun(source.folder, rpn_experiment(spec), annotations)
-            ranks.wait()
-            train(source, rpn_experiment(spec), annotations, device=device, watch=watch, ranks=ranks)
-        started = time.monotonic()
-        store = mine(
-            source,
-            spec,
-            annotations,
-            run.folder / "mined",
-            device=device,
-            watch=watch_mining,
-            share=(ranks.rank, ranks.count),
-        )
-        ranks.wait()
-        if ranks.is_first:
-            keep_table(path, store, round_start=round_start, started=started)
-        ranks.wait()
-        return ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
-
-    def keep_table(path: Path, store: ProposalStore, *, round_start: int, started: float) -> None:
-        generator = np.random.default_rng([spec.seed, round_start, 1])
-        positives = build_table(annotations, spec.pyramid, generator=generator)
-        table = add_negatives(positives, store, spec.negatives, pyramid=spec.pyramid, generator=generator)
-        table.save(path, pyramid=spec.pyramid, digest=annotations.digest)
-        run.log(
-            {
-                "stage": "mine",
-                "step": int(run.checkpoints[-1].name) if run.checkpoints else 0,
-                "images": len(annotations),
-                "positive_chips": len(positives),
-                "negative_chips_pool": len(table) - len(positives),
-                "seconds": round(time.monotonic() - started, 3),
-            }
-        )
-
-    if not run.checkpoints:
-        mined_table(0)  # before the detector takes its place in memory
-    return train(
-        run,
-        spec,
-        annotations,
+    stages = _Stages(
+        run=run,
+        spec=spec,
+        dataset=dataset,
         device=device,
-        watch=watch,
-        table_of=mined_table,
-        score=score,
-        ranks=ranks,
+        callbacks=callbacks,
+        transform=transform,
+        processes=processes,
     )
+    return stages.train_detector()
 
 
-def _scorer(
-    spec: ExperimentSpec,
-    annotations: Dataset,
-    *,
-    device: torch.device,
-    ranks: Processes,
-    watch: Callable[[float, Mapping[str, float]], None],
-) -> Callable[[TwoStageDetector, float], Mapping[str, float]] | None:
-    """Give what scores a detector on the test images, each process searching its share; None if that is not wanted."""
-    if spec.train.evaluate_every is None:
-        return None
-    if not spec.data.test.annotations:
-        raise ConfigError("train.evaluate_every: data.test.annotations is missing")
-    source = spec.data.test
-    root = None if source.images is None else Path(source.images)
-    test = load_dataset(
+def load_split(
+    spec: ExperimentSpec, split: Literal["train", "test"], *, callbacks: Callbacks = Callbacks()
+) -> Dataset:
+    """Load a data set of an experiment.
+
+    Args:
+        spec: the experiment.
+        split: which one.
+        callbacks: `on_warning` is called with the warnings.
+
+    Raises:
+        ConfigError: if the experiment names none.
+        AnnotationError: if it cannot be used.
+    """
+    source: SourceSpec = getattr(spec.data, split)
+    if not source.annotations:
+        raise ConfigError(f"data.{split}.annotations is missing")
+    dataset = load_dataset(
         Path(source.annotations),
-        image_root=root,
+        image_root=None if source.images is None else Path(source.images),
         read=spec.data.read,
         skips_bad_images=spec.data.on_bad_image == "skip",
     )
-    if test.categories != annotations.categories:
-        raise AnnotationError(f"{test.path}: has other categories than {annotations.path}")
-    truth = test.to_coco()
-
-    def score(model: TwoStageDetector, epoch: float) -> Mapping[str, float]:
-        predictor = Detector.of(model, spec=spec, categories=annotations.categories, device=device)
-        records = [test[index] for index in range(ranks.rank, len(test), ranks.count)]
-        own = []
-        for record, found in zip(records, predictor.search(record.path for record in records), strict=True):
-            if found is not None:
-                own += to_coco(found, image_id=record.image_id, categories=predictor.categories)
-        results = [entry for part in ranks.gather(own) for entry in part]
-        scores = evaluate(results, truth).as_dict()
-        if ranks.is_first:
-            watch(epoch, scores)
-        return scores
-
-    return score
+    for warning in dataset.warnings:
+        callbacks.on_warning(warning)
+    return dataset
 
 
 def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
-    """Give the experiment that trains the RPN alone, on positive chips, to mine with."""
+    """Return the experiment that trains only the RPN, on positive chips, to mine with."""
     return replace(
         spec,
         train=replace(spec.train, epochs=spec.mine.rpn_epochs, rpn_only=True, evaluate_every=None),
@@ -176,21 +184,208 @@ def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
     )
 
 
-def _begun(folder: Path, spec: ExperimentSpec, annotations: Dataset) -> Run:
-    """Find the run of a stage, or begin it; one that was begun otherwise is begun anew."""
-    aside = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+def _default_folder(experiment: ExperimentSpec | str | os.PathLike[str]) -> Path:
+    if isinstance(experiment, ExperimentSpec):
+        raise ConfigError("run: name the folder of the run; an ExperimentSpec has no file to name it after")
+    return Path("runs") / Path(experiment).stem
+
+
+def _to_yaml(changes: Mapping[str, Any]) -> dict[str, str]:
+    """Write values of fields as YAML; text is YAML already."""
+    plain = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in changes.items()
+    }
+    return {name: value if isinstance(value, str) else yaml.safe_dump(value) for name, value in plain.items()}
+
+
+def _load_experiment(
+    experiment: ExperimentSpec | str | os.PathLike[str], overrides: Mapping[str, str], *, resumed: Run | None
+) -> ExperimentSpec:
+    """Load an experiment, with unset fields as in the run to resume, and check that this run can continue with it."""
+    old = None if resumed is None else load_experiment(resumed.config_path)
+    if isinstance(experiment, ExperimentSpec):
+        spec = parse_experiment(dump_experiment(experiment), source=Path("experiment"), overrides=overrides)
+    else:
+        spec = load_experiment(Path(experiment), overrides=overrides, base=old)
+    if resumed is not None and old is not None:
+        check_resumable(old, spec, source=resumed.config_path)
+    return spec
+
+
+def _prepare_run(folder: Path, spec: ExperimentSpec, *, resume: bool, step: int | None) -> None:
+    """Create the folder of a run, or make an existing one continue with this experiment."""
+    config = dump_experiment(spec)
+    if not resume:
+        Run.create(folder, config=config)
+        return
+    run = Run.open(folder)
+    if step is not None:
+        run.rewind_to(step)
+    run.save_config(config)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Stages:
+    """The stages of one experiment."""
+
+    run: Run
+    spec: ExperimentSpec
+    dataset: Dataset
+    device: torch.device
+    callbacks: Callbacks
+    transform: ChipTransform | None
+    processes: Processes
+
+    def train_detector(self) -> TwoStageDetector:
+        """Train the detector, after RPN stage and mining if negative chips are mined."""
+        evaluator = self._build_evaluator()
+        if self.spec.negatives.source == "mined":
+            self.run.check_trained_on(self.dataset.identity)
+            if not self.run.checkpoints:
+                self._mined_chips(0)  # before the detector occupies memory
+            return self._train(self.run, self.spec, self._mined_chips, evaluator=evaluator)
+        table = load_configured_chips(self.run, self.spec, self.dataset, processes=self.processes)
+        return self._train(self.run, self.spec, lambda _: table, evaluator=evaluator)
+
+    def _train(
+        self,
+        run: Run,
+        spec: ExperimentSpec,
+        chips_of_epoch: Callable[[int], ChipTable | None],
+        *,
+        evaluator: "_Evaluator | None" = None,
+    ) -> TwoStageDetector:
+        def order_of_epoch(epoch: int) -> EpochOrder:
+            return order_epoch(
+                spec,
+                self.dataset,
+                epoch=epoch,
+                table=chips_of_epoch(epoch),
+                num_shares=self.processes.world_size * spec.train.accumulation_steps,
+            )
+
+        return loop.train(
+            run,
+            spec,
+            order_of_epoch,
+            identity=self.dataset.identity,
+            device=self.device,
+            callbacks=self.callbacks,
+            evaluate=evaluator,
+            transform=self.transform,
+            processes=self.processes,
+        )
+
+    def _mined_chips(self, epoch: int) -> ChipTable:
+        """Return the positive and negative chips of an epoch; mine at the start of every round."""
+        every = self.spec.mine.every_epochs
+        first_epoch = epoch // every * every if every else 0
+        path = self.run.folder / f"chips_{first_epoch:03d}.npz"
+        if not path.exists():
+            miner = self._train_rpn() if first_epoch == 0 else self.run
+            self._mine(miner, path, first_epoch=first_epoch)
+        return ChipTable.load(path, pyramid=self.spec.pyramid, digest=self.dataset.digest)
+
+    def _train_rpn(self) -> Run:
+        """Train the RPN in a run of its own, or complete that run."""
+        folder, spec = self.run.folder / "rpn", rpn_experiment(self.spec)
+        if self.processes.is_first:
+            _open_stage(folder, spec, self.dataset.identity)
+        self.processes.barrier()
+        run = Run(folder)
+        self._train(run, spec, lambda _: None)
+        return run
+
+    def _mine(self, miner: Run, path: Path, *, first_epoch: int) -> None:
+        """Mine with the newest weights of a run, and write the chips of a round."""
+        started = time.monotonic()
+        store = mine(
+            miner,
+            self.spec,
+            self.dataset,
+            self.run.folder / "mined",
+            device=self.device,
+            watch=self.callbacks.on_mining,
+            share=(self.processes.rank, self.processes.world_size),
+        )
+        self.processes.barrier()
+        if self.processes.is_first:
+            self._write_chips(path, store, first_epoch=first_epoch, started=started)
+        self.processes.barrier()
+
+    def _write_chips(self, path: Path, store: ProposalStore, *, first_epoch: int, started: float) -> None:
+        generator = np.random.default_rng([self.spec.seed, first_epoch, 1])
+        positives = build_table(self.dataset, self.spec.pyramid, generator=generator)
+        table = add_negatives(
+            positives, store, self.spec.negatives, pyramid=self.spec.pyramid, generator=generator
+        )
+        table.save(path, pyramid=self.spec.pyramid, digest=self.dataset.digest)
+        self.run.log(
+            {
+                "stage": "mine",
+                "step": int(self.run.checkpoints[-1].name) if self.run.checkpoints else 0,
+                "images": len(self.dataset),
+                "positive_chips": len(positives),
+                "negative_chips_pool": len(table) - len(positives),
+                "seconds": round(time.monotonic() - started, 3),
+            }
+        )
+
+    def _build_evaluator(self) -> "_Evaluator | None":
+        """Load the test images, if the detector is to be scored while it trains."""
+        if self.spec.train.evaluate_every is None:
+            return None
+        if not self.spec.data.test.annotations:
+            raise ConfigError("train.evaluate_every: data.test.annotations is missing")
+        test = load_split(self.spec, "test", callbacks=self.callbacks)
+        if test.categories != self.dataset.categories:
+            raise AnnotationError(f"{test.path}: has other categories than {self.dataset.path}")
+        return _Evaluator(spec=self.spec, test=test, device=self.device, processes=self.processes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Evaluator:
+    """Scores a detector on the test images; each process searches its share."""
+
+    spec: ExperimentSpec
+    test: Dataset
+    device: torch.device
+    processes: Processes
+
+    @cached_property
+    def _truth(self) -> dict[str, Any]:
+        return self.test.to_coco()
+
+    def __call__(self, model: TwoStageDetector) -> Mapping[str, float]:
+        detector = Detector.of(model, spec=self.spec, categories=self.test.categories, device=self.device)
+        records = [
+            self.test[index]
+            for index in range(self.processes.rank, len(self.test), self.processes.world_size)
+        ]
+        results: list[dict[str, Any]] = []
+        searched = detector.search(record.path for record in records)
+        for record, detections in zip(records, searched, strict=True):
+            if detections is not None:
+                results += to_coco(detections, image_id=record.image_id, categories=detector.categories)
+        gathered = self.processes.all_gather(results)
+        return evaluate([entry for results in gathered for entry in results], self._truth).as_dict()
+
+
+def _open_stage(folder: Path, spec: ExperimentSpec, identity: DatasetIdentity) -> Run:
+    """Open the run of a stage if it was started with the same inputs; otherwise start it over."""
+    discarded = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(discarded, ignore_errors=True)
     if (folder / "config.yaml").is_file():
-        opened = Run.open(folder)
-        if _is_same(opened, spec) and opened.learnt_from(annotations):
-            return opened
-        os.replace(folder, aside)  # it is no run any more before it stops being whole
-        shutil.rmtree(aside)
+        run = Run.open(folder)
+        if _has_inputs(run, spec) and run.is_trained_on(identity):
+            return run
+        os.replace(folder, discarded)  # first, so that an interrupted deletion leaves no incomplete run
+        shutil.rmtree(discarded)
     return Run.create(folder, config=dump_experiment(spec))
 
 
-def _is_same(run: Run, spec: ExperimentSpec) -> bool:
-    """Tell whether a run was begun as it would be now."""
+def _has_inputs(run: Run, spec: ExperimentSpec) -> bool:
+    """Check whether a run was started with the inputs of an experiment."""
     try:
         return _inputs(load_experiment(run.config_path)) == _inputs(spec)
     except ConfigError:
@@ -198,7 +393,8 @@ def _is_same(run: Run, spec: ExperimentSpec) -> bool:
 
 
 def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
-    """Leave out what the RPN's training does not depend on; the annotations themselves are compared by content."""
+    """Reset the fields that the weights of the RPN do not depend on; data sets are compared by content instead."""
+    cache = replace(spec.data.cache, folder=None if spec.data.cache.folder is None else "", gigabytes=1.0)
     return replace(
         spec,
         data=replace(
@@ -207,9 +403,7 @@ def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
             test=SourceSpec(),
             num_workers=0,
             on_bad_image="refuse",
-            cache=replace(
-                spec.data.cache, folder=None if spec.data.cache.folder is None else "", gigabytes=1.0
-            ),
+            cache=cache,
         ),
         train=replace(
             spec.train, checkpoint_minutes=1.0, keep_checkpoints=1, tensorboard=False, compile=False

@@ -406,7 +406,7 @@ def test_mistakes_are_told_in_a_paragraph(world: Path, capsys: pytest.CaptureFix
     assert "a value is missing" in told("train", config, "--train.epochs")
     assert "wanted --section.field VALUE" in told("train", config, "epochs")
     assert "a run is already there" in told("train", config, "--run", world / "run")
-    assert "no run is there" in told("train", config, "--run", world / "none", "--resume")
+    assert "there is no run" in told("train", config, "--run", world / "none", "--resume")
     assert "train.momentum was 0.9, not 0.5" in told(
         "train", config, "--run", world / "run", "--resume", "--train.momentum", "0.5"
     )
@@ -426,9 +426,9 @@ def test_mistakes_are_told_in_a_paragraph(world: Path, capsys: pytest.CaptureFix
     assert "exists" in told("plan", annotations, "-o", annotations)
     assert "there is no such folder" in told("plan", annotations, "--images", world / "none")
     assert "Is a directory" in told("chips", annotations, "-o", world)
-    assert "cannot be made a run's folder" in told("train", config, "--run", annotations)
+    assert "the folder of the run cannot be created" in told("train", config, "--run", annotations)
     assert "exists" in told("predict", world / "run", world / "images" / "train_0.png", "--draw", annotations)
-    assert "no run is there" in told("predict", world / "none", annotations)
+    assert "there is no run" in told("predict", world / "none", annotations)
     assert "cannot be read as an image" in told("predict", world / "run", annotations)
     assert "--device abacus: cannot be used" in told("predict", world / "run", "x.png", "--device", "abacus")
     assert 'Unknown command "trian"' in told("trian")
@@ -479,7 +479,7 @@ def test_a_run_that_learnt_from_other_boxes_is_not_gone_on_with(
     content = json.loads((world / "train.json").read_text())
     content["annotations"].pop()
     (world / "train.json").write_text(json.dumps(content))
-    assert "learnt from other images, boxes or categories" in refused(world, capsys, *start, "--resume")
+    assert "trained on other images, boxes or categories" in refused(world, capsys, *start, "--resume")
 
 
 @pytest.mark.parametrize("num_processes", [0, 1])
@@ -570,6 +570,7 @@ def start_two(*tokens: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.processes
 def test_two_processes_learn_what_one_learns(world: Path) -> None:
     options = (
         *("--train.epochs", "7", "--train.checkpoint_minutes", "99", "--train.evaluate_every", "7"),
@@ -611,6 +612,7 @@ def test_two_processes_find_what_one_finds(world: Path, capsys: pytest.CaptureFi
     assert not list(world.glob(".*part*"))
 
 
+@pytest.mark.processes
 def test_two_processes_that_are_stopped_go_on_together(world: Path) -> None:
     options = ("--train.epochs", "400", "--train.checkpoint_minutes", "99")
     process = start_together(world, world / "run", *options)
@@ -649,6 +651,7 @@ def test_a_process_that_is_asked_to_stop_saves_first(world: Path, signal_number:
     assert [path.name for path in Run(world / "run").checkpoints][-1] == f"{last['step']:08d}"
 
 
+@pytest.mark.processes
 def test_an_error_of_one_process_ends_all_of_them_and_is_told(world: Path) -> None:
     path = world / "images" / "train_2.png"
     path.write_bytes(path.read_bytes()[:-2000])  # its sides can still be read

@@ -18,8 +18,9 @@ from sniper.evaluation.coco import evaluate
 from sniper.geometry.boxes import to_xywh
 from sniper.inference.detector import Detector, to_coco
 from sniper.models.build import build_detector
+from sniper.pipeline import run_stages
 from sniper.runs.run import Run
-from sniper.training.loop import StepReport, train
+from sniper.training.callbacks import Callbacks, StepReport
 from tests.models.batches import build_batch, build_sample
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +135,7 @@ def test_an_experiments_detector_learns_eight_images_by_heart(path: Path, tmp_pa
         if report.progress.step % 20 == 0:
             print(path.stem, report.progress.step, report.losses)  # noqa: T201 - to be seen when it fails
 
-    train(run, spec, images, device=CPU, watch=tell)
+    run_stages(run, spec, images, device=CPU, callbacks=Callbacks(on_step=tell))
     predictor = Detector.load(run, spec, device=CPU)
     results = []
     for record in images:

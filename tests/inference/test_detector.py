@@ -15,8 +15,8 @@ from sniper.errors import RunError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import size
 from sniper.inference.detector import Detector, to_coco
+from sniper.pipeline import run_stages
 from sniper.runs.run import Run
-from sniper.training.loop import train
 from tests.data.tiny import write_dataset
 from tests.models.batches import build_tiny
 from tests.training.experiments import tiny_experiment
@@ -83,7 +83,7 @@ def test_a_run_brings_its_weights_and_categories(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(RunError, match="no checkpoint yet"):
         Detector.load(run, spec, device=CPU)
-    model = train(run, spec, annotations, device=CPU, watch=lambda report: None)
+    model = run_stages(run, spec, annotations, device=CPU)
     predictor = Detector.load(run, spec, device=CPU)
     assert [category.name for category in predictor.categories] == ["dark", "bright"]
     image = noise(150, 120)

@@ -17,10 +17,9 @@ from sniper.inference import proposals as module
 from sniper.inference.mining import Miner, mine, proposals_from_detections
 from sniper.inference.proposals import ProposalStore
 from sniper.runs.run import Run
-from sniper.training.loop import train
 from tests.data.tiny import write_dataset
 from tests.models.batches import TINY, build_tiny
-from tests.training.experiments import tiny_experiment
+from tests.training.experiments import TrainedRun, tiny_experiment
 
 CPU = torch.device("cpu")
 
@@ -37,10 +36,8 @@ def spec(annotations: Dataset) -> ExperimentSpec:
 
 
 @pytest.fixture
-def run(annotations: Dataset, spec: ExperimentSpec, tmp_path: Path) -> Run:
-    made = Run.create(tmp_path / "run", config="")
-    train(made, spec, annotations, device=CPU, watch=lambda _: None)
-    return made
+def run(trained_once: TrainedRun) -> Run:
+    return trained_once.run
 
 
 def ignore(num_done: int, num_images: int) -> None:

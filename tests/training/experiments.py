@@ -1,11 +1,47 @@
-"""A tiny experiment that trains in a second, for the tests of engine and command line."""
+"""A tiny experiment that trains in a second."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
+from sniper.config.loading import dump_experiment
+from sniper.data.datasets import Dataset, load_dataset
+from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec, SourceSpec
+from sniper.models.two_stage import TwoStageDetector
+from sniper.runs.run import Run
+from sniper.training.callbacks import Callbacks, StepReport
+from sniper.training.epochs import load_configured_chips, order_epoch
+from sniper.training.loop import Evaluate, train
 from tests.chips.worlds import SMALL_PYRAMID
+from tests.data.tiny import write_dataset
 from tests.models.batches import TINY
+
+CPU = torch.device("cpu")
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A run of the tiny experiment that is complete.
+
+    Attributes:
+        run: its folder.
+        spec: the experiment.
+        dataset: its training and test set.
+        reports: of all steps.
+    """
+
+    run: Run
+    spec: ExperimentSpec
+    dataset: Dataset
+    reports: list[StepReport]
 
 
 def tiny_experiment(annotations: Path) -> ExperimentSpec:
@@ -23,6 +59,71 @@ def tiny_experiment(annotations: Path) -> ExperimentSpec:
             milestones=(1.0,),
             precision="fp32",
             checkpoint_minutes=1e-9,  # after every step
+            keep_checkpoints=3,
         ),
         predict=PredictSpec(levels=SMALL_PYRAMID.levels, precision="fp32"),
     )
+
+
+def with_train(spec: ExperimentSpec, **fields: Any) -> ExperimentSpec:
+    """Change fields of the section `train`."""
+    return replace(spec, train=replace(spec.train, **fields))
+
+
+def with_data(spec: ExperimentSpec, **fields: Any) -> ExperimentSpec:
+    """Change fields of the section `data`."""
+    return replace(spec, data=replace(spec.data, **fields))
+
+
+def train_run(
+    run: Run,
+    spec: ExperimentSpec,
+    dataset: Dataset,
+    *,
+    callbacks: Callbacks = Callbacks(),
+    evaluate: Evaluate | None = None,
+) -> TwoStageDetector:
+    """Train a run to its end on the chips that the experiment configures."""
+    table = load_configured_chips(run, spec, dataset)
+
+    def order_of_epoch(epoch: int) -> EpochOrder:
+        num_shares = spec.train.accumulation_steps
+        return order_epoch(spec, dataset, epoch=epoch, table=table, num_shares=num_shares)
+
+    return train(
+        run,
+        spec,
+        order_of_epoch,
+        identity=dataset.identity,
+        device=CPU,
+        callbacks=callbacks,
+        evaluate=evaluate,
+    )
+
+
+def train_tiny(folder: Path) -> TrainedRun:
+    """Write a tiny data set and train on it."""
+    dataset = load_dataset(write_dataset(folder / "world"))
+    spec = tiny_experiment(dataset.path)
+    run = Run.create(folder / "run", config=dump_experiment(spec))
+    reports: list[StepReport] = []
+    train_run(run, spec, dataset, callbacks=Callbacks(on_step=reports.append))
+    return TrainedRun(run=run, spec=spec, dataset=dataset, reports=reports)
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    return run.load_weights()[0]
+
+
+def have_equal_weights(run: Run, other: Run) -> bool:
+    """Check that the newest weights of two runs are equal bit for bit."""
+    weights, other_weights = weights_of(run), weights_of(other)
+    return weights.keys() == other_weights.keys() and all(
+        torch.equal(weights[name], other_weights[name]) for name in weights
+    )
+
+
+def deterministic_metrics(run: Run) -> list[dict[str, Any]]:
+    """Read the metrics without what depends on time and memory."""
+    measured = {"seconds", "chips_per_second", "data_wait", "peak_memory_gb"}
+    return [{k: v for k, v in entry.items() if k not in measured} for entry in run.entries()]

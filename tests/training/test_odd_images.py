@@ -1,6 +1,5 @@
-"""Images and annotations at the edge of what there is: all of them train and predict."""
+"""Extreme image shapes and numbers of boxes train and predict."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from sniper.data.datasets import load_dataset
 from sniper.data.images.files import load_image
 from sniper.inference.detector import Detector
 from sniper.runs.run import Run
-from sniper.training.loop import StepReport, train
+from sniper.training.callbacks import Callbacks, StepReport
 from tests.data.tiny import write_dataset
-from tests.training.experiments import tiny_experiment
+from tests.training.experiments import tiny_experiment, train_run, with_train
 
 SIDES = {
     "a chip full of boxes": (64, 64),
@@ -41,17 +40,16 @@ def write_odd_world(folder: Path) -> Path:
     return path
 
 
-def test_images_at_the_edge_of_what_there_is_train_and_predict(tmp_path: Path) -> None:
-    annotations = load_dataset(write_odd_world(tmp_path))
-    spec = tiny_experiment(annotations.path)
-    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=2, milestones=()))
+def test_extreme_images_train_and_predict(tmp_path: Path) -> None:
+    dataset = load_dataset(write_odd_world(tmp_path))
+    spec = with_train(tiny_experiment(dataset.path), epochs=2, milestones=())
     run = Run.create(tmp_path / "run", config="")
     reports: list[StepReport] = []
-    train(run, spec, annotations, device=torch.device("cpu"), watch=reports.append)
+    train_run(run, spec, dataset, callbacks=Callbacks(on_step=reports.append))
     assert all(np.isfinite(report.loss) for report in reports)
 
-    predictor = Detector.load(run, spec, device=torch.device("cpu"))
-    for record in annotations:
-        found = predictor(load_image(record.path))
-        assert (found.boxes <= np.array([record.width, record.height] * 2) + 1e-6).all()
-        assert np.isfinite(found.boxes).all()
+    detector = Detector.load(run, spec, device=torch.device("cpu"))
+    for record in dataset:
+        detections = detector(load_image(record.path))
+        assert (detections.boxes <= np.array([record.width, record.height] * 2) + 1e-6).all()
+        assert np.isfinite(detections.boxes).all()

@@ -1,4 +1,4 @@
-"""The learning rate: a straight rise, then steps down."""
+"""The learning rate: linear warm-up, then multiplied at milestones."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sniper.config.experiment import TrainSpec
-from sniper.training.optimizer import build_optimizer, learning_rate
+from sniper.training.optimizer import build_optimizer, learning_rate_at
 
 PAPER = TrainSpec()
 
@@ -21,28 +21,28 @@ PAPER = TrainSpec()
         (50_001, 5.33, 0.012),
     ],
 )
-def test_the_papers_rate_at_these_places(step: int, epoch: float, rate: float) -> None:
-    assert learning_rate(PAPER, step=step, epoch=epoch) == pytest.approx(rate)
+def test_the_learning_rate_follows_the_papers_schedule(step: int, epoch: float, rate: float) -> None:
+    assert learning_rate_at(PAPER, step=step, epoch=epoch) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.12 / 16), ("adamw", 0.12 / 4)])
-def test_the_rate_follows_the_batch_by_the_rule_of_its_optimizer(
+def test_the_learning_rate_is_scaled_with_the_batch_size(
     optimizer: Literal["sgd", "adamw"], rate: float
 ) -> None:
     spec = TrainSpec(optimizer=optimizer, batch_size=8)
-    assert learning_rate(spec, step=1000, epoch=1.0) == pytest.approx(rate)
-    assert learning_rate(spec, step=0, epoch=0.0) == pytest.approx(rate * 0.004 / 0.12)
+    assert learning_rate_at(spec, step=1000, epoch=1.0) == pytest.approx(rate)
+    assert learning_rate_at(spec, step=0, epoch=0.0) == pytest.approx(rate * 0.004 / 0.12)
     (group,) = build_optimizer(spec, torch.nn.Linear(2, 2)).param_groups
     assert group["lr"] == pytest.approx(rate)
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
-    assert learning_rate(TrainSpec(warmup_steps=0, milestones=()), step=0, epoch=0.0) == 0.12
+    assert learning_rate_at(TrainSpec(warmup_steps=0, milestones=()), step=0, epoch=0.0) == 0.12
 
 
-def test_each_step_down_multiplies() -> None:
+def test_the_rate_is_multiplied_at_every_milestone() -> None:
     spec = TrainSpec(warmup_steps=0, milestones=(1.0, 1.5), gamma=0.5)
-    assert learning_rate(spec, step=9, epoch=1.6) == pytest.approx(0.03)
+    assert learning_rate_at(spec, step=9, epoch=1.6) == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,6 @@ def test_each_step_down_multiplies() -> None:
         ({"clip_grad_norm": 0.0}, "clip_grad_norm must be positive or null"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(fields: dict[str, float], message: str) -> None:
+def test_invalid_settings_are_refused(fields: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainSpec(**fields)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sniper.data.spec import DataSpec, SourceSpec
     from sniper.geometry import Detections
     from sniper.planning.page import PlanPage
-    from sniper.training.loop import StepReport
+    from sniper.training.callbacks import StepReport
 
 _console = Console(stderr=True, highlight=False)
 
@@ -286,52 +286,31 @@ def train(
         device: where to compute, such as cpu or cuda:0; a GPU if there is one.
         json: print one JSON object and nothing else.
     """
-    from sniper.config.loading import check_resumable, dump_experiment, load_experiment
-    from sniper.pipeline import train_experiment
+    from sniper.pipeline import train as train_experiment
     from sniper.runs.processes import Processes
-    from sniper.runs.run import Run
+    from sniper.training.callbacks import Callbacks
 
-    folder = run or Path("runs") / config.stem
-    changes = _as_overrides(overrides)
-    if step is not None and not resume:
-        raise ConfigError("--step goes with --resume: it says which checkpoint to go on from")
-    if resume:
-        opened = Run.open(folder)
-        old = load_experiment(opened.config_path)
-        spec = load_experiment(config, overrides=changes, base=old)
-        check_resumable(old, spec, source=opened.config_path)
-    else:
-        spec = load_experiment(config, overrides=changes)
-    annotations = _load_source(spec.data.train, "data.train.annotations", config, spec.data)
-    place = _device(device)
     last: dict[str, Any] = {}
-    with Processes.from_environment().joined(place) as ranks:
-        if not resume and ranks.is_first:
-            Run.create(folder, config=dump_experiment(spec))
-        elif ranks.is_first:
-            if step is not None:
-                opened.go_back_to(step)
-            opened.save_config(dump_experiment(spec))
-        ranks.wait()
-        opened = Run.open(folder)
-        with _step_bar(is_shown=ranks.is_first) as bars:
+    is_first = Processes.from_environment().is_first
+    with _step_bar(is_shown=is_first) as bars:
 
-            def note(report: "StepReport") -> None:
-                last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
-                bars.step(report)
+        def note(report: "StepReport") -> None:
+            last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
+            bars.step(report)
 
-            train_experiment(
-                opened,
-                spec,
-                annotations,
-                device=place,
-                watch=note,
-                watch_mining=bars.mining,
-                watch_scores=bars.scores,
-                ranks=ranks,
-            )
-    if ranks.is_first:
-        _answer(json, {"run": str(folder), "step": int(opened.checkpoints[-1].name), **last})
+        trained = train_experiment(
+            config,
+            run=run,
+            resume=resume,
+            step=step,
+            device=device,
+            overrides=_as_overrides(overrides),
+            callbacks=Callbacks(
+                on_step=note, on_mining=bars.mining, on_scores=bars.scores, on_warning=_print_warning
+            ),
+        )
+    if is_first:
+        _answer(json, {"run": str(trained.folder), "step": int(trained.checkpoints[-1].name), **last})
 
 
 @app.command
@@ -387,7 +366,7 @@ def mine(
     )
     _warn(loaded)
     ranks = Processes.from_environment()
-    share = ranks.rank, ranks.count
+    share = ranks.rank, ranks.world_size
     folder = output or run / "proposals"
     if detections is not None:
         store = proposals_from_detections(
@@ -494,7 +473,10 @@ def predict(
         )
 
     started = time.monotonic()
-    with Processes.from_environment().joined(place) as ranks, _step_bar(is_shown=ranks.is_first) as bars:
+    with (
+        Processes.from_environment().process_group(place) as ranks,
+        _step_bar(is_shown=ranks.is_first) as bars,
+    ):
         report = search_to_file(
             predictor,
             sources,
@@ -833,7 +815,11 @@ def _device(name: str | None) -> "torch.device":
 
 def _warn(annotations: "Dataset") -> None:
     for warning in annotations.warnings:
-        _console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        _print_warning(warning)
+
+
+def _print_warning(warning: str) -> None:
+    _console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
 
 def _answer(is_json: bool, values: Mapping[str, Any]) -> None:

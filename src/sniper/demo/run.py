@@ -20,9 +20,10 @@ from sniper.errors import RunError
 from sniper.evaluation.coco import evaluate, save_detections
 from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
+from sniper.pipeline import run_stages
 from sniper.reports.pictures import draw_chips, draw_detections
 from sniper.runs.run import Run
-from sniper.training.loop import StepReport, train
+from sniper.training.callbacks import Callbacks, StepReport
 
 _NUM_TRAIN, _NUM_TEST, _NUM_PICTURES = 80, 20, 4
 
@@ -111,7 +112,7 @@ def run_demo(
     )
     draw_chips(ChipDataset(order), pictures / "chips.png")
     log(f"training on {len(order.table)} chips an epoch; the first are in {pictures / 'chips.png'}")
-    train(run, spec, train_set, device=device, watch=watch)
+    run_stages(run, spec, train_set, device=device, callbacks=Callbacks(on_step=watch))
 
     log("detecting objects in the test images")
     results = _detect(Detector.load(run, spec, device=device), test_set, pictures=pictures)

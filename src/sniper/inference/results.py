@@ -47,14 +47,14 @@ class ResultParts:
         if ranks.is_first and not resume:
             for old in self._parts():
                 old.unlink()
-        ranks.wait()
+        ranks.barrier()
         done = {index for index, _ in self._lines()}
         self.left: Sequence[int] = [index for index in range(num_images) if index not in done]
-        ranks.wait()  # all have read before one writes
+        ranks.barrier()  # all have read before one writes
         numbers = [int(part.name.removeprefix(self._prefix)) for part in self._parts()]
         number = max(numbers, default=-1) + 1 + ranks.rank
         self._own = target.with_name(f"{self._prefix}{number:03d}")
-        ranks.wait()
+        ranks.barrier()
         self._num_kept = 0
         self._file = self._own.open("x")
         self._file.write(f"{self._head}\n")
@@ -63,7 +63,7 @@ class ResultParts:
     @property
     def own_share(self) -> Sequence[int]:
         """The images that this process is to search, by their place."""
-        return self.left[self._ranks.rank :: self._ranks.count]
+        return self.left[self._ranks.rank :: self._ranks.world_size]
 
     def keep(self, index: int, results: Sequence[Mapping[str, Any]] | None) -> None:
         """Write down what was found in an image; None for one that could not be read.
@@ -85,7 +85,7 @@ class ResultParts:
             DetectionsError: if results of an image are missing.
         """
         self._file.close()
-        self._ranks.wait()
+        self._ranks.barrier()
         count, skipped = 0, []
         if self._ranks.is_first:
             places: dict[int, tuple[Path, int]] = {}
@@ -111,7 +111,7 @@ class ResultParts:
                 file.write(b"\n]\n")
             for part in self._parts():
                 part.unlink()
-        self._ranks.wait()
+        self._ranks.barrier()
         return count, skipped
 
     def close(self) -> None:
@@ -247,7 +247,7 @@ def search_to_file(
                 if show is not None:
                     show(place, detections)
             watch(num_done, len(own))
-        num_full = sum(ranks.gather(num_full))
+        num_full = sum(ranks.all_gather(num_full))
         num_results, skipped = parts.finish()
         return SearchReport(num_results=num_results, num_full=num_full, skipped=skipped)
 

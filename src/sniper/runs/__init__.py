@@ -1,1 +1,1 @@
-"""The run folder with its checkpoints, and the processes that share a run."""
+"""Runs: the folder of a run, its checkpoints, and the processes that work on it."""

@@ -1,7 +1,7 @@
-"""Many processes, one training: who this one is, and what all of them must agree on.
+"""The processes of a distributed run: rank, world size, device, and the collectives that the package uses.
 
-Each process has a device of its own, computes its share of every batch, and holds the same weights. `torchrun` starts
-them and says who is who; without it there is one.
+Each process has its own device, computes its share of every batch, and keeps the same weights. `torchrun` starts the
+processes and sets their ranks; without it there is one.
 """
 
 import os
@@ -14,64 +14,95 @@ from typing import Any
 import torch
 from torch import distributed
 
-_LONGEST_WAIT = timedelta(hours=6)  # one process may search its share of the images long after another
+from sniper.errors import ConfigError
+
+_TIMEOUT = timedelta(hours=6)  # one process may take long to mine or score its share of the images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """The processes of a training, seen from one of them.
+    """The processes of a run, as seen from one of them.
 
     Attributes:
-        rank: which this one is, 0 the first. The first writes to disk.
-        count: how many there are.
+        rank: index of this process. Rank 0 writes to disk and reports.
+        world_size: number of processes.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @classmethod
     def from_environment(cls) -> "Processes":
-        """Ask what torchrun has said."""
-        return cls(rank=int(os.environ.get("RANK", "0")), count=int(os.environ.get("WORLD_SIZE", "1")))
+        """Read rank and world size from the environment variables that torchrun sets."""
+        return cls(rank=int(os.environ.get("RANK", "0")), world_size=int(os.environ.get("WORLD_SIZE", "1")))
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this is rank 0, which writes to disk and reports."""
         return self.rank == 0
 
     @contextmanager
-    def joined(self, device: torch.device) -> Iterator["Processes"]:
-        """Find the others, and part from them when all is done; alone, there is nothing to do."""
-        if self.count == 1:
+    def process_group(self, device: torch.device) -> Iterator["Processes"]:
+        """Initialize torch's process group for the duration of a block; a no-op with one process.
+
+        Args:
+            device: of this process.
+        """
+        if self.world_size == 1:
             yield self
             return
-        # What is said by way of the CPU goes through gloo, so that no GPU is waited for.
+        # CPU tensors are exchanged by gloo, so that a collective on them never waits for the GPU.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
+        distributed.init_process_group(backend, timeout=_TIMEOUT)
         yield self
-        # After an error the others may be waiting for this process, and parting would wait for them.
+        # Not after an error: the other processes may wait in a collective, and destroying would wait for them.
         distributed.destroy_process_group()
 
-    def wait(self) -> None:
-        """Wait until all have come here."""
-        if self.count > 1:
-            distributed.all_reduce(torch.zeros(1))
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
+        if self.world_size > 1:
+            distributed.all_reduce(torch.zeros(1))  # distributed.barrier would use NCCL and wait for the GPU
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Give the mean of a tensor over all processes, to each of them."""
-        if self.count == 1:
+        """Return the mean of a tensor over all processes, in each of them."""
+        if self.world_size == 1:
             return values
         total = values.clone()
         distributed.all_reduce(total)
-        return total / self.count
+        return total / self.world_size
 
-    def gather(self, value: Any) -> Sequence[Any]:
-        """Give what each process has, in their order, to all of them; plain data only."""
-        if self.count == 1:
+    def all_gather(self, value: Any) -> Sequence[Any]:
+        """Return the values of all processes by rank, in each of them; plain data only."""
+        if self.world_size == 1:
             return [value]
-        gathered: list[Any] = [None] * self.count
+        gathered: list[Any] = [None] * self.world_size
         distributed.all_gather_object(gathered, value)
         return gathered
 
 
 SINGLE_PROCESS = Processes()
+
+
+def select_device(name: str | torch.device | None = None) -> torch.device:
+    """Return the device to compute on, and make it torch's current one.
+
+    Args:
+        name: such as `cpu` or `cuda:0`. None is a GPU if there is one, else the CPU. Under torchrun `cuda` is the GPU
+            of the local rank.
+
+    Raises:
+        ConfigError: if the device cannot be used.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(name) == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise ConfigError(f"device {name}: cannot be used ({first_line})") from error
+    return device

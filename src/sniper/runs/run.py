@@ -1,49 +1,30 @@
-"""The folder in which a run lives: its configuration, its metrics, its checkpoints.
-
-A checkpoint is a folder `checkpoints/<step>`, filled under another name and renamed when complete, so that whatever
-bears a number is whole.
-"""
+"""The folder of a run: its configuration, metrics and checkpoints."""
 
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from sniper.data.datasets import Category, Dataset
+from sniper.data.datasets import Category, DatasetIdentity
 from sniper.errors import CheckpointError, RunError
 from sniper.files import atomic_write
-from sniper.models.weights import fill_module, load_tensors, save_tensors
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        step: optimizer updates made.
-        epoch: passes completed.
-        step_in_epoch: updates made in the pass under way.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
+from sniper.models.weights import load_tensors
+from sniper.runs.checkpoints import EMA, OPTIMIZER, WEIGHTS, Checkpoint, remove_checkpoint, to_identity
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder.
+    """The folder of a run.
 
     Attributes:
-        folder: where everything of the run is.
+        folder: contains everything that belongs to the run.
     """
 
     folder: Path
@@ -55,12 +36,12 @@ class Run:
 
     @property
     def metrics_path(self) -> Path:
-        """One JSON object a line."""
+        """The metrics, one JSON object a line."""
         return self.folder / "metrics.jsonl"
 
     @property
     def chips_path(self) -> Path:
-        """The chips of every epoch, where the experiment names a chip table."""
+        """The chips of every epoch, if the experiment names a chip table."""
         return self.folder / "chips.npz"
 
     @property
@@ -70,22 +51,20 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, *, config: str) -> "Run":
-        """Make a new run's folder.
-
-        A folder in which a run was begun, but never came to a checkpoint, is begun anew.
+        """Create the folder of a new run; a run there without a checkpoint is started over.
 
         Raises:
-            RunError: if a run with a checkpoint is already there, or the folder cannot be made.
+            RunError: if a run with a checkpoint is already there, or the folder cannot be created.
         """
         run = cls(folder)
         if run.checkpoints:
             raise RunError(
-                f"{folder}: a run is already there; go on with --resume, or name another with --run"
+                f"{folder}: a run is already there; continue it with --resume, or name another folder with --run"
             )
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder}: cannot be made a run's folder ({error.strerror})") from error
+            raise RunError(f"{folder}: the folder of the run cannot be created ({error.strerror})") from error
         for old in (run.metrics_path, *folder.glob("chips_*.npz")):
             old.unlink(missing_ok=True)
         run.save_config(config)
@@ -93,13 +72,13 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """Find a run's folder.
+        """Open the folder of a run.
 
         Raises:
-            RunError: if there is none.
+            RunError: if there is no run.
         """
         if not (folder / "config.yaml").is_file():
-            raise RunError(f"{folder}: no run is there (config.yaml is absent)")
+            raise RunError(f"{folder}: there is no run (config.yaml is missing)")
         return cls(folder)
 
     def save_config(self, config: str) -> None:
@@ -108,7 +87,7 @@ class Run:
             file.write(config.encode())
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append a line to the metrics; what is not finite becomes null, for JSON has no word for it."""
+        """Append a line to the metrics; a number that is not finite becomes null, since JSON has none."""
         entry = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in entry.items()
@@ -126,223 +105,140 @@ class Run:
                 entries.append(json.loads(line))
         return entries
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that were made after the checkpoint from which the run goes on."""
+    def truncate_metrics(self, *, step: int) -> None:
+        """Drop the metrics of steps after the checkpoint that the run continues from."""
         if not self.metrics_path.exists():
             return
         lines = [json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= step]
         with atomic_write(self.metrics_path) as file:
             file.write("".join(lines).encode())
 
-    def save_checkpoint(
-        self,
-        *,
-        weights: Mapping[str, torch.Tensor],
-        average: Mapping[str, torch.Tensor] | None,
-        optimizer: Mapping[str, torch.Tensor],
-        counters: Mapping[str, Any],
-        progress: Progress,
-        annotations: Dataset,
-        keep: int,
-    ) -> Path:
-        """Write a checkpoint, complete or not at all, and remove all but the newest few.
+    def save_checkpoint(self, checkpoint: Checkpoint, *, keep: int) -> Path:
+        """Write a checkpoint, complete or not at all, and delete all but the newest few.
 
         Args:
-            weights: the model's, and its statistics.
-            average: of the weights, if one is kept: what the trained detector is to use.
-            optimizer: its tensors, see `optimizer_tensors`.
-            counters: plain data that goes with the optimizer.
-            progress: how far the run has come.
-            annotations: what it learns from; their categories and digest are kept.
-            keep: how many checkpoints to leave.
+            checkpoint: the state of the run.
+            keep: number of checkpoints to keep.
 
         Raises:
-            CheckpointError: if it cannot be written; those written before are as they were.
+            CheckpointError: if it cannot be written; earlier checkpoints are unchanged.
         """
-        folder = self.folder / "checkpoints"
-        unfinished = folder / "unfinished"
-        final = folder / f"{progress.step:08d}"
-        head = _identity(annotations)
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            save_tensors(unfinished / "weights.safetensors", weights, head=head)
-            if average is not None:
-                save_tensors(unfinished / "average.safetensors", average, head=head)
-            place = {**asdict(progress), **counters}
-            save_tensors(unfinished / "optimizer.safetensors", optimizer, head=place)
-            shutil.rmtree(final, ignore_errors=True)  # of the same step, written before
-            os.replace(unfinished, final)
+            folder = checkpoint.save(self.folder / "checkpoints")
         except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            left = self.checkpoints
-            state = f"the last one that is whole is {left[-1]}" if left else "there is none before it"
+            complete = self.checkpoints
+            state = f"the newest complete one is {complete[-1]}" if complete else "there is no earlier one"
             raise CheckpointError(
-                f"{final}: the checkpoint of step {progress.step} cannot be written "
-                f"({error.strerror or error}); {state}. Once that is mended, go on with --resume."
+                f"{self.folder}: the checkpoint of step {checkpoint.progress.step} cannot be written "
+                f"({error.strerror or error}); {state}. Resolve the problem and continue with --resume."
             ) from error
         for old in self.checkpoints[:-keep]:
-            os.replace(old, unfinished)  # it bears a number no more before it stops being whole
-            shutil.rmtree(unfinished)
-        return final
+            remove_checkpoint(old)
+        return folder
 
-    def load_checkpoint(
-        self,
-        *,
-        model: nn.Module,
-        average: nn.Module | None,
-        optimizer: torch.optim.Optimizer,
-        annotations: Dataset,
-    ) -> tuple[Progress, dict[str, Any]]:
-        """Go back to the newest checkpoint; a run without one starts at its beginning.
+    def load_checkpoint(self, identity: DatasetIdentity) -> Checkpoint | None:
+        """Read the newest checkpoint; None if the run has none.
 
         Args:
-            model: filled with its weights and statistics.
-            average: filled with the average of the weights, if one is kept.
-            optimizer: of that model; filled with its state.
-            annotations: what the run goes on learning from.
-
-        Returns:
-            How far the run has come, and the counters that were saved.
+            identity: of the data set that the run continues on.
 
         Raises:
-            CheckpointError: if it cannot be read, belongs to another model, or learnt from other annotations.
+            CheckpointError: if it cannot be read, or was trained on another data set.
         """
         if not self.checkpoints:
-            return Progress(), {}
-        self.check_learnt_from(annotations)
-        folder = self.checkpoints[-1]
-        for module, name in ((model, "weights"), (average, "average")):
-            if module is not None:
-                source = folder / f"{name}.safetensors"
-                fill_module(module, self._read(source)[0], source=source)
-        source = folder / "optimizer.safetensors"
-        state, head = self._read(source)
-        _fill_optimizer(optimizer, model, state, source=source)
-        names = [field.name for field in fields(Progress)]
-        try:
-            progress = Progress(**{name: head.pop(name) for name in names})
-        except KeyError as error:
-            raise CheckpointError(f"{source}: does not say how far the run has come ({error})") from error
-        return progress, head
+            return None
+        with self._naming_previous_checkpoint():
+            checkpoint = Checkpoint.load(self.checkpoints[-1])
+        if checkpoint.identity != identity:
+            raise self._trained_on_other_data()
+        return checkpoint
 
-    def go_back_to(self, step: int) -> None:
-        """Put what came after the checkpoint of a step aside, under names that end in `.aside`.
+    def rewind_to(self, step: int) -> None:
+        """Continue from the checkpoint of an earlier step.
 
-        That is later checkpoints, and chips that were mined with their weights.
+        Later checkpoints, and chips that were mined with their weights, are renamed to end in `.old`.
 
         Raises:
             RunError: if there is no checkpoint of that step.
-            CheckpointError: if that cannot be read either.
+            CheckpointError: if it cannot be read.
         """
         steps = [int(path.name) for path in self.checkpoints]
         if step not in steps:
             known = ", ".join(map(str, steps)) or "none"
-            raise RunError(f"{self.folder}: has no checkpoint of step {step}; there are {known}")
-        kept = self.checkpoints[steps.index(step)]
-        _, head = load_tensors(kept / "optimizer.safetensors")
+            raise RunError(f"{self.folder}: there is no checkpoint of step {step}; there are {known}")
+        index = steps.index(step)
+        _, head = load_tensors(self.checkpoints[index] / OPTIMIZER)
         tables = [
             path for path in self.folder.glob("chips_*.npz") if int(path.stem.split("_")[1]) > head["epoch"]
         ]
-        for path in (*self.checkpoints[steps.index(step) + 1 :], *tables):
-            aside = path.with_name(f"{path.name}.aside")
-            if aside.is_dir():
-                shutil.rmtree(aside)
-            os.replace(path, aside)
+        for path in (*self.checkpoints[index + 1 :], *tables):
+            renamed = path.with_name(f"{path.name}.old")
+            if renamed.is_dir():
+                shutil.rmtree(renamed)
+            os.replace(path, renamed)
 
-    def _read(self, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Read a part of the newest checkpoint; if that fails, say which one is before it."""
-        try:
-            return load_tensors(path)
-        except CheckpointError as error:
-            *older, newest = self.checkpoints
-            if not older:
-                raise
-            step = int(older[-1].name)
-            raise CheckpointError(
-                f"{error}; the one before is of step {step}: go back to it with sniper train --resume --step {step}, "
-                f"or by moving {newest} away"
-            ) from error
-
-    def learnt_from(self, annotations: Dataset) -> bool:
-        """Tell whether the newest checkpoint, if there is one, learnt from these annotations.
+    def is_trained_on(self, identity: DatasetIdentity) -> bool:
+        """Check whether the newest checkpoint was trained on a data set; True if there is no checkpoint.
 
         Raises:
             CheckpointError: if it cannot be read.
         """
         if not self.checkpoints:
             return True
-        _, head = self._read(self.checkpoints[-1] / "weights.safetensors")
-        return head == _identity(annotations)
+        path = self.checkpoints[-1] / WEIGHTS
+        with self._naming_previous_checkpoint():
+            return to_identity(load_tensors(path)[1], source=path) == identity
 
-    def check_learnt_from(self, annotations: Dataset) -> None:
-        """Refuse to go on with other annotations.
+    def check_trained_on(self, identity: DatasetIdentity) -> None:
+        """Refuse to continue on another data set.
 
         Raises:
-            CheckpointError: if the newest checkpoint learnt from others, or cannot be read.
+            CheckpointError: if the newest checkpoint was trained on another data set, or cannot be read.
         """
-        if not self.learnt_from(annotations):
-            raise CheckpointError(
-                f"{self.checkpoints[-1]}: the run learnt from other images, boxes or categories than "
-                f"{annotations.path} has now"
-            )
+        if not self.is_trained_on(identity):
+            raise self._trained_on_other_data()
 
     @property
     def weights_path(self) -> Path:
-        """The newest weights, their average if one is kept.
+        """The newest weights: their moving average if one is kept.
 
         Raises:
             RunError: if there is no checkpoint yet.
         """
         if not self.checkpoints:
             raise RunError(f"{self.folder}: the run has no checkpoint yet")
-        average = self.checkpoints[-1] / "average.safetensors"
-        return average if average.exists() else average.with_name("weights.safetensors")
+        ema = self.checkpoints[-1] / EMA
+        return ema if ema.exists() else ema.with_name(WEIGHTS)
 
     def load_weights(self) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
-        """Read the newest weights, their average if one is kept: tensors, categories by label, and the file.
+        """Read the newest weights (their moving average if one is kept), the categories by label, and the file's path.
 
         Raises:
             RunError: if there is no checkpoint yet.
             CheckpointError: if it cannot be read.
         """
         path = self.weights_path
-        tensors, head = self._read(path)
+        with self._naming_previous_checkpoint():
+            tensors, head = load_tensors(path)
+            return tensors, to_identity(head, source=path).categories, path
+
+    def _trained_on_other_data(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.checkpoints[-1]}: was trained on other images, boxes or categories than the data set has now; "
+            "restore the annotations, or start a new run"
+        )
+
+    @contextmanager
+    def _naming_previous_checkpoint(self) -> Iterator[None]:
+        """Add to an error about the newest checkpoint which one to continue from."""
         try:
-            categories = tuple(Category(**entry) for entry in head["categories"])
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: names no categories ({error})") from error
-        return tensors, categories, path
-
-
-def _identity(annotations: Dataset) -> dict[str, Any]:
-    """Say what a run learns from, in plain data: a checkpoint fits no other."""
-    categories = [asdict(category) for category in annotations.categories]
-    return {"categories": categories, "digest": annotations.digest}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Name the optimizer's tensors after the parameters they belong to."""
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def _fill_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, torch.Tensor], *, source: Path
-) -> None:
-    """Put tensors back in their places: what has a parameter's shape in its memory layout and on its device."""
-    parameters = dict(model.named_parameters())
-    for name, tensor in state.items():
-        parameter_name, _, key = name.rpartition("/")
-        parameter = parameters.get(parameter_name)
-        if parameter is None:
-            raise CheckpointError(f"{source}: belongs to another model: it has {name}")
-        is_alike = tensor.shape == parameter.shape and tensor.dim() > 0
-        # AdamW counts steps in tensors without dimensions, which stay on the processor.
-        own = torch.empty_like(parameter).copy_(tensor) if is_alike else tensor
-        optimizer.state[parameter][key] = own.detach()
+            yield
+        except CheckpointError as error:
+            *older, newest = self.checkpoints
+            if not older:
+                raise
+            step = int(older[-1].name)
+            raise CheckpointError(
+                f"{error}; the previous checkpoint is of step {step}: continue from it with "
+                f"sniper train --resume --step {step}, or by moving {newest} away"
+            ) from error

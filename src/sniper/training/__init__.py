@@ -1,4 +1,5 @@
-"""Train a detector: `loop` runs the epochs, `learner` makes one update, `optimizer` has the learning-rate schedule.
+"""Training: epochs of chips to weights.
 
-`signals` handles Ctrl-C and SIGTERM; `tensorboard` writes the metrics for TensorBoard.
+`loop` runs the epochs, `learner` makes one update, `optimizer` has the learning-rate schedule, `epochs` chooses the
+chips of an epoch. `callbacks` reports, `signals` handles Ctrl-C and SIGTERM, `tensorboard` writes event files.
 """

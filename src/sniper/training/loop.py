@@ -1,385 +1,319 @@
-"""Training: plans of chips to weights, without a step lost."""
+"""The training loop: epochs of chips to checkpoints and metrics, resumable after any step."""
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from sniper.chips import ChipTable
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch, ChipTransform
-from sniper.data.datasets import Dataset
-from sniper.data.epoch import EpochOrder, order_chips, order_tiles, order_whole_images
+from sniper.data.datasets import DatasetIdentity
+from sniper.data.epoch import EpochOrder
 from sniper.data.loader import load_batches
 from sniper.errors import SniperError
 from sniper.models.two_stage import TwoStageDetector
+from sniper.runs.checkpoints import Progress
 from sniper.runs.processes import SINGLE_PROCESS, Processes
-from sniper.runs.run import Progress, Run
+from sniper.runs.run import Run
+from sniper.training.callbacks import Callbacks, StepReport
 from sniper.training.learner import Learner
-from sniper.training.optimizer import learning_rate
-from sniper.training.signals import SignalHandler, leave_signals_to_the_trainer
+from sniper.training.optimizer import learning_rate_at
+from sniper.training.signals import SignalHandler, set_worker_signals
 from sniper.training.tensorboard import TensorBoardLogger, check_tensorboard
 
+OrderOfEpoch = Callable[[int], EpochOrder]
+"""Returns the chips of an epoch, 0 the first, in their order; equal epochs must give equal orders."""
 
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """What is known after a step, for whoever watches.
-
-    Attributes:
-        stage: `rpn` or `train`.
-        progress: how far the run has come.
-        epoch: passes made, fractions included.
-        epochs: passes to make.
-        steps_left: to the end of the run, as far as the plan of this epoch tells.
-        losses: by name.
-        gradient_norm: of the sum of all losses.
-        learning_rate: of the step.
-        seconds: that the step took, reading included.
-        chips_per_second: of all devices, over the step, reading included.
-        data_wait: share of the step's time that was spent waiting for chips.
-        megapixels: of the step's chips, padding included, in millions.
-        peak_memory: the most memory that was in use so far on the first device, bytes.
-        skipped_chips: how many chips could not be read, and others took their places.
-    """
-
-    stage: str
-    progress: Progress
-    epoch: float
-    epochs: float
-    steps_left: int
-    losses: dict[str, float]
-    gradient_norm: float
-    learning_rate: float
-    seconds: float
-    chips_per_second: float
-    data_wait: float
-    megapixels: float
-    peak_memory: int
-    skipped_chips: int = 0
-
-    @property
-    def loss(self) -> float:
-        """The sum of all losses."""
-        return sum(self.losses.values())
+Evaluate = Callable[[TwoStageDetector], Mapping[str, float]]
+"""Returns the scores of a detector by name."""
 
 
 def train(
     run: Run,
     spec: ExperimentSpec,
-    annotations: Dataset,
+    order_of_epoch: OrderOfEpoch,
     *,
+    identity: DatasetIdentity,
     device: torch.device,
-    watch: Callable[[StepReport], None],
-    table_of: Callable[[int], ChipTable | None] | None = None,
-    score: Callable[[TwoStageDetector, float], Mapping[str, float]] | None = None,
+    callbacks: Callbacks = Callbacks(),
+    evaluate: Evaluate | None = None,
     transform: ChipTransform | None = None,
-    ranks: Processes = SINGLE_PROCESS,
+    processes: Processes = SINGLE_PROCESS,
 ) -> TwoStageDetector:
-    """Train, from the newest checkpoint of the run if it has one, to the last epoch.
+    """Train from the newest checkpoint of a run, if it has one, to the last epoch.
 
-    Everything drawn is a function of the seed and the place in the run, so a run that was stopped and goes on ends with
-    the same weights as one that never stopped.
+    All random draws depend on the seed and the position in the run only, so a run that is stopped and resumed ends with
+    the same weights as an uninterrupted one.
 
     Args:
-        run: its folder; metrics and checkpoints go there.
+        run: its folder; metrics and checkpoints are written there.
         spec: the experiment.
-        annotations: what to train on.
+        order_of_epoch: returns the chips of an epoch.
+        identity: of the data set that the chips are cut from.
         device: where to compute.
-        watch: told after every step, in the first process.
-        table_of: gives the chips of an epoch, or None for such as are chosen anew; by default the table that the
-            experiment names, if it names one.
-        score: gives the scores of a detector after so many epochs; called as `evaluate_every` says.
-        transform: changes each chip that is learnt from; see `ChipDataset`.
-        ranks: the processes that train together; all call this, the first writes.
+        callbacks: called in the first process.
+        evaluate: scores a detector; called every `train.evaluate_every` epochs, by all processes.
+        transform: applied to each chip; see `ChipDataset`.
+        processes: that train together; all call this, the first writes.
 
     Returns:
-        The trained detector.
+        The trained detector: the moving average of the weights if one is kept.
 
     Raises:
-        AnnotationError: if there is nothing to learn from.
-        ChipTableError: if the chip table that the experiment names cannot be read, or belongs to something else.
-        CheckpointError: if the newest checkpoint cannot be read or belongs to something else, or one cannot be written.
-        ConfigError: if the batch cannot be shared by these processes.
-        ImageError: if an image cannot be read and is not to be skipped.
-        CacheError: if the folder of kept chips cannot be used.
-        TransformError: if `transform` gives back something else than a chip.
-        KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, when the step under way is done and a checkpoint written.
+        AnnotationError: if there is no chip to train on.
+        CacheError: if the folder of cached chips cannot be used.
+        CheckpointError: if the newest checkpoint cannot be read or belongs to another model or data set, or if one
+            cannot be written.
+        ConfigError: if the batch cannot be divided among the processes, or TensorBoard is not installed.
+        ImageError: if an image cannot be read and `data.on_bad_image` is `refuse`.
+        KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, once the step in progress is complete and saved.
         OutOfMemory: if the chips do not fit into the memory of the device.
         TrainingDiverged: if a loss or a gradient is not finite.
+        TransformError: if `transform` returns something else than a chip.
     """
     if spec.train.tensorboard:
         check_tensorboard()
-    fixed = _fixed_table(run, spec, annotations, ranks)
     learner = Learner(
         spec,
-        num_classes=len(annotations.categories),
+        num_classes=len(identity.categories),
         device=device,
-        ranks=ranks,
+        processes=processes,
         has_weights=not run.checkpoints,
     )
-    progress = learner.load(run, annotations)
-    if ranks.is_first:
-        run.forget_after(progress.step)
-    board = None
-    if spec.train.tensorboard and ranks.is_first:
-        board = TensorBoardLogger(run.folder / "tensorboard", step=progress.step)
-    trainer = _Trainer(
+    progress = learner.load(run, identity)
+    if processes.is_first:
+        run.truncate_metrics(step=progress.step)
+    logger = None
+    if spec.train.tensorboard and processes.is_first:
+        logger = TensorBoardLogger(run.folder / "tensorboard", step=progress.step)
+    loop = _Loop(
         run,
         spec,
-        annotations,
-        table_of or (lambda _: fixed),
-        watch=watch,
-        score=score,
+        learner,
+        identity=identity,
+        callbacks=callbacks,
+        evaluate=evaluate,
         transform=transform,
-        learner=learner,
-        board=board,
+        logger=logger,
     )
-    with board or nullcontext(), trainer.ears.open():
+    with logger or nullcontext(), loop.signals.installed():
         if progress.step_in_epoch == 0:
-            trainer.score_if_due(progress)  # a run that was stopped before it could
-        for _ in range(progress.epoch, math.ceil(spec.train.epochs)):
-            progress = trainer.train_epoch(progress)
-    return learner.best
+            loop.evaluate_if_due(
+                progress
+            )  # in case the run was stopped between a checkpoint and its evaluation
+        for epoch in range(progress.epoch, math.ceil(spec.train.epochs)):
+            with loop.signals.suspended():  # it may mine, and every step is saved
+                order = order_of_epoch(epoch)
+            progress = loop.train_epoch(order, progress)
+            loop.evaluate_if_due(progress)
+    return learner.inference_model
 
 
-def order_epoch(
-    spec: ExperimentSpec,
-    annotations: Dataset,
-    *,
-    epoch: int,
-    table: ChipTable | None = None,
-    num_shares: int = 1,
-) -> EpochOrder:
-    """Plan one epoch of an experiment: chips, whole images or tiles, as it asks for.
+@dataclass(frozen=True, kw_only=True)
+class _Timing:
+    """Duration of a step and of its wait for data, seconds."""
 
-    Args:
-        spec: the experiment.
-        annotations: what to train on.
-        epoch: which pass, 0 the first.
-        table: the chips, where they were chosen before.
-        num_shares: into how many parts each batch is to be cut.
+    step: float
+    data_wait: float
 
-    Raises:
-        AnnotationError: if there is nothing to learn from.
-    """
-    data, batch_size = spec.data, spec.train.batch_size
-    drawn: dict[str, Any] = {"flip": data.flip, "seed": spec.seed, "epoch": epoch}
-    if data.whole is not None:
-        return order_whole_images(
-            annotations,
-            data.whole,
-            batch_size=batch_size,
-            chip_size=spec.pyramid.chip_size,
-            num_shares=num_shares,
-            **drawn,
+
+class _Loop:
+    """The parts of a training that stay the same from epoch to epoch."""
+
+    def __init__(
+        self,
+        run: Run,
+        spec: ExperimentSpec,
+        learner: Learner,
+        *,
+        identity: DatasetIdentity,
+        callbacks: Callbacks,
+        evaluate: Evaluate | None,
+        transform: ChipTransform | None,
+        logger: TensorBoardLogger | None,
+    ) -> None:
+        self.signals = SignalHandler()
+        self._run = run
+        self._spec = spec
+        self._learner = learner
+        self._identity = identity
+        self._callbacks = callbacks
+        self._evaluate = evaluate
+        self._transform = transform
+        self._logger = logger
+        self._processes = learner.processes
+        self._last_checkpoint = time.monotonic()
+
+    def train_epoch(self, order: EpochOrder, progress: Progress) -> Progress:
+        """Make the remaining steps of an epoch; the last epoch may be a fraction."""
+        spec = self._spec.train
+        num_steps = max(round(order.num_steps * min(spec.epochs - progress.epoch, 1.0)), 1)
+        started = ready = time.monotonic()
+        for batch in self._batches(order, steps=range(progress.step_in_epoch, num_steps)):
+            data_wait = time.monotonic() - ready
+            epoch = progress.epoch + progress.step_in_epoch / order.num_steps
+            learning_rate = learning_rate_at(spec, step=progress.step, epoch=epoch)
+            values = self._learner.update(
+                batch,
+                learning_rate=learning_rate,
+                step=progress.step,
+                weight=order.weight(progress.step_in_epoch),
+            )
+            progress = progress.next_step()
+            now = time.monotonic()
+            num_stopping, num_late, num_skipped = self._sum(
+                self.signals.stop_requested,
+                now - self._last_checkpoint > spec.checkpoint_minutes * 60,
+                sum(batch.skipped),
+            )
+            self._report(
+                order,
+                batch,
+                progress=progress,
+                values=values,
+                learning_rate=learning_rate,
+                timing=_Timing(step=now - started, data_wait=data_wait),
+                num_skipped=round(num_skipped),
+            )
+            started = now
+            is_last = progress.step_in_epoch == num_steps
+            if progress.step_in_epoch == order.num_steps:
+                progress = progress.next_epoch()
+            if is_last or num_stopping or num_late:
+                self._save(progress)
+            if num_stopping or ((is_last or num_late) and self._is_stopping()):
+                raise KeyboardInterrupt
+            ready = time.monotonic()
+        return progress
+
+    def evaluate_if_due(self, progress: Progress) -> None:
+        """Evaluate the detector at the end of an epoch, if configured and not done before."""
+        every = self._spec.train.evaluate_every
+        if self._evaluate is None or every is None or progress.step == 0:
+            return
+        # Only the last epoch can end between two steps of a full one.
+        epoch = progress.epoch if progress.step_in_epoch == 0 else self._spec.train.epochs
+        is_due = epoch >= self._spec.train.epochs or epoch % every == 0
+        if not is_due or self._is_evaluated(progress):
+            return
+        with self.signals.suspended(), self._learner.evaluating() as model:  # every step is saved
+            scores = self._evaluate(model)
+        if self._processes.is_first:
+            self._log({"stage": "evaluate", "step": progress.step, "epoch": epoch, **scores})
+            self._callbacks.on_scores(epoch, scores)
+
+    def _is_evaluated(self, progress: Progress) -> bool:
+        """Check whether the first process has scored this step before."""
+        entries = self._run.entries() if self._processes.is_first else []
+        is_evaluated = any(
+            entry["stage"] == "evaluate" and entry["step"] == progress.step for entry in entries
         )
-    if data.tiles is not None:
-        return order_tiles(
-            annotations, data.tiles, batch_size=batch_size, images_at_once=data.images_at_once, **drawn
+        return self._sum(is_evaluated)[0] > 0
+
+    def _is_stopping(self) -> bool:
+        """Check whether any process was asked to stop, such as while a checkpoint was written."""
+        return self._sum(self.signals.stop_requested)[0] > 0
+
+    def _sum(self, *counts: float) -> list[float]:
+        """Return the sum of each number over all processes; of a flag, the number of processes that set it."""
+        means = self._processes.mean(torch.tensor(counts, dtype=torch.float32))
+        return [mean * self._processes.world_size for mean in means.tolist()]
+
+    def _batches(self, order: EpochOrder, *, steps: range) -> Iterable[Batch]:
+        """Load this process's share of each batch."""
+        batches = load_batches(
+            order,
+            self._spec.data,
+            steps=steps,
+            share=(self._processes.rank, self._processes.world_size),
+            pin_memory=self._learner.device.type == "cuda",
+            transform=self._transform,
+            worker_init_fn=set_worker_signals,
         )
-    return order_chips(
-        annotations,
-        spec.pyramid,
-        batch_size=batch_size,
-        table=table,
-        negatives_per_image=0 if spec.train.rpn_only else spec.negatives.per_image,
-        images_at_once=data.images_at_once,
-        **drawn,
-    )
+        return _without_worker_traceback(batches)
+
+    def _save(self, progress: Progress) -> None:
+        keep = self._spec.train.keep_checkpoints
+        self._learner.save(self._run, self._identity, progress=progress, keep=keep)
+        self._last_checkpoint = time.monotonic()
+
+    def _report(
+        self,
+        order: EpochOrder,
+        batch: Batch,
+        *,
+        progress: Progress,
+        values: Mapping[str, float],
+        learning_rate: float,
+        timing: _Timing,
+        num_skipped: int,
+    ) -> None:
+        """Log a step and call back, in the first process."""
+        if not self._processes.is_first:
+            return
+        spec = self._spec.train
+        epoch = progress.epoch + progress.step_in_epoch / order.num_steps
+        report = StepReport(
+            stage="rpn" if spec.rpn_only else "train",
+            progress=progress,
+            epoch=epoch,
+            epochs=spec.epochs,
+            steps_left=max(round((spec.epochs - epoch) * order.num_steps), 0),
+            losses={name: value for name, value in values.items() if name != "gradient_norm"},
+            gradient_norm=values["gradient_norm"],
+            learning_rate=learning_rate,
+            seconds=timing.step,
+            chips_per_second=len(order.positions(progress.step_in_epoch - 1)) / timing.step,
+            data_wait=timing.data_wait / timing.step,
+            megapixels=batch.images[:, 0].numel() * self._processes.world_size / 1e6,
+            peak_memory=self._learner.peak_memory(),
+            skipped_chips=num_skipped,
+        )
+        self._log(_to_entry(report, order))
+        self._callbacks.on_step(report)
+
+    def _log(self, entry: Mapping[str, Any]) -> None:
+        self._run.log(entry)
+        if self._logger is not None:
+            self._logger.write(entry)
 
 
-def _fixed_table(run: Run, spec: ExperimentSpec, annotations: Dataset, ranks: Processes) -> ChipTable | None:
-    """Read the chips of all epochs, if the experiment names a table.
+def _to_entry(report: StepReport, order: EpochOrder) -> dict[str, Any]:
+    """Return the line of a step in the metrics; the first of an epoch has its numbers of chips."""
+    entry = {
+        "stage": report.stage,
+        "step": report.progress.step,
+        "epoch": round(report.epoch, 4),
+        "loss": report.loss,
+        **report.losses,
+        "gradient_norm": report.gradient_norm,
+        "learning_rate": report.learning_rate,
+        "seconds": round(report.seconds, 4),
+        "chips_per_second": round(report.chips_per_second, 2),
+        "megapixels": round(report.megapixels, 4),
+        "data_wait": round(report.data_wait, 4),
+        "peak_memory_gb": round(report.peak_memory / 1e9, 3),
+    }
+    if report.skipped_chips:
+        entry["skipped_chips"] = report.skipped_chips
+    if report.progress.step_in_epoch == 1:
+        entry |= {
+            "chips": len(order.table),
+            "negative_chips": int(order.table.is_negative.sum()),
+            "padding_chips": order.num_padding,
+        }
+    return entry
 
-    A run keeps a copy: it goes on with the same chips, whatever became of the file.
-    """
-    if spec.data.chips is None:
-        return None
-    is_going_on = bool(run.checkpoints) and run.chips_path.exists()
-    path = run.chips_path if is_going_on else Path(spec.data.chips)
-    table = ChipTable.load(path, pyramid=spec.pyramid, digest=annotations.digest)
-    ranks.wait()
-    if not is_going_on and ranks.is_first:
-        table.save(run.chips_path, pyramid=spec.pyramid, digest=annotations.digest)
-    return table
 
-
-def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Pass batches on; what a user can mend is told without the traceback of the loader process it came from."""
+def _without_worker_traceback(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Pass batches on; raise a user's error without the traceback of the loader process that torch adds to it."""
     try:
         yield from batches
     except SniperError as error:
         kind = type(error)
         message = str(error).rstrip().rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
         raise kind(message) from error
-
-
-class _Trainer:
-    """What stays the same from epoch to epoch."""
-
-    def __init__(
-        self,
-        run: Run,
-        spec: ExperimentSpec,
-        annotations: Dataset,
-        table_of: Callable[[int], ChipTable | None],
-        *,
-        watch: Callable[[StepReport], None],
-        score: Callable[[TwoStageDetector, float], Mapping[str, float]] | None,
-        transform: ChipTransform | None,
-        learner: Learner,
-        board: TensorBoardLogger | None,
-    ) -> None:
-        self.run = run
-        self.spec = spec
-        self.annotations = annotations
-        self.table_of = table_of
-        self.watch = watch
-        self.score = score
-        self.transform = transform
-        self.learner = learner
-        self.ranks = learner.ranks
-        self.board = board
-        self.last_checkpoint = time.monotonic()
-        self.ears = SignalHandler()
-
-    def train_epoch(self, progress: Progress) -> Progress:
-        """Make the steps that are left of one pass; the last pass may be a fraction."""
-        spec = self.spec.train
-        with self.ears.closed():  # it may mine, and every step so far is saved
-            plan = self._plan(progress.epoch)
-        share = min(spec.epochs - progress.epoch, 1.0)
-        num_steps = max(round(plan.num_steps * share), 1)
-        started = ready = time.monotonic()
-        batches = self._batches(plan, first_step=progress.step_in_epoch, num_steps=num_steps)
-        for batch in _told_plainly(batches):
-            arrived = time.monotonic()
-            epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
-            place = progress.step_in_epoch
-            rate = learning_rate(spec, step=progress.step, epoch=epoch)
-            losses = self.learner.learn(batch, rate=rate, step=progress.step, weight=plan.weight(place))
-            progress = Progress(
-                step=progress.step + 1, epoch=progress.epoch, step_in_epoch=progress.step_in_epoch + 1
-            )
-            now = time.monotonic()
-            epoch = progress.epoch + progress.step_in_epoch / plan.num_steps
-            is_asked, is_late, skipped = self._added_up(
-                self.ears.is_asked.is_set(),
-                now - self.last_checkpoint > spec.checkpoint_minutes * 60,
-                sum(batch.skipped),
-            )
-            report = StepReport(
-                stage="rpn" if spec.rpn_only else "train",
-                progress=progress,
-                epoch=epoch,
-                epochs=spec.epochs,
-                steps_left=max(round((spec.epochs - epoch) * plan.num_steps), 0),
-                gradient_norm=losses.pop("gradient_norm"),
-                losses=losses,
-                learning_rate=rate,
-                seconds=now - started,
-                chips_per_second=len(plan.positions(place)) / (now - started),
-                data_wait=(arrived - ready) / (now - started),
-                megapixels=batch.images[:, 0].numel() * self.ranks.count / 1e6,
-                peak_memory=self.learner.peak_memory(),
-                skipped_chips=round(skipped),
-            )
-            started = now
-            self._tell(report, plan)
-            is_last = progress.step_in_epoch == num_steps
-            if progress.step_in_epoch == plan.num_steps:
-                progress = Progress(step=progress.step, epoch=progress.epoch + 1, step_in_epoch=0)
-            is_stopping = is_asked > 0
-            if is_last or is_stopping or is_late > 0:
-                self.learner.save(self.run, self.annotations, progress=progress, keep=spec.keep_checkpoints)
-                self.last_checkpoint = time.monotonic()
-                is_stopping = (
-                    self._added_up(self.ears.is_asked.is_set())[0] > 0
-                )  # perhaps while it was written
-            if is_stopping:
-                raise KeyboardInterrupt
-            ready = time.monotonic()
-        self.score_if_due(progress)
-        return progress
-
-    def score_if_due(self, progress: Progress) -> None:
-        """Score the detector at the end of a pass, if that was asked for and has not been done."""
-        every = self.spec.train.evaluate_every
-        if self.score is None or every is None or progress.step == 0:
-            return
-        # A pass that ends between two epochs is the last.
-        epoch = progress.epoch if progress.step_in_epoch == 0 else self.spec.train.epochs
-        is_due = epoch >= self.spec.train.epochs or epoch % every == 0
-        if not is_due or self._is_scored(progress):
-            return
-        with self.ears.closed(), self.learner.at_rest() as model:  # every step so far is saved
-            scores = self.score(model, epoch)
-        if self.ranks.is_first:
-            self._log({"stage": "evaluate", "step": progress.step, "epoch": epoch, **scores})
-
-    def _is_scored(self, progress: Progress) -> bool:
-        """Tell whether the first process has scored this step before."""
-        entries = self.run.entries() if self.ranks.is_first else []
-        is_scored = any(entry["stage"] == "evaluate" and entry["step"] == progress.step for entry in entries)
-        return self._added_up(is_scored)[0] > 0
-
-    def _added_up(self, *counts: float) -> list[float]:
-        """Add up each of these numbers over all processes; of a flag, how many have raised it."""
-        own = torch.tensor(counts, dtype=torch.float32)
-        return [count * self.ranks.count for count in self.ranks.mean(own).tolist()]
-
-    def _plan(self, epoch: int) -> EpochOrder:
-        num_shares = self.ranks.count * self.spec.train.accumulation_steps
-        return order_epoch(
-            self.spec, self.annotations, epoch=epoch, table=self.table_of(epoch), num_shares=num_shares
-        )
-
-    def _batches(self, plan: EpochOrder, *, first_step: int, num_steps: int) -> Iterable[Batch]:
-        """Read this process's share of each batch."""
-        return load_batches(
-            plan,
-            self.spec.data,
-            steps=range(first_step, num_steps),
-            share=(self.ranks.rank, self.ranks.count),
-            pin_memory=self.learner.device.type == "cuda",
-            transform=self.transform,
-            worker_init_fn=leave_signals_to_the_trainer,
-        )
-
-    def _tell(self, report: StepReport, plan: EpochOrder) -> None:
-        if not self.ranks.is_first:
-            return
-        entry = {
-            "stage": report.stage,
-            "step": report.progress.step,
-            "epoch": round(report.epoch, 4),
-            "loss": report.loss,
-            **report.losses,
-            "gradient_norm": report.gradient_norm,
-            "learning_rate": report.learning_rate,
-            "seconds": round(report.seconds, 4),
-            "chips_per_second": round(report.chips_per_second, 2),
-            "megapixels": round(report.megapixels, 4),
-            "data_wait": round(report.data_wait, 4),
-            "peak_memory_gb": round(report.peak_memory / 1e9, 3),
-        }
-        if report.skipped_chips:
-            entry["skipped_chips"] = report.skipped_chips
-        if report.progress.step_in_epoch == 1:
-            entry |= {
-                "chips": len(plan.table),
-                "negative_chips": int(plan.table.is_negative.sum()),
-                "padding_chips": plan.num_padding,
-            }
-        self._log(entry)
-        self.watch(report)
-
-    def _log(self, entry: Mapping[str, Any]) -> None:
-        self.run.log(entry)
-        if self.board is not None:
-            self.board.write(entry)

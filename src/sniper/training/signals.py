@@ -1,53 +1,58 @@
-"""Ctrl-C and SIGTERM, heard at a moment that suits."""
+"""Ctrl-C and SIGTERM, deferred to the end of a step."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from threading import Event
 from typing import Any
 
-_PLAIN: dict[signal.Signals, Any] = {
+_DEFAULTS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
 }
-_SIGNALS = tuple(_PLAIN)
 
 
 class SignalHandler:
-    """Notes SIGINT and SIGTERM instead of dying of them, so that the step under way can be finished."""
+    """Records SIGINT and SIGTERM, so that the step in progress can be completed and saved.
+
+    Attributes:
+        stop_requested: whether one of them has arrived while the handler was installed.
+    """
 
     def __init__(self) -> None:
-        self.is_asked = Event()
+        self.stop_requested = False
 
     @contextmanager
-    def open(self) -> Iterator[None]:
-        """Listen."""
-        if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+    def installed(self) -> Iterator[None]:
+        """Record the signals for the duration of a block, instead of ending the process."""
+        with _handlers(dict.fromkeys(_DEFAULTS, self._request_stop)):
             yield
-            return
-        before = {one: signal.signal(one, lambda *_: self.is_asked.set()) for one in _SIGNALS}
-        try:
-            yield
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
 
     @contextmanager
-    def closed(self) -> Iterator[None]:
-        """Let signals do what they do, for work that may end anywhere, such as mining."""
-        if threading.current_thread() is not threading.main_thread():
+    def suspended(self) -> Iterator[None]:
+        """Restore the default handlers for the duration of a block that may be interrupted anywhere."""
+        with _handlers(_DEFAULTS):
             yield
-            return
-        listening = {one: signal.signal(one, _PLAIN[one]) for one in _SIGNALS}
-        try:
-            yield
-        finally:
-            for one, handler in listening.items():
-                signal.signal(one, handler)
+
+    def _request_stop(self, *_: object) -> None:
+        self.stop_requested = True
 
 
-def leave_signals_to_the_trainer(_: int) -> None:
-    """Keep a loader process alive when Ctrl-C reaches it too: the step under way may still need its chips."""
+@contextmanager
+def _handlers(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    """Install signal handlers for the duration of a block; a no-op outside the main thread, which cannot have any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def set_worker_signals(_: int) -> None:
+    """Make a loader process ignore Ctrl-C, since the step in progress may still need its chips."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch ends its loader processes this way
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torch ends its loader processes with SIGTERM

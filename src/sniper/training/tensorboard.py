@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard, beside those in the run's own file."""
+"""Metrics for TensorBoard, in addition to the run's own file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +9,10 @@ from sniper.errors import ConfigError
 
 
 def check_tensorboard() -> None:
-    """Refuse to go on without TensorBoard.
+    """Check that TensorBoard is installed.
 
     Raises:
-        ConfigError: if it is not installed.
+        ConfigError: if it is not.
     """
     try:
         import torch.utils.tensorboard  # noqa: F401
@@ -23,11 +23,11 @@ def check_tensorboard() -> None:
 
 
 class TensorBoardLogger:
-    """Writes numbers where TensorBoard looks for them.
+    """Writes metrics as TensorBoard event files.
 
     Args:
-        folder: of its files.
-        step: from which the run goes on; what was written after it is hidden.
+        folder: of the event files.
+        step: that the run continues from; TensorBoard hides what was written for later steps.
 
     Raises:
         ConfigError: if TensorBoard is not installed.
@@ -51,7 +51,7 @@ class TensorBoardLogger:
         self._writer.close()
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Write the numbers of one line of metrics under its stage."""
+        """Write the numbers of one line of the metrics, grouped by stage."""
         for name, value in entry.items():
             if isinstance(value, int | float) and name != "step":
                 self._writer.add_scalar(f"{entry['stage']}/{name}", value, entry["step"])

@@ -1,0 +1,132 @@
+"""The folder of a run: metrics, checkpoints that are complete or absent, and continuing from them."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sniper.errors import CheckpointError, RunError
+from sniper.runs.checkpoints import Checkpoint, Progress
+from sniper.runs.run import Run
+from tests.training.experiments import TrainedRun, have_equal_weights, train_run
+
+
+def cut_short(path: Path, num_bytes: int) -> None:
+    path.write_bytes(path.read_bytes()[:num_bytes])
+
+
+def test_a_run_with_a_checkpoint_is_not_overwritten(trained: TrainedRun) -> None:
+    with pytest.raises(RunError, match="a run is already there; continue it with --resume"):
+        Run.create(trained.run.folder, config="")
+
+
+def test_a_run_without_a_checkpoint_is_started_over(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", config="first")
+    run.log({"stage": "train", "step": 1})
+    (run.folder / "chips_000.npz").touch()
+    again = Run.create(tmp_path / "run", config="second")
+    assert again.config_path.read_text() == "second"
+    assert sorted(path.name for path in again.folder.iterdir()) == ["checkpoints", "config.yaml"]
+
+
+def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"there is no run \(config\.yaml is missing\)"):
+        Run.open(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="the folder of the run cannot be created"):
+        Run.create(tmp_path / "file", config="")
+
+
+def test_metrics_are_json_and_skip_a_line_cut_short(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", config="")
+    assert run.entries() == []
+    for step in (1, 2, 3):
+        run.log({"step": step, "loss": float("inf")})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert run.entries()[-1] == {"step": 3, "loss": None}
+    run.truncate_metrics(step=2)
+    assert [entry["step"] for entry in run.entries()] == [1, 2]
+
+
+def test_only_the_newest_checkpoints_are_kept(trained: TrainedRun) -> None:
+    last = trained.reports[-1].progress.step
+    assert [int(path.name) for path in trained.run.checkpoints] == [last - 2, last - 1, last]
+
+
+def test_a_checkpoint_is_read_back_as_it_was_written(trained: TrainedRun, tmp_path: Path) -> None:
+    checkpoint = trained.run.load_checkpoint(trained.dataset.identity)
+    assert checkpoint is not None
+    again = Checkpoint.load(checkpoint.save(tmp_path / "copies"))
+    assert (again.progress, again.counters, again.identity, again.ema) == (
+        checkpoint.progress,
+        checkpoint.counters,
+        trained.dataset.identity,
+        None,
+    )
+    assert again.progress.step == trained.reports[-1].progress.step
+    for name in ("weights", "optimizer"):
+        tensors, expected = getattr(again, name), getattr(checkpoint, name)
+        assert tensors.keys() == expected.keys()
+        assert all(tensors[key].equal(expected[key]) for key in expected)
+
+
+def test_a_checkpoint_cut_short_is_refused_and_the_previous_one_named(trained: TrainedRun) -> None:
+    older, newest = trained.run.checkpoints[-2:]
+    cut_short(newest / "weights.safetensors", 5000)
+    message = (
+        rf"weights\.safetensors: cannot be read as a checkpoint .*--resume --step {int(older.name)}, or by"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        trained.run.load_checkpoint(trained.dataset.identity)
+    with pytest.raises(CheckpointError, match=message):
+        trained.run.load_weights()
+
+
+def test_a_run_is_not_continued_on_another_data_set(trained: TrainedRun) -> None:
+    other = dataclasses.replace(trained.dataset.identity, digest="0")
+    assert trained.run.is_trained_on(trained.dataset.identity)
+    assert not trained.run.is_trained_on(other)
+    for check in (trained.run.check_trained_on, trained.run.load_checkpoint):
+        with pytest.raises(CheckpointError, match="was trained on other images, boxes or categories"):
+            check(other)
+
+
+def test_a_run_without_a_checkpoint_fits_every_data_set(trained: TrainedRun, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "new", config="")
+    run.check_trained_on(trained.dataset.identity)
+    assert run.load_checkpoint(trained.dataset.identity) is None
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        run.load_weights()
+
+
+def test_a_rewound_run_ends_with_the_same_weights(trained: TrainedRun, trained_once: TrainedRun) -> None:
+    run = trained.run
+    older, last = run.checkpoints[-2:]
+    cut_short(last / "optimizer.safetensors", 100)
+    with pytest.raises(RunError, match=r"there is no checkpoint of step 999; there are \d+, "):
+        run.rewind_to(999)
+    run.rewind_to(int(older.name))
+    assert run.checkpoints[-1] == older
+    assert (last.parent / f"{last.name}.old" / "weights.safetensors").is_file()
+    train_run(run, trained.spec, trained.dataset)
+    assert have_equal_weights(run, trained_once.run)
+
+
+def test_rewinding_renames_the_chips_of_later_epochs(trained: TrainedRun) -> None:
+    for epoch in (0, 1, 2):
+        (trained.run.folder / f"chips_{epoch:03d}.npz").touch()
+    checkpoint = Checkpoint.load(trained.run.checkpoints[0])
+    trained.run.rewind_to(checkpoint.progress.step)
+    assert checkpoint.progress.epoch == 1
+    assert sorted(path.name for path in trained.run.folder.glob("chips_*")) == [
+        "chips_000.npz",
+        "chips_001.npz",
+        "chips_002.npz.old",
+    ]
+
+
+def test_progress_counts_steps_and_epochs() -> None:
+    progress = Progress(step=7, epoch=1, step_in_epoch=2)
+    assert progress.next_step() == Progress(step=8, epoch=1, step_in_epoch=3)
+    assert progress.next_epoch() == Progress(step=7, epoch=2, step_in_epoch=0)
