@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sniper.runs.run import Run as Run
     from sniper.training.loop import train as train
 
+__version__ = "0.2.0.dev0"
+
 _HOMES = {
     "ChipDataset": "sniper.data.batches",
     "Detections": "sniper.geometry.detections",
