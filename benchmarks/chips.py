@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def time_coco(images: ImageBoxes) -> dict[str, Any]:
     ours = median_seconds(lambda: choose(images)) / len(images)
     some = images.select(np.flatnonzero(images.has_wanted)[:NAIVE_IMAGES])
     naive = median_seconds(lambda: choose_naively(some), repeats=3) / len(some)
-    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     return {
         "images": len(images),
         "ms_per_image": ours * 1e3,
@@ -94,7 +95,7 @@ def time_command(annotations: Path) -> dict[str, Any]:
         command = [sniper, "chips", annotations, "-o", Path(folder) / "chips.npz", "--json"]
 
         def run() -> None:
-            subprocess.run(command, check=True, capture_output=True)
+            subprocess.run([*map(str, command)], check=True, capture_output=True)
 
         seconds = median_seconds(run, repeats=5)
         num_bytes = (Path(folder) / "chips.npz").stat().st_size
@@ -136,7 +137,7 @@ def time_growth(images: ImageBoxes) -> list[dict[str, Any]]:
     rows = []
     for count in (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000):
         many = repeated(images, count)
-        seconds = median_seconds(lambda many=many: choose(many), repeats=3)
+        seconds = median_seconds(partial(choose, many), repeats=3)
         rows.append({"images": count, "boxes": len(many.boxes), "seconds": seconds})
     return rows
 

@@ -37,7 +37,7 @@ def test_a_spec_is_a_frozen_dataclass() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.count = 3  # type: ignore[misc]
     with pytest.raises(Exception, match="positional"):
-        Outer(2)  # type: ignore[misc]
+        Outer(2)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(

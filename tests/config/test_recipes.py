@@ -22,10 +22,9 @@ from sniper.inference.detector import Detector, to_coco
 from sniper.models.build import build_detector
 from sniper.runs.run import Run
 from sniper.training.loop import StepReport, train
+from tests.data_folder import find_data
 from tests.models.batches import build_batch, build_sample
 
-SHARED = Path(__file__).parents[3] / "shared"
-WEIGHTS = SHARED / "weights/mobilenetv2_100.safetensors"
 CPU = torch.device("cpu")
 SIDE = 128
 NAMES = [recipe.name for recipe in list_recipes()]
@@ -89,7 +88,7 @@ def test_the_defaults_are_those_of_the_papers_recipe(name: str) -> None:
 
 def write_eight_images(folder: Path) -> Dataset:
     """Write eight real images of few objects with sides of at least 8 px, padded to squares of `SIDE` as chips are."""
-    source = load_dataset(SHARED / "data/coco_mini/train.json")
+    source = load_dataset(find_data("data/coco_mini/train.json"))
     images: list[dict[str, Any]] = []
     entries: list[dict[str, Any]] = []
     (folder / "images").mkdir(parents=True)
@@ -125,17 +124,17 @@ def write_eight_images(folder: Path) -> Dataset:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="needs real images")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_overfits_eight_images(name: str, tmp_path: Path) -> None:
     images = write_eight_images(tmp_path / "eight")
     assert len(images) == 8
     spec = load_experiment(name)
-    has_weights = spec.model.backbone.name == "mobilenetv2_100" and WEIGHTS.exists()
+    has_weights = spec.model.backbone.name == "mobilenetv2_100"
+    weights = str(find_data("weights/mobilenetv2_100.safetensors")) if has_weights else None
     backbone = dataclasses.replace(
         spec.model.backbone,
         pretrained=False,
-        weights=str(WEIGHTS) if has_weights else None,
+        weights=weights,
         frozen_stages=spec.model.backbone.frozen_stages if has_weights else 0,
     )
     level = LevelSpec(long_side=SIDE)
