@@ -96,7 +96,7 @@ def time_command(annotations: Path) -> dict[str, Any]:
         command: list[str | Path] = [sniper, "chips", annotations, "-o", Path(folder) / "chips.npz", "--json"]
 
         def run() -> None:
-            subprocess.run(command, check=True, capture_output=True)
+            subprocess.run([*map(str, command)], check=True, capture_output=True)
 
         seconds = median_seconds(run, repeats=5)
         num_bytes = (Path(folder) / "chips.npz").stat().st_size

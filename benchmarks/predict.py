@@ -197,7 +197,7 @@ def search_with_sahi(zoom: int) -> Callable[..., Search]:
 
         searcher = build_inference_model(model)
 
-        class Ours(DetectionModel):
+        class Ours(DetectionModel):  # type: ignore[misc]  # sahi has no types
             def set_model(self, model: Any, **_: Any) -> None:
                 self.model = model
 

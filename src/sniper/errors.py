@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 
 class SniperError(Exception):
-    """A mistake in what the user gave; the message says what was wanted, what came, and where."""
+    """An input that cannot be used; the message names it, what was expected, and what it contains."""
 
 
 class ConfigError(SniperError):
-    """An experiment file or an override that cannot be used."""
+    """An experiment, an override or an option that cannot be used."""
 
 
 class AnnotationError(SniperError):
-    """Dataset that cannot be trained or scored on."""
+    """A data set that cannot be trained or evaluated on."""
 
 
 class DetectionsError(SniperError):
-    """A detections file that cannot be read, or does not belong to its annotations."""
+    """Detections that cannot be read, or do not belong to their annotations."""
 
 
 class ImageError(SniperError):
@@ -24,11 +24,11 @@ class ImageError(SniperError):
 
 
 class CacheError(SniperError):
-    """A folder of kept chips that cannot be used."""
+    """A cache of chips that cannot be used."""
 
 
 class TransformError(SniperError):
-    """A transform that gives back something else than a chip."""
+    """A transform that does not return a chip."""
 
 
 class ChipTableError(SniperError):
@@ -40,15 +40,15 @@ class ProposalsError(SniperError):
 
 
 class RunError(SniperError):
-    """A run folder that is not there, or not empty, or has no checkpoint yet."""
+    """A run folder that is missing, not empty, in use, or without a checkpoint."""
 
 
 class CheckpointError(SniperError):
-    """A checkpoint that cannot be read, or belongs to another model."""
+    """A checkpoint that cannot be read, or that belongs to another model."""
 
 
 class WeightsError(SniperError):
-    """Pretrained weights that cannot be had or do not fit the backbone."""
+    """Pretrained weights that cannot be loaded, or do not fit the backbone."""
 
 
 class TrainingDiverged(SniperError):

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what goes wrong when others are read."""
+"""Atomic writes, digests and JSON."""
 
 import hashlib
 import json
@@ -13,21 +13,24 @@ from typing import IO, Any
 from sniper.errors import SniperError
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What NumPy raises for an `.npz` file that is absent, cut short, damaged or of another kind."""
+"""Errors that NumPy raises for an `.npz` file that is missing, truncated, damaged or of another format."""
 
 
 def sha256(path: Path) -> str:
-    """Give the SHA-256 of a file's content, as hex."""
+    """Return the SHA-256 digest of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its place only when all of it has reached the disk.
+    """Open a file for writing that appears under its name only once it is complete and on disk.
 
     Args:
-        path: where to; a file that is there already stays as it is if anything goes wrong. Its folder must exist.
+        path: the file to write, in an existing folder. An existing file is unchanged if writing fails.
+
+    Yields:
+        The binary file to write to.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -44,11 +47,11 @@ def read_json(path: Path, *, error: type[SniperError]) -> Any:
     """Read a JSON file.
 
     Args:
-        path: of the file.
+        path: the file.
         error: the class of error to raise.
 
     Raises:
-        SniperError: of the class `error`, if the file cannot be read or is not JSON.
+        SniperError: an `error`, if the file cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_bytes())

@@ -89,18 +89,18 @@ def test_an_image_with_only_crowds_is_not_used() -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        (WholeSpec, {"levels": ()}, "at least one level"),
-        (WholeSpec, {"batch_megapixels": 0.0}, "batch_megapixels must be positive or null, not 0.0"),
-        (WholeSpec, {"batch_megapixels": math.inf}, "batch_megapixels must be positive"),
-        (TileSpec, {"side": 0}, "side must be at least 1, not 0"),
-        (TileSpec, {"overlap": 1.0}, "overlap is a share from 0 to 0.9, not 1.0"),
+        (WholeSpec, {"levels": ()}, "levels\n  Tuple should have at least 1 item"),
+        (WholeSpec, {"batch_megapixels": 0.0}, "batch_megapixels\n  Input should be greater than 0"),
+        (WholeSpec, {"batch_megapixels": math.inf}, "batch_megapixels\n  Input should be a finite number"),
+        (TileSpec, {"side": 0}, "side\n  Input should be greater than 0"),
+        (TileSpec, {"overlap": 1.0}, "overlap\n  Input should be less than or equal to 0.9"),
         (
             WholeSpec,
             {"levels": (LevelSpec(factor=3.0, below=80),)},
             "no level learns from boxes of size 80 and above",
         ),
-        (TileSpec, {"min_visibility": -0.1}, "min_visibility is a share"),
-        (TileSpec, {"factor": 0.0}, "factor must be positive, not 0.0"),
+        (TileSpec, {"min_visibility": -0.1}, "min_visibility\n  Input should be greater than or equal to 0"),
+        (TileSpec, {"factor": 0.0}, "factor\n  Input should be greater than 0"),
     ],
 )
 def test_an_invalid_spec_is_refused(kind: Any, fields: dict[str, Any], message: str) -> None:

@@ -161,9 +161,9 @@ def test_negative_chips_are_drawn_uniformly() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"min_proposals": ()}, "min_proposals must be"),
-        ({"min_proposals": (0,)}, "min_proposals must be"),
-        ({"per_image": -1}, "per_image"),
+        ({"min_proposals": ()}, "min_proposals\n  Tuple should have at least 1 item"),
+        ({"min_proposals": (0,)}, r"min_proposals\.0\n  Input should be greater than 0"),
+        ({"per_image": -1}, "per_image\n  Input should be greater than or equal to 0"),
     ],
 )
 def test_an_invalid_spec_is_refused(values: dict[str, object], message: str) -> None:

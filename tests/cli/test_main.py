@@ -419,7 +419,7 @@ def test_mistakes_are_told_in_a_paragraph(world: Path, capsys: pytest.CaptureFix
     assert "data.train.annotations is missing" in told("train", config, "--data.train.annotations", "''")
     assert "not both" in told("predict", world / "run", "x.png", "--annotations", annotations)
     assert "Must be >= 1" in told("predict", world / "run", "x.png", "--limit", "-1")
-    assert "seed must not be negative" in told("train", config, "--seed", "-1")
+    assert "seed: must be greater than or equal to 0, not -1" in told("train", config, "--seed", "-1")
     assert "Must be >= 0" in told("chips", annotations, "-o", world / "c.npz", "--seed", "-1")
     assert "a section with fields of its own" in told("train", config, "--train", "3")
     assert "Must be <= 1" in told("plan", annotations, "--share", "1.5")

@@ -1,94 +1,242 @@
-"""Experiments in YAML: complete, and refused with every fault at once."""
+"""Experiments in YAML: written whole, read back, and refused with all their problems at once."""
 
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sniper.chips import LevelSpec, PyramidSpec
-from sniper.config.experiment import ExperimentSpec, TrainSpec
+from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.config.loading import (
+    RENAMED,
+    RENAMED_VALUES,
     check_resumable,
     dump_changes,
     dump_experiment,
     load_experiment,
     parse_experiment,
 )
-from sniper.data.spec import SourceSpec
+from sniper.data.spec import DataSpec, ReadSpec, SourceSpec
 from sniper.errors import ConfigError
 
-HERE = Path("folder/experiment.yaml")
+SOURCE = Path("folder/experiment.yaml")
+
+# The configuration of version 0.1 with every key that has another name today.
+OLD_KEYS = [
+    ("data.color", "{hue: 0.1}", "data.color_jitter"),
+    ("data.loader_processes", "2", "data.num_workers"),
+    ("data.read.grey_range", "[0, 9]", "data.read.intensity_range"),
+    ("data.read.orientation", "stored", "data.read.exif_orientation"),
+    ("data.tiles.min_visible_share", "0.2", "data.tiles.min_visibility"),
+    ("model.backbone.features", "1", "model.backbone.num_feature_maps"),
+    ("model.backbone.frozen_stride", "4", "model.backbone.frozen_stages"),
+    ("model.roi_head.pooled_side", "5", "model.roi_head.pool_size"),
+    ("model.roi_head.score_floor", "0.1", "model.roi_head.score_threshold"),
+    ("model.roi_head.width", "64", "model.roi_head.hidden_dim"),
+    ("model.rpn.anchors_per_chip", "64", "model.rpn.batch_size_per_image"),
+    ("model.rpn.num_candidates", "10", "model.rpn.pre_nms_top_n"),
+    ("model.rpn.num_proposals", "10", "model.rpn.post_nms_top_n"),
+    ("model.rpn.num_training_proposals", "10", "model.rpn.post_nms_top_n_train"),
+    ("model.rpn.positive_share", "0.2", "model.rpn.positive_fraction"),
+    ("negatives.at_least", "[3]", "negatives.min_proposals"),
+    ("predict.score_floor", "0.1", "predict.score_threshold"),
+    ("train.accumulate", "2", "train.accumulation_steps"),
+    ("train.clip_gradient", "2", "train.clip_grad_norm"),
+    ("train.decay", "0.2", "train.gamma"),
+    ("train.decay_at", "[3]", "train.milestones"),
+    ("train.reference_batch", "8", "train.reference_batch_size"),
+    ("train.warm_up_rate", "0.001", "train.warmup_start_factor"),
+    ("train.warm_up_steps", "3", "train.warmup_steps"),
+]
+OLD_VALUES = [
+    ("data.read.exif_orientation", "turned", "apply"),
+    ("data.read.exif_orientation", "stored", "ignore"),
+    ("model.backbone.neck", "joined", "concat"),
+]
 
 
-def test_an_experiment_comes_back_as_it_was_written() -> None:
-    spec = ExperimentSpec(seed=3, train=TrainSpec(epochs=1.5, clip_grad_norm=10.0))
-    assert parse_experiment(dump_experiment(spec), source=HERE) == spec
+def as_yaml(name: str, value: str) -> str:
+    """Write a value by its dotted name as nested YAML."""
+    sections = name.split(".")
+    return ": {".join(sections) + f": {value}" + "}" * (len(sections) - 1)
 
 
-def test_what_differs_from_the_defaults_is_enough_to_come_back() -> None:
+def test_an_experiment_is_read_back_as_it_was_written() -> None:
+    spec = ExperimentSpec(
+        seed=3,
+        data=DataSpec(read=ReadSpec(intensity_range=(0.5, 99.0)), test=SourceSpec(annotations="/1e4")),
+        train=TrainSpec(epochs=1.5, clip_grad_norm=math.inf, learning_rate=1e-7),
+    )
+    assert parse_experiment(dump_experiment(spec), source=SOURCE) == spec
+
+
+def test_a_written_experiment_has_every_field() -> None:
+    lines = dump_experiment(ExperimentSpec()).splitlines()
+    keys = [line.strip().removeprefix("- ").partition(":")[0] for line in lines]
+    for spec in (ExperimentSpec(), TrainSpec(), PredictSpec(), ReadSpec(), PredictSpec().levels[0]):
+        assert {field.name for field in dataclasses.fields(spec)} <= set(keys)
+
+
+def test_the_differences_from_the_defaults_are_enough_to_read_it_back() -> None:
     assert dump_changes(ExperimentSpec()) == "{}\n"
     levels = (LevelSpec(factor=2.0, below=50), LevelSpec(long_side=512, at_least=40))
     spec = ExperimentSpec(train=TrainSpec(epochs=1.5)).with_pyramid(
         PyramidSpec(levels=levels), train=SourceSpec(annotations="/a.json")
     )
     text = dump_changes(spec)
-    assert parse_experiment(text, source=HERE) == spec
+    assert parse_experiment(text, source=SOURCE) == spec
     assert "batch_size" not in text
+    assert "{factor: 2, below: 50}" in text
     assert [level.below for level in spec.predict.levels] == [60, math.inf]
     assert [level.at_least for level in spec.predict.levels] == [0, 25]
 
 
 def test_an_empty_file_is_the_papers_experiment() -> None:
-    assert parse_experiment("", source=HERE) == ExperimentSpec()
+    assert parse_experiment("", source=SOURCE) == ExperimentSpec()
 
 
-def test_every_fault_is_told_at_once_with_the_nearest_name() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     text = """
     sed: 1
     train: {batchsize: 4, epochs: many, momentum: -1}
-    pyramid: {levels: [{factor: 2, below: 50}, {long_sid: 512}]}
+    pyramid: {levels: [{factor: 2, below: 50}, {long_sid: 512}, {}]}
     model: {backbone: {batch_norm: shared}}
     """
     with pytest.raises(ConfigError) as caught:
-        parse_experiment(text, source=HERE)
-    for part in (
-        "folder/experiment.yaml: ",
-        "sed is not known; did you mean seed?",
-        "train.batchsize is not known; did you mean train.batch_size?",
-        "train.epochs: input should be a valid number, unable to parse string as a number, not 'many'",
-        "pyramid.levels[1].long_sid is not known; did you mean pyramid.levels[1].long_side?",
-        "pyramid.levels[1]: a level needs exactly one of factor, long_side, short_side; got none",
-        "model.backbone.batch_norm: input should be 'trained', 'synced' or 'frozen', not 'shared'",
-    ):
-        assert part in str(caught.value)
+        parse_experiment(text, source=SOURCE)
+    assert str(caught.value) == "folder/experiment.yaml: " + "; ".join(
+        [
+            "pyramid.levels[1].long_sid is not known; did you mean pyramid.levels[1].long_side?",
+            "pyramid.levels[2]: a level needs exactly one of factor, long_side, short_side; got none",
+            "model.backbone.batch_norm: must be 'trained', 'synced' or 'frozen', not 'shared'",
+            "train.epochs: must be a valid number, not 'many'",
+            "train.momentum: must be greater than or equal to 0, not -1",
+            "train.batchsize is not known; did you mean train.batch_size?",
+            "sed is not known; did you mean seed?",
+        ]
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1", "not YAML"),
-        ("- 1", "wanted sections such as data and train, got list"),
-        ("train: {momentum: 5}", r"train: momentum must be in \[0, 1\), not 5"),
-        ("train: 3", "train: "),
-        ("pyramid: {levels: []}", "at least one level"),
+        ("a: [1", "folder/experiment.yaml: not YAML (while parsing a flow sequence"),
+        ("- 1", "folder/experiment.yaml: expected sections such as data and train, got list"),
+        ("2020-01-01: 1", "2020-01-01 is not known; known are seed, data, pyramid, negatives, mine"),
+        ("data: &data {train: *data}", "not made of sections and values"),
+        ("seed: -1", "seed: must be greater than or equal to 0, not -1"),
+        ("train: {epochs: -1}", "train.epochs: must be greater than 0, not -1"),
+        ("train: {epochs: .inf}", "train.epochs: must be a finite number, not inf"),
+        ("train: {clip_grad_norm: .nan}", "train.clip_grad_norm: must be greater than 0, not nan"),
+        ("train: {momentum: 5}", "train.momentum: must be less than 1, not 5"),
+        (
+            "train: {momentum: yes}",
+            "train.momentum: must be a valid number, not true (YAML reads yes, no, on",
+        ),
+        ("train: {batch_size: 2.5}", "train.batch_size: must be a valid integer, not 2.5"),
+        ("train: {batch_size: '2'}", "train.batch_size: must be a valid integer, not '2'"),
+        ("train: {compile: 1}", "train.compile: must be a valid boolean, not 1"),
+        ("train: {milestones: 3}", "train.milestones: must be a list, not 3"),
+        ("train: {milestones: [1, -2]}", "train.milestones[1]: must be greater than or equal to 0, not -2"),
+        ("train: {milestones: [on]}", "train.milestones[0]: must be a valid number, not true"),
+        ("train: 3", "train: must be a section with fields of its own, not 3"),
+        ("train:", "train: must be a section with fields of its own, not null"),
+        ("train: {batch_size: 10, accumulation_steps: 4}", "train: accumulation_steps: a batch of 10 chips"),
+        ("pyramid: {levels: []}", "pyramid.levels: must have at least 1 item, not 0"),
+        (
+            "pyramid: {levels: [{factor: 0}]}",
+            "experiment.yaml: pyramid.levels[0].factor: must be greater than 0, not 0",
+        ),
+        (
+            "predict: {levels: [{factor: 1, scale: 2}]}",
+            "predict.levels[0].scale is not known; known are factor, long_side, short_side, max_long_side",
+        ),
+        ("predict: {window: 8}", "predict.window: must be greater than or equal to 256, not 8"),
+        (
+            "model: {backbone: {name: on}}",
+            "model.backbone.name: must be a valid string, not true (YAML reads",
+        ),
+        ("model: {backbone: {frozen_stages: 3}}", "frozen_stages: must be less than or equal to 2, not 3"),
+        (
+            "model: {rpn: {positive_iou: 0.3}}",
+            "model.rpn: negative_iou must be at most positive_iou (0.3), not 0.4",
+        ),
+        ("data: {read: {intensity_range: [1]}}", "data.read.intensity_range[1] is missing"),
+        (
+            "data: {read: {intensity_range: [1, 2, 3]}}",
+            "data.read.intensity_range: must have at most 2 items, not 3",
+        ),
+        ("data: {read: {intensity_range: [2, 2]}}", "the value of black must be below that of white"),
         (
             "data: {whole: {batch_megapixels: 0}}",
-            "data.whole: batch_megapixels must be positive or null, not 0",
+            "data.whole.batch_megapixels: must be greater than 0, not 0",
         ),
         ("data: {whole: {level: []}}", "data.whole.level is not known; did you mean data.whole.levels?"),
-        ("data: {tiles: {overlap: 1}}", "data.tiles: overlap is a share from 0 to 0.9, not 1"),
-        ("data: {whole: {}, tiles: {}}", "one way to feed a detector at a time, not both whole and tiles"),
-        ("data: {chips: a.npz, tiles: {}}", "one way to feed a detector at a time, not both chips and tiles"),
+        ("data: {tiles: {overlap: 1}}", "data.tiles.overlap: must be less than or equal to 0.9, not 1"),
+        (
+            "data: {whole: {}, tiles: {}}",
+            "data: only one of chips, whole and tiles can be given, not whole and tiles",
+        ),
+        ("data: {chips: a.npz, tiles: {}}", "can be given, not chips and tiles"),
         (
             "{data: {whole: {}}, negatives: {source: mined}}",
-            "negative chips go with chips, not with data.whole",
+            "negatives.source must be none with data.whole, which trains on no chips",
+        ),
+        (
+            "{data: {chips: a.npz}, negatives: {source: mined}}",
+            "negatives.source must be none with data.chips",
+        ),
+        (
+            "{negatives: {min_proposals: [1, 2, 3, 4]}}",
+            "negatives.min_proposals has 4 numbers for 3 levels",
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse_experiment(text, source=HERE)
+def test_an_experiment_that_cannot_be_used_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment(text, source=SOURCE)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("1E+2", 100.0), ("1.0e-4", 1e-4), ("3", 3.0), (".5", 0.5)]
+)
+def test_numbers_are_read_in_every_notation(text: str, value: float) -> None:
+    assert parse_experiment(f"train: {{epochs: {text}}}", source=SOURCE).train.epochs == value
+
+
+def test_every_renamed_key_and_value_is_in_the_tables() -> None:
+    assert {name for name, _, _ in OLD_KEYS} == set(RENAMED)
+    assert {(name, old) for name, old, _ in OLD_VALUES} == {
+        (name, old) for name, values in RENAMED_VALUES.items() for old in values
+    }
+
+
+@pytest.mark.parametrize(("old", "value", "new"), OLD_KEYS)
+def test_an_old_key_is_refused_with_its_new_name(old: str, value: str, new: str) -> None:
+    for text, overrides in ((as_yaml(old, value), {}), ("", {old: value})):
+        with pytest.raises(ConfigError) as caught:
+            parse_experiment(text, source=SOURCE, overrides=overrides)
+        assert str(caught.value).startswith(f"folder/experiment.yaml: {old} was renamed to {new}")
+
+
+@pytest.mark.parametrize(("name", "old", "new"), OLD_VALUES)
+def test_an_old_value_is_refused_with_the_new_one(name: str, old: str, new: str) -> None:
+    for text, overrides in ((as_yaml(name, old), {}), ("", {name: old})):
+        with pytest.raises(ConfigError) as caught:
+            parse_experiment(text, source=SOURCE, overrides=overrides)
+        assert f"{name}: must be " in str(caught.value)
+        assert f"not '{old}' ({old} was renamed to {new})" in str(caught.value)
+
+
+def test_an_old_key_within_a_list_is_refused_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RENAMED, "pyramid.levels.scale", "pyramid.levels.factor")
+    with pytest.raises(
+        ConfigError, match=r"pyramid\.levels\[0\]\.scale was renamed to pyramid\.levels\.factor"
+    ):
+        parse_experiment("pyramid: {levels: [{scale: 3}]}", source=SOURCE)
 
 
 def test_paths_start_from_the_file_and_those_of_overrides_from_the_working_folder(tmp_path: Path) -> None:
@@ -107,23 +255,42 @@ def test_overrides_reach_every_field() -> None:
         "train.clip_grad_norm": "null",
         "pyramid.levels": "[{factor: 2, below: 99}, {long_side: 512, at_least: 50}]",
     }
-    spec = parse_experiment("seed: 1", source=HERE, overrides=overrides)
+    spec = parse_experiment("seed: 1", source=SOURCE, overrides=overrides)
     assert spec.seed == 4
     assert spec.pyramid.levels == (LevelSpec(factor=2, below=99), LevelSpec(long_side=512, at_least=50))
 
 
+def test_a_base_gives_the_fields_that_the_file_leaves_out() -> None:
+    base = ExperimentSpec(seed=5, train=TrainSpec(epochs=1.5, momentum=0.5))
+    spec = parse_experiment("train: {momentum: 0.2}", source=SOURCE, base=base)
+    assert spec == dataclasses.replace(base, train=TrainSpec(epochs=1.5, momentum=0.2))
+
+
 def test_an_unknown_override_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train\.epoch is not known; did you mean train\.epochs\?"):
-        parse_experiment("", source=HERE, overrides={"train.epoch": "1"})
+        parse_experiment("", source=SOURCE, overrides={"train.epoch": "1"})
 
 
-def test_a_file_that_is_absent_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
         load_experiment(tmp_path / "none.yaml")
 
 
-def test_a_run_may_go_on_for_longer_but_not_otherwise() -> None:
+@pytest.mark.parametrize("value", [True, "3", 2.5, None])
+def test_a_field_is_checked_in_python_too(value: Any) -> None:
+    with pytest.raises(ValueError, match="batch_size\n  Input should be a valid integer"):
+        TrainSpec(batch_size=value)
+    with pytest.raises(ValueError, match="batch_size\n  Input should be a valid integer"):
+        dataclasses.replace(TrainSpec(), batch_size=value)
+
+
+def test_an_unknown_field_is_refused_in_python_too() -> None:
+    with pytest.raises(ValueError, match="batchsize\n  Unexpected keyword argument"):
+        TrainSpec(batchsize=3)  # type: ignore[call-arg]
+
+
+def test_a_run_may_be_resumed_for_longer_but_not_with_other_settings() -> None:
     old = ExperimentSpec()
-    check_resumable(old, dataclasses.replace(old, train=TrainSpec(epochs=9.0)), source=HERE)
+    check_resumable(old, dataclasses.replace(old, train=TrainSpec(epochs=9.0)), source=SOURCE)
     with pytest.raises(ConfigError, match=r"seed was 0, not 1; train\.momentum was 0\.9, not 0\.5"):
-        check_resumable(old, dataclasses.replace(old, seed=1, train=TrainSpec(momentum=0.5)), source=HERE)
+        check_resumable(old, dataclasses.replace(old, seed=1, train=TrainSpec(momentum=0.5)), source=SOURCE)

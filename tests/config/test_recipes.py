@@ -1,4 +1,4 @@
-"""The experiments that come with the package: all of them are read, built and able to learn."""
+"""The recipes of the package: found by name, built, and able to overfit a few images."""
 
 import dataclasses
 import json
@@ -12,8 +12,10 @@ from PIL import Image
 from sniper.chips import BoxStatus, LevelSpec, PyramidSpec
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.config.loading import load_experiment
+from sniper.config.recipes import list_recipes
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.images.files import load_image
+from sniper.errors import ConfigError
 from sniper.evaluation.coco import evaluate
 from sniper.geometry.boxes import to_xywh
 from sniper.inference.detector import Detector, to_coco
@@ -21,31 +23,63 @@ from sniper.models.build import build_detector
 from sniper.pipeline import run_stages
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StepReport
+from tests.data_folder import find_data
 from tests.models.batches import build_batch, build_sample
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-SHARED = ROOT.parent / "shared"
-WEIGHTS = SHARED / "weights/mobilenetv2_100.safetensors"
 CPU = torch.device("cpu")
 SIDE = 128
+NAMES = [recipe.name for recipe in list_recipes()]
 
 
-def of_name(path: Path) -> str:
-    return path.stem
+def test_the_recipes_are_listed_with_the_first_line_of_their_files() -> None:
+    assert NAMES == [
+        "coco_mobilenetv2_paper",
+        "coco_person_mobilenetv2",
+        "coco_r101_paper",
+        "coco_r50_fpn",
+        "hit_uav_mobilenetv2",
+    ]
+    for recipe in list_recipes():
+        first_line = recipe.path.read_text().splitlines()[0]
+        assert first_line == f"# {recipe.summary}"
+        assert recipe.summary.endswith(".")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=of_name)
-def test_an_experiment_of_ours_gives_finite_losses(path: Path) -> None:
-    model = build_detector(load_experiment(path).model, num_classes=80, has_weights=False).train()
+def test_a_file_comes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("coco_r50_fpn").model.backbone.neck == "fpn"
+    Path("coco_r50_fpn").write_text("seed: 3")
+    assert load_experiment("coco_r50_fpn") == ExperimentSpec(seed=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("coco_r101", "coco_r101: neither a file nor a recipe; did you mean coco_r101_paper"),
+        ("xyz", "xyz: neither a file nor a recipe; the recipes are coco_mobilenetv2_paper, coco_person"),
+        ("coco_r101_paper.yaml", r"coco_r101_paper\.yaml: cannot be read"),
+        ("folder/coco_r101_paper", "folder/coco_r101_paper: cannot be read"),
+    ],
+)
+def test_an_unknown_recipe_is_refused(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_has_finite_losses(name: str) -> None:
+    model = build_detector(load_experiment(name).model, num_classes=80, has_weights=False).train()
     chips = [build_sample([[20, 20, 100, 90]], [BoxStatus.VALID]), build_sample([], [])]
     losses = model.losses(build_batch(*chips))
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
 @pytest.mark.parametrize("name", ["coco_r101_paper", "coco_mobilenetv2_paper"])
-def test_the_papers_recipe_is_what_an_experiment_says_that_says_nothing(name: str) -> None:
-    spec, defaults = load_experiment(ROOT / "configs" / f"{name}.yaml"), ExperimentSpec()
+def test_the_defaults_are_those_of_the_papers_recipe(name: str) -> None:
+    spec, defaults = load_experiment(name), ExperimentSpec()
     assert spec.pyramid == defaults.pyramid
     assert spec.train == defaults.train
     assert spec.predict == defaults.predict
@@ -54,11 +88,8 @@ def test_the_papers_recipe_is_what_an_experiment_says_that_says_nothing(name: st
 
 
 def write_eight_images(folder: Path) -> Dataset:
-    """Write eight real images of a few objects, of at least 8 px a side, as squares of `SIDE`.
-
-    They are filled up with black, as chips are: what is learnt by heart is learnt with its surroundings.
-    """
-    source = load_dataset(SHARED / "data/coco_mini/train.json")
+    """Write eight real images of few objects with sides of at least 8 px, padded to squares of `SIDE` as chips are."""
+    source = load_dataset(find_data("data/coco_mini/train.json"))
     images: list[dict[str, Any]] = []
     entries: list[dict[str, Any]] = []
     (folder / "images").mkdir(parents=True)
@@ -87,24 +118,24 @@ def write_eight_images(folder: Path) -> Dataset:
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": one.category_id, "name": one.name} for one in source.categories]
+    categories = [{"id": category.category_id, "name": category.name} for category in source.categories]
     path = folder / "eight.json"
     path.write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))
     return load_dataset(path)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="wants real images")
-@pytest.mark.parametrize("path", CONFIGS, ids=of_name)
-def test_an_experiments_detector_learns_eight_images_by_heart(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_overfits_eight_images(name: str, tmp_path: Path) -> None:
     images = write_eight_images(tmp_path / "eight")
     assert len(images) == 8
-    spec = load_experiment(path)
-    has_weights = spec.model.backbone.name == "mobilenetv2_100" and WEIGHTS.exists()
+    spec = load_experiment(name)
+    has_weights = spec.model.backbone.name == "mobilenetv2_100"
+    weights = str(find_data("weights/mobilenetv2_100.safetensors")) if has_weights else None
     backbone = dataclasses.replace(
         spec.model.backbone,
         pretrained=False,
-        weights=str(WEIGHTS) if has_weights else None,
+        weights=weights,
         frozen_stages=spec.model.backbone.frozen_stages if has_weights else 0,
     )
     level = LevelSpec(long_side=SIDE)
@@ -131,16 +162,16 @@ def test_an_experiments_detector_learns_eight_images_by_heart(path: Path, tmp_pa
     )
     run = Run.create(tmp_path / "run", config="")
 
-    def tell(report: StepReport) -> None:
+    def show(report: StepReport) -> None:
         if report.progress.step % 20 == 0:
-            print(path.stem, report.progress.step, report.losses)  # noqa: T201 - to be seen when it fails
+            print(name, report.progress.step, report.losses)  # noqa: T201 - shown if the test fails
 
-    run_stages(run, spec, images, device=CPU, callbacks=Callbacks(on_step=tell))
-    predictor = Detector.load(run, spec, device=CPU)
+    run_stages(run, spec, images, device=CPU, callbacks=Callbacks(on_step=show))
+    detector = Detector.load(run, spec, device=CPU)
     results = []
     for record in images:
-        found = predictor(load_image(record.path))
-        results += to_coco(found, image_id=record.image_id, categories=images.categories)
+        detections = detector(load_image(record.path))
+        results += to_coco(detections, image_id=record.image_id, categories=images.categories)
     ap50 = evaluate(results, images.to_coco()).as_dict()["ap50"]
-    print(path.stem, "AP50", ap50)  # noqa: T201
+    print(name, "AP50", ap50)  # noqa: T201
     assert ap50 > 0.9

@@ -1,19 +1,20 @@
 """The alternatives to chips: whole images, at one level or more, and a blind grid of tiles."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Le, MinLen
 from jaxtyping import Bool, Int
+from pydantic import PositiveFloat, PositiveInt
 
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import LevelSpec, check_ranges
 from sniper.chips.table import ChipTable
 from sniper.geometry.boxes import area, intersections
+from sniper.specs import Fraction, spec_dataclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class WholeSpec:
     """Train on whole images.
 
@@ -27,18 +28,14 @@ class WholeSpec:
             batch of chips has.
     """
 
-    levels: tuple[LevelSpec, ...] = (LevelSpec(short_side=800, max_long_side=1333),)
-    batch_megapixels: float | None = None
+    levels: Annotated[tuple[LevelSpec, ...], MinLen(1)] = (LevelSpec(short_side=800, max_long_side=1333),)
+    batch_megapixels: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
-        if not self.levels:
-            raise ValueError("whole images need at least one level")
         check_ranges(self.levels)
-        if self.batch_megapixels is not None and not 0 < self.batch_megapixels < math.inf:
-            raise ValueError(f"batch_megapixels must be positive or null, not {self.batch_megapixels}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class TileSpec:
     """Train on a grid of tiles over each image, placed without regard to its objects.
 
@@ -50,20 +47,11 @@ class TileSpec:
         min_visibility: a tile ignores boxes of which it shows a smaller share of the area.
     """
 
-    side: int = 512
-    overlap: float = 0.2
-    factor: float = 1.0
+    side: PositiveInt = 512
+    overlap: Annotated[float, Ge(0), Le(0.9)] = 0.2
+    factor: PositiveFloat = 1.0
     empty: Literal["keep", "drop"] = "keep"
-    min_visibility: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.side < 1:
-            raise ValueError(f"side must be at least 1, not {self.side}")
-        for name, most in {"overlap": 0.9, "min_visibility": 1.0}.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is a share from 0 to {most:g}, not {getattr(self, name)}")
-        if not 0 < self.factor < math.inf:
-            raise ValueError(f"factor must be positive, not {self.factor}")
+    min_visibility: Fraction = 0.1
 
     @property
     def stride(self) -> int:

@@ -1,19 +1,22 @@
 """Negative chips: windows with many proposals and no object, which are likely false positives (SNIPER §3.2)."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import MinLen
 from jaxtyping import Bool, Int
+from pydantic import NonNegativeInt, PositiveInt
 
 from sniper.chips.cover import cover_dense
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import PyramidSpec
 from sniper.chips.table import ChipTable
 from sniper.chips.visibility import Visibility, chip_visibility
+from sniper.specs import spec_dataclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class NegativeSpec:
     """Which negative chips to train on.
 
@@ -28,15 +31,9 @@ class NegativeSpec:
     """
 
     source: Literal["none", "mined"] = "none"
-    min_proposals: tuple[int, ...] = (11, 26)
+    min_proposals: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (11, 26)
     rule: Literal["cover", "overlap"] = "cover"
-    per_image: int = 2
-
-    def __post_init__(self) -> None:
-        if not self.min_proposals or min(self.min_proposals) < 1:
-            raise ValueError(f"min_proposals must be numbers from 1 on, not {list(self.min_proposals)}")
-        if self.per_image < 0:
-            raise ValueError(f"per_image must not be negative, not {self.per_image}")
+    per_image: NonNegativeInt = 2
 
 
 def is_uncovered(

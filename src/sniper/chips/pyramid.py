@@ -4,11 +4,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import MinLen
 from jaxtyping import Bool, Float, Int
+from pydantic import AllowInfNan, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from sniper.geometry.boxes import size
+from sniper.specs import spec_dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class ValidRange:
         return (sizes >= self.at_least) & (sizes < self.below)
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class LevelSpec:
     """One level: exactly one rule for resizing, and the range of box sizes that are valid there.
 
@@ -54,12 +58,12 @@ class LevelSpec:
         below: smallest box size that is too large to be valid, image pixels.
     """
 
-    factor: float | None = None
-    long_side: int | None = None
-    short_side: int | None = None
-    max_long_side: int | None = None
-    at_least: float = 0.0
-    below: float = math.inf
+    factor: PositiveFloat | None = None
+    long_side: PositiveInt | None = None
+    short_side: PositiveInt | None = None
+    max_long_side: PositiveInt | None = None
+    at_least: NonNegativeFloat = 0.0
+    below: Annotated[float, AllowInfNan(True)] = math.inf
 
     def __post_init__(self) -> None:
         rules = {"factor": self.factor, "long_side": self.long_side, "short_side": self.short_side}
@@ -68,14 +72,10 @@ class LevelSpec:
             raise ValueError(
                 f"a level needs exactly one of factor, long_side, short_side; got {given or 'none'}"
             )
-        for name in [*given, *(["max_long_side"] if self.max_long_side is not None else [])]:
-            value = getattr(self, name)
-            if not (0 < value < math.inf):
-                raise ValueError(f"{name} must be positive, not {value}")
         if self.max_long_side is not None and self.short_side is None:
             raise ValueError("max_long_side goes with short_side only")
-        if not 0 <= self.at_least < self.below:
-            raise ValueError(f"no size lies in the range [{self.at_least}, {self.below})")
+        if not self.at_least < self.below:
+            raise ValueError(f"no size lies in the range [{self.at_least:g}, {self.below:g})")
 
     @property
     def valid_range(self) -> ValidRange:
@@ -206,7 +206,7 @@ PAPER_LEVELS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class PyramidSpec:
     """The pyramid that chips are cut from; the defaults are the paper's (SNIPER §4).
 
@@ -218,18 +218,14 @@ class PyramidSpec:
             any image into one chip (`long_side` at most `chip_size`), so that no box is ever lost.
     """
 
-    chip_size: int = 512
-    stride: int = 32
+    chip_size: PositiveInt = 512
+    stride: PositiveInt = 32
     random_offset: bool = False
-    levels: tuple[LevelSpec, ...] = PAPER_LEVELS
+    levels: Annotated[tuple[LevelSpec, ...], MinLen(1)] = PAPER_LEVELS
 
     def __post_init__(self) -> None:
-        if self.chip_size < 1:
-            raise ValueError(f"chip_size must be at least 1, not {self.chip_size}")
-        if not 1 <= self.stride <= self.chip_size:
-            raise ValueError(f"stride must be from 1 to chip_size ({self.chip_size}), not {self.stride}")
-        if not self.levels:
-            raise ValueError("a pyramid needs at least one level")
+        if self.stride > self.chip_size:
+            raise ValueError(f"stride must be at most chip_size ({self.chip_size}), not {self.stride}")
         last = self.levels[-1]
         if last.long_side is None or last.long_side > self.chip_size:
             raise ValueError(

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
 
+from sniper import __version__
+from sniper.cli.recipes import recipes
 from sniper.errors import ConfigError, DetectionsError, ImageError, SniperError
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ _console = Console(stderr=True, highlight=False)
 app = App(
     name="sniper",
     help="Train detectors on chips cut around the objects, each at the scale that suits it (SNIPER, NeurIPS 2018).",
+    version=__version__,
     version_flags=["--version"],
     console=Console(),
     error_console=_console,
@@ -51,6 +54,9 @@ Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 Device = Annotated[str | None, Parameter(name="--device")]
+
+
+app.command(recipes)
 
 
 def main() -> None:

@@ -1,16 +1,22 @@
-"""One YAML experiment to typed specs and back; every fault told at once."""
+"""Read an experiment from YAML and write it back; all problems of a file are reported at once."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from sniper.config.experiment import ExperimentSpec
+from sniper.config.recipes import find_recipe
 from sniper.errors import ConfigError
+
+_VALIDATOR = TypeAdapter(ExperimentSpec)
 
 _PATHS = (
     ("data", "train", "annotations"),
@@ -26,10 +32,10 @@ RENAMED = {
     "data.color": "data.color_jitter",
     "data.loader_processes": "data.num_workers",
     "data.read.grey_range": "data.read.intensity_range",
-    "data.read.orientation": "data.read.exif_orientation (turned is now apply, stored is ignore)",
+    "data.read.orientation": "data.read.exif_orientation (turned is now apply, stored is now ignore)",
     "data.tiles.min_visible_share": "data.tiles.min_visibility",
     "model.backbone.features": "model.backbone.num_feature_maps",
-    "model.backbone.frozen_stride": "model.backbone.frozen_stages (stride 4 is 1, stride 8 is 2)",
+    "model.backbone.frozen_stride": "model.backbone.frozen_stages (stride 4 is now 1, stride 8 is now 2)",
     "model.roi_head.pooled_side": "model.roi_head.pool_size",
     "model.roi_head.score_floor": "model.roi_head.score_threshold",
     "model.roi_head.width": "model.roi_head.hidden_dim",
@@ -45,14 +51,20 @@ RENAMED = {
     "train.decay": "train.gamma",
     "train.decay_at": "train.milestones",
     "train.reference_batch": "train.reference_batch_size",
-    "train.warm_up_rate": "train.warmup_start_factor (as a fraction of train.learning_rate)",
+    "train.warm_up_rate": "train.warmup_start_factor (now a fraction of train.learning_rate)",
     "train.warm_up_steps": "train.warmup_steps",
 }
-"""Configuration keys of earlier versions, and the keys that replace them."""
+"""Configuration keys of earlier versions, and the keys that replace them; the items of a list have no index here."""
 
-# What may change when a run goes on: nothing that its finished steps depended on.
+RENAMED_VALUES = {
+    "data.read.exif_orientation": {"turned": "apply", "stored": "ignore"},
+    "model.backbone.neck": {"joined": "concat"},
+}
+"""Values of earlier versions by their key, and the values that replace them."""
+
+# Fields that may change when a run is resumed: its finished steps did not depend on them.
 _FREE_TO_CHANGE = (
-    "data.train",  # the checkpoint knows the digest of what it learnt from
+    "data.train",  # the checkpoint has the digest of its training set
     "model.backbone.pretrained",
     "model.backbone.weights",
     "train.epochs",
@@ -71,22 +83,48 @@ _FREE_TO_CHANGE = (
 )
 
 
+class _Loader(yaml.SafeLoader):
+    """Loads YAML 1.1, with numbers such as `1e-4` as in YAML 1.2, and every key as a string."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Construct a mapping."""
+        return {str(key): value for key, value in super().construct_mapping(node, deep=deep).items()}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that `_Loader` reads as numbers, and writes whole numbers without a point."""
+
+    def represent_float(self, data: float) -> yaml.ScalarNode:
+        """Write 80.0 as 80."""
+        return self.represent_int(int(data)) if data.is_integer() else super().represent_float(data)
+
+
+_Dumper.add_representer(float, _Dumper.represent_float)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
 def load_experiment(
-    path: Path, *, overrides: Mapping[str, str] | None = None, base: ExperimentSpec | None = None
+    path: Path | str, *, overrides: Mapping[str, str] | None = None, base: ExperimentSpec | None = None
 ) -> ExperimentSpec:
-    """Read an experiment.
+    """Load an experiment.
 
     Args:
-        path: the YAML file. Paths in it start from its folder.
-        overrides: values by dotted name, such as `train.epochs`, written as in YAML. Paths among them start from the
-            working folder.
-        base: what holds where neither says anything; the paper's experiment if there is none.
+        path: a YAML file, or the name of a recipe (see `list_recipes`) where no such file exists. Relative paths in a
+            file start from its folder.
+        overrides: values by dotted name, such as `train.epochs`, written as in YAML. Relative paths among them start
+            from the working folder.
+        base: values of the fields that neither the file nor the overrides give; by default those of `ExperimentSpec`.
 
     Raises:
-        ConfigError: telling every fault of the file and the overrides, with the nearest known name for unknown ones.
+        ConfigError: naming all problems of the file and the overrides, with the nearest known name for unknown ones.
     """
+    path = Path(path)
+    source = path if path.exists() else find_recipe(path)
     try:
-        text = path.read_text()
+        text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return parse_experiment(text, source=path, overrides=overrides, base=base)
@@ -99,42 +137,40 @@ def parse_experiment(
     overrides: Mapping[str, str] | None = None,
     base: ExperimentSpec | None = None,
 ) -> ExperimentSpec:
-    """Read an experiment from YAML text; `source` is the file that it stands for, see `load_experiment`."""
+    """Parse an experiment from YAML text; `source` is the file it comes from. See `load_experiment`."""
     values = _parse_yaml(text, source=str(source))
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: wanted sections such as data and train, got {type(values).__name__}")
+        raise ConfigError(f"{source}: expected sections such as data and train, got {type(values).__name__}")
     _resolve_paths(values, folder=source.parent)
     if base is not None:
-        values = _merged(_plain(asdict(base)), values)
+        values = _merged(asdict(base), values)
     for name, value in (overrides or {}).items():
         change = _nested(name, _parse_yaml(value, source=f"--{name}"))
         _resolve_paths(change, folder=Path())
         values = _merged(values, change)
-
-    problems = _misfits(values, ExperimentSpec, prefix="")
     try:
-        spec = TypeAdapter(ExperimentSpec).validate_python(values)
+        # As JSON: a strict spec takes lists for tuples and mappings for dataclasses only there.
+        return _VALIDATOR.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        problems += [_tell(fault) for fault in error.errors()]
-    if problems:
-        raise ConfigError(f"{source}: " + "; ".join(problems))
-    return spec
+        raise ConfigError(f"{source}: {'; '.join(_problems(error))}") from error
+    except (ValueError, RecursionError) as error:  # an alias within itself
+        raise ConfigError(f"{source}: not made of sections and values ({error})") from error
 
 
 def dump_experiment(spec: ExperimentSpec) -> str:
-    """Write an experiment as YAML, complete: every field stands in it."""
-    return yaml.safe_dump(_plain(asdict(spec)), sort_keys=False)
+    """Write an experiment with all its fields as YAML text."""
+    return yaml.dump(_plain(asdict(spec)), Dumper=_Dumper, sort_keys=False)
 
 
 def dump_changes(spec: ExperimentSpec) -> str:
-    """Write what an experiment says otherwise than the defaults, as YAML."""
-    return yaml.safe_dump(_changes(spec), sort_keys=False, default_flow_style=None, width=110)
+    """Write the fields of an experiment that differ from the defaults as YAML text."""
+    return yaml.dump(_changes(spec), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
 
 
 def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -> None:
-    """Refuse to go on with a run under numbers that its finished steps did not have.
+    """Check that a run can be resumed with another experiment: its finished steps would have been the same.
 
     Raises:
         ConfigError: naming each field that differs and must not.
@@ -147,24 +183,23 @@ def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -
         f"{name} was {before.get(name)}, not {after.get(name)}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
-        and not any(name == one or name.startswith(one + ".") for one in free)
+        and not any(name == prefix or name.startswith(f"{prefix}.") for prefix in free)
     ]
     if differing:
-        raise ConfigError(f"{source}: the run to go on with was started otherwise: {'; '.join(differing)}")
+        raise ConfigError(f"{source}: the run was started with other settings: {'; '.join(differing)}")
 
 
 def _parse_yaml(text: str, *, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        told = " ".join(str(error).split())
-        raise ConfigError(f"{source}: not YAML ({told})") from error
+        raise ConfigError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
 
 
 def _nested(name: str, value: Any) -> dict[str, Any]:
     """Turn `a.b` and a value into sections."""
-    for part in reversed(name.split(".")):
-        value = {part: value}
+    for key in reversed(name.split(".")):
+        value = {key: value}
     return dict(value)
 
 
@@ -179,6 +214,7 @@ def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _resolve_paths(values: dict[str, Any], *, folder: Path) -> None:
+    """Make the relative paths among the values absolute, in place."""
     for *sections, last in _PATHS:
         inner: Any = values
         for section in sections:
@@ -187,73 +223,97 @@ def _resolve_paths(values: dict[str, Any], *, folder: Path) -> None:
             inner[last] = str((folder / inner[last]).absolute())
 
 
-def _misfits(values: Any, spec: type, *, prefix: str) -> list[str]:
-    """Tell the keys that no field has, each with the nearest that one has, and the flags that stand for no flag."""
-    if not isinstance(values, dict):
-        return []
-    hints = get_type_hints(spec)
-    names = [field.name for field in fields(spec)]
-    problems = []
-    for key, value in values.items():
-        if key not in names:
-            problems.append(f"{prefix}{key} {_unknown_key_hint(f'{prefix}{key}', names, prefix=prefix)}")
-            continue
-        if isinstance(value, bool) and hints[key] is not bool:
-            problems.append(
-                f"{prefix}{key} is {str(value).lower()}, as YAML reads yes and no; no flag is wanted here"
-            )
-        inner = [hints[key], *get_args(hints[key])]
-        part = next((kind for kind in inner if is_dataclass(kind)), None)
-        if isinstance(part, type):
-            parts = enumerate(value) if isinstance(value, list) else [(None, value)]
-            for index, one in parts:
-                place = f"{prefix}{key}." if index is None else f"{prefix}{key}[{index}]."
-                problems += _misfits(one, part, prefix=place)
-    return problems
+def _problems(error: ValidationError) -> list[str]:
+    """Describe the errors of pydantic, each as one phrase."""
+    faults = error.errors()
+    # A list with invalid items is reported as too short, too, since pydantic counts the valid ones.
+    sections = {fault["loc"][:length] for fault in faults for length in range(len(fault["loc"]))}
+    return [
+        _describe(fault) for fault in faults if fault["type"] != "too_short" or fault["loc"] not in sections
+    ]
 
 
-def _unknown_key_hint(name: str, known: Sequence[str], *, prefix: str) -> str:
-    """Say what to use instead of an unknown key: its new name, or the nearest one."""
-    if name in RENAMED:
-        return f"was renamed to {RENAMED[name]}"
-    near = difflib.get_close_matches(name.removeprefix(prefix), known, n=1)
-    return (
-        f"is not known; did you mean {prefix}{near[0]}?"
-        if near
-        else f"is not known; known are {', '.join(known)}"
-    )
-
-
-_PLAIN_WORDS = {
-    "dataclass_type": "wanted a section with fields of its own",
-    "tuple_type": "wanted a list",
+_PHRASES = {
+    "dataclass_type": "must be a section with fields of its own",
+    "tuple_type": "must be a list",
 }
 
 
-def _tell(fault: Mapping[str, Any]) -> str:
-    place = ""
-    for part in fault["loc"]:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
+def _describe(fault: ErrorDetails) -> str:
+    """Describe one error of pydantic: the field's dotted name, the accepted values, the given one."""
+    kind, place, value = fault["type"], _dotted(fault["loc"]), fault["input"]
+    if kind == "unexpected_keyword_argument":
+        return f"{place} {_unknown_key_hint(fault['loc'])}"
+    if kind == "missing":
+        return f"{place} is missing"
+    if kind == "value_error":
+        message = fault["msg"].removeprefix("Value error, ")
         return f"{place}: {message}" if place else message
-    message = _PLAIN_WORDS.get(fault["type"], f"{message[0].lower()}{message[1:]}")
-    return f"{place}: {message}, not {fault['input']!r}"
+    message = fault["msg"].replace("Input should", "must", 1).replace("Tuple should", "must", 1)
+    message = _PHRASES.get(kind, message.replace(" after validation", ""))
+    if kind not in ("too_long", "too_short"):  # these give the number of items themselves
+        message += f", not {_shown(value)}"
+    hint = _value_hint(fault["loc"], value)
+    return f"{place}: {message}" + (f" ({hint})" if hint else "")
+
+
+def _dotted(loc: Sequence[str | int]) -> str:
+    """Write a place in an experiment as `pyramid.levels[0].factor`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc).removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    """Write a value as YAML has it, strings in quotes."""
+    return json.dumps(value) if isinstance(value, bool) or value is None else repr(value)
+
+
+def _value_hint(loc: Sequence[str | int], value: Any) -> str:
+    """Explain a value that was renamed, or that YAML reads as a flag."""
+    new = RENAMED_VALUES.get(_without_indices(loc), {}).get(str(value))
+    if new is not None:
+        return f"{value} was renamed to {new}"
+    return "YAML reads yes, no, on and off as true and false" if isinstance(value, bool) else ""
+
+
+def _unknown_key_hint(loc: Sequence[str | int]) -> str:
+    """Explain an unknown key: its new name, or the nearest known one."""
+    new = RENAMED.get(_without_indices(loc))
+    if new is not None:
+        return f"was renamed to {new}"
+    known = [field.name for field in fields(_section_at(loc[:-1]))]
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    if near:
+        return f"is not known; did you mean {_dotted([*loc[:-1], near[0]])}?"
+    return f"is not known; known are {', '.join(known)}"
+
+
+def _without_indices(loc: Sequence[str | int]) -> str:
+    return _dotted([key for key in loc if isinstance(key, str)])
+
+
+def _section_at(loc: Sequence[str | int]) -> Any:
+    """Return the spec class of a section."""
+    section: Any = ExperimentSpec
+    for key in loc:
+        if isinstance(key, str):
+            hint = get_type_hints(section)[key]
+            section = next(kind for kind in (hint, *get_args(hint)) if is_dataclass(kind))
+    return section
 
 
 def _plain(value: Any) -> Any:
-    """Turn tuples into lists, as YAML has them."""
+    """Turn tuples into lists, which YAML has."""
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value
 
 
 def _changes(spec: Any) -> Any:
-    """Give the fields of a spec that differ from their defaults, in its parts too; other values as YAML has them."""
+    """Return the fields of a spec that differ from their defaults, nested specs included."""
     if isinstance(spec, tuple):
-        return [_changes(one) for one in spec]
+        return [_changes(item) for item in spec]
     if not is_dataclass(spec):
         return _plain(spec)
     values = [(field, getattr(spec, field.name)) for field in fields(spec)]
@@ -261,6 +321,7 @@ def _changes(spec: Any) -> Any:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return all values by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}

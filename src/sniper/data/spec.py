@@ -1,13 +1,15 @@
 """The data part of an experiment: its data sets, how images are read, and how chips are fed to training."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from sniper.chips.baselines import TileSpec, WholeSpec
+from sniper.specs import Fraction, spec_dataclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class SourceSpec:
     """One data set on disk. Paths in an experiment file are relative to that file.
 
@@ -21,7 +23,7 @@ class SourceSpec:
     images: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class ReadSpec:
     """How image files become pixels, in training, prediction and evaluation alike.
 
@@ -36,20 +38,16 @@ class ReadSpec:
 
     exif_orientation: Literal["apply", "ignore"] = "apply"
     intensity_range: tuple[float, float] | None = None
-    max_pixels: int = 1_000_000_000
+    max_pixels: PositiveInt = 1_000_000_000
 
     def __post_init__(self) -> None:
-        if self.intensity_range is not None and not (
-            -math.inf < self.intensity_range[0] < self.intensity_range[1] < math.inf
-        ):
+        if self.intensity_range is not None and not self.intensity_range[0] < self.intensity_range[1]:
             raise ValueError(
-                f"intensity_range is the black value and a higher one, the white, not {self.intensity_range}"
+                f"intensity_range: the value of black must be below that of white, not {list(self.intensity_range)}"
             )
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels must be at least 1, not {self.max_pixels}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class CacheSpec:
     """A cache of cut chips on disk, for images that are slow to read.
 
@@ -61,18 +59,12 @@ class CacheSpec:
     """
 
     folder: str | None = None
-    gigabytes: float = 50.0
+    gigabytes: Annotated[float, Ge(0.01)] = 50.0
     format: Literal["jpeg", "png"] = "jpeg"
-    quality: int = 95
-
-    def __post_init__(self) -> None:
-        if not 0.01 <= self.gigabytes < math.inf:
-            raise ValueError(f"gigabytes must be at least 0.01, not {self.gigabytes}")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality is from 1 to 100, not {self.quality}")
+    quality: Annotated[int, Ge(1), Le(100)] = 95
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class ColorJitterSpec:
     """Random changes of a chip's colours, by torchvision's `ColorJitter`.
 
@@ -83,18 +75,13 @@ class ColorJitterSpec:
         hue: the shift is drawn from -`hue` to `hue`, as a share of the colour circle.
     """
 
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, most in {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5}.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is from 0 to {most}, not {getattr(self, name)}")
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class DataSpec:
     """The data sets of an experiment, and how their chips are read.
 
@@ -125,22 +112,14 @@ class DataSpec:
     tiles: TileSpec | None = None
     read: ReadSpec = ReadSpec()
     on_bad_image: Literal["refuse", "skip"] = "refuse"
-    images_at_once: int | None = None
+    images_at_once: NonNegativeInt | None = None
     cache: CacheSpec = CacheSpec()
-    flip: float = 0.5
+    flip: Fraction = 0.5
     color_jitter: ColorJitterSpec = ColorJitterSpec()
-    min_visible_side: float = 10.0
-    num_workers: int = 1
+    min_visible_side: NonNegativeFloat = 10.0
+    num_workers: NonNegativeInt = 1
 
     def __post_init__(self) -> None:
-        ways = [name for name in ("chips", "whole", "tiles") if getattr(self, name) is not None]
-        if len(ways) > 1:
-            raise ValueError(f"there is one way to feed a detector at a time, not both {' and '.join(ways)}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is a share from 0 to 1, not {self.flip}")
-        if not 0 <= self.min_visible_side < math.inf:
-            raise ValueError(f"min_visible_side must not be negative, not {self.min_visible_side}")
-        if self.images_at_once is not None and self.images_at_once < 0:
-            raise ValueError(f"images_at_once must not be negative, not {self.images_at_once}")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, not {self.num_workers}")
+        given = [name for name in ("chips", "whole", "tiles") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"only one of chips, whole and tiles can be given, not {' and '.join(given)}")

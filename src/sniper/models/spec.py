@@ -1,13 +1,16 @@
 """Configuration of the detector; defaults are the paper's where it states them (SNIPER §4)."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import PositiveFloat, PositiveInt
+
+from sniper.specs import Fraction, spec_dataclass
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class BackboneSpec:
     """The backbone.
 
@@ -29,19 +32,13 @@ class BackboneSpec:
     pretrained: bool = True
     weights: str | None = None
     batch_norm: Literal["trained", "synced", "frozen"] = "trained"
-    frozen_stages: int = 1
+    frozen_stages: Annotated[int, Ge(0), Le(2)] = 1
     neck: Literal["concat", "fpn"] = "concat"
-    num_feature_maps: int = 2
+    num_feature_maps: Annotated[int, Ge(1), Le(2)] = 2
     deformable: bool = False
 
-    def __post_init__(self) -> None:
-        if self.frozen_stages not in (0, 1, 2):
-            raise ValueError(f"frozen_stages must be 0, 1 or 2, not {self.frozen_stages}")
-        if self.num_feature_maps not in (1, 2):
-            raise ValueError(f"num_feature_maps must be 1 or 2, not {self.num_feature_maps}")
 
-
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class RPNSpec:
     """The region proposal network, and the sampling of its anchors.
 
@@ -61,43 +58,27 @@ class RPNSpec:
         post_nms_top_n_train: proposals per chip in training; fewer are faster where chips show few objects.
     """
 
-    channels: int = 512
-    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 384)
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    positive_iou: float = 0.5
-    negative_iou: float = 0.4
-    ignored_iou: float = 0.3
-    batch_size_per_image: int = 256
-    positive_fraction: float = 0.5
-    pre_nms_top_n: int = 6000
-    nms_iou: float = 0.7
-    post_nms_top_n: int = 300
-    post_nms_top_n_train: int = 300
+    channels: PositiveInt = 512
+    anchor_sizes: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (32, 64, 128, 256, 384)
+    aspect_ratios: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (0.5, 1.0, 2.0)
+    positive_iou: Annotated[float, Gt(0), Le(1)] = 0.5
+    negative_iou: Annotated[float, Gt(0), Le(1)] = 0.4
+    ignored_iou: Fraction = 0.3
+    batch_size_per_image: PositiveInt = 256
+    positive_fraction: Fraction = 0.5
+    pre_nms_top_n: PositiveInt = 6000
+    nms_iou: Fraction = 0.7
+    post_nms_top_n: PositiveInt = 300
+    post_nms_top_n_train: PositiveInt = 300
 
     def __post_init__(self) -> None:
-        for name in ("anchor_sizes", "aspect_ratios"):
-            values = getattr(self, name)
-            if not values or not all(0 < value < math.inf for value in values):
-                raise ValueError(f"{name} must be positive numbers, not {list(values)}")
-        if not 0 < self.negative_iou <= self.positive_iou <= 1:
+        if self.negative_iou > self.positive_iou:
             raise ValueError(
-                f"0 < negative_iou <= positive_iou <= 1 wanted, not {self.negative_iou} and {self.positive_iou}"
+                f"negative_iou must be at most positive_iou ({self.positive_iou:g}), not {self.negative_iou:g}"
             )
-        for name in ("ignored_iou", "nms_iou", "positive_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        for name in (
-            "channels",
-            "batch_size_per_image",
-            "pre_nms_top_n",
-            "post_nms_top_n",
-            "post_nms_top_n_train",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class RoIHeadSpec:
     """The second stage, which classifies proposals and regresses their boxes.
 
@@ -110,24 +91,15 @@ class RoIHeadSpec:
         score_threshold: detections with a lower score are dropped.
     """
 
-    channels: int = 256
-    pool_size: int = 7
+    channels: PositiveInt = 256
+    pool_size: PositiveInt = 7
     pooling: Literal["align", "deformable"] = "align"
-    hidden_dim: int = 1024
-    positive_iou: float = 0.5
-    score_threshold: float = 0.001
-
-    def __post_init__(self) -> None:
-        if not 0 < self.positive_iou < 1:
-            raise ValueError(f"positive_iou must be between 0 and 1, not {self.positive_iou}")
-        if not 0 <= self.score_threshold < 1:
-            raise ValueError(f"score_threshold must be in [0, 1), not {self.score_threshold}")
-        for name in ("channels", "pool_size", "hidden_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+    hidden_dim: PositiveInt = 1024
+    positive_iou: Annotated[float, Gt(0), Lt(1)] = 0.5
+    score_threshold: Annotated[float, Ge(0), Lt(1)] = 0.001
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec_dataclass
 class DetectorSpec:
     """The whole detector.
 
