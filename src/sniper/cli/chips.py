@@ -1,0 +1,65 @@
+"""`sniper chips`: choose the chips of a data set and write them to a file."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from sniper.cli.inputs import check_parent, load_annotations, load_config
+from sniper.cli.options import Annotations, Config, Images, Json, Proposals, Seed, output_option
+from sniper.cli.output import print_result
+
+if TYPE_CHECKING:
+    from sniper.chips import ChipTable
+    from sniper.config.experiment import ExperimentSpec
+    from sniper.data.datasets import Dataset
+
+
+def chips(
+    annotations: Annotations,
+    /,
+    *,
+    output: Annotated[Path, output_option("Chip table to write (.npz).")],
+    config: Config = None,
+    proposals: Proposals = None,
+    images: Images = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Choose the chips of a data set and write them to a file.
+
+    The file is used by an experiment that names it in `data.chips`. The image files are not needed.
+    """
+    started = time.monotonic()
+    from sniper.data.epoch import to_image_boxes
+    from sniper.planning.cost import compute_cost
+
+    spec = load_config(config)
+    dataset = load_annotations(annotations, images=images)
+    table = choose_chips(dataset, spec, proposals=proposals, seed=seed)
+    check_parent(output)
+    table.save(output, pyramid=spec.pyramid, digest=dataset.digest)
+    cost = compute_cost(
+        table,
+        to_image_boxes(dataset),
+        pyramid=spec.pyramid,
+        negatives_per_image=spec.negatives.per_image,
+    )
+    seconds = round(time.monotonic() - started, 3)
+    print_result({**cost.as_dict(), "seconds": seconds, "output": str(output)}, is_json=json)
+
+
+def choose_chips(
+    dataset: "Dataset", spec: "ExperimentSpec", *, proposals: Path | None, seed: int
+) -> "ChipTable":
+    """Choose the positive chips of a data set and, if there are proposals, the negative ones."""
+    import numpy as np
+
+    from sniper.data.epoch import build_table
+    from sniper.inference.proposals import ProposalStore, add_negatives
+
+    generator = np.random.default_rng(seed)
+    table = build_table(dataset, spec.pyramid, generator=generator)
+    if proposals is None:
+        return table
+    store = ProposalStore.open(proposals, dataset)
+    return add_negatives(table, store, spec.negatives, pyramid=spec.pyramid, generator=generator)

@@ -1,0 +1,97 @@
+"""`sniper mine`: collect proposals on the training images, for negative chips."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from sniper.cli.inputs import load_images, load_source, select_device
+from sniper.cli.options import Device, Images, Json, default, output_option
+from sniper.cli.output import print_result
+from sniper.cli.progress import show_progress
+from sniper.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sniper.config.experiment import ExperimentSpec
+    from sniper.data.datasets import Dataset
+    from sniper.runs.run import Run
+
+
+def mine(
+    run: Annotated[Path, Parameter(help="Folder of the run.")],
+    annotations: Annotated[
+        Path | None,
+        Parameter(help="COCO JSON file of the images.", show_default=default("data.train of the run")),
+    ] = None,
+    /,
+    *,
+    images: Images = None,
+    detections: Annotated[
+        Path | None,
+        Parameter(
+            name="--from", help="COCO result file of any detector, to use instead of searching the images."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, output_option("Folder for the proposals.", default="RUN/proposals")
+    ] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Collect the proposals of a run on its training images, for negative chips.
+
+    A stopped search is continued. Under torchrun, each process searches its share of the images.
+    """
+    started = time.monotonic()
+    from sniper.config.loading import load_experiment
+    from sniper.evaluation.coco import load_detections
+    from sniper.inference.mining import mine as mine_run
+    from sniper.inference.mining import proposals_from_detections
+    from sniper.runs.processes import Processes
+    from sniper.runs.run import Run
+
+    opened = Run.open(run)
+    spec = load_experiment(opened.config_path)
+    dataset = _load_dataset(opened, spec, annotations, images, has_images=detections is None)
+    processes = Processes.from_environment()
+    share = processes.rank, processes.count
+    folder = output or run / "proposals"
+    if detections is not None:
+        store = proposals_from_detections(
+            load_detections(detections), dataset, folder, spec=spec.mine, source=detections, share=share
+        )
+    else:
+        with show_progress() as bars:
+            store = mine_run(
+                opened, spec, dataset, folder, device=select_device(device), watch=bars.mining, share=share
+            )
+    print_result(
+        {
+            "num_images": len(dataset),
+            "missing_shards": len(store.missing),
+            "num_proposals": store.num_proposals,
+            "bytes_per_image": round(store.num_bytes / max(len(dataset), 1), 1),
+            "seconds": round(time.monotonic() - started, 3),
+            "output": str(folder),
+        },
+        is_json=json,
+    )
+
+
+def _load_dataset(
+    run: "Run",
+    spec: "ExperimentSpec",
+    annotations: Path | None,
+    images: Path | None,
+    *,
+    has_images: bool,
+) -> "Dataset":
+    """Load the annotations given, or those that the run is trained on."""
+    if annotations is not None:
+        return load_images(annotations, images=images, data=spec.data, has_images=has_images)
+    if images is not None:
+        raise ConfigError("--images requires ANNOTATIONS; the run has the image folder of its own data set")
+    return load_source(
+        spec.data.train, "data.train", config=run.config_path, data=spec.data, has_images=has_images
+    )

@@ -1,0 +1,65 @@
+"""Options shared by commands: the same name, check and help text everywhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, validators
+
+RENAMED = {"--image-root": "--images"}
+"""Options of earlier versions, and the options that replace them."""
+
+
+def default(text: str) -> Callable[[Any], str]:
+    """Describe a default that is not known before the command runs, for `Parameter.show_default`."""
+    return lambda _: text
+
+
+def output_option(text: str, *, default: str | None = None) -> Parameter:
+    """Build the option for what a command writes.
+
+    Args:
+        text: help.
+        default: where it is written without the option; None if the option is required.
+    """
+    return Parameter(name=["-o", "--output"], help=text, show_default=default and (lambda _: default))
+
+
+def flag(text: str) -> Parameter:
+    """Build an option without a value."""
+    return Parameter(negative=(), show_default=False, help=text)
+
+
+at_least_1 = validators.Number(gte=1)
+
+Annotations = Annotated[Path, Parameter(help="COCO JSON file.")]
+Config = Annotated[
+    Path | None,
+    Parameter(help="Experiment file (YAML).", show_default=default("the paper's settings")),
+]
+Proposals = Annotated[
+    Path | None,
+    Parameter(help="Folder written by `sniper mine`; adds negative chips."),
+]
+Images = Annotated[
+    Path | None,
+    Parameter(
+        help="Folder that the file names in the annotations are relative to.",
+        show_default=default("`images` beside the annotations, or their own folder"),
+    ),
+]
+Count = Annotated[int, Parameter(validator=at_least_1)]
+Limit = Annotated[int | None, Parameter(validator=at_least_1, help="Use only the first LIMIT images.")]
+Seed = Annotated[
+    int,
+    Parameter(
+        validator=validators.Number(gte=0), help="Seed of the random choice between equally good chips."
+    ),
+]
+Device = Annotated[
+    str | None,
+    Parameter(
+        help="Device to compute on, such as cpu or cuda:0.", show_default=default("a GPU if there is one")
+    ),
+]
+Json = Annotated[bool, flag("Print one JSON object to standard output and nothing else.")]

@@ -1,0 +1,66 @@
+"""Run commands of the command line in this process or in others, for the tests."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from sniper.cli import run
+
+SNIPER = str(Path(sys.executable).parent / "sniper")
+
+
+class Printed(NamedTuple):
+    """What a command prints to standard output and to standard error."""
+
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The command line, run in this process."""
+
+    capsys: pytest.CaptureFixture[str]
+
+    def json(self, *arguments: object) -> dict[str, Any]:
+        """Run a command with --json; its standard output must be one JSON object and nothing else."""
+        result = json.loads(self.text(*arguments, "--json").out)
+        assert isinstance(result, dict)
+        return result
+
+    def text(self, *arguments: object) -> Printed:
+        """Run a command that must succeed."""
+        code = run([*map(str, arguments)])
+        printed = Printed(*self.capsys.readouterr())
+        assert code == 0, printed.err
+        return printed
+
+    def error(self, *arguments: object) -> str:
+        """Run a command that must exit with 2, nothing on standard output, one paragraph on standard error."""
+        code = run([*map(str, arguments)])
+        printed = self.capsys.readouterr()
+        assert code == 2, printed.err
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        assert "Traceback" not in printed.err
+        return " ".join(printed.err.split())
+
+
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    """Start a command with --json in a process of its own."""
+    return _open([SNIPER, *map(str, arguments), "--json"])
+
+
+def start_two(*arguments: object) -> "subprocess.Popen[str]":
+    """Start a command in two processes on the CPU, by torchrun."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+    return _open([*launcher, SNIPER, *map(str, arguments), "--device", "cpu", "--json"])
+
+
+def _open(command: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

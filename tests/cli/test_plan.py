@@ -1,0 +1,67 @@
+"""`sniper plan`: a page, tables, and an experiment that trains."""
+
+from pathlib import Path
+
+import pytest
+
+from sniper.config.loading import load_experiment
+from tests.cli.commands import CommandLine
+
+FIGURES = {
+    "num_images", "num_boxes", "chips_per_image", "chips_per_level", "megapixels_per_image", "pixel_ratio_800x1333",
+    "uncovered_boxes", "moved_boxes", "seconds",
+}  # fmt: skip
+
+
+def test_a_plan_suggests_an_experiment_that_trains(folder: Path, sniper: CommandLine) -> None:
+    annotations, config = folder / "train.json", folder / "experiment.yaml"
+    suggested = folder / "plan" / "suggested.yaml"
+    plan = sniper.json(
+        *("plan", annotations, "--config", config, "-o", folder / "plan"), "--share", 0.9, "--levels", 2
+    )
+    assert plan.keys() >= FIGURES
+    assert plan["uncovered_boxes"] == 0
+    assert (folder / "plan" / "plan.html").is_file()
+    spec = load_experiment(suggested)
+    assert len(spec.pyramid.levels) == len(plan["suggestions"][0]["levels"]) == 2
+    assert spec.train == load_experiment(config).train
+
+    table = folder / "chips.npz"
+    chips = sniper.json("chips", annotations, "-o", table, "--config", suggested)
+    assert chips.keys() >= FIGURES
+    assert chips["chips_per_image"] == plan["suggestions"][0]["chips_per_image"]
+    options = ("--data.chips", table, "--train.epochs", "0.5")
+    assert sniper.json("train", suggested, "--run", folder / "run", *options)["step"] > 0
+    assert "another pyramid" in sniper.error("train", config, "--run", folder / "other", *options)
+
+
+def test_a_plan_is_printed_as_tables(
+    folder: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    out = sniper.text("plan", "train.json", "--share", "0.9", "--levels", "2").out
+    plan = Path("plans") / f"{folder.name}_train"
+    for text in (
+        "12 boxes to cover",
+        "×1.667",
+        "one pass at 800×1333",
+        "as planned",
+        str(plan / "plan.html"),
+    ):
+        assert text in out
+    assert (plan / "suggested.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("-o train.json", "exists"),
+        ("--images none", "--images none: no such folder"),
+        ("--proposals images -o plan", "no proposals"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(
+    folder: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch, options: str, message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    assert message in sniper.error("plan", "train.json", *options.split())
