@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, shape annotations that are executed, no deadlines."""
+"""Set up all tests: one thread, annotations checked at every call, no deadlines, kernels compiled once."""
 
 import inspect
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # before numba is imported
 
 import beartype
 import hypothesis
@@ -24,8 +25,8 @@ hypothesis.settings.register_profile("sniper", deadline=None)
 hypothesis.settings.load_profile("sniper")
 
 
-def _of_bare_functions(compile_function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let numba see through the checks of the import hook, which it cannot compile."""
+def _without_checks(compile_function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a decorator of numba, so that it compiles the bare function: numba cannot compile the checks."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if args and callable(args[0]):
@@ -36,21 +37,31 @@ def _of_bare_functions(compile_function: Callable[..., Any]) -> Callable[..., An
     return wrapper
 
 
-# An int is welcome where a float is asked for; Self cannot be checked method by method.
+# An int is accepted where a float is expected; Self cannot be checked method by method.
 _ANNOTATIONS = beartype.BeartypeConf(is_pep484_tower=True, hint_overrides=beartype.FrozenDict({Self: object}))
 
 
 def check_annotations(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function of the package refuse what its annotations do not allow."""
+    """Check the annotations of a function of the package at every call."""
     return beartype.beartype(conf=_ANNOTATIONS)(function)
 
 
-numba.njit = _of_bare_functions(numba.njit)
+numba.njit = _without_checks(numba.njit)
 jaxtyping.install_import_hook("sniper", f"{__name__}.check_annotations")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the kernels before pytest-xdist starts its processes, which would each compile them."""
+    has_workers = bool(getattr(session.config.option, "numprocesses", None))
+    if has_workers and not hasattr(session.config, "workerinput"):
+        from tests.kernels import compile_kernels
+
+        compile_kernels()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep torch on one thread; tests that do not need it are not made to import it."""
+    """Limit torch to one thread; tests that do not need torch do not import it."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from sniper.data.datasets import load_dataset
 from sniper.data.epoch import to_image_boxes
 from sniper.planning.cost import CostPlan, compute_cost
 from tests.chips.worlds import SMALL_PYRAMID, one_image, worlds
-
-COCO = Path(__file__).parents[3] / "shared/data/annotations/coco_val2017.json"
+from tests.data_folder import find_data
 
 
 def cost_of(world: ImageBoxes, pyramid: PyramidSpec = SMALL_PYRAMID) -> CostPlan:
@@ -107,9 +105,9 @@ def test_a_moved_box_is_useful_only_where_it_moved_to(
     assert (cost.share_useful, cost.num_moved) == (share, num_moved)
 
 
-@pytest.mark.skipif(not COCO.is_file(), reason="needs the annotations of COCO val2017")
 def test_coco_costs_as_much_as_with_the_authors_code() -> None:
-    cost = cost_of(to_image_boxes(load_dataset(COCO, has_images=False)), PyramidSpec())
+    dataset = load_dataset(find_data("data/annotations/coco_val2017.json"), has_images=False)
+    cost = cost_of(to_image_boxes(dataset), PyramidSpec())
     assert cost.mean_chips_per_image <= 3.95  # the authors' code: 3.918, with uncovered boxes
     per_level = [level.num_chips / cost.num_images_with_boxes for level in cost.levels]
     assert per_level == pytest.approx([1.702, 1.352, 0.865], abs=0.03)
