@@ -269,6 +269,11 @@ def test_an_experiment_file_names_the_run(
     assert spec == plain
 
 
+def test_a_recipe_is_found_by_its_name() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train\.annotations is missing"):
+        train("coco_r50_fpn", device="cpu")
+
+
 @pytest.mark.parametrize("value", [2, "2"])
 def test_overrides_are_values_or_yaml_and_stored_with_the_run(
     plain: ExperimentSpec, tmp_path: Path, value: object
