@@ -1,7 +1,7 @@
-# For CPUs:         docker build -t sniper .
-# For NVIDIA GPUs:  docker build -t sniper:cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
-# To run it:        docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" sniper plan train.json
-#                   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" --gpus all --shm-size 8g sniper:cuda train mine.yaml
+# Build:   docker build -t sniper .          (torch with CUDA, which also runs on CPUs)
+#          --build-arg EXTRA_INDEX_URL=URL   takes torch from another index, such as one of CPU-only builds: a tenth of the size
+# Run:     docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" sniper plan train.json
+#          docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" --gpus all --shm-size 8g sniper train mine.yaml
 # train.compile needs a C compiler, which is not installed.
 FROM python:3.12-slim AS build
 WORKDIR /source
@@ -9,11 +9,11 @@ COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.12-slim
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRA_INDEX_URL=
 COPY constraints.txt /tmp/
 RUN --mount=from=build,source=/wheels,target=/wheels \
     set -- /wheels/*.whl && \
-    pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" --constraint /tmp/constraints.txt "$1[tensorboard,tiff]"
+    PIP_EXTRA_INDEX_URL="$EXTRA_INDEX_URL" pip install --no-cache-dir --constraint /tmp/constraints.txt "$1[tensorboard,tiff]"
 
 # Downloaded weights and compiled kernels go below HOME, which any --user must be able to write.
 ENV HOME=/tmp
