@@ -148,13 +148,18 @@ def run_stages(
 
 
 def load_split(
-    spec: ExperimentSpec, split: Literal["train", "test"], *, callbacks: Callbacks = Callbacks()
+    spec: ExperimentSpec,
+    split: Literal["train", "test"],
+    *,
+    has_images: bool = True,
+    callbacks: Callbacks = Callbacks(),
 ) -> Dataset:
     """Load a data set of an experiment.
 
     Args:
         spec: the experiment.
         split: which one.
+        has_images: whether the image files are needed.
         callbacks: `on_warning` is called with the warnings.
 
     Raises:
@@ -167,6 +172,7 @@ def load_split(
     dataset = load_dataset(
         Path(source.annotations),
         image_root=None if source.images is None else Path(source.images),
+        has_images=has_images,
         read=spec.data.read,
         skips_bad_images=spec.data.on_bad_image == "skip",
     )

@@ -23,7 +23,7 @@ def test_detections_of_any_detector_become_proposals(trained_folder: Path, snipe
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("none", "no run is there"),
+        ("none", "there is no run"),
         ("run --images images", "--images requires ANNOTATIONS"),
         ("run -o images", "something else than proposals"),
         ("run --from train.json", "expected a list of detections"),

@@ -79,7 +79,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("none x.png", "no run is there"),
+        ("none x.png", "there is no run"),
         ("run x.png --annotations train.json", "not both"),
         ("run images --images images", "--images requires --annotations"),
         ("run images -o images", "images: expected a file to write"),

@@ -5,7 +5,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sniper.cli.inputs import select_device
 from sniper.cli.options import Device, Json
 from sniper.cli.output import console, print_result
 from sniper.cli.progress import show_progress
@@ -22,6 +21,7 @@ def demo(
     Takes a few minutes on two CPU cores.
     """
     from sniper.demo.run import run_demo
+    from sniper.runs.processes import select_device
 
     with show_progress() as bars:
         result = run_demo(run, device=select_device(device), watch=bars.step, log=console.print)

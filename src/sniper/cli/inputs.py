@@ -1,18 +1,15 @@
-"""Load what arguments and options name: experiments, data sets, devices."""
+"""Load what arguments and options name: experiments and data sets."""
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sniper.cli.output import print_warnings
 from sniper.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
-    from sniper.data.spec import DataSpec, SourceSpec
+    from sniper.data.spec import DataSpec
 
 
 def load_config(config: Path | None) -> "ExperimentSpec":
@@ -51,47 +48,15 @@ def load_images(
     return dataset
 
 
-def load_source(
-    source: "SourceSpec", name: str, *, config: Path, data: "DataSpec", has_images: bool = True
+def load_split(
+    spec: "ExperimentSpec", split: Literal["train", "test"], *, has_images: bool = True
 ) -> "Dataset":
-    """Load a data set that an experiment names.
+    """Load a data set of an experiment and print its warnings; see `sniper.pipeline.load_split`."""
+    from sniper import pipeline
+    from sniper.training.callbacks import Callbacks
 
-    Args:
-        source: its section of the experiment.
-        name: of that section, such as `data.train`.
-        config: the experiment file.
-        data: how images are read.
-        has_images: whether the image files are needed.
-
-    Raises:
-        ConfigError: if the experiment names none.
-    """
-    if not source.annotations:
-        raise ConfigError(f"{config}: {name}.annotations is missing")
-    images = None if source.images is None else Path(source.images)
-    return load_images(Path(source.annotations), images=images, data=data, has_images=has_images)
-
-
-def select_device(name: str | None) -> "torch.device":
-    """Select the device to compute on; under torchrun each process takes the GPU of its local rank.
-
-    Raises:
-        ConfigError: if the device does not exist or cannot be used.
-    """
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    index = f":{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else ""
-    try:
-        device = torch.device(f"{name}{index}")
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise ConfigError(f"--device {name}: cannot be used ({first_line})") from error
-    return device
+    callbacks = Callbacks(on_warning=lambda message: print_warnings([message]))
+    return pipeline.load_split(spec, split, has_images=has_images, callbacks=callbacks)
 
 
 def check_parent(path: Path) -> None:

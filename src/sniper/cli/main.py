@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from cyclopts import App, CycloptsError, UnknownOptionError
 from rich.console import Console
 
+from sniper import __version__
 from sniper.cli.check import check
 from sniper.cli.chips import chips
 from sniper.cli.demo import demo
@@ -22,12 +23,14 @@ from sniper.cli.options import RENAMED
 from sniper.cli.output import console, print_error
 from sniper.cli.plan import plan
 from sniper.cli.predict import predict
+from sniper.cli.recipes import recipes
 from sniper.cli.train import train
 from sniper.errors import SniperError
 
 app = App(
     name="sniper",
     help="Train and run object detectors on chips: small windows around the objects, each at a suitable scale.",
+    version=__version__,
     version_flags=["--version"],
     console=Console(),
     error_console=console,
@@ -44,6 +47,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     mine: "RUN [ANNOTATIONS]",
     predict: "RUN [FILES]...",
     evaluate: "DETECTIONS ANNOTATIONS",
+    recipes: "",
     demo: "",
 }
 """Commands in the order of their use, and their arguments as the help shows them."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sniper.cli.inputs import load_images, load_source, select_device
+from sniper.cli.inputs import load_images, load_split
 from sniper.cli.options import Device, Images, Json, default, output_option
 from sniper.cli.output import print_result
 from sniper.cli.progress import show_progress
@@ -15,7 +15,6 @@ from sniper.errors import ConfigError
 if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
-    from sniper.runs.run import Run
 
 
 def mine(
@@ -48,14 +47,14 @@ def mine(
     from sniper.evaluation.coco import load_detections
     from sniper.inference.mining import mine as mine_run
     from sniper.inference.mining import proposals_from_detections
-    from sniper.runs.processes import Processes
+    from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
 
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
-    dataset = _load_dataset(opened, spec, annotations, images, has_images=detections is None)
+    dataset = _load_dataset(spec, annotations, images, has_images=detections is None)
     processes = Processes.from_environment()
-    share = processes.rank, processes.count
+    share = processes.rank, processes.world_size
     folder = output or run / "proposals"
     if detections is not None:
         store = proposals_from_detections(
@@ -80,7 +79,6 @@ def mine(
 
 
 def _load_dataset(
-    run: "Run",
     spec: "ExperimentSpec",
     annotations: Path | None,
     images: Path | None,
@@ -92,6 +90,4 @@ def _load_dataset(
         return load_images(annotations, images=images, data=spec.data, has_images=has_images)
     if images is not None:
         raise ConfigError("--images requires ANNOTATIONS; the run has the image folder of its own data set")
-    return load_source(
-        spec.data.train, "data.train", config=run.config_path, data=spec.data, has_images=has_images
-    )
+    return load_split(spec, "train", has_images=has_images)

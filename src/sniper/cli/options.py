@@ -35,7 +35,9 @@ at_least_1 = validators.Number(gte=1)
 Annotations = Annotated[Path, Parameter(help="COCO JSON file.")]
 Config = Annotated[
     Path | None,
-    Parameter(help="Experiment file (YAML).", show_default=default("the paper's settings")),
+    Parameter(
+        help="Experiment file (YAML) or name of a recipe.", show_default=default("the paper's settings")
+    ),
 ]
 Proposals = Annotated[
     Path | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sniper.cli.images import find_image_files
-from sniper.cli.inputs import load_images, load_source, select_device
+from sniper.cli.inputs import load_images, load_split
 from sniper.cli.options import Device, Images, Json, Limit, default, flag, output_option
 from sniper.cli.output import print_result, print_warnings
 from sniper.cli.progress import show_progress
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sniper.geometry import Detections
     from sniper.inference.detector import Detector
     from sniper.inference.results import ImageToSearch
-    from sniper.runs.run import Run
 
 
 def predict(
@@ -62,12 +61,12 @@ def predict(
     from sniper.files import sha256
     from sniper.inference.detector import Detector
     from sniper.inference.results import search_to_file
-    from sniper.runs.processes import Processes
+    from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
 
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
-    truth = _load_truth(opened, spec, files, annotations, images)
+    truth = _load_truth(spec, files, annotations, images)
     sources = _list_images(files, truth)[:limit]
     place = select_device(device)
     target = output or run / "detections.json"
@@ -76,7 +75,7 @@ def predict(
     drawer = None if draw is None else _drawer(draw, sources, truth, detector=detector, run=run)
     started = time.monotonic()
     with (
-        Processes.from_environment().joined(place) as processes,
+        Processes.from_environment().process_group(place) as processes,
         show_progress(is_shown=processes.is_first) as bars,
     ):
         report = search_to_file(
@@ -112,7 +111,6 @@ def predict(
 
 
 def _load_truth(
-    run: "Run",
     spec: "ExperimentSpec",
     files: Sequence[str],
     annotations: Path | None,
@@ -127,7 +125,7 @@ def _load_truth(
         return None
     if annotations is not None:
         return load_images(annotations, images=images, data=spec.data)
-    return load_source(spec.data.test, "data.test", config=run.config_path, data=spec.data)
+    return load_split(spec, "test")
 
 
 def _list_images(files: Sequence[str], truth: "Dataset | None") -> list["ImageToSearch"]:

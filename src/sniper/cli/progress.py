@@ -10,7 +10,7 @@ from sniper.cli.output import console
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from sniper.training.loop import StepReport
+    from sniper.training.callbacks import StepReport
 
 _SECONDS_BETWEEN_LINES = 30
 

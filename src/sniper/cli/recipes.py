@@ -1,24 +1,19 @@
-"""`sniper recipes`: the experiments that come with the package."""
+"""`sniper recipes`: list the experiments of the package."""
 
-import json as json_module
-from typing import Annotated
-
-from cyclopts import Parameter
+from sniper.cli.options import Json
+from sniper.cli.output import print_result
 
 
-def recipes(*, json: Annotated[bool, Parameter(name="--json", negative=())] = False) -> None:
-    """List the experiments that come with the package, for sniper train NAME.
+def recipes(*, json: Json = False) -> None:
+    """List the experiments that come with the package.
 
-    Args:
-        json: print one JSON object and nothing else.
+    Their names are used like experiment files: `sniper train NAME`.
     """
     from sniper.config.recipes import list_recipes
 
     found = list_recipes()
     if json:
         listed = [{"name": recipe.name, "summary": recipe.summary} for recipe in found]
-        print(json_module.dumps({"recipes": listed}))
-        return
-    width = max(len(recipe.name) for recipe in found)
-    for recipe in found:
-        print(f"{recipe.name:<{width}}  {recipe.summary}")
+        print_result({"recipes": listed}, is_json=True)
+    else:
+        print_result({recipe.name: recipe.summary for recipe in found}, is_json=False)

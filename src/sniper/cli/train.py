@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sniper.cli.inputs import load_source, select_device
 from sniper.cli.options import Count, Device, Json, default, flag
-from sniper.cli.output import print_result
+from sniper.cli.output import print_result, print_warnings
 from sniper.cli.progress import show_progress
 from sniper.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sniper.training.loop import StepReport
+    from sniper.training.callbacks import StepReport
 
 
 def train(
-    config: Annotated[Path, Parameter(help="Experiment file (YAML).")],
+    config: Annotated[
+        str, Parameter(help="Experiment file (YAML), or the name of a recipe (`sniper recipes`).")
+    ],
     /,
     *overrides: Annotated[
         str,
@@ -28,7 +29,7 @@ def train(
     ],
     run: Annotated[
         Path | None,
-        Parameter(help="Folder of the run.", show_default=default("runs/NAME, for experiment NAME.yaml")),
+        Parameter(help="Folder of the run.", show_default=default("runs/NAME, for NAME.yaml or recipe NAME")),
     ] = None,
     resume: Annotated[
         bool, flag("Continue a stopped run; fields that are not set keep the values of the run.")
@@ -36,7 +37,7 @@ def train(
     step: Annotated[
         Count | None,
         Parameter(
-            help="With --resume: continue from the checkpoint of this step, and set later ones aside.",
+            help="With --resume: continue from the checkpoint of this step, and rename later ones to end in .old.",
             show_default=default("the newest checkpoint"),
         ),
     ] = None,
@@ -47,52 +48,35 @@ def train(
 
     Under torchrun, each process trains on its share of every batch.
     """
-    from sniper.config.loading import check_resumable, dump_experiment, load_experiment
-    from sniper.pipeline import train_experiment
+    from sniper.pipeline import train as train_experiment
     from sniper.runs.processes import Processes
-    from sniper.runs.run import Run
+    from sniper.training.callbacks import Callbacks
 
-    folder = run or Path("runs") / config.stem
-    changes = parse_overrides(overrides)
-    if step is not None and not resume:
-        raise ConfigError("--step requires --resume")
-    if resume:
-        opened = Run.open(folder)
-        old = load_experiment(opened.config_path)
-        spec = load_experiment(config, overrides=changes, base=old)
-        check_resumable(old, spec, source=opened.config_path)
-    else:
-        spec = load_experiment(config, overrides=changes)
-    dataset = load_source(spec.data.train, "data.train", config=config, data=spec.data)
-    place = select_device(device)
     last: dict[str, Any] = {}
-    with Processes.from_environment().joined(place) as processes:
-        if not resume and processes.is_first:
-            Run.create(folder, config=dump_experiment(spec))
-        elif processes.is_first:
-            if step is not None:
-                opened.go_back_to(step)
-            opened.save_config(dump_experiment(spec))
-        processes.wait()
-        opened = Run.open(folder)
-        with show_progress(is_shown=processes.is_first) as bars:
+    is_first = Processes.from_environment().is_first
+    with show_progress(is_shown=is_first) as bars:
 
-            def report_step(report: "StepReport") -> None:
-                last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
-                bars.step(report)
+        def report_step(report: "StepReport") -> None:
+            last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
+            bars.step(report)
 
-            train_experiment(
-                opened,
-                spec,
-                dataset,
-                device=place,
-                watch=report_step,
-                watch_mining=bars.mining,
-                watch_scores=bars.scores,
-                ranks=processes,
-            )
-    if processes.is_first:
-        print_result({"run": str(folder), "step": int(opened.checkpoints[-1].name), **last}, is_json=json)
+        trained = train_experiment(
+            config,
+            run=run,
+            resume=resume,
+            step=step,
+            device=device,
+            overrides=parse_overrides(overrides),
+            callbacks=Callbacks(
+                on_step=report_step,
+                on_mining=bars.mining,
+                on_scores=bars.scores,
+                on_warning=lambda message: print_warnings([message]),
+            ),
+        )
+    if is_first:
+        step_of_run = int(trained.checkpoints[-1].name)
+        print_result({"run": str(trained.folder), "step": step_of_run, **last}, is_json=json)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
