@@ -72,22 +72,22 @@ def predict(
     place = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
-    detector = Detector.load(opened, spec, device=place)
+    detector = Detector.load(opened, place, spec=spec)
     drawer = None if draw is None else _drawer(draw, sources, truth, detector=detector, run=run)
     started = time.monotonic()
     with (
-        Processes.from_environment().joined(place) as processes,
+        Processes.from_environment().process_group(place) as processes,
         show_progress(is_shown=processes.is_first) as bars,
     ):
         report = search_to_file(
             detector,
             sources,
             target,
-            made_of={"weights": sha256(opened.weights_path), "model": asdict(spec.model)},
+            source={"weights": sha256(opened.weights_path), "model": asdict(spec.model)},
             resume=resume,
-            ranks=processes,
-            watch=bars.predicting,
-            show=drawer,
+            processes=processes,
+            on_progress=bars.predicting,
+            on_image=drawer,
         )
     if not processes.is_first:
         return
