@@ -1,6 +1,6 @@
 """Boxes, scores and labels of the objects in one image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -17,7 +17,8 @@ _NUM_CLASSES_SHOWN = 5
 class Detections:
     """Detections of one image, in arrays of equal length.
 
-    Indexing with a mask, an array of indices, a slice or one index returns `Detections` again.
+    Indexing with a mask, an array of indices, a slice or one index returns `Detections` again, and so does iterating,
+    one by one.
 
     Attributes:
         boxes: (n, 4) xyxy; in the image frame where they come from a `Detector`. May be empty.
@@ -52,6 +53,9 @@ class Detections:
     ) -> Self:
         rows = np.array([index]) if isinstance(index, int | np.integer) else index
         return replace(self, boxes=self.boxes[rows], scores=self.scores[rows], labels=self.labels[rows])
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
         labels, counts = np.unique(self.labels, return_counts=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal, Protocol
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -38,43 +38,24 @@ _UNREADABLE = -1
 _NUM_STEPS = 65_535  # that a side of an image is divided into by 16-bit boxes
 
 
-class Encoding(Protocol):
-    """How the boxes of an image become bytes, and what they are to be called."""
-
-    @property
-    def kind(self) -> str:
-        """Plural noun for the boxes; the encoding of a store is recognised by it."""
-
-    @property
-    def error(self) -> type[SniperError]:
-        """Error for a store that cannot be used."""
-
-    @property
-    def dtype(self) -> np.dtype[np.void]:
-        """Fields of one box."""
-
-    def encode(self, index: int, detections: Detections) -> np.ndarray:
-        """Return an (n,) array of `dtype` for the detections of an image."""
-
-    def decode(self, index: int, rows: np.ndarray) -> Detections:
-        """Return the detections that became (n,) `rows`."""
-
-
 class ExactEncoding:
-    """Detections as they are: 44 bytes each."""
+    """Detections exactly as they are, 44 bytes each.
 
-    kind: ClassVar[str] = "detections"
-    error: ClassVar[type[SniperError]] = DetectionsError
-    dtype: ClassVar[np.dtype[np.void]] = np.dtype([("box", "<f8", 4), ("score", "<f8"), ("label", "<i4")])
+    `encode` returns an (n,) array of `dtype`, `decode` the detections again.
+    """
+
+    kind = "detections"
+    error: type[SniperError] = DetectionsError
+    dtype = np.dtype([("box", "<f8", 4), ("score", "<f8"), ("label", "<i4")])
 
     def encode(self, index: int, detections: Detections) -> np.ndarray:
-        """See `Encoding`."""
+        """Encode the detections of an image."""
         rows = np.empty(len(detections), dtype=self.dtype)
         rows["box"], rows["score"], rows["label"] = detections.boxes, detections.scores, detections.labels
         return rows
 
     def decode(self, index: int, rows: np.ndarray) -> Detections:
-        """See `Encoding`."""
+        """Decode the detections of an image."""
         return Detections(
             boxes=rows["box"].astype(np.float64),
             scores=rows["score"].astype(np.float64),
@@ -82,30 +63,30 @@ class ExactEncoding:
         )
 
 
-@dataclass(frozen=True)
 class ProposalEncoding:
-    """Proposals without labels: 10 bytes each. Edges are kept to a 65,535th of the image, scores in half precision.
+    """Boxes without labels, 10 bytes each: edges as 16-bit fractions of the image's sides, scores in half precision.
 
-    Attributes:
+    Args:
         widths: (m,) of the images, pixels.
         heights: (m,) of the images, pixels.
     """
 
-    widths: Int[np.ndarray, " m"]
-    heights: Int[np.ndarray, " m"]
-    kind: ClassVar[str] = "proposals"
-    error: ClassVar[type[SniperError]] = ProposalsError
-    dtype: ClassVar[np.dtype[np.void]] = np.dtype([("box", "<u2", 4), ("score", "<f2")])
+    kind = "proposals"
+    error: type[SniperError] = ProposalsError
+    dtype = np.dtype([("box", "<u2", 4), ("score", "<f2")])
+
+    def __init__(self, widths: Int[np.ndarray, " m"], heights: Int[np.ndarray, " m"]) -> None:
+        self._widths, self._heights = widths, heights
 
     def encode(self, index: int, detections: Detections) -> np.ndarray:
-        """See `Encoding`."""
+        """Encode the proposals of an image."""
         steps = np.rint(detections.boxes / self._sides(index) * _NUM_STEPS)
         rows = np.empty(len(detections), dtype=self.dtype)
         rows["box"], rows["score"] = np.clip(steps, 0, _NUM_STEPS), detections.scores
         return rows
 
     def decode(self, index: int, rows: np.ndarray) -> Detections:
-        """See `Encoding`."""
+        """Decode the proposals of an image."""
         return Detections(
             boxes=rows["box"] / _NUM_STEPS * self._sides(index),
             scores=rows["score"].astype(np.float64),
@@ -113,8 +94,11 @@ class ProposalEncoding:
         )
 
     def _sides(self, index: int) -> Int[np.ndarray, "4"]:
-        width, height = int(self.widths[index]), int(self.heights[index])
+        width, height = int(self._widths[index]), int(self._heights[index])
         return np.array([width, height, width, height])
+
+
+Encoding = ExactEncoding | ProposalEncoding
 
 
 @dataclass(frozen=True, kw_only=True)
