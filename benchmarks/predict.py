@@ -4,7 +4,7 @@
 
 The ways:
 
-- `one level`: the whole image with a short side of 800 and a long side of at most 1333, the usual setting of detectors.
+- `one level`: the whole image with a short side of 800, at most 1333 long, the usual setting of detectors.
 - `plain pyramid`: the levels of the run, one image and one level at a time, NMS class by class in a loop.
 - `ours`: `Detector`. `ours, unfolded` does not fold batch norm. `ours ×1` omits the levels that enlarge, so that it sees
   the same scale as SAHI.
