@@ -6,8 +6,8 @@ The ways:
 
 - `one level`: the whole image with a short side of 800, at most 1333 long, the usual setting of detectors.
 - `plain pyramid`: the levels of the run, one image and one level at a time, NMS class by class in a loop.
-- `ours`: `Detector`. `ours, unfolded` does not fold batch norm. `ours ×1` omits the levels that enlarge, so that it sees
-  the same scale as SAHI.
+- `ours`: `Detector`. `ours, unfolded` does not fold batch norm. `ours ×1` omits the levels that enlarge, to see the
+  same scale as SAHI.
 - `SAHI 512`: SAHI's sliced prediction with slices of 512, an overlap of 0.2 and the whole image, its other settings at
   their defaults, with the same detector (folded) at the image's own scale. `SAHI 512 ×2` enlarges every slice twice.
 

@@ -349,7 +349,9 @@ def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
     run = open_or_create(folder, rpn_spec)
     run_stages(run, rpn_spec, train_set, device=device)
     mining_started = time.monotonic()
-    store = mine(run, spec, train_set, folder / "proposals", device=device, on_progress=lambda done, total: None)
+    store = mine(
+        run, spec, train_set, folder / "proposals", device=device, on_progress=lambda done, total: None
+    )
     generator = np.random.default_rng([cell.seed, 1])
     positives = build_table(train_set, spec.pyramid, generator=generator)
     table = add_negatives(positives, store, spec.negatives, pyramid=spec.pyramid, generator=generator)

@@ -1,6 +1,8 @@
 """Boxes of many images on disk: exact or compact, whatever process wrote them and however it ended."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -69,7 +71,7 @@ def write(store: BoxStore, indices: Sequence[int]) -> None:
 class Unsynchronised(Processes):
     """One of several processes, which waits for none of them."""
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         pass
 
 
@@ -214,9 +216,55 @@ def test_processes_share_the_missing_images(count: int, tmp_path: Path) -> None:
         # Nothing is missing at the end of the last one alone: in truth, they end together.
         is_last = rank == count - 1
         with nullcontext() if is_last else pytest.raises(DetectionsError, match="images are missing"):
-            fill(store, Unsynchronised(rank=rank, count=count), searched=searched[-1])
+            fill(store, Unsynchronised(rank=rank, world_size=count), searched=searched[-1])
     assert searched == [[0, 1, 3, 4, 5, 6][rank::count] for rank in range(count)]
     assert len(list(folder.glob("*.boxes"))) == 1 + count
+
+
+SEARCH_TOGETHER = """
+import sys, torch
+from pathlib import Path
+import numpy as np
+from sniper.geometry import Detections
+from sniper.inference.store import BoxStore, ExactEncoding, ImageList, search_images
+from sniper.runs.processes import Processes
+
+detections = Detections(boxes=np.ones((2, 4)), scores=np.ones(2), labels=np.zeros(2, dtype=np.int64))
+with Processes.from_environment().process_group(torch.device("cpu")) as processes:
+    store = BoxStore.start(
+        Path(sys.argv[1]),
+        ExactEncoding(),
+        images=ImageList(digest="abc", count=7, name="images"),
+        source={"weights": "w"},
+        existing="resume or replace",
+        processes=processes,
+    )
+    share = []
+    search_images(
+        store,
+        lambda indices: [detections] * len(indices),
+        processes=processes,
+        on_progress=lambda num_done, num_images: share.append(num_images),
+    )
+    assert store.counts.tolist() == [2] * 7
+print(len(share))
+"""
+
+
+@pytest.mark.processes
+def test_two_processes_fill_one_store(tmp_path: Path) -> None:
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    script = tmp_path / "search.py"
+    script.write_text(SEARCH_TOGETHER)
+    shares = []
+    for _ in range(2):  # the second time, the store is complete
+        done = subprocess.run(
+            [*launcher, script, tmp_path / "store"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        shares.append(sorted(map(int, done.stdout.split())))
+    assert shares == [[3, 4], [0, 0]]
+    assert len(list((tmp_path / "store").glob("*.boxes"))) == 2
 
 
 def test_progress_and_images_are_reported(tmp_path: Path) -> None:
