@@ -152,6 +152,18 @@ def test_an_unreadable_image_ends_the_search_and_loses_nothing(
     assert target.read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 
+def test_a_search_that_an_unreadable_image_ended_resumes_without_it(
+    images: list[ImageToSearch], tmp_path: Path
+) -> None:
+    images[39].path.write_text("no image")
+    with pytest.raises(ImageError, match=r"39\.png"):
+        search(images, tmp_path / "found.json")
+    skipping = dataclasses.replace(DETECTOR, data=DataSpec(on_bad_image="skip"))
+    with pytest.warns(UserWarning, match="skipped"):
+        report = search(images, tmp_path / "found.json", resume=True, detector=skipping)
+    assert report.skipped == [39]
+
+
 def test_skipped_images_are_reported_and_have_no_results(images: list[ImageToSearch], tmp_path: Path) -> None:
     images[7].path.write_text("no image")
     skipping = dataclasses.replace(DETECTOR, data=DataSpec(on_bad_image="skip"))

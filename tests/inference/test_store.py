@@ -296,6 +296,13 @@ def test_a_store_of_another_search_is_refused_or_replaced(digest: str, weights: 
     assert [path.name for path in folder.iterdir()] == ["head.json"]
 
 
+def test_an_empty_store_of_another_search_is_replaced(tmp_path: Path) -> None:
+    store = start(tmp_path / "store")
+    with pytest.raises(KeyboardInterrupt), store.new_part():
+        raise KeyboardInterrupt
+    assert start(tmp_path / "store", weights="other").missing == list(range(NUM_IMAGES))
+
+
 def test_a_store_is_replaced_where_nothing_is_to_be_resumed(tmp_path: Path) -> None:
     fill(start(tmp_path / "store"))
     assert start(tmp_path / "store", existing="replace").missing == list(range(NUM_IMAGES))

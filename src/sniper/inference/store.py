@@ -152,8 +152,8 @@ class BoxStore:
             encoding: of its boxes.
             images: the images.
             source: everything else that the boxes depend on, as plain data.
-            existing: how to treat a store that is there already: `replace` it, `resume` it and refuse one of other
-                images or another source, or `resume or replace` it.
+            existing: how to treat a store that is there already: `replace` it, `resume` it and refuse one with boxes of
+                other images or another source, or `resume or replace` it.
             processes: those that fill the store.
 
         Raises:
@@ -163,7 +163,7 @@ class BoxStore:
         content = _encode_head(encoding, images, source)
         _check_folder(folder, encoding)
         is_same = _has_head(folder, content)
-        if existing == "resume" and not is_same and (folder / _HEAD).exists():
+        if existing == "resume" and not is_same and _parts_of(folder):
             raise encoding.error(
                 f"{folder}: is of another search (other images, weights or settings); "
                 "without --resume it starts anew"
@@ -238,7 +238,7 @@ class BoxStore:
         Raises:
             SniperError: of the encoding's class, if a part belongs to another store.
         """
-        self._parts = sorted(path for path in self.folder.iterdir() if _PART.fullmatch(path.name))
+        self._parts = _parts_of(self.folder)
         self._part_indices = np.full(self.num_images, -1, dtype=np.int32)
         self._offsets = np.zeros(self.num_images, dtype=np.int64)
         self._counts = np.zeros(self.num_images, dtype=np.int32)
@@ -265,16 +265,20 @@ class BoxStore:
 
     @contextmanager
     def new_part(self) -> Iterator["PartWriter"]:
-        """Create a part for this process to write to."""
+        """Create a part for this process to write to; one to which nothing is written is deleted again."""
         for number in itertools.count(len(self._parts)):
-            # Other processes do the same: a name is taken by whoever creates the file.
-            with suppress(FileExistsError):
-                file = (self.folder / f"{number:03d}.boxes").open("xb")
+            path = self.folder / f"{number:03d}.boxes"
+            with suppress(FileExistsError):  # another process has taken the name
+                file = path.open("xb")
                 break
-        with file:
-            file.write(self._header)
-            file.flush()
-            yield PartWriter(file, self.encoding)
+        part = PartWriter(file, self.encoding)
+        try:
+            with file:
+                file.write(self._header)
+                yield part
+        finally:
+            if not part.num_records:
+                path.unlink()
 
     def remove(self) -> None:
         """Delete the store."""
@@ -317,6 +321,7 @@ class PartWriter:
 
     def __init__(self, file: BinaryIO, encoding: Encoding) -> None:
         self._file, self._encoding = file, encoding
+        self.num_records = 0
 
     def write(self, index: int, detections: Detections | None) -> None:
         """Append the boxes of an image; None for one that could not be read.
@@ -331,6 +336,7 @@ class PartWriter:
             count, content = len(detections), self._encoding.encode(index, detections).tobytes()
         self._file.write(_RECORD.pack(index, count, _checksum(index, count, content)) + content)
         self._file.flush()
+        self.num_records += 1
 
 
 def search_images(
@@ -378,6 +384,12 @@ def _header_of(head: bytes) -> bytes:
 def _encode_head(encoding: Encoding, images: ImageList, source: Mapping[str, Any]) -> bytes:
     head = {"version": _VERSION, "kind": encoding.kind, "images": images.digest, "source": source}
     return json.dumps(head).encode()
+
+
+def _parts_of(folder: Path) -> list[Path]:
+    if not folder.exists():
+        return []
+    return sorted(path for path in folder.iterdir() if _PART.fullmatch(path.name))
 
 
 def _has_head(folder: Path, content: bytes) -> bool:
