@@ -150,7 +150,7 @@ def test_a_run_is_loaded_with_its_weights_and_classes(
 def test_a_run_without_weights_or_of_the_rpn_alone_is_not_loaded(
     spec: ExperimentSpec, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match="no run is there"):
+    with pytest.raises(RunError, match="there is no run"):
         Detector.load(tmp_path / "none")
     run = Run.create(tmp_path / "run", config=dump_experiment(spec))
     with pytest.raises(RunError, match="no checkpoint yet"):
