@@ -1,11 +1,11 @@
-"""What an image that is too large to be read whole costs: a line for each size, and one JSON line.
+"""Time and memory of reading chips from large images, and of searching them: a line per size, and one JSON line.
 
     python benchmarks/large.py FOLDER --sides 5000 15000 30000
 
-Writes tiled TIFFs (JPEG inside, with overviews) into the folder, and in a process of its own for each: reads chips of
-the paper's three levels from all over the image, as training does, and searches the whole of it at ×1 and at 512 px in
-windows, with a detector that finds nothing, so that only reading is measured. The peak is the memory of the process
-above what it had after its imports.
+Writes tiled TIFFs (JPEG compression, with overviews) into the folder. Then, in a separate process for each, reads chips
+of the paper's three levels from all over the image, as training does, and searches the whole image at ×1 and at 512 px
+in windows, with a detector that detects nothing, so that only reading is measured. The peak is the memory of the
+process above that after its imports.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
         print(json.dumps(measure(options.one)))
         return
     options.folder.mkdir(parents=True, exist_ok=True)
-    told = {}
+    results = {}
     for side in options.sides:
         path = options.folder / f"{side}.tif"
         if not path.exists():
@@ -60,9 +60,9 @@ def main() -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        told[side] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{side}²", json.dumps(told[side]), flush=True)
-    print(json.dumps({"benchmark": "large", "cores": os.cpu_count(), "sides": told}))
+        results[side] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{side}²", json.dumps(results[side]), flush=True)
+    print(json.dumps({"benchmark": "large", "cores": os.cpu_count(), "sides": results}))
 
 
 def write(path: Path, side: int) -> None:
@@ -108,14 +108,14 @@ def measure(path: Path) -> dict[str, Any]:
         reader.read(path, Chip(level=level, x=x, y=y, width=512, height=512))
     chips_seconds = time.perf_counter() - started
     chips_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    predictor = Detector(
-        detect=find_nothing,
+    detector = Detector(
+        detect=detect_nothing,
         spec=PredictSpec(levels=LEVELS),
         categories=(),
         device=torch.device("cpu"),
     )
     started = time.perf_counter()
-    predictor(path)
+    detector.predict(path)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
@@ -127,7 +127,7 @@ def measure(path: Path) -> dict[str, Any]:
     }
 
 
-def find_nothing(images: Sequence[torch.Tensor]) -> list[Detections]:
+def detect_nothing(images: Sequence[torch.Tensor]) -> list[Detections]:
     return [Detections.empty() for _ in images]
 
 

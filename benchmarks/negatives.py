@@ -148,7 +148,7 @@ def run_cell(folder: Path, variant: str, seed: int, spec: ExperimentSpec) -> Non
     )
     run_stages(run, spec, train_set, device=CPU, callbacks=callbacks)
     test_set = load_dataset(folder / "data" / "test.json")
-    results = detect(Detector.load(run, spec, device=CPU), test_set)
+    results = detect(Detector.load(run, CPU, spec=spec), test_set)
     (run_folder / "detections.json").write_text(json.dumps(results))
     metrics = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     cell = {
@@ -193,7 +193,7 @@ def experiment(
 def detect(detector: Detector, test_set: Dataset) -> list[dict[str, Any]]:
     results = []
     for record in test_set:
-        detections = detector(load_image(record.path))
+        detections = detector.predict(load_image(record.path))
         results += to_coco(detections, image_id=record.image_id, categories=detector.categories)
     return results
 

@@ -1,19 +1,18 @@
-"""How fast and how well images are searched, several ways with the same weights: a table and one JSON line.
+"""Speed and accuracy of several ways of prediction with the same weights: a table and one JSON line.
 
     python benchmarks/predict.py RUN annotations.json --limit 50 --sahi ENV
 
 The ways:
 
-- `one level`: the whole image with a short side of 800, at most 1333 long, as detectors are used mostly.
-- `plain pyramid`: the levels of the run, one image and one level at a time, hard NMS class by class in a loop.
-- `ours`: `Detector`; `ours, unfolded` leaves batch norm where it is; `ours ×1` leaves out the levels that enlarge, so
-  that it sees the scale that SAHI does.
-- `SAHI 512`: SAHI's sliced prediction with slices of 512, an overlap of 0.2 and the whole image besides, its other
-  settings as they come, driving the same detector (folded) at the image's own scale; `SAHI 512 ×2` enlarges every
-  slice twice before.
+- `one level`: the whole image with a short side of 800, at most 1333 long, the usual setting of detectors.
+- `plain pyramid`: the levels of the run, one image and one level at a time, NMS class by class in a loop.
+- `ours`: `Detector`. `ours, unfolded` does not fold batch norm. `ours ×1` omits the levels that enlarge, to see the
+  same scale as SAHI.
+- `SAHI 512`: SAHI's sliced prediction with slices of 512, an overlap of 0.2 and the whole image, its other settings at
+  their defaults, with the same detector (folded) at the image's own scale. `SAHI 512 ×2` enlarges every slice twice.
 
-Detections below `--floor` count for no way. Each way runs in a process of its own, so that its peak memory is its own.
-`--sahi` names a folder with SAHI and what it needs: `pip install --no-deps --target ENV sahi shapely fire click tqdm
+Detections below `--min-score` are dropped in every way. Each way runs in a separate process, for its peak memory.
+`--sahi` is a folder with SAHI and its dependencies: `pip install --no-deps --target ENV sahi shapely fire click tqdm
 requests termcolor`. `merge` is the time of merging 80 classes of 900 boxes, 200 kept.
 """
 
@@ -59,11 +58,11 @@ Search = Callable[[Sequence[Path]], Sequence[Detections]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How fast and how well images are searched.")
+    parser = argparse.ArgumentParser(description="Speed and accuracy of several ways of prediction.")
     parser.add_argument("run", type=Path)
     parser.add_argument("annotations", type=Path)
     parser.add_argument("--limit", type=int, default=50)
-    parser.add_argument("--floor", type=float, default=0.05)
+    parser.add_argument("--min-score", type=float, default=0.05)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sahi", type=Path)
     parser.add_argument("--ways", nargs="+", default=None, choices=list(WAYS))
@@ -73,42 +72,46 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     ways = options.ways or [way for way in WAYS if options.sahi or not way.startswith("SAHI")]
-    told = {}
+    results = {}
     for way in ways:
         command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
         path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(options.sahi or "")]))
         done = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
         )
-        told[way] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{way:16}", json.dumps(told[way]), flush=True)
-    print(json.dumps({"benchmark": "predict", "cores": os.cpu_count(), "ways": told, "merge": time_merge()}))
+        results[way] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{way:16}", json.dumps(results[way]), flush=True)
+    print(
+        json.dumps({"benchmark": "predict", "cores": os.cpu_count(), "ways": results, "merge": time_merge()})
+    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
     if device.type == "cpu":
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    annotations = load_dataset(options.annotations)
-    chosen = annotations.select(np.arange(min(options.limit, len(annotations))))
-    records = list(chosen)
+    dataset = load_dataset(options.annotations)
+    dataset = dataset.select(np.arange(min(options.limit, len(dataset))))
+    records = list(dataset)
     run = Run.open(options.run)
     spec = load_experiment(run.config_path)
-    spec = replace(spec, predict=replace(spec.predict, score_threshold=options.floor))
+    spec = replace(spec, predict=replace(spec.predict, score_threshold=options.min_score))
     tensors, categories, source = run.load_weights()
     model = build_detector(spec.model, num_classes=len(categories), has_weights=False)
     fill_module(model, tensors, source=source)
-    search = WAYS[options.way](model.to(device).eval(), spec, device, [one.name for one in categories])
-    search([records[0].path])  # not measured: kernels are compiled, memory is found
+    search = WAYS[options.way](
+        model.to(device).eval(), spec, device, [category.name for category in categories]
+    )
+    search([records[0].path])  # warm-up: compiles kernels, allocates memory
     started, cpu = time.perf_counter(), time.process_time()
-    found = search([record.path for record in records])
+    per_image = search([record.path for record in records])
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     results = [
         entry
-        for record, detections in zip(records, found, strict=True)
+        for record, detections in zip(records, per_image, strict=True)
         for entry in to_coco(detections, image_id=record.image_id, categories=categories)
     ]
-    scores = evaluate(results, chosen.to_coco())
+    scores = evaluate(results, dataset.to_coco())
     names = ("ap", "ap50", "ap_small", "ap_medium", "ap_large", "ar")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     if device.type == "cuda":
@@ -125,18 +128,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def search_ours(
     model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]
 ) -> Search:
-    predictor = Detector.of(model, spec=spec, categories=(), device=device)
-    return lambda paths: [found for found in predictor.search(paths) if found is not None]
+    detector = Detector.of(model, spec=spec, categories=(), device=device)
+    return lambda paths: [detections for detections in detector.search(paths) if detections is not None]
 
 
 def search_unfolded(
     model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]
 ) -> Search:
-    predictor = replace(
+    detector = replace(
         Detector.of(model, spec=spec, categories=(), device=device),
         detect=lambda images: detect(model, images, spec, device),
     )
-    return lambda paths: [found for found in predictor.search(paths) if found is not None]
+    return lambda paths: [detections for detections in detector.search(paths) if detections is not None]
 
 
 def search_one_level(
@@ -158,24 +161,24 @@ def search_plainly(
     model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]
 ) -> Search:
     def search_one(path: Path) -> Detections:
-        picture = open_image(path, spec.data.read)
-        parts = []
+        reader = open_image(path, spec.data.read)
+        per_level = []
         for index, rule in enumerate(spec.predict.levels):
-            level = rule.at(width=picture.width, height=picture.height, index=index)
-            pixels = cut_window(picture, level, (0, 0, level.width, level.height), reads_smaller=False)
+            level = rule.at(width=reader.width, height=reader.height, index=index)
+            pixels = cut_window(reader, level, (0, 0, level.width, level.height), reads_smaller=False)
             image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(device)
-            (found,) = detect(model, [image], spec, device)
-            boxes = level.to_image(found.boxes)
-            is_meant = level.valid_range.contains(boxes) & (found.scores >= spec.predict.score_threshold)
-            parts.append(Detections(boxes=boxes, scores=found.scores, labels=found.labels).select(is_meant))
-        joined = Detections.join(parts)
-        kept = []
+            (detections,) = detect(model, [image], spec, device)
+            detections = replace(detections, boxes=level.to_image(detections.boxes))
+            is_valid = level.valid_range.contains(detections.boxes)
+            per_level.append(detections[is_valid & (detections.scores >= spec.predict.score_threshold)])
+        joined = Detections.join(per_level)
+        per_class = []
         for label in range(model.num_classes):
-            own = joined.select(joined.labels == label)
-            places = nms(torch.from_numpy(own.boxes), torch.from_numpy(own.scores), 0.5)
-            kept.append(own.select(places.numpy()))
-        merged = Detections.join(kept)
-        return merged.select(np.argsort(-merged.scores, kind="stable")[: spec.predict.max_detections])
+            of_class = joined[joined.labels == label]
+            kept = nms(torch.from_numpy(of_class.boxes), torch.from_numpy(of_class.scores), 0.5)
+            per_class.append(of_class[kept.numpy()])
+        merged = Detections.join(per_class)
+        return merged[np.argsort(-merged.scores, kind="stable")[: spec.predict.max_detections]]
 
     return lambda paths: [search_one(path) for path in paths]
 
@@ -225,13 +228,15 @@ def search_with_sahi(zoom: int) -> Callable[..., Search]:
                             category_id=int(label),
                             category_name=names[label],
                             score=float(score),
-                            shift_amount=shifts[place],
-                            full_shape=None if shapes is None else shapes[place],
+                            shift_amount=shifts[index],
+                            full_shape=None if shapes is None else shapes[index],
                         )
-                        for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True)
+                        for box, score, label in zip(
+                            detections.boxes, detections.scores, detections.labels, strict=True
+                        )
                         if score >= self.confidence_threshold
                     ]
-                    for place, found in enumerate(self._original_predictions)
+                    for index, detections in enumerate(self._original_predictions)
                 ]
 
         driver = Ours(
@@ -242,7 +247,7 @@ def search_with_sahi(zoom: int) -> Callable[..., Search]:
         )
 
         def search_one(path: Path) -> Detections:
-            found = get_sliced_prediction(
+            predictions = get_sliced_prediction(
                 load_image(path, spec.data.read),
                 driver,
                 slice_height=SLICE,
@@ -252,9 +257,11 @@ def search_with_sahi(zoom: int) -> Callable[..., Search]:
                 verbose=0,
             ).object_prediction_list
             return Detections(
-                boxes=np.array([one.bbox.to_xyxy() for one in found], dtype=np.float64).reshape(-1, 4),
-                scores=np.array([one.score.value for one in found], dtype=np.float64),
-                labels=np.array([one.category.id for one in found], dtype=np.int64),
+                boxes=np.array(
+                    [prediction.bbox.to_xyxy() for prediction in predictions], dtype=np.float64
+                ).reshape(-1, 4),
+                scores=np.array([prediction.score.value for prediction in predictions], dtype=np.float64),
+                labels=np.array([prediction.category.id for prediction in predictions], dtype=np.int64),
             )
 
         return lambda paths: [search_one(path) for path in paths]
@@ -282,15 +289,15 @@ def time_merge(repeats: int = 9) -> dict[str, float]:
         scores=generator.uniform(0.1, 1, len(low)) ** 3,
         labels=np.repeat(np.arange(80), 900),
     )
-    told = {}
-    for name, limit in (("200 kept", 200), ("all kept", None)):
+    medians = {}
+    for name, max_detections in (("200 kept", 200), ("all kept", None)):
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
-            soft_nms(crowd, limit=limit)
+            soft_nms(crowd, max_detections=max_detections)
             times.append((time.perf_counter() - started) * 1e3)
-        told[name] = round(statistics.median(times), 2)
-    return told
+        medians[name] = round(statistics.median(times), 2)
+    return medians
 
 
 if __name__ == "__main__":

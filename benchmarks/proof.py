@@ -349,7 +349,9 @@ def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
     run = open_or_create(folder, rpn_spec)
     run_stages(run, rpn_spec, train_set, device=device)
     mining_started = time.monotonic()
-    store = mine(run, spec, train_set, folder / "proposals", device=device, watch=lambda done, total: None)
+    store = mine(
+        run, spec, train_set, folder / "proposals", device=device, on_progress=lambda done, total: None
+    )
     generator = np.random.default_rng([cell.seed, 1])
     positives = build_table(train_set, spec.pyramid, generator=generator)
     table = add_negatives(positives, store, spec.negatives, pyramid=spec.pyramid, generator=generator)
@@ -382,7 +384,7 @@ def paths_of(cell: Cell, options: argparse.Namespace) -> tuple[str, str]:
 def search(
     run: Run, spec: ExperimentSpec, test_set: Dataset, *, device: torch.device
 ) -> list[dict[str, Any]]:
-    detector = Detector.load(run, spec, device=device)
+    detector = Detector.load(run, device, spec=spec)
     results = []
     for record, detections in zip(test_set, detector.search(record.path for record in test_set), strict=True):
         assert detections is not None

@@ -1,11 +1,10 @@
-"""Any detector on the pyramid: one of torchvision, searched at three levels, in windows where an image is large.
+"""A torchvision detector on the pyramid: three levels, and windows where an image is large.
 
-python examples/torchvision_pyramid.py shots/*.jpg
+python examples/torchvision_pyramid.py photos/*.jpg
 """
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torchvision.models.detection import (
@@ -18,52 +17,56 @@ from sniper import Detections, Detector, LevelSpec
 from sniper.config.experiment import PredictSpec
 from sniper.data.datasets import Category
 
+SPEC = PredictSpec(
+    levels=(
+        LevelSpec(factor=2.0, below=90),
+        LevelSpec(factor=1.0, at_least=32, below=180),
+        LevelSpec(long_side=640, at_least=75),
+    ),
+    merge="hard",
+)
 
-def build_predictor(model: FasterRCNN, names: Sequence[str], device: torch.device) -> Detector:
-    """Hand a torchvision detector to the pyramid.
+
+def build_detector(model: FasterRCNN, class_names: Sequence[str], device: torch.device) -> Detector:
+    """Wrap a torchvision detector.
 
     Args:
         model: in evaluation mode, on the device.
-        names: of its classes, in the order of its labels, which begin at 1.
-        device: where it is.
+        class_names: in the order of the model's labels, which start at 1; 0 is the background.
+        device: device of the model.
     """
 
     def detect_one(image: torch.Tensor) -> Detections:
-        # The level has decided the scale: torchvision is to resize to what there is.
-        height, width = image.shape[1:]
-        model.transform.min_size, model.transform.max_size = (min(height, width),), max(height, width)
+        # The level decides the scale, so torchvision must not resize: its sides become those of the image.
+        sides = image.shape[1:]
+        model.transform.min_size, model.transform.max_size = (min(sides),), max(sides)
         with torch.inference_mode():
-            (found,) = model([image.float() / 255])
+            (output,) = model([image.float() / 255])
         return Detections(
-            boxes=found["boxes"].double().cpu().numpy(),
-            scores=found["scores"].double().cpu().numpy(),
-            labels=found["labels"].cpu().numpy() - 1,
+            boxes=output["boxes"].double().cpu().numpy(),
+            scores=output["scores"].double().cpu().numpy(),
+            labels=output["labels"].cpu().numpy() - 1,
         )
 
-    def detect(images: Sequence[torch.Tensor]) -> list[Detections]:
-        return [detect_one(image) for image in images]
-
-    spec = PredictSpec(
-        levels=(
-            LevelSpec(factor=2.0, below=90),
-            LevelSpec(factor=1.0, at_least=32, below=180),
-            LevelSpec(long_side=640, at_least=75),
+    return Detector(
+        detect=lambda images: [detect_one(image) for image in images],
+        spec=SPEC,
+        categories=tuple(
+            Category(category_id=label, name=name) for label, name in enumerate(class_names, start=1)
         ),
-        merge="hard",
+        device=device,
     )
-    categories = tuple(Category(category_id=number, name=name) for number, name in enumerate(names, start=1))
-    return Detector(detect=detect, spec=spec, categories=categories, device=device)
 
 
 def main() -> None:
     weights = FasterRCNN_MobileNet_V3_Large_FPN_Weights.DEFAULT
-    model = fasterrcnn_mobilenet_v3_large_fpn(weights=weights)
-    predictor = build_predictor(model.eval(), weights.meta["categories"][1:], torch.device("cpu"))
-    for path in map(Path, sys.argv[1:]):
-        found = predictor(path)
-        for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True):
-            if score >= 0.5:
-                print(path, predictor.categories[label].name, f"{score:.2f}", box.round(1).tolist())
+    model = fasterrcnn_mobilenet_v3_large_fpn(weights=weights).eval()
+    detector = build_detector(model, weights.meta["categories"][1:], torch.device("cpu"))
+    for path in sys.argv[1:]:
+        detections = detector.predict(path, min_score=0.5)
+        print(path, detections)
+        for box, score, name in zip(detections.boxes, detections.scores, detections.names, strict=True):
+            print(f"  {name} {score:.2f}", box.round(1).tolist())
 
 
 if __name__ == "__main__":

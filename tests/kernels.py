@@ -5,7 +5,7 @@ import numpy as np
 from sniper.chips.cover import cover
 from sniper.chips.visibility import chip_visibility
 from sniper.geometry import Detections
-from sniper.geometry.nms import is_part_of_better, soft_nms, weighted_box_fusion
+from sniper.geometry.nms import is_mostly_contained, soft_nms, weighted_box_fusion
 from tests.chips.worlds import SMALL_PYRAMID, build_world
 
 
@@ -20,4 +20,4 @@ def compile_kernels() -> None:
     )
     soft_nms(detections)
     weighted_box_fusion(detections)
-    is_part_of_better(detections, np.array([False, True]))
+    is_mostly_contained(detections, np.array([False, True]))

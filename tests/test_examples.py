@@ -1,4 +1,4 @@
-"""The examples do what they say."""
+"""The examples run."""
 
 import importlib.util
 from pathlib import Path
@@ -20,20 +20,18 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_a_torchvision_detector_is_searched_with_on_the_pyramid() -> None:
+def test_a_torchvision_detector_predicts_on_the_pyramid() -> None:
     torch.manual_seed(0)
     model = fasterrcnn_mobilenet_v3_large_fpn(
         weights=None, weights_backbone=None, num_classes=4, box_score_thresh=0.0, box_detections_per_img=20
     )
     seen: list[tuple[int, ...]] = []
-    model.backbone.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
-    predictor = load("torchvision_pyramid").build_predictor(
-        model.eval(), ["a", "b", "c"], torch.device("cpu")
-    )
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    detector = load("torchvision_pyramid").build_detector(model.eval(), ["a", "b", "c"], torch.device("cpu"))
     image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
-    found = predictor(image)
-    assert len(found) > 0
-    assert (found.boxes <= np.array([160, 120, 160, 120]) + 1e-6).all()
-    assert set(found.labels.tolist()) <= {0, 1, 2}
-    # The levels as they are, up to the multiple of 32 that torchvision fills up to.
+    detections = detector.predict(image)
+    assert len(detections) > 0
+    assert (detections.boxes <= np.array([160, 120, 160, 120]) + 1e-6).all()
+    assert set(detections.names) <= {"a", "b", "c"}
+    # The sides of each level, padded to the multiple of 32 that torchvision needs.
     assert seen == [(256, 320), (128, 160), (480, 640)]

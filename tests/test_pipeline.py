@@ -17,7 +17,6 @@ from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.config.loading import dump_experiment, load_experiment
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.errors import AnnotationError, CheckpointError, ConfigError, RunError
-from sniper.inference import proposals as module
 from sniper.models.spec import BackboneSpec
 from sniper.pipeline import run_stages, train
 from sniper.runs.run import Run
@@ -35,8 +34,7 @@ from tests.training.experiments import (
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    monkeypatch.setattr(module, "IMAGES_PER_SHARD", 2)
+def dataset(tmp_path: Path) -> Dataset:
     return load_dataset(write_dataset(tmp_path / "world"))
 
 
@@ -115,7 +113,7 @@ def test_mined_negatives_are_reported_stage_by_stage(
 
 @pytest.mark.parametrize(
     ("stage", "count", "repeats_rpn", "num_mined"),
-    [("rpn", 2, True, 4), ("mine", 4, False, 2), ("train", 2, False, 0)],
+    [("rpn", 2, True, 4), ("mine", 2, False, 2), ("train", 2, False, 0)],
 )
 def test_an_experiment_killed_in_any_stage_ends_with_the_same_weights(
     dataset: Dataset,

@@ -28,7 +28,8 @@ from sniper.errors import AnnotationError, ConfigError
 from sniper.evaluation.coco import evaluate
 from sniper.inference.detector import Detector, to_coco
 from sniper.inference.mining import mine
-from sniper.inference.proposals import ProposalStore, add_negatives
+from sniper.inference.proposals import add_negatives
+from sniper.inference.store import BoxStore
 from sniper.models.two_stage import TwoStageDetector
 from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
 from sniper.runs.run import Run
@@ -311,15 +312,14 @@ class _Stages:
             self.dataset,
             self.run.folder / "mined",
             device=self.device,
-            watch=self.callbacks.on_mining,
-            share=(self.processes.rank, self.processes.world_size),
+            on_progress=self.callbacks.on_mining,
+            processes=self.processes,
         )
-        self.processes.barrier()
         if self.processes.is_first:
             self._write_chips(path, store, first_epoch=first_epoch, started=started)
         self.processes.barrier()
 
-    def _write_chips(self, path: Path, store: ProposalStore, *, first_epoch: int, started: float) -> None:
+    def _write_chips(self, path: Path, store: BoxStore, *, first_epoch: int, started: float) -> None:
         generator = np.random.default_rng([self.spec.seed, first_epoch, 1])
         positives = build_table(self.dataset, self.spec.pyramid, generator=generator)
         table = add_negatives(

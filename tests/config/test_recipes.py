@@ -167,10 +167,10 @@ def test_a_recipe_overfits_eight_images(name: str, tmp_path: Path) -> None:
             print(name, report.progress.step, report.losses)  # noqa: T201 - shown if the test fails
 
     run_stages(run, spec, images, device=CPU, callbacks=Callbacks(on_step=show))
-    detector = Detector.load(run, spec, device=CPU)
+    detector = Detector.load(run, CPU, spec=spec)
     results = []
     for record in images:
-        detections = detector(load_image(record.path))
+        detections = detector.predict(load_image(record.path))
         results += to_coco(detections, image_id=record.image_id, categories=images.categories)
     ap50 = evaluate(results, images.to_coco()).as_dict()["ap50"]
     print(name, "AP50", ap50)  # noqa: T201

@@ -1,4 +1,4 @@
-"""The arithmetic of boxes against torchvision, and its laws."""
+"""Box arithmetic against torchvision, and its invariants."""
 
 import numpy as np
 import torch
@@ -22,30 +22,46 @@ def boxes_of(count: st.SearchStrategy[int]) -> st.SearchStrategy[np.ndarray]:
 
 
 @given(boxes_of(st.integers(0, 8)), boxes_of(st.integers(0, 8)))
-def test_iou_is_torchvisions(ones: np.ndarray, others: np.ndarray) -> None:
-    expected = box_iou(torch.from_numpy(ones), torch.from_numpy(others)).numpy()
-    np.testing.assert_allclose(b.iou(ones, others), expected, atol=1e-12)
+def test_iou_is_torchvisions(boxes: np.ndarray, others: np.ndarray) -> None:
+    expected = box_iou(torch.from_numpy(boxes), torch.from_numpy(others)).numpy()
+    np.testing.assert_allclose(b.iou(boxes, others), expected, atol=1e-12)
 
 
 @given(boxes_of(st.integers(0, 8)))
-def test_xywh_and_back_is_the_same(ones: np.ndarray) -> None:
-    np.testing.assert_array_equal(b.from_xywh(b.to_xywh(ones)), ones)
+def test_xywh_and_back_is_the_same(boxes: np.ndarray) -> None:
+    np.testing.assert_array_equal(b.from_xywh(b.to_xywh(boxes)), boxes)
 
 
 @given(boxes_of(st.integers(0, 8)))
-def test_clipping_twice_is_clipping_once_and_leaves_nothing_outside(ones: np.ndarray) -> None:
-    clipped = b.clip(ones, width=30, height=20)
+def test_clipped_boxes_are_inside_and_clip_to_themselves(boxes: np.ndarray) -> None:
+    clipped = b.clip(boxes, width=30, height=20)
     np.testing.assert_array_equal(b.clip(clipped, width=30, height=20), clipped)
     assert b.is_inside(clipped, np.array([[0.0, 0.0, 30.0, 20.0]])).all()
 
 
 @given(boxes_of(st.integers(1, 8)), boxes_of(st.integers(1, 8)))
-def test_a_box_is_inside_where_it_shares_all_its_area(ones: np.ndarray, others: np.ndarray) -> None:
-    shares_all = b.intersections(ones, others) == b.area(ones)[:, None]
-    np.testing.assert_array_equal(b.is_inside(ones, others), shares_all)
+def test_a_box_is_inside_where_the_intersection_is_all_of_it(boxes: np.ndarray, others: np.ndarray) -> None:
+    is_whole = b.intersections(boxes, others) == b.area(boxes)[:, None]
+    np.testing.assert_array_equal(b.is_inside(boxes, others), is_whole)
 
 
 def test_boxes_without_area_overlap_nothing() -> None:
     point = np.array([[5.0, 5.0, 5.0, 5.0]])
     assert b.iou(point, point).tolist() == [[0.0]]
     assert b.size(point).tolist() == [0.0]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.data())
+def test_ragged_rows_are_those_of_each_group(counts: list[int], data: st.DataObject) -> None:
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    groups = data.draw(st.lists(st.integers(0, len(counts) - 1), max_size=6))
+    selected, rows = b.ragged_rows(offsets, np.array(groups, dtype=np.int64))
+    expected = [list(range(offsets[group], offsets[group + 1])) for group in groups]
+    assert np.diff(selected).tolist() == [len(group) for group in expected]
+    assert rows.tolist() == [row for group in expected for row in group]
+
+
+def test_sides_are_width_first_and_reversed_for_torch() -> None:
+    sides = b.Sides(width=40, height=30)
+    assert sides == (40, 30)
+    assert sides.hw == (30, 40)

@@ -1,6 +1,7 @@
-"""Detections handed to other packages."""
+"""Detections as a value: indexed, printed, and handed to other packages."""
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -9,38 +10,119 @@ import pytest
 
 from sniper.geometry import Detections
 
-SOME = Detections(
-    boxes=np.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 9.0, 9.0]]),
-    scores=np.array([0.5, 0.25]),
-    labels=np.array([0, 2]),
+PLAIN = Detections(
+    boxes=np.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 9.0, 9.0], [0.0, 0.0, 2.0, 2.0]]),
+    scores=np.array([0.5, 0.25, 0.125]),
+    labels=np.array([0, 2, 2]),
+)
+NAMED = Detections(
+    boxes=PLAIN.boxes, scores=PLAIN.scores, labels=PLAIN.labels, class_names=("car", "bus", "person")
 )
 
 
-def test_supervision_is_given_what_it_wants() -> None:
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [
+        (PLAIN.scores > 0.2, [0, 1]),
+        (np.array([2, 0]), [2, 0]),
+        (np.zeros(0, dtype=np.int64), []),
+        (np.zeros(3, dtype=np.bool_), []),
+        (slice(1, None), [1, 2]),
+        (slice(None, None, -1), [2, 1, 0]),
+        (1, [1]),
+        (-1, [2]),
+        (np.int64(0), [0]),
+    ],
+)
+def test_an_index_of_any_kind_selects_detections(index: Any, rows: list[int]) -> None:
+    selected = NAMED[index]
+    assert selected.boxes.tolist() == NAMED.boxes[rows].tolist()
+    assert selected.scores.tolist() == NAMED.scores[rows].tolist()
+    assert selected.labels.tolist() == NAMED.labels[rows].tolist()
+    assert selected.class_names == NAMED.class_names
+
+
+def test_iterating_yields_one_detection_at_a_time() -> None:
+    assert [detection.names for detection in NAMED] == [("car",), ("person",), ("person",)]
+    with pytest.raises(IndexError):
+        NAMED[3]
+
+
+@pytest.mark.parametrize(
+    ("detections", "expected"),
+    [
+        (NAMED, "Detections(3: 2 person, 1 car)"),
+        (PLAIN, "Detections(3: 2 of class 2, 1 of class 0)"),
+        (Detections.empty(), "Detections(0)"),
+        (
+            Detections(
+                boxes=np.zeros((7, 4)), scores=np.zeros(7), labels=np.arange(7), class_names=(*"abcdefg",)
+            ),
+            "Detections(7: 1 a, 1 b, 1 c, 1 d, 1 e, and 2 more)",
+        ),
+    ],
+)
+def test_detections_are_printed_on_one_line(detections: Detections, expected: str) -> None:
+    assert repr(detections) == expected
+
+
+def test_each_detection_has_the_name_of_its_class() -> None:
+    assert NAMED.names == ("car", "person", "person")
+    with pytest.raises(ValueError, match="have no class names"):
+        _ = PLAIN.names
+
+
+def test_joined_detections_keep_their_order_and_class_names() -> None:
+    joined = Detections.join([NAMED[1:], NAMED[:1]])
+    assert joined.scores.tolist() == [0.25, 0.125, 0.5]
+    assert joined.class_names == NAMED.class_names
+    assert len(Detections.join([])) == 0
+
+
+def test_supervision_is_given_its_own_type() -> None:
     supervision = pytest.importorskip("supervision")
-    given = SOME.to_supervision()
-    assert isinstance(given, supervision.Detections)
-    assert given.xyxy.tolist() == SOME.boxes.tolist()
-    assert given.confidence.tolist() == [0.5, 0.25]
-    assert given.class_id.tolist() == [0, 2]
+    converted = NAMED.to_supervision()
+    assert isinstance(converted, supervision.Detections)
+    assert converted.xyxy.tolist() == NAMED.boxes.tolist()
+    assert converted.confidence.tolist() == [0.5, 0.25, 0.125]
+    assert converted.class_id.tolist() == [0, 2, 2]
+    assert converted["class_name"].tolist() == ["car", "person", "person"]
     assert len(Detections.empty().to_supervision()) == 0
 
 
-def test_the_arrays_for_supervision_have_its_types(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in: Any = ModuleType("supervision")
-    stand_in.Detections = lambda **fields: fields
-    monkeypatch.setitem(sys.modules, "supervision", stand_in)
-    given = SOME.to_supervision()
-    assert {name: values.dtype.name for name, values in given.items()} == {
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Detections], dict[str, Any]]:
+    """Convert detections with a stand-in for supervision that returns its arguments."""
+    module: Any = ModuleType("supervision")
+    module.Detections = lambda **fields: fields
+    monkeypatch.setitem(sys.modules, "supervision", module)
+    return lambda detections: detections.to_supervision()
+
+
+def test_arrays_for_supervision_have_the_types_it_expects(
+    stand_in: Callable[[Detections], dict[str, Any]],
+) -> None:
+    fields = stand_in(NAMED)
+    names = fields.pop("data")["class_name"]
+    assert {name: values.dtype.name for name, values in fields.items()} == {
         "xyxy": "float32",
         "confidence": "float32",
         "class_id": "int64",
     }
-    assert given["xyxy"].shape == (2, 4)
-    assert Detections.empty().to_supervision()["xyxy"].shape == (0, 4)
+    assert fields["xyxy"].shape == (3, 4)
+    assert names.tolist() == ["car", "person", "person"]
 
 
-def test_without_supervision_its_absence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("detections", "num_names"), [(PLAIN, None), (NAMED[:0], 0)])
+def test_class_names_go_to_supervision_where_they_are_known(
+    detections: Detections, num_names: int | None, stand_in: Callable[[Detections], dict[str, Any]]
+) -> None:
+    data = stand_in(detections)["data"]
+    assert ("class_name" in data) == (num_names is not None)
+    assert num_names is None or (len(data["class_name"]), data["class_name"].dtype.kind) == (num_names, "U")
+
+
+def test_a_missing_supervision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(ModuleNotFoundError, match="supervision"):
-        SOME.to_supervision()
+        PLAIN.to_supervision()

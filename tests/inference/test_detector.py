@@ -1,4 +1,4 @@
-"""Inference: each level's own sizes, merged in the image frame, on images of any sides."""
+"""Prediction: each level's sizes, merged in the image frame, on images of any sides and in any form."""
 
 import dataclasses
 from pathlib import Path
@@ -9,24 +9,27 @@ import torch
 from PIL import Image
 
 from sniper.chips import LevelSpec
-from sniper.config.experiment import PredictSpec
-from sniper.data.datasets import Category, load_dataset
-from sniper.errors import RunError
+from sniper.config.experiment import ExperimentSpec, PredictSpec
+from sniper.config.loading import dump_experiment
+from sniper.data.datasets import Category, Dataset, load_dataset
+from sniper.data.spec import DataSpec
+from sniper.errors import ConfigError, ImageError, RunError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import size
 from sniper.inference.detector import Detector, to_coco
 from sniper.pipeline import run_stages
 from sniper.runs.run import Run
 from tests.data.tiny import write_dataset
+from tests.inference.blobs import blob_detector, draw_blobs
 from tests.models.batches import build_tiny
 from tests.training.experiments import tiny_experiment
 
 CPU = torch.device("cpu")
-CATEGORIES = tuple(Category(category_id=i, name=str(i)) for i in (7, 9, 30))
+CATEGORIES = tuple(Category(category_id=i, name=f"class {i}") for i in (7, 9, 30))
 
 
-def predictor_of(*levels: LevelSpec, limit: int = 200) -> Detector:
-    spec = PredictSpec(levels=levels, precision="fp32", max_detections=limit)
+def tiny_detector(*levels: LevelSpec, max_detections: int = 200) -> Detector:
+    spec = PredictSpec(levels=levels, precision="fp32", max_detections=max_detections)
     return Detector(detect=build_tiny().eval().detect, spec=spec, categories=CATEGORIES, device=CPU)
 
 
@@ -39,56 +42,119 @@ def noise(width: int, height: int) -> np.ndarray:
 )
 def test_images_of_any_sides_are_searched(width: int, height: int) -> None:
     levels = (LevelSpec(factor=2.0, below=40), LevelSpec(long_side=64, at_least=20))
-    found = predictor_of(*levels)(noise(width, height))
-    assert (found.boxes >= -1e-6).all()
-    assert (found.boxes <= np.array([width, height, width, height]) + 1e-6).all()
-    assert (np.diff(found.scores) <= 0).all()
+    detections = tiny_detector(*levels).predict(noise(width, height))
+    assert (detections.boxes >= -1e-6).all()
+    assert (detections.boxes <= np.array([width, height, width, height]) + 1e-6).all()
+    assert (np.diff(detections.scores) <= 0).all()
 
 
 def test_a_level_reports_only_sizes_in_its_range() -> None:
-    found = predictor_of(LevelSpec(factor=1.0, at_least=20, below=40))(noise(200, 150))
-    sizes = size(found.boxes)
+    detections = tiny_detector(LevelSpec(factor=1.0, at_least=20, below=40)).predict(noise(200, 150))
+    sizes = size(detections.boxes)
     assert len(sizes) > 0
     assert ((sizes >= 20) & (sizes < 40)).all()
 
 
 def test_boxes_come_back_in_the_image_frame() -> None:
-    # The same pixels at the same level, told to be half as large: boxes half as large.
+    # The same level image, of an image half as large: boxes half as large.
     small = Image.fromarray(noise(128, 96)).resize((64, 48))
-    model = build_tiny().eval()
     pixels = torch.from_numpy(np.asarray(small.resize((128, 96), Image.Resampling.BILINEAR)).copy())
-    (expected,) = model.detect([pixels.permute(2, 0, 1)])
-    found = predictor_of(LevelSpec(factor=2.0), limit=10_000)(np.asarray(small))
+    (expected,) = build_tiny().eval().detect([pixels.permute(2, 0, 1)])
+    detections = tiny_detector(LevelSpec(factor=2.0), max_detections=10_000).predict(small)
     best = expected.boxes[expected.scores.argmax()] / 2
-    np.testing.assert_allclose(found.boxes[0], best, atol=1e-3)
+    np.testing.assert_allclose(detections.boxes[0], best, atol=1e-3)
 
 
-def test_no_more_than_the_limit_is_reported() -> None:
-    assert len(predictor_of(LevelSpec(factor=1.0), limit=3)(noise(100, 100))) == 3
+def test_no_more_than_the_maximum_is_reported() -> None:
+    detector = tiny_detector(LevelSpec(factor=1.0), max_detections=3)
+    assert len(detector.predict(noise(100, 100))) == 3
 
 
-def test_results_bear_the_categories_own_ids() -> None:
-    one = Detections(
+def test_detections_below_the_minimum_score_are_dropped() -> None:
+    detector = tiny_detector(LevelSpec(factor=1.0))
+    everything = detector.predict(noise(100, 100))
+    least = float(np.median(everything.scores))
+    best = detector.predict(noise(100, 100), min_score=least)
+    np.testing.assert_array_equal(best.boxes, everything.boxes[everything.scores >= least])
+    assert 0 < len(best) < len(everything)
+    (searched,) = detector.search([noise(100, 100)], min_score=least)
+    assert searched is not None
+    assert len(searched) == len(best)
+
+
+def test_detections_have_class_names() -> None:
+    detections = tiny_detector(LevelSpec(factor=1.0)).predict(noise(100, 100))
+    assert detections.class_names == ("class 7", "class 9", "class 30")
+    assert set(detections.names) <= set(detections.class_names)
+
+
+def test_an_unreadable_file_is_an_error_even_where_such_files_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    detector = blob_detector(LevelSpec(factor=1.0))
+    skipping = dataclasses.replace(detector, data=DataSpec(on_bad_image="skip"))
+    with pytest.raises(ImageError, match=r"bad\.png: cannot be read as an image"):
+        skipping.predict(tmp_path / "bad.png")
+
+
+def test_every_form_of_an_image_is_searched_alike(tmp_path: Path) -> None:
+    pixels, _ = draw_blobs(0, width=100, height=80, smallest=5, largest=20)
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    detector = blob_detector(LevelSpec(factor=1.0))
+    expected = detector.predict(pixels)
+    assert len(expected) > 0
+    for source in (path, str(path), path.read_bytes(), Image.fromarray(pixels), tensor):
+        np.testing.assert_array_equal(detector.predict(source).boxes, expected.boxes)
+
+
+def test_results_have_the_ids_of_the_categories() -> None:
+    detections = Detections(
         boxes=np.array([[1.0, 2.0, 4.0, 8.0]]), scores=np.array([0.123456]), labels=np.array([2])
     )
-    assert to_coco(one, image_id=5, categories=CATEGORIES) == [
+    assert to_coco(detections, image_id=5, categories=CATEGORIES) == [
         {"image_id": 5, "category_id": 30, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.12346}
     ]
 
 
-def test_a_run_brings_its_weights_and_categories(tmp_path: Path) -> None:
-    annotations = load_dataset(write_dataset(tmp_path))
-    spec = tiny_experiment(annotations.path)
-    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=0.2))
-    run = Run.create(tmp_path / "run", config="")
-    with pytest.raises(RunError, match="no checkpoint yet"):
-        Detector.load(run, spec, device=CPU)
-    model = run_stages(run, spec, annotations, device=CPU)
-    predictor = Detector.load(run, spec, device=CPU)
-    assert [category.name for category in predictor.categories] == ["dark", "bright"]
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return load_dataset(write_dataset(tmp_path))
+
+
+@pytest.fixture
+def spec(dataset: Dataset) -> ExperimentSpec:
+    spec = tiny_experiment(dataset.path)
+    return dataclasses.replace(spec, train=dataclasses.replace(spec.train, epochs=0.2))
+
+
+def test_a_run_is_loaded_with_its_weights_and_classes(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path / "run", config=dump_experiment(spec))
+    model = run_stages(run, spec, dataset, device=CPU)
     image = noise(150, 120)
-    own = Detector.of(model.eval(), spec=spec, categories=predictor.categories, device=CPU)(image)
-    found = predictor(image)
-    assert len(found) > 0
-    np.testing.assert_array_equal(found.boxes, own.boxes)
-    np.testing.assert_array_equal(found.scores, own.scores)
+    expected = Detector.of(model.eval(), spec=spec, categories=dataset.categories, device=CPU).predict(image)
+    assert len(expected) > 0
+    for detector in (
+        Detector.load(run, CPU),
+        Detector.load(str(run.folder), "cpu"),
+        Detector.load(run.folder, device="cpu", spec=spec),
+    ):
+        detections = detector.predict(image)
+        assert detections.class_names == ("dark", "bright")
+        np.testing.assert_array_equal(detections.boxes, expected.boxes)
+        np.testing.assert_array_equal(detections.scores, expected.scores)
+
+
+def test_a_run_without_weights_or_of_the_rpn_alone_is_not_loaded(
+    spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="there is no run"):
+        Detector.load(tmp_path / "none")
+    run = Run.create(tmp_path / "run", config=dump_experiment(spec))
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        Detector.load(run)
+    rpn_only = dataclasses.replace(spec, train=dataclasses.replace(spec.train, rpn_only=True))
+    with pytest.raises(ConfigError, match="has trained the RPN only"):
+        Detector.load(run, spec=rpn_only)

@@ -1,7 +1,7 @@
-"""Mining: every image searched once, whoever does it and however often it is interrupted."""
+"""Mining: every image searched once, in however many processes and pieces."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,11 @@ import torch
 from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.errors import DetectionsError, ProposalsError, RunError
+from sniper.errors import DetectionsError, RunError
+from sniper.geometry import Detections
 from sniper.geometry.boxes import iou
-from sniper.inference import proposals as module
 from sniper.inference.mining import Miner, mine, proposals_from_detections
-from sniper.inference.proposals import ProposalStore
+from sniper.inference.store import BoxStore
 from sniper.runs.run import Run
 from tests.data.tiny import write_dataset
 from tests.models.batches import TINY, build_tiny
@@ -25,14 +25,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    monkeypatch.setattr(module, "IMAGES_PER_SHARD", 1)
+def dataset(tmp_path: Path) -> Dataset:
     return load_dataset(write_dataset(tmp_path / "world"))
 
 
 @pytest.fixture
-def spec(annotations: Dataset) -> ExperimentSpec:
-    return tiny_experiment(annotations.path)
+def spec(dataset: Dataset) -> ExperimentSpec:
+    return tiny_experiment(dataset.path)
 
 
 @pytest.fixture
@@ -44,15 +43,18 @@ def ignore(num_done: int, num_images: int) -> None:
     pass
 
 
-def miner_of(*levels: LevelSpec, batch_megapixels: float = 8.0) -> Miner:
+def propose(
+    images: Sequence[np.ndarray], *levels: LevelSpec, batch_megapixels: float = 8.0
+) -> list[Detections]:
     spec = ExperimentSpec(
         mine=MineSpec(batch_megapixels=batch_megapixels),
         predict=PredictSpec(levels=levels, precision="fp32"),
     )
-    return Miner(model=build_tiny().eval(), spec=spec, device=CPU)
+    results = list(Miner(model=build_tiny().eval(), spec=spec, device=CPU).search(images))
+    return [proposals for proposals in results if proposals is not None]
 
 
-def noise(*sides: tuple[int, int]) -> Sequence[np.ndarray]:
+def noise(*sides: tuple[int, int]) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for w, h in sides]
 
@@ -60,110 +62,132 @@ def noise(*sides: tuple[int, int]) -> Sequence[np.ndarray]:
 def test_proposals_of_all_levels_are_merged_in_the_image_frame_best_first() -> None:
     levels = (LevelSpec(factor=2.0), LevelSpec(long_side=64))
     images = noise((90, 60), (64, 64), (1, 50))
-    for image, (boxes, scores) in zip(images, miner_of(*levels)(images), strict=True):
-        assert len(boxes) == len(scores) <= 2 * TINY.rpn.post_nms_top_n
+    results = propose(images, *levels)
+    for image, proposals in zip(images, results, strict=True):
+        height, width = image.shape[:2]
+        boxes = proposals.boxes
+        assert len(proposals) <= 2 * TINY.rpn.post_nms_top_n
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert (boxes >= 0).all()
-        assert (boxes <= np.array([*image.shape[1::-1], *image.shape[1::-1]])).all()
-        assert (np.diff(scores) <= 0).all()
-        overlaps = iou(boxes, boxes)
-        assert np.triu(overlaps, k=1).max(initial=0) <= 0.7 + 1e-6
-    (one_level, *_), (both, *_) = miner_of(levels[0])(images), miner_of(*levels)(images)
-    assert len(one_level[0]) < len(both[0])
+        assert (boxes <= np.array([width, height, width, height])).all()
+        assert (np.diff(proposals.scores) <= 0).all()
+        assert np.triu(iou(boxes, boxes), k=1).max(initial=0) <= 0.7 + 1e-6
+    assert len(propose(images, levels[0])[0]) < len(results[0])
 
 
-def test_images_of_one_shape_are_searched_together_as_one_by_one() -> None:
+def test_images_searched_in_one_batch_have_the_proposals_of_each_alone() -> None:
     images = noise((64, 64), (64, 64), (64, 64))
-    together = miner_of(LevelSpec(factor=1.0))(images)
-    alone = miner_of(LevelSpec(factor=1.0), batch_megapixels=0.004)(images)
-    for (boxes, scores), (others, other_scores) in zip(together, alone, strict=True):
-        np.testing.assert_allclose(boxes, others, atol=1e-3)
-        np.testing.assert_allclose(scores, other_scores, atol=1e-5)
+    together = propose(images, LevelSpec(factor=1.0))
+    alone = propose(images, LevelSpec(factor=1.0), batch_megapixels=0.004)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
 
 
-def test_a_miner_that_was_killed_goes_on_and_finds_the_same(
-    run: Run, spec: ExperimentSpec, annotations: Dataset, tmp_path: Path
+def assert_same(one: BoxStore, other: BoxStore) -> None:
+    assert one.num_images == other.num_images
+    for index in range(one.num_images):
+        proposals, others = one.read(index), other.read(index)
+        assert proposals is not None
+        assert others is not None
+        np.testing.assert_array_equal(proposals.boxes, others.boxes)
+        np.testing.assert_array_equal(proposals.scores, others.scores)
+
+
+def test_a_killed_miner_continues_and_finds_the_same(
+    run: Run, spec: ExperimentSpec, dataset: Dataset, tmp_path: Path
 ) -> None:
-    whole = mine(run, spec, annotations, tmp_path / "whole", device=CPU, watch=ignore)
+    whole = mine(run, spec, dataset, tmp_path / "whole", device=CPU, on_progress=ignore)
 
     def kill(num_done: int, num_images: int) -> None:
         if num_done == 3:
             raise KeyboardInterrupt
 
+    folder = tmp_path / "resumed"
     with pytest.raises(KeyboardInterrupt):
-        mine(run, spec, annotations, tmp_path / "parts", device=CPU, watch=kill)
-    begun = ProposalStore.begin(
-        tmp_path / "parts",
-        annotations,
-        source=json.loads((tmp_path / "parts/head.json").read_text())["source"],
-    )
-    assert begun.missing == [2, 3]
-    searched: list[int] = []
-    parts = mine(
-        run, spec, annotations, tmp_path / "parts", device=CPU, watch=lambda done, _: searched.append(done)
-    )
-    assert searched == [1, 2]
-    for (_, one), (_, other) in zip(whole, parts, strict=True):
-        np.testing.assert_array_equal(one.boxes, other.boxes)
-    mine(run, spec, annotations, tmp_path / "parts", device=CPU, watch=lambda done, _: searched.append(done))
-    assert searched == [1, 2]  # nothing is looked for twice
+        mine(run, spec, dataset, folder, device=CPU, on_progress=kill)
+    progress: list[tuple[int, int]] = []
+
+    def note(num_done: int, num_images: int) -> None:
+        progress.append((num_done, num_images))
+
+    assert_same(mine(run, spec, dataset, folder, device=CPU, on_progress=note), whole)
+    assert progress == [(1, 1)]
+    assert_same(mine(run, spec, dataset, folder, device=CPU, on_progress=note), whole)
+    assert progress == [(1, 1)]  # nothing is searched twice
 
 
-def test_processes_side_by_side_share_the_images(
-    run: Run, spec: ExperimentSpec, annotations: Dataset, tmp_path: Path
+def test_other_weights_or_settings_are_mined_anew(
+    trained: TrainedRun, spec: ExperimentSpec, dataset: Dataset, tmp_path: Path
 ) -> None:
-    for rank, missing in ((0, [1, 2]), (2, [1]), (1, [])):
-        store = mine(run, spec, annotations, tmp_path / "found", device=CPU, watch=ignore, share=(rank, 3))
-        assert store.missing == missing
+    run = trained.run
 
-
-def test_a_process_waits_for_the_first_one_to_begin(
-    run: Run, spec: ExperimentSpec, annotations: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sniper.inference.mining._LONGEST_WAIT", 0.2)
-    with pytest.raises(ProposalsError, match="the first process has not begun it"):
-        mine(run, spec, annotations, tmp_path / "found", device=CPU, watch=ignore, share=(1, 2))
-
-
-def test_a_run_without_weights_cannot_mine(
-    spec: ExperimentSpec, annotations: Dataset, tmp_path: Path
-) -> None:
-    with pytest.raises(RunError, match="no checkpoint yet"):
+    def count(spec: ExperimentSpec) -> int:
+        searched: list[int] = []
         mine(
-            Run.create(tmp_path / "new", config=""),
+            run,
             spec,
-            annotations,
+            dataset,
             tmp_path / "found",
             device=CPU,
-            watch=ignore,
+            on_progress=lambda done, _: searched.append(done),
+        )
+        return len(searched)
+
+    assert count(spec) == 4
+    assert count(spec) == 0
+    stricter = ExperimentSpec(model=spec.model, predict=spec.predict, mine=MineSpec(nms_iou=0.5))
+    assert count(stricter) == 4
+    weights = run.weights_path
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert count(stricter) == 4
+
+
+def test_a_run_without_weights_cannot_mine(spec: ExperimentSpec, dataset: Dataset, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "new", config="")
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        mine(run, spec, dataset, tmp_path / "found", device=CPU, on_progress=ignore)
+
+
+def entry_of(
+    image_id: int, bbox: Sequence[float], score: float, *, category_id: int = 10
+) -> dict[str, object]:
+    return {"image_id": image_id, "category_id": category_id, "bbox": list(bbox), "score": score}
+
+
+ENTRIES = [
+    entry_of(2, (5, 5, 20, 20), 0.5),
+    entry_of(2, (5, 5, 20, 21), 0.9, category_id=11),  # the same object, as another class
+    entry_of(2, (50, 150, 90, 90), 0.7),  # reaches over the border
+    entry_of(4, (1, 2, 3, 4), 0.1),
+]
+
+
+@pytest.fixture
+def take(dataset: Dataset, tmp_path: Path) -> Callable[[list[dict[str, object]]], BoxStore]:
+    def take(entries: list[dict[str, object]]) -> BoxStore:
+        source = tmp_path / "found.json"
+        source.write_text(json.dumps(entries))
+        return proposals_from_detections(
+            entries, dataset, tmp_path / "proposals", spec=MineSpec(), source=source
         )
 
+    return take
 
-def test_detections_of_any_detector_are_taken(annotations: Dataset, tmp_path: Path) -> None:
-    source = tmp_path / "found.json"
-    entries = [
-        {"image_id": 2, "category_id": 10, "bbox": [5, 5, 20, 20], "score": 0.5},
-        {
-            "image_id": 2,
-            "category_id": 11,
-            "bbox": [5, 5, 20, 21],
-            "score": 0.9,
-        },  # the same again, as another class
-        {
-            "image_id": 2,
-            "category_id": 10,
-            "bbox": [50, 150, 90, 90],
-            "score": 0.7,
-        },  # reaches over the border
-        {"image_id": 4, "category_id": 10, "bbox": [1, 2, 3, 4], "score": 0.1},
-    ]
-    source.write_text(json.dumps(entries))
-    store = proposals_from_detections(
-        entries, annotations, tmp_path / "found", spec=MineSpec(), source=source
-    )
-    found = [shard.boxes for _, shard in store]
-    assert [len(boxes) for boxes in found] == [0, 2, 0, 1]
-    np.testing.assert_allclose(found[1], [[5, 5, 25, 26], [50, 150, 96, 200]], atol=0.01)
-    strange = [{**entries[0], "image_id": 77}]
-    with pytest.raises(DetectionsError, match="has no image 77"):
-        proposals_from_detections(strange, annotations, tmp_path / "other", spec=MineSpec(), source=source)
+
+def test_detections_of_another_detector_become_proposals(
+    take: Callable[[list[dict[str, object]]], BoxStore],
+) -> None:
+    store = take(ENTRIES)
+    assert store.counts.tolist() == [0, 2, 0, 1]
+    proposals = store.read(1)
+    assert proposals is not None
+    np.testing.assert_allclose(proposals.boxes, [[5, 5, 25, 26], [50, 150, 96, 200]], atol=0.01)
+    assert take([]).counts.tolist() == [0, 0, 0, 0]
+
+
+def test_detections_of_an_unknown_image_are_refused(
+    take: Callable[[list[dict[str, object]]], BoxStore],
+) -> None:
+    with pytest.raises(DetectionsError, match=r"found\.json: .*train\.json has no image 77"):
+        take([*ENTRIES, entry_of(77, (1, 2, 3, 4), 0.5)])

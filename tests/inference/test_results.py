@@ -1,8 +1,9 @@
-"""Results are kept as they come, and put together whole, in order, whoever found them."""
+"""COCO results files: in the order of the images, whole or absent, the same after a search that was stopped."""
 
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,167 +11,185 @@ import pytest
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
+from sniper.data.spec import DataSpec
 from sniper.errors import DetectionsError, ImageError
-from sniper.inference.results import ImageToSearch, ResultParts, SearchReport, search_to_file
-from sniper.runs.processes import Processes
+from sniper.inference.detector import Detector, to_coco
+from sniper.inference.results import ImageToSearch, SearchReport, search_to_file
 from tests.data.tiny import write_image
-from tests.inference.test_search import blob_predictor
+from tests.inference.blobs import blob_detector
+
+DETECTOR = blob_detector(LevelSpec(factor=1.0), window=256, batch_megapixels=0.001)
 
 
-def entries_of(index: int) -> list[dict[str, Any]]:
-    return [{"image_id": index, "score": 0.5 + 0.01 * k} for k in range(index % 3)]
+@pytest.fixture
+def images(tmp_path: Path) -> list[ImageToSearch]:
+    images = []
+    for number in range(40):
+        path = tmp_path / "images" / f"{number}.png"
+        write_image(path, width=60, height=50, seed=number)
+        images.append(ImageToSearch(image_id=100 + number, path=path, file_name=f"é{number}.png"))
+    return images
 
 
-def parts_of(
+def ignore(*_: object) -> None:
+    pass
+
+
+def search(
+    images: list[ImageToSearch],
     target: Path,
     *,
     resume: bool = False,
-    num_images: int = 7,
     weights: str = "a",
-    ranks: Processes | None = None,
-) -> ResultParts:
-    return ResultParts(
-        target, made_of={"weights": weights}, num_images=num_images, resume=resume, ranks=ranks or Processes()
+    detector: Detector = DETECTOR,
+    on_progress: Callable[[int, int], None] = ignore,
+) -> SearchReport:
+    return search_to_file(
+        detector, images, target, source={"weights": weights}, resume=resume, on_progress=on_progress
     )
 
 
-def hidden(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+def kill_after(number: int) -> Callable[[int, int], None]:
+    def kill(num_done: int, num_images: int) -> None:
+        if num_done == number:
+            raise KeyboardInterrupt
+
+    return kill
 
 
-def test_results_stand_in_the_order_of_the_images(tmp_path: Path) -> None:
+def entries_of(image: ImageToSearch) -> list[dict[str, Any]]:
+    detections = DETECTOR.predict(image.path)
+    entries = to_coco(detections, image_id=image.image_id, categories=DETECTOR.categories)
+    return [{**entry, "file_name": image.file_name} for entry in entries]
+
+
+def test_results_are_in_the_order_of_the_images(images: list[ImageToSearch], tmp_path: Path) -> None:
     target = tmp_path / "found.json"
-    with parts_of(target) as parts:
-        for index in (3, 1, 0, 2, 6, 5, 4):
-            parts.keep(index, None if index == 4 else entries_of(index))
-        assert parts.finish() == (sum(len(entries_of(i)) for i in range(7) if i != 4), [4])
-    wanted = [entry for index in range(7) if index != 4 for entry in entries_of(index)]
-    assert json.loads(target.read_text()) == wanted
-    assert hidden(tmp_path) == []
+    report = search(images, target)
+    expected = [entry for image in images for entry in entries_of(image)]
+    # One entry a line, as json.dumps writes it.
+    lines = ",\n".join(json.dumps(entry) for entry in expected)
+    assert target.read_text() == f"[\n{lines}\n]\n"
+    assert report == SearchReport(num_results=len(expected), num_full=0, skipped=[])
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "found.json"}
 
 
-def test_a_search_without_results_writes_an_empty_list(tmp_path: Path) -> None:
-    with parts_of(tmp_path / "found.json", num_images=0) as parts:
-        assert parts.finish() == (0, [])
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_search_without_results_writes_an_empty_list(count: int, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", width=60, height=50)
+    nothing = dataclasses.replace(DETECTOR, spec=dataclasses.replace(DETECTOR.spec, score_threshold=0.99))
+    images = [ImageToSearch(image_id=1, path=tmp_path / "a.png")] * count
+    assert search(images, tmp_path / "found.json", detector=nothing).num_results == 0
     assert json.loads((tmp_path / "found.json").read_text()) == []
 
 
-def test_a_stopped_search_goes_on_with_what_is_left_however_it_was_stopped(tmp_path: Path) -> None:
-    target = tmp_path / "found.json"
-    with parts_of(target) as parts:
-        for index in (0, 1, 2):
-            parts.keep(index, entries_of(index))
-    (part,) = tmp_path.glob(".found.json.part*")
-    with part.open("a") as file:
-        file.write('[3, [{"image_id')  # killed while it wrote
-    with parts_of(target, resume=True) as parts:
-        assert parts.left == [3, 4, 5, 6]
-        for index in parts.left[:2]:
-            parts.keep(index, entries_of(index))
-    with parts_of(target, resume=True) as parts:
-        assert parts.own_share == [5, 6]
-        for index in parts.own_share:
-            parts.keep(index, entries_of(index))
-        parts.finish()
-    assert json.loads(target.read_text()) == [entry for index in range(7) for entry in entries_of(index)]
-    assert hidden(tmp_path) == []
-
-
-def test_without_resume_it_is_begun_anew(tmp_path: Path) -> None:
-    with parts_of(tmp_path / "found.json") as parts:
-        parts.keep(0, entries_of(0))
-    with parts_of(tmp_path / "found.json") as parts:
-        assert parts.left == list(range(7))
-
-
-def test_other_weights_or_images_are_not_gone_on_with(tmp_path: Path) -> None:
-    with parts_of(tmp_path / "found.json") as parts:
-        parts.keep(0, entries_of(0))
-    with pytest.raises(DetectionsError, match=r"part000: is of another search"):
-        parts_of(tmp_path / "found.json", resume=True, weights="b")
-
-
-def test_a_part_that_is_gone_is_told_and_not_taken_for_images_without_results(tmp_path: Path) -> None:
-    with parts_of(tmp_path / "found.json") as parts:
-        for index in range(6):
-            parts.keep(index, entries_of(index))
-        with pytest.raises(DetectionsError, match="the results of 1 images are in no part"):
-            parts.finish()
-
-
-def test_a_gap_in_the_parts_costs_none_of_them(tmp_path: Path) -> None:
+def test_a_stopped_search_resumes_with_the_images_that_are_left(
+    images: list[ImageToSearch], tmp_path: Path
+) -> None:
+    search(images, tmp_path / "whole.json")
     target = tmp_path / "found[1].json"
-    for index in range(3):
-        with parts_of(target, resume=index > 0) as parts:
-            parts.keep(index, entries_of(index))
-    (tmp_path / ".found[1].json.part001").unlink()  # of a process that had found nothing
-    with parts_of(target, resume=True) as parts:
-        assert parts.left == [1, 3, 4, 5, 6]
-        for index in parts.left:
-            parts.keep(index, entries_of(index))
-        parts.finish()
-    assert json.loads(target.read_text()) == [entry for index in range(7) for entry in entries_of(index)]
+    with pytest.raises(KeyboardInterrupt):
+        search(images, target, on_progress=kill_after(25))
+    assert not target.exists()
+    with pytest.raises(KeyboardInterrupt):
+        search(images, target, resume=True, on_progress=kill_after(10))
+    progress: list[tuple[int, int]] = []
+    search(images, target, resume=True, on_progress=lambda *counts: progress.append(counts))
+    assert progress == [(number, 5) for number in range(1, 6)]
+    assert target.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "whole.json", "found[1].json"}
 
 
-def test_an_image_that_cannot_be_read_ends_the_search_and_loses_nothing(tmp_path: Path) -> None:
-    images = []
-    for number in range(40):
-        write_image(tmp_path / f"{number}.png", width=60, height=50, seed=number)
-        images.append(
-            ImageToSearch(image_id=number, path=tmp_path / f"{number}.png", file_name=f"{number}.png")
-        )
-    predictor = blob_predictor(LevelSpec(factor=1.0), window=256, batch_megapixels=0.001)
-    target = tmp_path / "found.json"
-    seen: list[tuple[int, int]] = []
+def test_without_resume_a_search_starts_anew(images: list[ImageToSearch], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search(images, tmp_path / "found.json", on_progress=kill_after(25))
+    totals: list[int] = []
+    search(images, tmp_path / "found.json", on_progress=lambda _, total: totals.append(total))
+    assert set(totals) == {40}
 
-    def search(*, resume: bool, weights: str = "a") -> SearchReport:
-        return search_to_file(
-            predictor,
-            images,
-            target,
-            made_of={"weights": weights},
-            resume=resume,
-            ranks=Processes(),
-            watch=lambda done, total: seen.append((done, total)),
-        )
 
-    search(resume=False)
-    whole = target.read_bytes()
-    target.unlink()
-    bad = tmp_path / "39.png"
+def test_resume_without_an_earlier_search_starts_one(images: list[ImageToSearch], tmp_path: Path) -> None:
+    assert search(images, tmp_path / "found.json", resume=True).num_results > 0
+
+
+@pytest.mark.parametrize("changed", ["weights", "images", "file", "settings", "classes"])
+def test_a_search_of_something_else_is_not_resumed(
+    changed: str, images: list[ImageToSearch], tmp_path: Path
+) -> None:
+    target, detector, weights = tmp_path / "found.json", DETECTOR, "a"
+    with pytest.raises(KeyboardInterrupt):
+        search(images, target, on_progress=kill_after(25))
+    if changed == "weights":
+        weights = "b"
+    elif changed == "images":
+        images = images[:-1]
+    elif changed == "file":
+        os.utime(images[3].path, ns=(1, 1))
+    elif changed == "settings":
+        detector = dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, merge_iou=0.4))
+    else:
+        detector = dataclasses.replace(detector, categories=())
+    with pytest.raises(DetectionsError, match=r"found\.json\.parts: is of another search .*--resume"):
+        search(images, target, resume=True, weights=weights, detector=detector)
+
+
+def test_an_unreadable_image_ends_the_search_and_loses_nothing(
+    images: list[ImageToSearch], tmp_path: Path
+) -> None:
+    search(images, tmp_path / "whole.json")
+    target, bad = tmp_path / "found.json", images[39].path
     content, stat = bad.read_bytes(), bad.stat()
     bad.write_bytes(content[:100].ljust(len(content), b"\0"))
     os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(ImageError, match=r"39\.png"):
-        search(resume=False)
+        search(images, target)
     assert not target.exists()
-    with pytest.raises(DetectionsError, match="is of another search"):
-        search(resume=True, weights="b")
     bad.write_bytes(content)
-    os.utime(bad, ns=(1, 1))
-    with pytest.raises(DetectionsError, match="is of another search"):
-        search(resume=True)  # one of the images has changed
     os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    seen.clear()
-    report = search(resume=True)
-    assert seen[-1][1] < 40
-    assert report.skipped == []
-    assert report.num_results == len(json.loads(target.read_text())) > 0
-    assert target.read_bytes() == whole
-    assert hidden(tmp_path) == []
+    totals: list[int] = []
+    search(images, target, resume=True, on_progress=lambda _, total: totals.append(total))
+    assert totals[-1] < 40
+    assert target.read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 
-def test_images_in_which_as_many_were_found_as_may_be_are_counted(tmp_path: Path) -> None:
+def test_a_search_that_an_unreadable_image_ended_resumes_without_it(
+    images: list[ImageToSearch], tmp_path: Path
+) -> None:
+    images[39].path.write_text("no image")
+    with pytest.raises(ImageError, match=r"39\.png"):
+        search(images, tmp_path / "found.json")
+    skipping = dataclasses.replace(DETECTOR, data=DataSpec(on_bad_image="skip"))
+    with pytest.warns(UserWarning, match="skipped"):
+        report = search(images, tmp_path / "found.json", resume=True, detector=skipping)
+    assert report.skipped == [39]
+
+
+def test_skipped_images_are_reported_and_have_no_results(images: list[ImageToSearch], tmp_path: Path) -> None:
+    images[7].path.write_text("no image")
+    skipping = dataclasses.replace(DETECTOR, data=DataSpec(on_bad_image="skip"))
+    with pytest.warns(UserWarning, match=r"7\.png: cannot be read as an image .*; skipped"):
+        report = search(images, tmp_path / "found.json", detector=skipping)
+    assert report.skipped == [7]
+    results = json.loads((tmp_path / "found.json").read_text())
+    assert {entry["image_id"] for entry in results} <= {100 + number for number in range(40)} - {107}
+
+
+def test_an_earlier_results_file_stays_until_the_search_is_complete(
+    images: list[ImageToSearch], tmp_path: Path
+) -> None:
+    target = tmp_path / "found.json"
+    target.write_text("[]")
+    with pytest.raises(KeyboardInterrupt):
+        search(images, target, on_progress=kill_after(25))
+    assert target.read_text() == "[]"
+
+
+def test_images_with_as_many_detections_as_allowed_are_counted(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", width=300, height=200)
     spec = PredictSpec(levels=(LevelSpec(factor=1.0),), max_detections=2)
-    predictor = dataclasses.replace(blob_predictor(LevelSpec(factor=1.0), window=256), spec=spec)
-    report = search_to_file(
-        predictor,
+    report = search(
         [ImageToSearch(image_id=1, path=tmp_path / "a.png")],
         tmp_path / "found.json",
-        made_of={},
-        resume=False,
-        ranks=Processes(),
-        watch=lambda done, total: None,
+        detector=dataclasses.replace(DETECTOR, spec=spec),
     )
     assert (report.num_results, report.num_full) == (2, 1)

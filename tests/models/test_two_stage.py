@@ -151,7 +151,7 @@ def check_overfitting(model: TwoStageDetector, sample: ChipSample) -> None:
     with torch.no_grad():
         (detections,) = model.detect([batch.images[0]])  # in training mode: batch statistics of this chip
     for box, label in zip(sample.target.boxes, sample.target.labels.tolist(), strict=True):
-        of_label = detections.select(detections.labels == label)
+        of_label = detections[detections.labels == label]
         best = of_label.boxes[of_label.scores.argmax()]
         assert np.abs(best - box).max() < 4
         assert of_label.scores.max() > 0.5

@@ -48,8 +48,8 @@ def test_extreme_images_train_and_predict(tmp_path: Path) -> None:
     train_run(run, spec, dataset, callbacks=Callbacks(on_step=reports.append))
     assert all(np.isfinite(report.loss) for report in reports)
 
-    detector = Detector.load(run, spec, device=torch.device("cpu"))
+    detector = Detector.load(run, torch.device("cpu"), spec=spec)
     for record in dataset:
-        detections = detector(load_image(record.path))
+        detections = detector.predict(load_image(record.path))
         assert (detections.boxes <= np.array([record.width, record.height] * 2) + 1e-6).all()
         assert np.isfinite(detections.boxes).all()

@@ -55,11 +55,11 @@ def choose_chips(
     import numpy as np
 
     from sniper.data.epoch import build_table
-    from sniper.inference.proposals import ProposalStore, add_negatives
+    from sniper.inference.proposals import add_negatives, open_proposals
 
     generator = np.random.default_rng(seed)
     table = build_table(dataset, spec.pyramid, generator=generator)
     if proposals is None:
         return table
-    store = ProposalStore.open(proposals, dataset)
+    store = open_proposals(proposals, dataset)
     return add_negatives(table, store, spec.negatives, pyramid=spec.pyramid, generator=generator)

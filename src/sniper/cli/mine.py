@@ -53,23 +53,32 @@ def mine(
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
     dataset = _load_dataset(spec, annotations, images, has_images=detections is None)
-    processes = Processes.from_environment()
-    share = processes.rank, processes.world_size
     folder = output or run / "proposals"
-    if detections is not None:
-        store = proposals_from_detections(
-            load_detections(detections), dataset, folder, spec=spec.mine, source=detections, share=share
-        )
-    else:
-        with show_progress() as bars:
-            store = mine_run(
-                opened, spec, dataset, folder, device=select_device(device), watch=bars.mining, share=share
+    place = select_device(device if detections is None else "cpu")
+    with (
+        Processes.from_environment().process_group(place) as processes,
+        show_progress(is_shown=processes.is_first) as bars,
+    ):
+        if detections is not None:
+            store = proposals_from_detections(
+                load_detections(detections),
+                dataset,
+                folder,
+                spec=spec.mine,
+                source=detections,
+                processes=processes,
             )
+        else:
+            store = mine_run(
+                opened, spec, dataset, folder, device=place, on_progress=bars.mining, processes=processes
+            )
+    if not processes.is_first:
+        return
     print_result(
         {
             "num_images": len(dataset),
-            "missing_shards": len(store.missing),
-            "num_proposals": store.num_proposals,
+            "skipped_images": [str(dataset[index].path) for index in store.unreadable],
+            "num_proposals": int(store.counts.sum()),
             "bytes_per_image": round(store.num_bytes / max(len(dataset), 1), 1),
             "seconds": round(time.monotonic() - started, 3),
             "output": str(folder),

@@ -71,7 +71,7 @@ def predict(
     place = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
-    detector = Detector.load(opened, spec, device=place)
+    detector = Detector.load(opened, place, spec=spec)
     drawer = None if draw is None else _drawer(draw, sources, truth, detector=detector, run=run)
     started = time.monotonic()
     with (
@@ -82,11 +82,11 @@ def predict(
             detector,
             sources,
             target,
-            made_of={"weights": sha256(opened.weights_path), "model": asdict(spec.model)},
+            source={"weights": sha256(opened.weights_path), "model": asdict(spec.model)},
             resume=resume,
-            ranks=processes,
-            watch=bars.predicting,
-            show=drawer,
+            processes=processes,
+            on_progress=bars.predicting,
+            on_image=drawer,
         )
     if not processes.is_first:
         return

@@ -115,7 +115,7 @@ def run_demo(
     run_stages(run, spec, train_set, device=device, callbacks=Callbacks(on_step=watch))
 
     log("detecting objects in the test images")
-    results = _detect(Detector.load(run, spec, device=device), test_set, pictures=pictures)
+    results = _detect(Detector.load(run, device, spec=spec), test_set, pictures=pictures)
     save_detections(folder / "detections.json", results)
     scores = evaluate(results, test_set.to_coco()).as_dict()
     minutes = round((time.monotonic() - started) / 60, 2)

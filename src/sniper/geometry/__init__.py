@@ -1,6 +1,6 @@
-"""Boxes and detections as arrays; knows no image, file, network or torch.
+"""Boxes and detections as arrays, without images, files, networks or torch.
 
-`boxes` holds the arithmetic, `suppression` merges overlapping detections, `detections` is what an image yields.
+`boxes` is box arithmetic, `nms` merges overlapping detections, `detections` is their value type.
 """
 
 from sniper.geometry.detections import Detections

@@ -25,12 +25,12 @@ class Sides(NamedTuple):
 
 
 def empty_boxes() -> Float[np.ndarray, "0 4"]:
-    """Give the boxes of something that has none."""
+    """Return an array of no boxes."""
     return np.zeros((0, 4), dtype=np.float64)
 
 
 def from_xywh(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """Turn COCO's corner, width and height into two corners.
+    """Convert COCO's xywh boxes to xyxy.
 
     Args:
         boxes: (n, 4) xywh, any frame. May be empty.
@@ -46,7 +46,7 @@ def from_xywh(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
 
 
 def to_xywh(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """Turn two corners into COCO's corner, width and height.
+    """Convert xyxy boxes to COCO's xywh.
 
     Args:
         boxes: (n, 4) xyxy, any frame. May be empty.
@@ -62,7 +62,7 @@ def to_xywh(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
 
 
 def area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
-    """Measure the area of each box.
+    """Compute the area of each box.
 
     Args:
         boxes: (n, 4) xyxy, any frame. May be empty.
@@ -78,7 +78,7 @@ def area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
 
 
 def size(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
-    """Measure the size of each box: the square root of its area (SNIPER §3.1).
+    """Compute the size of each box: the square root of its area (SNIPER §3.1).
 
     Args:
         boxes: (n, 4) xyxy, any frame. May be empty.
@@ -94,7 +94,7 @@ def size(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
 
 
 def clip(boxes: Float[np.ndarray, "n 4"], *, width: float, height: float) -> Float[np.ndarray, "n 4"]:
-    """Cut boxes at the borders of a frame that reaches from (0, 0) to (width, height).
+    """Clip boxes to a frame from (0, 0) to (width, height).
 
     Args:
         boxes: (n, 4) xyxy, the frame's pixels. May be empty.
@@ -102,7 +102,7 @@ def clip(boxes: Float[np.ndarray, "n 4"], *, width: float, height: float) -> Flo
         height: of the frame, pixels.
 
     Returns:
-        (n, 4) xyxy; a box outside the frame has no area left.
+        (n, 4) xyxy; a box outside the frame ends up without area.
 
     Example:
         >>> clip(np.array([[-5.0, 2.0, 20.0, 30.0]]), width=10, height=10).tolist()
@@ -114,7 +114,7 @@ def clip(boxes: Float[np.ndarray, "n 4"], *, width: float, height: float) -> Flo
 def intersections(
     boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]
 ) -> Float[np.ndarray, "n m"]:
-    """Measure the area that each box shares with each other box.
+    """Compute the intersection area of every pair of boxes.
 
     Args:
         boxes: (n, 4) xyxy. May be empty.
@@ -134,14 +134,14 @@ def intersections(
 
 
 def iou(boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-    """Measure intersection over union of each box with each other box.
+    """Compute the intersection over union of every pair of boxes.
 
     Args:
         boxes: (n, 4) xyxy. May be empty.
         others: (m, 4) xyxy, same frame. May be empty.
 
     Returns:
-        (n, m) shares from 0 to 1; 0 where both boxes have no area.
+        (n, m) values from 0 to 1; 0 where neither box has an area.
 
     Example:
         >>> iou(np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([[0.0, 0.0, 2.0, 4.0]])).tolist()
@@ -153,7 +153,7 @@ def iou(boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]) -> Fl
 
 
 def is_inside(boxes: Float[np.ndarray, "n 4"], windows: Float[np.ndarray, "m 4"]) -> Bool[np.ndarray, "n m"]:
-    """Tell which boxes lie wholly inside which windows; shared borders count as inside.
+    """Check which boxes lie wholly inside which windows; shared borders count as inside.
 
     Args:
         boxes: (n, 4) xyxy. May be empty.
@@ -176,7 +176,7 @@ def ragged_rows(
 ) -> tuple[Int[np.ndarray, " k_plus_1"], Int[np.ndarray, " r"]]:
     """Return the rows of a flat array that belong to some of its groups.
 
-    Group `i` owns the rows `offsets[i]` up to `offsets[i + 1]`, as the boxes of image `i` do.
+    The rows of group `i`, such as the boxes of image `i`, are `offsets[i]` up to `offsets[i + 1]`.
 
     Args:
         offsets: (m + 1,) where the rows of each group begin.

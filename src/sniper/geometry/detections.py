@@ -1,38 +1,85 @@
-"""Boxes, scores and labels of one image: indexed, moved and joined together."""
+"""Boxes, scores and labels of the objects in one image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from sniper.errors import count_and_list
 from sniper.geometry.boxes import empty_boxes
 
+_NUM_CLASSES_SHOWN = 5
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Detections:
-    """What a detector found in one image.
+    """Detections of one image, in arrays of equal length.
+
+    Indexing with a mask, an array of indices, a slice or one index returns `Detections` again, and so does iterating,
+    one by one.
 
     Attributes:
-        boxes: (n, 4) xyxy; the frame is the giver's to say. May be empty.
+        boxes: (n, 4) xyxy; in the image frame where they come from a `Detector`. May be empty.
         scores: (n,) confidence from 0 to 1.
         labels: (n,) contiguous class labels, 0..C-1.
+        class_names: names by label; empty where they are unknown.
+
+    Example:
+        >>> boxes = np.array([[0.0, 0.0, 8.0, 8.0], [4.0, 4.0, 20.0, 9.0], [5.0, 0.0, 9.0, 9.0]])
+        >>> detections = Detections(
+        ...     boxes=boxes,
+        ...     scores=np.array([0.9, 0.8, 0.3]),
+        ...     labels=np.array([0, 1, 0]),
+        ...     class_names=("car", "person"),
+        ... )
+        >>> detections
+        Detections(3: 2 car, 1 person)
+        >>> detections[detections.scores > 0.5].names
+        ('car', 'person')
     """
 
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def select(self, index: Int[np.ndarray, " k"] | Bool[np.ndarray, " n"]) -> Self:
-        """Keep the detections that an index or a mask names, in its order."""
-        return type(self)(boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index])
+    def __getitem__(
+        self, index: int | np.integer | slice | Int[np.ndarray, " k"] | Bool[np.ndarray, " n"]
+    ) -> Self:
+        rows = np.array([index]) if isinstance(index, int | np.integer) else index
+        return replace(self, boxes=self.boxes[rows], scores=self.scores[rows], labels=self.labels[rows])
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        labels, counts = np.unique(self.labels, return_counts=True)
+        names = self.class_names or {label: f"of class {label}" for label in labels.tolist()}
+        most_first = sorted(zip((-counts).tolist(), labels.tolist(), strict=True))
+        per_class = [f"{-count} {names[label]}" for count, label in most_first]
+        listed = count_and_list(per_class, limit=_NUM_CLASSES_SHOWN, separator=", ")
+        return f"{type(self).__name__}({len(self)}{': ' if listed else ''}{listed})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The class name of each detection.
+
+        Raises:
+            ValueError: if the detections have no class names.
+        """
+        if not self.class_names:
+            raise ValueError("these detections have no class names")
+        return tuple(self.class_names[label] for label in self.labels.tolist())
 
     def to_supervision(self) -> Any:
-        """Give them as `supervision.Detections`, for the trackers, zones and annotators of that package.
+        """Convert to `supervision.Detections`, for the trackers, zones and annotators of that package.
+
+        Class names, where they are known, become `data["class_name"]`.
 
         Raises:
             ModuleNotFoundError: if supervision is not installed.
@@ -43,20 +90,22 @@ class Detections:
             xyxy=self.boxes.astype(np.float32),
             confidence=self.scores.astype(np.float32),
             class_id=self.labels.astype(np.int64),
+            data={"class_name": np.array(self.names, dtype=np.str_)} if self.class_names else {},
         )
 
     @classmethod
     def empty(cls) -> Self:
-        """Give the detections of an image in which nothing was found."""
+        """Return the detections of an image without objects."""
         return cls(boxes=empty_boxes(), scores=np.zeros(0), labels=np.zeros(0, dtype=np.int64))
 
     @classmethod
-    def join(cls, parts: Sequence["Detections"]) -> Self:
-        """Put the detections of several levels of one image together, in order."""
-        if not parts:
+    def join(cls, detections: Sequence["Detections"]) -> Self:
+        """Concatenate detections of one image, in order; the class names are those of the first."""
+        if not detections:
             return cls.empty()
         return cls(
-            boxes=np.concatenate([part.boxes for part in parts]),
-            scores=np.concatenate([part.scores for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
+            boxes=np.concatenate([each.boxes for each in detections]),
+            scores=np.concatenate([each.scores for each in detections]),
+            labels=np.concatenate([each.labels for each in detections]),
+            class_names=detections[0].class_names,
         )

@@ -1,11 +1,12 @@
-"""Merging of overlapping detections, class by class: soft and hard suppression, and fusion.
+"""Merging of overlapping detections, class by class: soft-NMS, NMS and weighted box fusion.
 
-Soft-NMS (Bodla et al., 2017) lowers the scores of what overlaps a better detection instead of dropping it; SNIPER
+Soft-NMS (Bodla et al., 2017) lowers the scores of detections that overlap a better one instead of dropping them; SNIPER
 merges its levels with the Gaussian form, σ = 0.55 (SNIPER §4; authors' code). Weighted box fusion (Solovyev et al.,
-2021) averages boxes that overlap, weighted by their scores.
+2021) averages overlapping boxes, weighted by their scores.
 """
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numba
@@ -25,74 +26,81 @@ def soft_nms(
     *,
     decay: Decay = "gaussian",
     sigma: float = 0.55,
-    iou: float = 0.5,
-    floor: float = 0.001,
-    limit: int | None = None,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.001,
+    max_detections: int | None = None,
 ) -> Detections:
-    """Merge detections by suppression within each class: the best stays, what overlaps it is lowered, and so on.
+    """Merge overlapping detections of each class by soft-NMS or NMS.
+
+    The best detection is kept, the scores of those that overlap it are lowered, then the next best is kept, and so on.
 
     Args:
-        detections: boxes in any one frame; scores are not changed in place. May be empty.
-        decay: `gaussian` multiplies a score by exp(-IoU² / sigma); `linear` by 1 - IoU, if that overlap is above `iou`;
-            `hard` drops what overlaps by more than `iou`.
+        detections: boxes in any one frame. May be empty. Not changed.
+        decay: `gaussian` multiplies a score by exp(-IoU² / sigma). `linear` multiplies it by 1 - IoU where the IoU is
+            above `iou_threshold`. `hard` is NMS: it drops detections whose IoU is above `iou_threshold`.
         sigma: width of the Gaussian.
-        iou: see `decay`.
-        floor: a detection whose score falls below this is dropped.
-        limit: how many to keep over all classes; all of them when None.
+        iou_threshold: see `decay`; the Gaussian does not use it.
+        score_threshold: detections whose score is or falls below this are dropped.
+        max_detections: maximum number over all classes; None keeps all.
 
     Returns:
-        What is left, with lowered scores, best first; equal ones in the order given.
+        The detections that are kept, with lowered scores, best first; equal scores in the order given.
 
     Raises:
         ValueError: if sigma is not positive.
 
     Example:
         >>> boxes = np.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 10.0]])
-        >>> twins = Detections(boxes=boxes, scores=np.array([0.9, 0.8]), labels=np.array([0, 0]))
-        >>> soft_nms(twins, sigma=0.5).scores.round(3).tolist()
+        >>> duplicates = Detections(boxes=boxes, scores=np.array([0.9, 0.8]), labels=np.array([0, 0]))
+        >>> soft_nms(duplicates, sigma=0.5).scores.round(3).tolist()
         [0.9, 0.108]
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, not {sigma}")
-    kept = detections.select(np.isfinite(detections.scores) & (detections.scores >= floor))
-    scores = kept.scores.astype(np.float64, copy=True)
-    starts = _starts(kept.labels)
-    most = len(kept) if limit is None else min(limit, len(kept))
-    chosen = _choose(
-        np.ascontiguousarray(kept.boxes, dtype=np.float64),
+    candidates = detections[np.isfinite(detections.scores) & (detections.scores >= score_threshold)]
+    scores = candidates.scores.astype(np.float64, copy=True)
+    limit = len(candidates) if max_detections is None else min(max_detections, len(candidates))
+    kept = _soft_nms(
+        np.ascontiguousarray(candidates.boxes, dtype=np.float64),
         scores,
-        kept.labels.astype(np.int64),
-        starts,
+        candidates.labels.astype(np.int64),
+        _class_starts(candidates.labels),
         _CODES[decay],
-        sigma if decay == "gaussian" else iou,
-        floor,
-        most,
+        sigma if decay == "gaussian" else iou_threshold,
+        score_threshold,
+        limit,
     )
-    return Detections(
-        boxes=kept.boxes[chosen],
-        scores=scores[chosen].astype(detections.scores.dtype),
-        labels=kept.labels[chosen],
+    return replace(
+        detections,
+        boxes=candidates.boxes[kept],
+        scores=scores[kept].astype(detections.scores.dtype),
+        labels=candidates.labels[kept],
     )
 
 
 def weighted_box_fusion(
-    detections: Detections, *, iou: float = 0.55, floor: float = 0.001, limit: int | None = None
+    detections: Detections,
+    *,
+    iou_threshold: float = 0.55,
+    score_threshold: float = 0.001,
+    max_detections: int | None = None,
 ) -> Detections:
-    """Merge detections by weighted box fusion within each class.
+    """Merge overlapping detections of each class by weighted box fusion.
 
-    From the best to the worst, each joins the fused box that it overlaps most, if by more than `iou`, or begins one. A
-    fused box is the mean of its members, weighted by their scores, and has the score of its best: the levels of a
-    pyramid are no jury, for an object is seen by few of them.
+    From the best to the worst, each detection joins the fused box with which it has the largest IoU, if that is above
+    `iou_threshold`, or starts a new one. A fused box is the mean of its members, weighted by their scores. Its score is
+    that of its best member, not their mean: an object is found at few levels of a pyramid, so levels without it are no
+    evidence against it.
 
     Args:
         detections: boxes in any one frame. May be empty.
-        iou: see above.
-        floor: detections below this score are left out, and those of 0.
-        limit: how many to keep over all classes; all of them when None. The time grows with the boxes of a class times
-            its clusters, whatever the limit.
+        iou_threshold: see above.
+        score_threshold: detections below this score are dropped, and those of score 0.
+        max_detections: maximum number over all classes; None keeps all. The time grows with the boxes of a class times
+            its fused boxes, whatever the maximum.
 
     Returns:
-        The fused boxes, best first; equal ones in the order of their best members.
+        The fused boxes, best first; equal scores in the order of their best members.
 
     Example:
         >>> boxes = np.array([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 12.0]])
@@ -100,205 +108,210 @@ def weighted_box_fusion(
         >>> weighted_box_fusion(pair).boxes.tolist()
         [[0.0, 0.0, 8.0, 9.0]]
     """
-    is_used = np.isfinite(detections.scores) & (detections.scores >= floor) & (detections.scores > 0)
-    order = np.flatnonzero(is_used)
-    order = order[np.argsort(-detections.scores[order], kind="stable")]
-    ranked = detections.select(order)
-    starts = _starts(ranked.labels)
-    fused = np.ascontiguousarray(ranked.boxes, dtype=np.float64).copy()
-    is_first = _fuse(fused, ranked.scores.astype(np.float64), ranked.labels.astype(np.int64), starts, iou)
-    first = np.flatnonzero(is_first)[:limit]
-    return Detections(boxes=fused[first], scores=ranked.scores[first], labels=ranked.labels[first])
+    is_candidate = np.isfinite(detections.scores) & (detections.scores >= score_threshold)
+    candidates = np.flatnonzero(is_candidate & (detections.scores > 0))
+    ranked = detections[candidates[np.argsort(-detections.scores[candidates], kind="stable")]]
+    boxes = np.ascontiguousarray(ranked.boxes, dtype=np.float64).copy()
+    is_fused_box = _fuse(
+        boxes,
+        ranked.scores.astype(np.float64),
+        ranked.labels.astype(np.int64),
+        _class_starts(ranked.labels),
+        iou_threshold,
+    )
+    kept = np.flatnonzero(is_fused_box)[:max_detections]
+    return replace(detections, boxes=boxes[kept], scores=ranked.scores[kept], labels=ranked.labels[kept])
 
 
-def is_part_of_better(
+def is_mostly_contained(
     detections: Detections,
-    is_asked: Bool[np.ndarray, " n"],
+    is_candidate: Bool[np.ndarray, " n"],
     *,
-    share: float = 0.7,
-    as_sure: float = 0.5,
+    min_overlap: float = 0.7,
+    min_score_ratio: float = 0.5,
 ) -> Bool[np.ndarray, " n"]:
-    """Tell which of some detections lie mostly in another of their class that is not asked about.
+    """Check which candidates lie mostly inside a detection of their class that is not a candidate.
 
     Args:
         detections: boxes in any one frame. May be empty.
-        is_asked: (n,) which ones are meant.
-        share: how much of a box must lie in the other, of its area.
-        as_sure: the other must have at least this much of its score.
+        is_candidate: (n,) which detections to check.
+        min_overlap: fraction of the candidate's area that must lie inside the other box.
+        min_score_ratio: the other score must be at least this times the candidate's.
 
     Returns:
-        (n,) flags; those that are not asked about have none.
+        (n,) flags; False for detections that are no candidates.
 
     Example:
         >>> boxes = np.array([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 3.0, 9.0]])
         >>> pair = Detections(boxes=boxes, scores=np.array([0.8, 0.9]), labels=np.array([0, 0]))
-        >>> is_part_of_better(pair, np.array([False, True])).tolist()
+        >>> is_mostly_contained(pair, np.array([False, True])).tolist()
         [False, True]
     """
-    answer = np.zeros(len(detections), dtype=np.bool_)
-    others = np.flatnonzero(~is_asked)
-    asked = np.flatnonzero(is_asked)
-    if len(asked) and len(others):
+    is_contained = np.zeros(len(detections), dtype=np.bool_)
+    others = np.flatnonzero(~is_candidate)
+    candidates = np.flatnonzero(is_candidate)
+    if len(candidates) and len(others):
         others = others[np.argsort(detections.boxes[others, 0], kind="stable")]  # by their left edges
-        answer[asked] = _lie_inside(
+        is_contained[candidates] = _are_contained(
             np.ascontiguousarray(detections.boxes, dtype=np.float64),
             detections.scores.astype(np.float64),
             detections.labels.astype(np.int64),
-            asked,
+            candidates,
             others,
-            share,
-            as_sure,
+            min_overlap,
+            min_score_ratio,
         )
-    return answer
+    return is_contained
 
 
-def _starts(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
-    """Tell where each class would start if the labels were sorted."""
+def _class_starts(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
+    """Return where each class would start if the labels were sorted."""
     return np.concatenate([[0], np.cumsum(np.bincount(labels))]).astype(np.int64)
 
 
 @numba.njit(cache=True)
-def _overlap(boxes: np.ndarray, one: int, other: int) -> float:
-    width = min(boxes[one, 2], boxes[other, 2]) - max(boxes[one, 0], boxes[other, 0])
+def _iou(boxes: np.ndarray, i: int, j: int) -> float:
+    width = min(boxes[i, 2], boxes[j, 2]) - max(boxes[i, 0], boxes[j, 0])
     if width <= 0.0:
         return 0.0
-    height = min(boxes[one, 3], boxes[other, 3]) - max(boxes[one, 1], boxes[other, 1])
+    height = min(boxes[i, 3], boxes[j, 3]) - max(boxes[i, 1], boxes[j, 1])
     if height <= 0.0:
         return 0.0
     shared = width * height
-    area_one = (boxes[one, 2] - boxes[one, 0]) * (boxes[one, 3] - boxes[one, 1])
-    area_other = (boxes[other, 2] - boxes[other, 0]) * (boxes[other, 3] - boxes[other, 1])
-    return float(shared / (area_one + area_other - shared))
+    area_i = (boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
+    area_j = (boxes[j, 2] - boxes[j, 0]) * (boxes[j, 3] - boxes[j, 1])
+    return float(shared / (area_i + area_j - shared))
 
 
 @numba.njit(cache=True)
-def _lie_inside(
+def _are_contained(
     boxes: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,
-    asked: np.ndarray,
+    candidates: np.ndarray,
     others: np.ndarray,
-    share: float,
-    as_sure: float,
+    min_overlap: float,
+    min_score_ratio: float,
 ) -> np.ndarray:
-    inside = np.zeros(len(asked), dtype=np.bool_)
-    for i in range(len(asked)):
-        one = asked[i]
-        area = (boxes[one, 2] - boxes[one, 0]) * (boxes[one, 3] - boxes[one, 1])
-        for j in range(len(others)):
-            other = others[j]
-            if boxes[other, 0] >= boxes[one, 2]:
+    """Check which candidates lie mostly inside one of the others, which are sorted by their left edges."""
+    is_contained = np.zeros(len(candidates), dtype=np.bool_)
+    for c in range(len(candidates)):
+        i = candidates[c]
+        area = (boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
+        for o in range(len(others)):
+            j = others[o]
+            if boxes[j, 0] >= boxes[i, 2]:
                 break
-            if labels[other] != labels[one] or scores[other] < as_sure * scores[one]:
+            if labels[j] != labels[i] or scores[j] < min_score_ratio * scores[i]:
                 continue
-            width = min(boxes[one, 2], boxes[other, 2]) - max(boxes[one, 0], boxes[other, 0])
-            height = min(boxes[one, 3], boxes[other, 3]) - max(boxes[one, 1], boxes[other, 1])
-            if width > 0.0 and height > 0.0 and width * height >= share * area:
-                inside[i] = True
+            width = min(boxes[i, 2], boxes[j, 2]) - max(boxes[i, 0], boxes[j, 0])
+            height = min(boxes[i, 3], boxes[j, 3]) - max(boxes[i, 1], boxes[j, 1])
+            if width > 0.0 and height > 0.0 and width * height >= min_overlap * area:
+                is_contained[c] = True
                 break
-    return inside
+    return is_contained
 
 
 @numba.njit(cache=True)
-def _sink(heap: np.ndarray, size: int, place: int, scores: np.ndarray) -> None:
-    """Let an entry of a heap, best score and then lowest index on top, sink to where it belongs."""
-    entry = heap[place]
+def _sift_down(heap: np.ndarray, size: int, position: int, scores: np.ndarray) -> None:
+    """Restore the heap below a position; the best score is on top, and the lowest index among equal scores."""
+    entry = heap[position]
     while True:
-        child = 2 * place + 1
+        child = 2 * position + 1
         if child >= size:
             break
-        other = child + 1
-        if other < size and (
-            scores[heap[other]] > scores[heap[child]]
-            or (scores[heap[other]] == scores[heap[child]] and heap[other] < heap[child])
+        right = child + 1
+        if right < size and (
+            scores[heap[right]] > scores[heap[child]]
+            or (scores[heap[right]] == scores[heap[child]] and heap[right] < heap[child])
         ):
-            child = other
+            child = right
         if scores[entry] > scores[heap[child]] or (
             scores[entry] == scores[heap[child]] and entry < heap[child]
         ):
             break
-        heap[place] = heap[child]
-        place = child
-    heap[place] = entry
+        heap[position] = heap[child]
+        position = child
+    heap[position] = entry
 
 
 @numba.njit(cache=True)
-def _choose(
+def _soft_nms(
     boxes: np.ndarray,
     scores: np.ndarray,
-    classes: np.ndarray,
+    labels: np.ndarray,
     starts: np.ndarray,
     decay: int,
     width: float,
-    floor: float,
+    score_threshold: float,
     limit: int,
 ) -> np.ndarray:
-    """Lower `scores` in place, and give the indices of the `limit` best.
+    """Lower `scores` in place, and return the indices of the `limit` best.
 
-    Scores only ever fall. So a box is not lowered before it is the best of all by the score that it had last: if it
-    still is after what was chosen from its class in the meantime has lowered it, it is chosen.
+    Scores only ever fall, so a score is brought up to date no sooner than its box is the best by the score it has. If
+    the box is still the best after all boxes kept of its class have lowered it, it is kept.
     """
     size = len(scores)
     heap = np.arange(size)
-    for place in range(size // 2 - 1, -1, -1):
-        _sink(heap, size, place, scores)
-    chosen = np.empty(limit, dtype=np.int64)
-    of_class = np.empty(size, dtype=np.int64)  # what was chosen of each class, from its start on
+    for position in range(size // 2 - 1, -1, -1):
+        _sift_down(heap, size, position, scores)
+    kept = np.empty(limit, dtype=np.int64)
+    kept_of_class = np.empty(size, dtype=np.int64)  # the kept boxes of each class, from its start on
     counts = np.zeros(len(starts), dtype=np.int64)
-    num_met = np.zeros(size, dtype=np.int64)  # how many of those each box was lowered by
-    num_chosen = 0
-    while size > 0 and num_chosen < limit:
+    num_applied = np.zeros(size, dtype=np.int64)  # how many kept boxes have lowered each score
+    num_kept = 0
+    while size > 0 and num_kept < limit:
         best = heap[0]
-        own = classes[best]
-        if num_met[best] == counts[own]:
-            chosen[num_chosen] = best
-            num_chosen += 1
-            of_class[starts[own] + counts[own]] = best
-            counts[own] += 1
+        label = labels[best]
+        if num_applied[best] == counts[label]:
+            kept[num_kept] = best
+            num_kept += 1
+            kept_of_class[starts[label] + counts[label]] = best
+            counts[label] += 1
             is_done = True
         else:
             score = scores[best]
-            for k in range(num_met[best], counts[own]):
-                overlap = _overlap(boxes, best, of_class[starts[own] + k])
+            for k in range(num_applied[best], counts[label]):
+                overlap = _iou(boxes, best, kept_of_class[starts[label] + k])
                 if decay == _GAUSSIAN:
                     if overlap > 0.0:
                         score *= math.exp(-overlap * overlap / width)
                 elif overlap > width:
                     score = score * (1.0 - overlap) if decay == _LINEAR else 0.0
-            num_met[best] = counts[own]
-            is_done = score < floor or score <= 0.0
+            num_applied[best] = counts[label]
+            is_done = score < score_threshold or score <= 0.0
             scores[best] = score
         if is_done:
             size -= 1
             heap[0] = heap[size]
         if size > 0:
-            _sink(heap, size, 0, scores)
-    return chosen[:num_chosen]
+            _sift_down(heap, size, 0, scores)
+    return kept[:num_kept]
 
 
 @numba.njit(cache=True)
 def _fuse(
-    fused: np.ndarray, scores: np.ndarray, classes: np.ndarray, starts: np.ndarray, iou: float
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, starts: np.ndarray, iou_threshold: float
 ) -> np.ndarray:
-    """Turn the first member of each cluster into its mean, in place; tells which are first members."""
-    is_first = np.zeros(len(scores), dtype=np.bool_)
-    of_class = np.empty(len(scores), dtype=np.int64)
+    """Turn the best member of each fused box into the weighted mean, in place; return which boxes those are."""
+    is_fused_box = np.zeros(len(scores), dtype=np.bool_)
+    fused_of_class = np.empty(len(scores), dtype=np.int64)
     counts = np.zeros(len(starts), dtype=np.int64)
     weights = scores.copy()
-    for one in range(len(scores)):
-        own = classes[one]
-        best, most = -1, iou
-        for k in range(counts[own]):
-            overlap = _overlap(fused, one, of_class[starts[own] + k])
-            if overlap > most:
-                best, most = of_class[starts[own] + k], overlap
+    for i in range(len(scores)):
+        label = labels[i]
+        best, largest = -1, iou_threshold
+        for k in range(counts[label]):
+            overlap = _iou(boxes, i, fused_of_class[starts[label] + k])
+            if overlap > largest:
+                best, largest = fused_of_class[starts[label] + k], overlap
         if best < 0:
-            is_first[one] = True
-            of_class[starts[own] + counts[own]] = one
-            counts[own] += 1
+            is_fused_box[i] = True
+            fused_of_class[starts[label] + counts[label]] = i
+            counts[label] += 1
             continue
-        weight = weights[best] + scores[one]
+        weight = weights[best] + scores[i]
         for side in range(4):
-            fused[best, side] = (fused[best, side] * weights[best] + fused[one, side] * scores[one]) / weight
+            boxes[best, side] = (boxes[best, side] * weights[best] + boxes[i, side] * scores[i]) / weight
         weights[best] = weight
-    return is_first
+    return is_fused_box

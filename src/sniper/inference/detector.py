@@ -1,45 +1,48 @@
-"""Inference: images at every level, each level's own sizes kept, all of them merged (SNIPER §4)."""
+"""Detection in images of any size: searched at every level, each level's sizes kept, all of them merged (SNIPER §4)."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from sniper.config.experiment import ExperimentSpec, PredictSpec
 from sniper.config.loading import load_experiment
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec
-from sniper.errors import ConfigError, ImageError
+from sniper.errors import ConfigError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
 from sniper.geometry.nms import soft_nms, weighted_box_fusion
-from sniper.inference.search import Search, Source
+from sniper.inference.search import Detect, Search
+from sniper.inference.sources import ImageSource
 from sniper.models.build import autocast, build_detector, build_inference_model
 from sniper.models.spec import Precision
 from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.run import Run
 
-Detect = Callable[[Sequence[torch.Tensor]], Sequence[Detections]]
-"""Finds objects in some (3, H, W) uint8 images on a device, whose sides may differ: each one's in its own frame."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detector:
-    """A detector, ready for images of any size: a trained one of ours, or any other that can be called.
+    """A detector for images of any size: one trained by `sniper`, or any function that detects objects.
 
     Attributes:
-        detect: the detector.
+        detect: detects objects in (3, H, W) uint8 images on the device, whose sides may differ; returns the detections
+            of each in its own frame.
         spec: levels and merging.
-        categories: by label.
-        device: where its images are to be.
-        data: how image files are read, and what becomes of those that cannot be.
+        categories: classes by label.
+        device: device of the detector.
+        data: how image files are read, and whether those that cannot be are skipped.
+
+    Example:
+        >>> detector = Detector.load("runs/data")  # doctest: +SKIP
+        >>> detector.predict("photo.jpg", min_score=0.3)  # doctest: +SKIP
+        Detections(12: 9 car, 3 person)
     """
 
     detect: Detect
@@ -52,20 +55,20 @@ class Detector:
     def load(
         cls,
         run: Run | str | os.PathLike[str],
-        spec: ExperimentSpec | None = None,
+        device: torch.device | str | None = None,
         *,
-        device: torch.device | None = None,
+        spec: ExperimentSpec | None = None,
     ) -> "Detector":
-        """Take the newest weights of a run.
+        """Load the newest weights of a run.
 
         Args:
             run: the run, or its folder.
-            spec: the experiment; as the run was begun with otherwise.
-            device: where to compute; on a GPU if there is one otherwise.
+            device: device to compute on; by default a GPU if there is one, else the CPU.
+            spec: an experiment to use instead of the run's, with the same model.
 
         Raises:
             RunError: if there is no such run, or it has no checkpoint.
-            ConfigError: if its experiment cannot be read, or it has trained its proposals only.
+            ConfigError: if its experiment cannot be read, or has trained the RPN only.
             CheckpointError: if its weights cannot be read, or belong to another model.
         """
         opened = run if isinstance(run, Run) else Run.open(Path(run))
@@ -73,10 +76,11 @@ class Detector:
             spec = load_experiment(opened.config_path)
         if spec.train.rpn_only:
             raise ConfigError(
-                f"{opened.folder}: has trained its proposals only (train.rpn_only); it can be mined with"
+                f"{opened.folder}: has trained the RPN only (train.rpn_only); use it with sniper mine"
             )
         if device is None:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(device)
         tensors, categories, source = opened.load_weights()
         model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
         fill_module(model, tensors, source=source)
@@ -91,7 +95,7 @@ class Detector:
         categories: tuple[Category, ...],
         device: torch.device,
     ) -> "Detector":
-        """Take a detector of ours, in evaluation mode and on its device."""
+        """Wrap a model that is in evaluation mode and on its device."""
         return cls(
             detect=partial(
                 _detect, build_inference_model(model), precision=spec.predict.precision, device=device
@@ -102,32 +106,36 @@ class Detector:
             data=spec.data,
         )
 
-    def __call__(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Detections:
-        """Find objects in one image: merged detections in the image frame, best first.
+    def predict(self, image: ImageSource, *, min_score: float = 0.0) -> Detections:
+        """Detect objects in one image.
 
         Args:
-            image: a file; or a picture as Pillow has it; or an array (h, w, 3) uint8, RGB.
+            image: path of an image file, bytes of one, Pillow image, uint8 array (h, w, 3) or uint8 tensor (3, h, w);
+                arrays and tensors are RGB.
+            min_score: detections below this score are dropped.
+
+        Returns:
+            Merged detections in the image frame, best first, with class names.
 
         Raises:
             ImageError: if it cannot be read.
             OutOfMemory: if a window of it does not fit into the device's memory.
         """
-        source = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
-        (found,) = self.search([source])
-        if found is None:
-            raise ImageError(f"{image}: cannot be read")
-        return found
+        strict = replace(self, data=replace(self.data, on_bad_image="refuse"))
+        (detections,) = strict.search([image], min_score=min_score)
+        assert detections is not None
+        return detections
 
-    def search(self, sources: Iterable[Source]) -> Iterator[Detections | None]:
-        """Find objects in many images, several at once and the next ones read meanwhile.
+    def search(self, images: Iterable[ImageSource], *, min_score: float = 0.0) -> Iterator[Detections | None]:
+        """Detect objects in many images: several in one batch, the next ones read meanwhile.
 
         Args:
-            sources: files, or arrays (h, w, 3) of RGB grey levels.
+            images: as for `predict`; taken from the iterable as they are needed.
+            min_score: detections below this score are dropped.
 
         Returns:
-            Merged detections of each in its image frame, best first, in the order given; those of up to 32 images come
-            together. None for a file that cannot be read, if such are to be skipped. What is found in an image does not
-            depend on the others.
+            The detections of each image, as from `predict`, in the order given. Images come in groups of up to 32.
+            None for a file that cannot be read, if `data.on_bad_image` is `skip`.
 
         Raises:
             ImageError: if a file cannot be read, and is not to be skipped.
@@ -136,14 +144,19 @@ class Detector:
         search = Search(
             detect=self.detect,
             levels=self.spec.levels,
-            keeps_range=True,
+            in_valid_range=True,
             window=self.spec.window,
             batch_megapixels=self.spec.batch_megapixels,
             device=self.device,
             data=self.data,
         )
-        for searched in search(sources):
-            yield None if searched is None else merge(searched.detections, self.spec)
+        class_names = tuple(category.name for category in self.categories)
+        for result in search(images):
+            if result is None:
+                yield None
+            else:
+                merged = replace(merge(result.detections, self.spec), class_names=class_names)
+                yield merged[merged.scores >= min_score]
 
 
 def _detect(
@@ -154,25 +167,28 @@ def _detect(
 
 
 def merge(detections: Detections, spec: PredictSpec) -> Detections:
-    """Make one of detections that overlap, as an experiment says; best first."""
+    """Merge overlapping detections as configured; best first."""
     if spec.merge == "fusion":
         return weighted_box_fusion(
-            detections, iou=spec.merge_iou, floor=spec.score_threshold, limit=spec.max_detections
+            detections,
+            iou_threshold=spec.merge_iou,
+            score_threshold=spec.score_threshold,
+            max_detections=spec.max_detections,
         )
     return soft_nms(
         detections,
         decay=spec.merge,
         sigma=spec.soft_nms_sigma,
-        iou=spec.merge_iou,
-        floor=spec.score_threshold,
-        limit=spec.max_detections,
+        iou_threshold=spec.merge_iou,
+        score_threshold=spec.score_threshold,
+        max_detections=spec.max_detections,
     )
 
 
 def to_coco(
     detections: Detections, *, image_id: int, categories: tuple[Category, ...]
 ) -> list[dict[str, Any]]:
-    """Write the detections of one image as COCO results: boxes as xywh to 0.01 px, categories by their own ids."""
+    """Convert the detections of one image to COCO results: boxes as xywh to 0.01 px, scores to 5 digits."""
     boxes = np.round(to_xywh(detections.boxes), 2).tolist()
     return [
         {

@@ -1,127 +1,123 @@
-"""Mining: what an RPN takes for objects in the training images, at every level, kept as proposals (SNIPER §3.2).
+"""Mining: the proposals of an RPN in all training images, at every level, for negative chips (SNIPER §3.2).
 
-Shards of images are the unit of work: a miner that was killed goes on with the first shard missing, and miners started
-side by side by torchrun each take their own.
+Mining is prediction with the RPN: the same search fills the same kind of store.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torchvision.ops import nms
 
 from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.data.datasets import Dataset
-from sniper.errors import DetectionsError, ProposalsError
+from sniper.errors import DetectionsError
 from sniper.files import sha256
 from sniper.geometry import Detections
-from sniper.geometry.boxes import clip, from_xywh
-from sniper.inference.proposals import ProposalStore, ShardProposals
-from sniper.inference.search import Search, Source
+from sniper.geometry.boxes import Sides, clip, from_xywh
+from sniper.inference.proposals import start_proposals
+from sniper.inference.search import Search
+from sniper.inference.sources import ImageSource
+from sniper.inference.store import BoxStore, search_images
 from sniper.models.build import autocast, build_detector, build_inference_model
 from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
+from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
-
-_LONGEST_WAIT = 600  # seconds
-_NOTHING = (np.zeros((0, 4)), np.zeros(0))  # boxes and scores in an image that cannot be read
 
 
 @dataclass(frozen=True, kw_only=True)
 class Miner:
-    """A detector whose proposals are wanted.
+    """An RPN that proposes boxes in images of any size.
 
     Attributes:
         model: in evaluation mode.
-        spec: the experiment: levels, windows and precision as for prediction, merging and batches as for mining.
-        device: where to compute.
+        spec: the experiment. Levels, windows and precision are those of prediction, merging and batches those of
+            mining.
+        device: of the model.
     """
 
     model: TwoStageDetector
     spec: ExperimentSpec
     device: torch.device
 
-    def __call__(self, sources: Iterable[Source]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Find the proposals of images.
+    def search(self, sources: Iterable[ImageSource]) -> Iterator[Detections | None]:
+        """Propose boxes in images.
 
         Args:
-            sources: files, or arrays (h, w, 3) of RGB grey levels.
+            sources: the images.
 
         Returns:
-            For each image (n, 4) xyxy boxes, image frame, and (n,) scores, best first: those of all levels, after
-            suppression; none for a file that cannot be read, if such are to be skipped.
+            For each image the proposals of all levels after NMS: image frame, best first, all of label 0. None for a
+            file that cannot be read, if such files are skipped.
 
         Raises:
             ImageError: if a file cannot be read, and is not to be skipped.
+            OutOfMemory: if a window does not fit into the device's memory.
         """
         search = Search(
             detect=self._propose,
             levels=self.spec.predict.levels,
-            keeps_range=False,
+            in_valid_range=False,
             window=self.spec.predict.window,
             batch_megapixels=self.spec.mine.batch_megapixels,
             device=self.device,
             data=self.spec.data,
         )
-        for searched in search(sources):
-            if searched is None:
-                yield _NOTHING
-                continue
-            yield _merged(
-                searched.detections.boxes,
-                searched.detections.scores,
-                sides=(searched.width, searched.height),
-                nms_iou=self.spec.mine.nms_iou,
-            )
+        for result in search(sources):
+            if result is None:
+                yield None
+            else:
+                sides = Sides(result.width, result.height)
+                yield _merge(result.detections, sides, nms_iou=self.spec.mine.nms_iou)
 
     def _propose(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        """Give proposals as detections of one class."""
+        """Return proposals as detections of one class."""
         with torch.inference_mode(), autocast(self.spec.predict.precision, self.device):
-            found = self.model.propose(images)
+            proposals = self.model.propose(images)
         return [
             Detections(
-                boxes=one.boxes.double().cpu().numpy(),
-                scores=one.scores.double().cpu().numpy(),
-                labels=np.zeros(len(one.scores), dtype=np.int64),
+                boxes=image.boxes.double().cpu().numpy(),
+                scores=image.scores.double().cpu().numpy(),
+                labels=np.zeros(len(image.scores), dtype=np.int64),
             )
-            for one in found
+            for image in proposals
         ]
 
 
 def mine(
     run: Run,
     spec: ExperimentSpec,
-    annotations: Dataset,
+    dataset: Dataset,
     folder: Path,
     *,
     device: torch.device,
-    watch: Callable[[int, int], None],
-    share: tuple[int, int] = (0, 1),
-) -> ProposalStore:
-    """Find the proposals of every image with the newest weights of a run; goes on where it was stopped.
+    on_progress: Callable[[int, int], None],
+    processes: Processes = SINGLE_PROCESS,
+) -> BoxStore:
+    """Store the proposals of every image by the newest weights of a run; continue where it was stopped.
 
     Args:
-        run: whose weights are taken.
-        spec: of the run.
-        annotations: the images.
-        folder: where the proposals go; found by the same weights in the same way before, they are not looked for again.
-        device: where to compute.
-        watch: told after every image how many are done, and how many there are.
-        share: which of how many miners this is; the first begins the store, each takes its shards.
+        run: run whose weights are used.
+        spec: experiment of the run.
+        dataset: the images.
+        folder: of the store. Images that were searched by the same weights and settings are not searched again.
+        device: device to compute on.
+        on_progress: called after each image with the number of images that this process has searched, and of all that
+            it is to search.
+        processes: those that mine together; all call this.
 
     Returns:
-        The store; complete, unless other miners are at work beside this one.
+        The complete store.
 
     Raises:
         RunError: if the run has no checkpoint.
         CheckpointError: if it cannot be read, or belongs to another model.
         ImageError: if an image cannot be read and is not to be skipped.
-        ProposalsError: if the folder holds something else.
+        ProposalsError: if the folder contains something else.
     """
     tensors, categories, path = run.load_weights()
     source = {
@@ -132,105 +128,73 @@ def mine(
         "window": spec.predict.window,
         "nms_iou": spec.mine.nms_iou,
     }
-    store = _begin(folder, annotations, source=source, rank=share[0])
-    shards = _own_share(store, share)
-    if not shards:
-        return store
-    model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
-    fill_module(model, tensors, source=path)
-    miner = Miner(model=build_inference_model(model.to(device).eval()), spec=spec, device=device)
-    num_images = sum(len(store.images_of(shard)) for shard in shards)
-    num_done = 0
-    for shard in shards:
-        found = []
-        for proposals in miner(annotations[image].path for image in store.images_of(shard)):
-            found.append(proposals)
-            num_done += 1
-            watch(num_done, num_images)
-        store.write(shard, _packed(found))
+    store = start_proposals(folder, dataset, source=source, processes=processes)
+
+    def find(indices: Sequence[int]) -> Iterator[Detections | None]:
+        model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
+        fill_module(model, tensors, source=path)
+        miner = Miner(model=build_inference_model(model.to(device).eval()), spec=spec, device=device)
+        return miner.search(dataset[index].path for index in indices)
+
+    search_images(store, find, processes=processes, on_progress=on_progress)
     return store
 
 
 def proposals_from_detections(
     detections: Sequence[Mapping[str, Any]],
-    annotations: Dataset,
+    dataset: Dataset,
     folder: Path,
     *,
     spec: MineSpec,
     source: Path,
-    share: tuple[int, int] = (0, 1),
-) -> ProposalStore:
-    """Take the detections of any detector for proposals, whatever their classes.
+    processes: Processes = SINGLE_PROCESS,
+) -> BoxStore:
+    """Store the detections of any detector as proposals, whatever their classes.
 
     Args:
         detections: COCO results.
-        annotations: the images.
-        folder: where the proposals go.
-        spec: how to merge.
-        source: the file that the detections came from.
-        share: see `mine`.
+        dataset: the images.
+        folder: of the store.
+        spec: how overlapping detections are merged.
+        source: the file that the detections come from.
+        processes: see `mine`.
 
     Raises:
-        DetectionsError: if a detection is of an image that the annotations do not have.
-        ProposalsError: if the folder holds something else.
+        DetectionsError: if a detection is of an image that the data set does not have.
+        ProposalsError: if the folder contains something else.
     """
-    place_of = {image_id: place for place, image_id in enumerate(annotations.image_ids.tolist())}
-    strangers = [entry["image_id"] for entry in detections if entry["image_id"] not in place_of]
-    if strangers:
-        raise DetectionsError(f"{source}: {annotations.path} has no image {strangers[0]}")
-    store = _begin(
-        folder, annotations, source={"detections": sha256(source), "nms_iou": spec.nms_iou}, rank=share[0]
-    )
-    images = np.array([place_of[entry["image_id"]] for entry in detections], dtype=np.int64)
-    boxes = from_xywh(np.array([entry["bbox"] for entry in detections], dtype=np.float64).reshape(-1, 4))
-    scores = np.array([entry["score"] for entry in detections], dtype=np.float64)
+    index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids.tolist())}
+    unknown = [entry["image_id"] for entry in detections if entry["image_id"] not in index_of]
+    if unknown:
+        raise DetectionsError(f"{source}: {dataset.path} has no image {unknown[0]}")
+    images = np.array([index_of[entry["image_id"]] for entry in detections], dtype=np.int64)
     order = np.argsort(images, kind="stable")
-    starts = np.searchsorted(images[order], np.arange(len(annotations) + 1))
-    for shard in _own_share(store, share):
-        found = []
-        for image in store.images_of(shard):
-            own = order[starts[image] : starts[image + 1]]
-            sides = (int(annotations.widths[image]), int(annotations.heights[image]))
-            found.append(_merged(boxes[own], scores[own], sides=sides, nms_iou=spec.nms_iou))
-        store.write(shard, _packed(found))
+    starts = np.searchsorted(images[order], np.arange(len(dataset) + 1))
+    proposals = Detections(
+        boxes=from_xywh(np.array([entry["bbox"] for entry in detections], dtype=np.float64).reshape(-1, 4)),
+        scores=np.array([entry["score"] for entry in detections], dtype=np.float64),
+        labels=np.zeros(len(detections), dtype=np.int64),
+    )[order]
+
+    def find(indices: Sequence[int]) -> Iterator[Detections]:
+        for index in indices:
+            sides = Sides(int(dataset.widths[index]), int(dataset.heights[index]))
+            yield _merge(proposals[starts[index] : starts[index + 1]], sides, nms_iou=spec.nms_iou)
+
+    store = start_proposals(
+        folder,
+        dataset,
+        source={"detections": sha256(source), "nms_iou": spec.nms_iou},
+        processes=processes,
+    )
+    search_images(store, find, processes=processes, on_progress=lambda num_done, num_images: None)
     return store
 
 
-def _merged(
-    boxes: Float[np.ndarray, "n 4"],
-    scores: Float[np.ndarray, " n"],
-    *,
-    sides: tuple[int, int],
-    nms_iou: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Clip boxes to an image and drop the worse of those that overlap; best first."""
-    boxes = clip(boxes, width=sides[0], height=sides[1])
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    boxes, scores = boxes[has_area], scores[has_area]
-    kept = nms(torch.from_numpy(boxes), torch.from_numpy(scores), nms_iou).numpy()
-    return boxes[kept], scores[kept]
-
-
-def _packed(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> ShardProposals:
-    counts = [len(boxes) for boxes, _ in found]
-    return ShardProposals(
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _ in found)]),
-        scores=np.concatenate([np.zeros(0), *(scores for _, scores in found)]),
-    )
-
-
-def _begin(folder: Path, annotations: Dataset, *, source: Mapping[str, Any], rank: int) -> ProposalStore:
-    """Begin a store, or join the one that the first process begins."""
-    deadline = time.monotonic() + _LONGEST_WAIT
-    while rank > 0 and not ProposalStore.is_begun(folder, annotations, source=source):
-        if time.monotonic() > deadline:
-            raise ProposalsError(f"{folder}: the first process has not begun it in {_LONGEST_WAIT} s")
-        time.sleep(0.1)
-    return ProposalStore.begin(folder, annotations, source=source)
-
-
-def _own_share(store: ProposalStore, share: tuple[int, int]) -> list[int]:
-    """Give the missing shards that this miner is to write."""
-    rank, num_miners = share
-    return [shard for shard in store.missing if shard % num_miners == rank]
+def _merge(detections: Detections, sides: Sides, *, nms_iou: float) -> Detections:
+    """Clip boxes to an image, and merge those that overlap by NMS whatever their labels; best first."""
+    boxes = clip(detections.boxes, width=sides.width, height=sides.height)
+    has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    clipped = replace(detections, boxes=boxes)[has_area]
+    kept = nms(torch.from_numpy(clipped.boxes), torch.from_numpy(clipped.scores), nms_iou)
+    return clipped[kept.numpy()]

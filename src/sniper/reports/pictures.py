@@ -85,7 +85,7 @@ def draw_detections(
     sheet, zoom = _resize_for_viewing(image)
     draw = ImageDraw.Draw(sheet)
     unit = max(max(sheet.size) / _MIN_LONG_SIDE, 1.0)
-    shown = detections.select(detections.scores >= min_score)
+    shown = detections[detections.scores >= min_score]
 
     def draw_box(box: np.ndarray, text: str, color: str) -> None:
         scaled = box * zoom

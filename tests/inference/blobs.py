@@ -1,0 +1,62 @@
+"""A detector whose every answer is known: the bright rectangles of an image."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+
+from sniper.chips import LevelSpec
+from sniper.config.experiment import PredictSpec
+from sniper.data.datasets import Category
+from sniper.geometry import Detections
+from sniper.inference.detector import Detector
+
+Merge = Literal["gaussian", "linear", "hard", "fusion"]
+
+
+def find_blobs(images: Sequence[torch.Tensor]) -> list[Detections]:
+    """Detect bright rectangles whatever their scale, truncated ones too."""
+    results = []
+    for image in images:
+        bright = (image[0].numpy() > 128).astype(np.uint8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(bright, connectivity=4)
+        x, y, width, height, _ = stats[1:].T.astype(np.float64)
+        boxes = np.stack([x, y, x + width, y + height], axis=1)
+        scores = 0.5 + 0.4 * np.minimum(width * height / 10_000, 1)
+        results.append(Detections(boxes=boxes, scores=scores, labels=np.zeros(len(boxes), dtype=np.int64)))
+    return results
+
+
+def blob_detector(
+    *levels: LevelSpec, window: int = 2048, batch_megapixels: float = 8.0, merge: Merge = "gaussian"
+) -> Detector:
+    """Build a detector of blobs."""
+    spec = PredictSpec(
+        levels=levels, window=window, batch_megapixels=batch_megapixels, merge=merge, max_detections=10_000
+    )
+    return Detector(
+        detect=find_blobs,
+        spec=spec,
+        categories=(Category(category_id=1, name="blob"),),
+        device=torch.device("cpu"),
+    )
+
+
+def draw_blobs(
+    seed: int, *, width: int, height: int, smallest: int, largest: int, count: int = 60
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw bright rectangles that do not touch; return the image and their boxes."""
+    generator = np.random.default_rng(seed)
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    boxes: list[tuple[int, int, int, int]] = []
+    for _ in range(count):
+        size = np.exp(generator.uniform(np.log(smallest), np.log(largest)))
+        w, h = (size * 2 ** (np.array([0.5, -0.5]) * generator.uniform(-1, 1))).astype(int).tolist()
+        x, y = int(generator.integers(0, width - w)), int(generator.integers(0, height - h))
+        if image[max(y - 4, 0) : y + h + 4, max(x - 4, 0) : x + w + 4].any():
+            continue
+        image[y : y + h, x : x + w] = 255
+        boxes.append((x, y, x + w, y + h))
+    return image, np.array(boxes, dtype=np.float64)
