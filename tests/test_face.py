@@ -9,21 +9,32 @@ import pytest
 import sniper
 
 NAMES = [
+    "BackboneSpec",
     "Callbacks",
     "ChipDataset",
+    "DataSpec",
     "Dataset",
     "Detections",
     "Detector",
+    "DetectorSpec",
     "ExperimentSpec",
     "LevelSpec",
+    "MineSpec",
+    "NegativeSpec",
+    "PredictSpec",
     "PyramidSpec",
+    "RPNSpec",
+    "RoIHeadSpec",
     "Run",
     "SniperError",
+    "SourceSpec",
+    "TrainSpec",
     "collate",
     "evaluate",
     "load_dataset",
     "load_experiment",
     "order_chips",
+    "plan",
     "train",
 ]
 

@@ -34,7 +34,7 @@ def build_page(path: Path, *, num_levels: tuple[int, ...] = (2,)) -> PlanPage:
 
 
 def html_of(page: PlanPage, folder: Path) -> str:
-    page.save(folder / "plan.html")
+    page.save(folder)
     return (folder / "plan.html").read_text()
 
 

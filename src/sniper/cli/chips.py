@@ -2,16 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from sniper.cli.inputs import check_parent, load_annotations, load_config
 from sniper.cli.options import Annotations, Config, Images, Json, Proposals, Seed, output_option
 from sniper.cli.output import print_result
-
-if TYPE_CHECKING:
-    from sniper.chips import ChipTable
-    from sniper.config.experiment import ExperimentSpec
-    from sniper.data.datasets import Dataset
 
 
 def chips(
@@ -32,6 +27,7 @@ def chips(
     started = time.monotonic()
     from sniper.data.epoch import to_image_boxes
     from sniper.planning.cost import compute_cost
+    from sniper.planning.plan import choose_chips
 
     spec = load_config(config)
     dataset = load_annotations(annotations, images=images)
@@ -46,20 +42,3 @@ def chips(
     )
     seconds = round(time.monotonic() - started, 3)
     print_result({**cost.as_dict(), "seconds": seconds, "output": str(output)}, is_json=json)
-
-
-def choose_chips(
-    dataset: "Dataset", spec: "ExperimentSpec", *, proposals: Path | None, seed: int
-) -> "ChipTable":
-    """Choose the positive chips of a data set and, if there are proposals, the negative ones."""
-    import numpy as np
-
-    from sniper.data.epoch import build_table
-    from sniper.inference.proposals import add_negatives, open_proposals
-
-    generator = np.random.default_rng(seed)
-    table = build_table(dataset, spec.pyramid, generator=generator)
-    if proposals is None:
-        return table
-    store = open_proposals(proposals, dataset)
-    return add_negatives(table, store, spec.negatives, pyramid=spec.pyramid, generator=generator)

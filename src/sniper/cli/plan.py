@@ -1,7 +1,6 @@
 """`sniper plan`: report what training on chips costs, and suggest a pyramid."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 from rich.console import Console
 
-from sniper.cli.chips import choose_chips
 from sniper.cli.inputs import load_annotations, load_config
 from sniper.cli.options import (
     Annotations,
@@ -25,9 +23,7 @@ from sniper.cli.options import (
 from sniper.cli.output import console, print_result
 
 if TYPE_CHECKING:
-    from sniper.config.experiment import ExperimentSpec
     from sniper.planning.page import PlanPage
-    from sniper.planning.suggest import Suggestion
 
 _MOST_LEVELS = 4
 
@@ -69,69 +65,30 @@ def plan(
     The image files are not needed; pictures are drawn if they are there.
     """
     started = time.monotonic()
-    from sniper.config.loading import dump_changes
-    from sniper.data.epoch import to_image_boxes
-    from sniper.planning.cost import compute_cost, levels_megapixels
-    from sniper.planning.page import PlanPage
-    from sniper.planning.suggest import suggest_pyramids
+    from sniper.planning import plan as planning
 
     spec = load_config(config)
     if batch_size is not None:
         spec = replace(spec, train=replace(spec.train, batch_size=batch_size))
     dataset = load_annotations(annotations, images=images)
     folder = output or Path("plans") / f"{annotations.absolute().parent.name}_{annotations.stem}"
-    folder.mkdir(parents=True, exist_ok=True)
-    boxes = to_image_boxes(dataset)
-    table = choose_chips(dataset, spec, proposals=proposals, seed=seed)
-    cost = compute_cost(table, boxes, pyramid=spec.pyramid, negatives_per_image=spec.negatives.per_image)
     with console.status("searching for a pyramid"):
-        num_levels = [levels] if levels else range(1, _MOST_LEVELS + 1)
-        suggestions = suggest_pyramids(boxes, base=spec.pyramid, num_levels=num_levels, share=share)
-    suggested = _suggest_experiment(suggestions, spec, annotations=annotations, images=images)
-    page = PlanPage(
-        dataset=dataset,
-        table=table,
-        cost=cost,
-        suggestions=suggestions,
-        test_megapixels=levels_megapixels(spec.predict.levels, boxes) / max(cost.num_images, 1),
-        batch_size=spec.train.batch_size,
-        crowded_above=crowd,
-        suggested_yaml="" if suggested is None else dump_changes(suggested),
-        read=spec.data.read,
-    )
-    _save(page, folder)
+        page = planning.plan(
+            dataset,
+            experiment=spec,
+            images=images,
+            proposals=proposals,
+            num_levels=levels,
+            share=share,
+            crowded_above=crowd,
+            seed=seed,
+        )
+    page.save(folder)
     if json:
         seconds = round(time.monotonic() - started, 3)
         print_result({**page.as_dict(), "seconds": seconds, "output": str(folder)}, is_json=True)
     else:
         _show(page, folder)
-
-
-def _suggest_experiment(
-    suggestions: Sequence["Suggestion"], spec: "ExperimentSpec", *, annotations: Path, images: Path | None
-) -> "ExperimentSpec | None":
-    """Return the experiment with the first suggested pyramid, trained on the planned data set."""
-    from sniper.data.spec import SourceSpec
-
-    if not suggestions:
-        return None
-    path = annotations.absolute()
-    root: str | Path | None = images
-    if images is None and Path(spec.data.train.annotations) == path:
-        root = spec.data.train.images
-    source = SourceSpec(annotations=str(path), images=None if root is None else str(Path(root).absolute()))
-    return spec.with_pyramid(suggestions[0].cost.pyramid, train=source)
-
-
-def _save(page: "PlanPage", folder: Path) -> None:
-    """Write the page and the suggested experiment; a suggestion of an earlier plan is removed."""
-    from sniper.files import atomic_write
-
-    page.save(folder / "plan.html")
-    (folder / "suggested.yaml").unlink(missing_ok=True)
-    if page.suggested_yaml:
-        with atomic_write(folder / "suggested.yaml") as file:
-            file.write(page.suggested_yaml.encode())
 
 
 def _show(page: "PlanPage", folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What training on chips costs, and which pyramid suits a data set.
+"""What training on chips costs, and which pyramid suits a data set: `plan`.
 
 `cost` counts chips, pixels and boxes, `suggest` searches for a pyramid, `page` and `tables` show the results.
 """

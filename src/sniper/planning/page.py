@@ -65,11 +65,14 @@ class PlanPage:
         """The number of chips that show more boxes than `crowded_above`."""
         return int((self.cost.boxes_per_chip > self.crowded_above).sum())
 
-    def save(self, path: Path) -> None:
-        """Write the page; an existing file is replaced atomically.
+    def save(self, folder: Path) -> None:
+        """Write plan.html and, if there is a suggestion, suggested.yaml; existing files are replaced atomically.
 
         The page needs no image file. One that is absent is left blank; one that cannot be read is reported in its
         caption.
+
+        Args:
+            folder: created if absent.
         """
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("sniper.planning", "."),
@@ -89,8 +92,13 @@ class PlanPage:
             size_chart=_draw_sizes(self.cost, size(self.dataset.boxes[~self.dataset.is_crowd])),
             count_chart=_draw_counts(self.cost),
         )
-        with atomic_write(path) as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / "plan.html") as file:
             file.write(html.encode())
+        (folder / "suggested.yaml").unlink(missing_ok=True)  # of an earlier plan
+        if self.suggested_yaml:
+            with atomic_write(folder / "suggested.yaml") as file:
+                file.write(self.suggested_yaml.encode())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as plain data, under the keys of the command line."""

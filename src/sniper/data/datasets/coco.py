@@ -29,9 +29,9 @@ _TOLERANCE = 1e-3  # pixels by which rounded decimals may reach beyond the borde
 
 
 def load_dataset(
-    path: Path,
+    path: str | os.PathLike[str],
     *,
-    image_root: Path | None = None,
+    image_root: str | os.PathLike[str] | None = None,
     has_images: bool = True,
     read: ReadSpec = ReadSpec(),
     skips_bad_images: bool = False,
@@ -52,7 +52,8 @@ def load_dataset(
     Raises:
         AnnotationError: listing the problems of the file, one a line; the first 20 in words, the rest as a count.
     """
-    root = _default_root(path) if image_root is None else image_root
+    path = Path(path)
+    root = _default_root(path) if image_root is None else Path(image_root)
     tables = _read_tables(path)
     categories = _check_categories(tables["categories"])
     images = _check_images(tables["images"])
