@@ -128,18 +128,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def search_ours(
     model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]
 ) -> Search:
-    detector = Detector.of(model, spec=spec, categories=(), device=device)
-    return lambda paths: [detections for detections in detector.search(paths) if detections is not None]
+    detector = Detector.from_model(model, spec=spec, categories=(), device=device)
+    return lambda paths: [detections for detections in detector.predict_many(paths) if detections is not None]
 
 
 def search_unfolded(
     model: TwoStageDetector, spec: ExperimentSpec, device: torch.device, _: Sequence[str]
 ) -> Search:
     detector = replace(
-        Detector.of(model, spec=spec, categories=(), device=device),
+        Detector.from_model(model, spec=spec, categories=(), device=device),
         detect=lambda images: detect(model, images, spec, device),
     )
-    return lambda paths: [detections for detections in detector.search(paths) if detections is not None]
+    return lambda paths: [detections for detections in detector.predict_many(paths) if detections is not None]
 
 
 def search_one_level(

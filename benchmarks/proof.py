@@ -51,7 +51,7 @@ from sniper.chips.pyramid import PAPER_LEVELS
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec, widened
 from sniper.config.loading import dump_experiment
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.data.epoch import build_table
+from sniper.data.epoch import choose_positive_chips
 from sniper.data.spec import DataSpec
 from sniper.evaluation.coco import evaluate
 from sniper.evaluation.comparison import ResampledAP, compare
@@ -353,7 +353,7 @@ def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
         run, spec, train_set, folder / "proposals", device=device, on_progress=lambda done, total: None
     )
     generator = np.random.default_rng([cell.seed, 1])
-    positives = build_table(train_set, spec.pyramid, generator=generator)
+    positives = choose_positive_chips(train_set, spec.pyramid, generator=generator)
     table = add_negatives(positives, store, spec.negatives, pyramid=spec.pyramid, generator=generator)
     table.save(folder / "chips.npz", pyramid=spec.pyramid, digest=train_set.digest)
     result = {
@@ -386,7 +386,9 @@ def search(
 ) -> list[dict[str, Any]]:
     detector = Detector.load(run, device, spec=spec)
     results = []
-    for record, detections in zip(test_set, detector.search(record.path for record in test_set), strict=True):
+    for record, detections in zip(
+        test_set, detector.predict_many(record.path for record in test_set), strict=True
+    ):
         assert detections is not None
         results += to_coco(detections, image_id=record.image_id, categories=detector.categories)
     return results

@@ -22,7 +22,7 @@ from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
 from sniper.config.loading import check_resumable, dump_experiment, load_experiment, parse_experiment
 from sniper.data.batches import ChipTransform
 from sniper.data.datasets import Dataset, DatasetIdentity, load_dataset
-from sniper.data.epoch import EpochOrder, build_table
+from sniper.data.epoch import EpochOrder, choose_positive_chips
 from sniper.data.spec import SourceSpec
 from sniper.errors import AnnotationError, ConfigError
 from sniper.evaluation.coco import evaluate
@@ -321,7 +321,7 @@ class _Stages:
 
     def _write_chips(self, path: Path, store: BoxStore, *, first_epoch: int, started: float) -> None:
         generator = np.random.default_rng([self.spec.seed, first_epoch, 1])
-        positives = build_table(self.dataset, self.spec.pyramid, generator=generator)
+        positives = choose_positive_chips(self.dataset, self.spec.pyramid, generator=generator)
         table = add_negatives(
             positives, store, self.spec.negatives, pyramid=self.spec.pyramid, generator=generator
         )
@@ -363,13 +363,15 @@ class _Evaluator:
         return self.test.to_coco()
 
     def __call__(self, model: TwoStageDetector) -> Mapping[str, float]:
-        detector = Detector.of(model, spec=self.spec, categories=self.test.categories, device=self.device)
+        detector = Detector.from_model(
+            model, spec=self.spec, categories=self.test.categories, device=self.device
+        )
         records = [
             self.test[index]
             for index in range(self.processes.rank, len(self.test), self.processes.world_size)
         ]
         results: list[dict[str, Any]] = []
-        searched = detector.search(record.path for record in records)
+        searched = detector.predict_many(record.path for record in records)
         for record, detections in zip(records, searched, strict=True):
             if detections is not None:
                 results += to_coco(detections, image_id=record.image_id, categories=detector.categories)

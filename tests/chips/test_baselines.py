@@ -97,7 +97,7 @@ def test_an_image_with_only_crowds_is_not_used() -> None:
         (
             WholeSpec,
             {"levels": (LevelSpec(factor=3.0, below=80),)},
-            "no level learns from boxes of size 80 and above",
+            "boxes of size 80 and above are in no level",
         ),
         (TileSpec, {"min_visibility": -0.1}, "min_visibility\n  Input should be greater than or equal to 0"),
         (TileSpec, {"factor": 0.0}, "factor\n  Input should be greater than 0"),

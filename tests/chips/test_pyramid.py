@@ -75,7 +75,7 @@ WHOLE = LevelSpec(long_side=512)
         ({"levels": ()}, "levels\n  Tuple should have at least 1 item"),
         ({"levels": (LevelSpec(factor=1.0),)}, "fit every image into one chip"),
         ({"levels": (LevelSpec(long_side=600),)}, "long_side of at most 512"),
-        ({"levels": (LevelSpec(long_side=512, at_least=9),)}, "boxes of size 0 to 9; they would be lost"),
+        ({"levels": (LevelSpec(long_side=512, at_least=9),)}, "boxes of size 0 to 9 are in no level"),
         (
             {"levels": (LevelSpec(factor=2.0, below=30), LevelSpec(long_side=512, at_least=40))},
             "boxes of size 30 to 40",

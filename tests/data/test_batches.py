@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from sniper.chips import BoxStatus
 from sniper.data.batches import Batch, ChipDataset, ChipTransform, collate, flip_horizontally
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.data.epoch import EpochOrder, build_table, order_chips
+from sniper.data.epoch import EpochOrder, choose_positive_chips, order_chips
 from sniper.data.spec import ColorJitterSpec, DataSpec
 from sniper.errors import AnnotationError, ImageError, TransformError
 from tests.chips.worlds import SMALL_PYRAMID
@@ -49,7 +49,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(dataset: Dataset) -> None:
 
 
 def test_a_given_table_is_reshuffled_each_epoch(dataset: Dataset) -> None:
-    table = build_table(dataset, SMALL_PYRAMID, generator=np.random.default_rng(5))
+    table = choose_positive_chips(dataset, SMALL_PYRAMID, generator=np.random.default_rng(5))
     orders = [
         order_chips(dataset, SMALL_PYRAMID, batch_size=4, flip=0.5, seed=0, epoch=epoch, table=table)
         for epoch in range(2)

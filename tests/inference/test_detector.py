@@ -77,7 +77,7 @@ def test_detections_below_the_minimum_score_are_dropped() -> None:
     best = detector.predict(noise(100, 100), min_score=least)
     np.testing.assert_array_equal(best.boxes, everything.boxes[everything.scores >= least])
     assert 0 < len(best) < len(everything)
-    (searched,) = detector.search([noise(100, 100)], min_score=least)
+    (searched,) = detector.predict_many([noise(100, 100)], min_score=least)
     assert searched is not None
     assert len(searched) == len(best)
 
@@ -134,7 +134,9 @@ def test_a_run_is_loaded_with_its_weights_and_classes(
     run = Run.create(tmp_path / "run", config=dump_experiment(spec))
     model = run_stages(run, spec, dataset, device=CPU)
     image = noise(150, 120)
-    expected = Detector.of(model.eval(), spec=spec, categories=dataset.categories, device=CPU).predict(image)
+    expected = Detector.from_model(
+        model.eval(), spec=spec, categories=dataset.categories, device=CPU
+    ).predict(image)
     assert len(expected) > 0
     for detector in (
         Detector.load(run, CPU),

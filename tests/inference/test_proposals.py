@@ -8,7 +8,7 @@ import pytest
 from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.data.epoch import build_table, order_chips
+from sniper.data.epoch import choose_positive_chips, order_chips
 from sniper.errors import ProposalsError
 from sniper.geometry import Detections
 from sniper.inference.proposals import add_negatives, open_proposals, start_proposals
@@ -57,7 +57,7 @@ def test_proposals_of_other_images_are_not_opened(dataset: Dataset, tmp_path: Pa
 
 
 def test_negative_chips_are_chosen_from_images_with_proposals(dataset: Dataset, tmp_path: Path) -> None:
-    positives = build_table(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
+    positives = choose_positive_chips(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
     table = with_negatives(positives, fill(tmp_path / "proposals", dataset))
     num_negatives = np.bincount(table.image_indices[table.is_negative], minlength=4)
     assert (num_negatives > 1).tolist() == [True, True, False, True]  # one image could not be read
@@ -68,7 +68,7 @@ def test_blocks_of_images_give_negatives_in_the_order_of_images(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sniper.inference.proposals._IMAGES_PER_BLOCK", 3)
-    positives = build_table(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
+    positives = choose_positive_chips(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
     table = with_negatives(positives, fill(tmp_path / "proposals", dataset))
     assert set(table.image_indices[table.is_negative].tolist()) == {0, 1, 3}
     assert (np.diff(table.image_indices) >= 0).all()
@@ -76,13 +76,13 @@ def test_blocks_of_images_give_negatives_in_the_order_of_images(
 
 def test_no_images_give_no_negatives(dataset: Dataset, tmp_path: Path) -> None:
     nothing = dataset.select(np.zeros(0, dtype=np.int64))
-    positives = build_table(nothing, SMALL_PYRAMID, generator=np.random.default_rng(0))
+    positives = choose_positive_chips(nothing, SMALL_PYRAMID, generator=np.random.default_rng(0))
     store = start_proposals(tmp_path / "proposals", nothing, source={})
     assert len(with_negatives(positives, store)) == 0
 
 
 def test_negatives_are_drawn_anew_each_epoch(dataset: Dataset, tmp_path: Path) -> None:
-    positives = build_table(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
+    positives = choose_positive_chips(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
     table = with_negatives(positives, fill(tmp_path / "proposals", dataset))
     table.save(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest=dataset.digest)
     loaded = ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest=dataset.digest)

@@ -129,7 +129,7 @@ def test_a_search_of_something_else_is_not_resumed(
         detector = dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, merge_iou=0.4))
     else:
         detector = dataclasses.replace(detector, categories=())
-    with pytest.raises(DetectionsError, match=r"found\.json\.parts: is of another search .*--resume"):
+    with pytest.raises(DetectionsError, match=r"found\.json\.parts: was written with other .*omit --resume"):
         search(images, target, resume=True, weights=weights, detector=detector)
 
 

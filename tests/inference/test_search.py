@@ -70,7 +70,7 @@ def test_detections_of_an_image_do_not_depend_on_other_images() -> None:
         categories=(),
         device=CPU,
     )
-    for image, together in zip(images, detector.search(images), strict=True):
+    for image, together in zip(images, detector.predict_many(images), strict=True):
         alone = detector.predict(image)
         assert together is not None
         assert len(alone) > 0
@@ -85,7 +85,7 @@ def test_images_come_back_in_order_whatever_their_shapes() -> None:
         images.append(image)
         expected.append(boxes)
     detector = blob_detector(LevelSpec(factor=1.0), batch_megapixels=0.3)
-    for detections, boxes in zip(detector.search(images), expected, strict=True):
+    for detections, boxes in zip(detector.predict_many(images), expected, strict=True):
         assert detections is not None
         np.testing.assert_array_equal(in_order(detections.boxes), in_order(boxes))
 
@@ -183,14 +183,14 @@ def paths(tmp_path: Path) -> list[Path]:
 def test_an_unreadable_file_ends_the_search(paths: list[Path]) -> None:
     detector = blob_detector(LevelSpec(factor=1.0), LevelSpec(factor=0.5))
     with pytest.raises(ImageError, match=r"[12]\.png: cannot be read as an image"):
-        list(detector.search(paths))
+        list(detector.predict_many(paths))
 
 
 def test_unreadable_files_are_skipped_where_configured(paths: list[Path]) -> None:
     detector = blob_detector(LevelSpec(factor=1.0), LevelSpec(factor=0.5))
     skipping = dataclasses.replace(detector, data=DataSpec(on_bad_image="skip"))
     with pytest.warns(UserWarning, match="skipped") as warnings:
-        results = list(skipping.search(paths))
+        results = list(skipping.predict_many(paths))
     assert [result is None for result in results] == [False, True, True, False]
     assert len(warnings) == 2
 
@@ -198,7 +198,7 @@ def test_unreadable_files_are_skipped_where_configured(paths: list[Path]) -> Non
 def test_threads_end_with_a_search_that_is_abandoned() -> None:
     images = [np.zeros((50, 50, 3), dtype=np.uint8)] * 100
     before = threading.active_count()
-    results = blob_detector(LevelSpec(factor=1.0), batch_megapixels=0.01).search(images)
+    results = blob_detector(LevelSpec(factor=1.0), batch_megapixels=0.01).predict_many(images)
     next(results)
     assert isinstance(results, Generator)
     results.close()

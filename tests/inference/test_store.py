@@ -288,7 +288,7 @@ def test_progress_and_images_are_reported(tmp_path: Path) -> None:
 def test_a_store_of_another_search_is_refused_or_replaced(digest: str, weights: str, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     fill(start(folder))
-    with pytest.raises(DetectionsError, match=r"store: is of another search .*without --resume"):
+    with pytest.raises(DetectionsError, match=r"store: was written with other .*omit --resume"):
         start(folder, existing="resume", digest=digest, weights=weights)
     assert start(folder, existing="resume or replace").missing == []
     replaced = start(folder, existing="resume or replace", digest=digest, weights=weights)

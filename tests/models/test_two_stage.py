@@ -10,9 +10,9 @@ import torch
 
 from sniper.chips import BoxStatus
 from sniper.data.batches import ChipSample
+from sniper.models.matching import Match, match_anchors, match_proposals
 from sniper.models.rpn import AnchorPredictions
 from sniper.models.spec import BackboneSpec, DetectorSpec
-from sniper.models.targets import Match, match_anchors, match_proposals
 from sniper.models.two_stage import TwoStageDetector
 from tests.models.batches import TINY, build_batch, build_sample, build_tiny
 

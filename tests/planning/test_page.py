@@ -9,7 +9,7 @@ import pytest
 
 from sniper.chips import ChipTable, LevelSpec, PyramidSpec
 from sniper.data.datasets import load_dataset
-from sniper.data.epoch import build_table, to_image_boxes
+from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.planning.cost import compute_cost
 from sniper.planning.page import PlanPage, resize_rule
 from sniper.planning.suggest import suggest_pyramids
@@ -20,7 +20,7 @@ from tests.data.tiny import write_dataset
 def build_page(path: Path, *, num_levels: tuple[int, ...] = (2,)) -> PlanPage:
     dataset = load_dataset(path, has_images=False)
     boxes = to_image_boxes(dataset)
-    table = build_table(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
+    table = choose_positive_chips(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
     return PlanPage(
         dataset=dataset,
         table=table,

@@ -8,7 +8,7 @@ import pytest
 from sniper.chips import ChipTable, PyramidSpec
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.data.epoch import build_table
+from sniper.data.epoch import choose_positive_chips
 from sniper.errors import AnnotationError, ChipTableError
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StepReport
@@ -35,7 +35,7 @@ def spec(dataset: Dataset) -> ExperimentSpec:
 
 
 def write_table(path: Path, dataset: Dataset, pyramid: PyramidSpec) -> ChipTable:
-    table = build_table(dataset, pyramid, generator=np.random.default_rng(8))
+    table = choose_positive_chips(dataset, pyramid, generator=np.random.default_rng(8))
     path.parent.mkdir(exist_ok=True)
     table.save(path, pyramid=pyramid, digest=dataset.digest)
     return table

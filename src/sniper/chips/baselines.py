@@ -43,8 +43,8 @@ class TileSpec:
         side: side of a tile, pixels.
         overlap: share of a tile that the next one repeats, up to 0.9.
         factor: factor by which images are resized before.
-        empty: whether tiles that show no box are kept or dropped.
-        min_visibility: a tile ignores boxes of which it shows a smaller share of the area.
+        empty: whether tiles without boxes are kept or dropped.
+        min_visibility: boxes with a smaller visible fraction of their area are left out of a tile.
     """
 
     side: PositiveInt = 512

@@ -1,4 +1,4 @@
-"""Negative chips: windows with many proposals and no object, which are likely false positives (SNIPER §3.2)."""
+"""Negative chips: windows with many proposals that the positive chips do not cover (SNIPER §3.2)."""
 
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -23,8 +23,8 @@ class NegativeSpec:
     Attributes:
         source: `mined` trains an RPN first and chooses negative chips from its proposals; `none` mines nothing. A chip
             table that has negative chips needs no mining.
-        min_proposals: proposals that a negative chip must add, for each level from the finest; the last number applies
-            to all coarser levels.
+        min_proposals: proposals that a negative chip must newly cover, for each level from the finest; the last number
+            applies to all coarser levels.
         rule: which proposals the positive chips of their level exclude: those wholly inside one (`cover`, the paper's),
             or all that overlap one (`overlap`, the authors' code).
         per_image: draw at most this many negative chips of each image for an epoch.

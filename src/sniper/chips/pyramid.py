@@ -190,12 +190,12 @@ def check_ranges(levels: Sequence[LevelSpec]) -> None:
     for level in levels:
         if level.at_least > covered_up_to:
             raise ValueError(
-                f"no level learns from boxes of size {covered_up_to:g} to {level.at_least:g}; they would be lost"
+                f"boxes of size {covered_up_to:g} to {level.at_least:g} are in no level's range; they would be lost"
             )
         covered_up_to = max(covered_up_to, level.below)
     if covered_up_to < math.inf:
         raise ValueError(
-            f"no level learns from boxes of size {covered_up_to:g} and above; they would be lost"
+            f"boxes of size {covered_up_to:g} and above are in no level's range; they would be lost"
         )
 
 

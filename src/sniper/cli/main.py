@@ -1,7 +1,7 @@
 """The application: its commands, its errors and its exit codes.
 
-Exit codes: 0 for success, 2 for a mistake of the user (printed in one paragraph), 130 for an interrupt, 1 for a fault
-of this package. With `--json` standard output contains one JSON object and nothing else; progress and messages go to
+Exit codes: 0 for success, 2 for a user error (explained in one paragraph), 130 for an interrupt, 1 for an internal
+error. With `--json` standard output contains one JSON object and nothing else; progress and messages go to
 standard error. Commands import torch in their bodies, so that `--help` is fast.
 """
 

@@ -54,9 +54,9 @@ def mine(
     spec = load_experiment(opened.config_path)
     dataset = _load_dataset(spec, annotations, images, has_images=detections is None)
     folder = output or run / "proposals"
-    place = select_device(device if detections is None else "cpu")
+    chosen = select_device(device if detections is None else "cpu")
     with (
-        Processes.from_environment().process_group(place) as processes,
+        Processes.from_environment().process_group(chosen) as processes,
         show_progress(is_shown=processes.is_first) as bars,
     ):
         if detections is not None:
@@ -70,7 +70,7 @@ def mine(
             )
         else:
             store = mine_run(
-                opened, spec, dataset, folder, device=place, on_progress=bars.mining, processes=processes
+                opened, spec, dataset, folder, device=chosen, on_progress=bars.mining, processes=processes
             )
     if not processes.is_first:
         return

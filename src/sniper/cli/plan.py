@@ -42,7 +42,9 @@ def plan(
     batch_size: Annotated[
         Count | None, Parameter(help="Chips per step.", show_default=default("as in the experiment"))
     ] = None,
-    crowd: Annotated[Count, Parameter(help="Count the chips that show more boxes than this.")] = 100,
+    crowded_above: Annotated[
+        Count, Parameter(help="Report how many chips show more than this many boxes.")
+    ] = 100,
     levels: Annotated[
         Count | None,
         Parameter(
@@ -80,7 +82,7 @@ def plan(
             proposals=proposals,
             num_levels=levels,
             share=share,
-            crowded_above=crowd,
+            crowded_above=crowded_above,
             seed=seed,
         )
     page.save(folder)

@@ -68,14 +68,14 @@ def predict(
     spec = load_experiment(opened.config_path)
     truth = _load_truth(spec, files, annotations, images)
     sources = _list_images(files, truth)[:limit]
-    place = select_device(device)
+    chosen = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
-    detector = Detector.load(opened, place, spec=spec)
+    detector = Detector.load(opened, chosen, spec=spec)
     drawer = None if draw is None else _drawer(draw, sources, truth, detector=detector, run=run)
     started = time.monotonic()
     with (
-        Processes.from_environment().process_group(place) as processes,
+        Processes.from_environment().process_group(chosen) as processes,
         show_progress(is_shown=processes.is_first) as bars,
     ):
         report = search_to_file(

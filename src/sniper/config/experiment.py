@@ -1,4 +1,4 @@
-"""The numbers of an experiment: those of training and inference, and all parts put together."""
+"""Configuration of training, mining and inference, and of the whole experiment."""
 
 from dataclasses import replace
 from typing import Annotated, Literal

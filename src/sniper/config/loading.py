@@ -156,7 +156,7 @@ def parse_experiment(
     except ValidationError as error:
         raise ConfigError(f"{source}: {'; '.join(_problems(error))}") from error
     except (ValueError, RecursionError) as error:  # an alias within itself
-        raise ConfigError(f"{source}: not made of sections and values ({error})") from error
+        raise ConfigError(f"{source}: not a valid YAML mapping ({error})") from error
 
 
 def dump_experiment(spec: ExperimentSpec) -> str:
@@ -234,7 +234,7 @@ def _problems(error: ValidationError) -> list[str]:
 
 
 _PHRASES = {
-    "dataclass_type": "must be a section with fields of its own",
+    "dataclass_type": "must be a mapping",
     "tuple_type": "must be a list",
 }
 

@@ -70,7 +70,7 @@ class EpochOrder:
 
     @cached_property
     def mean_batch_size(self) -> float:
-        """The mean number of chips in the pixels of a batch that the learning rate refers to."""
+        """The mean number of chips, or of images, in a batch with the pixels that the learning rate refers to."""
         if self.batch_megapixels is None:
             return len(self.chip_indices) / self.num_steps
         return len(self.chip_indices) * self.batch_megapixels / self.megapixels
@@ -82,8 +82,8 @@ class EpochOrder:
     def weight(self, step: int) -> float:
         """Return the weight of a batch's losses, which are means over its chips.
 
-        With it, all chips of an epoch weigh the same, and a million pixels weigh as much as in an order of another
-        kind.
+        Every chip of an epoch has equal weight, and the loss of a megapixel is comparable across chips, tiles and whole
+        images.
         """
         return len(self.positions(step)) / self.mean_batch_size
 
@@ -99,7 +99,9 @@ def to_image_boxes(dataset: Dataset) -> ImageBoxes:
     )
 
 
-def build_table(dataset: Dataset, pyramid: PyramidSpec, *, generator: np.random.Generator) -> ChipTable:
+def choose_positive_chips(
+    dataset: Dataset, pyramid: PyramidSpec, *, generator: np.random.Generator
+) -> ChipTable:
     """Choose the positive chips of a data set."""
     return cover(pyramid, to_image_boxes(dataset), generator=generator)
 
@@ -135,7 +137,7 @@ def order_chips(
     """
     generator = np.random.default_rng([seed, epoch])
     if table is None:
-        table = build_table(dataset, pyramid, generator=generator)
+        table = choose_positive_chips(dataset, pyramid, generator=generator)
     elif table.is_negative.any():
         table = table.select(draw_negatives(table, per_image=negatives_per_image, generator=generator))
     return _order_equal_chips(

@@ -33,7 +33,7 @@ def load_batches(
         order: the chips of the epoch.
         spec: how chips are read.
         steps: which batches.
-        share: rank of this training process and their number, of which the batch size must be a multiple.
+        share: (rank, world size) of this training process; the batch size must be divisible by the world size.
         pin_memory: whether to return batches in page-locked memory.
         transform: see `ChipDataset`.
         worker_init_fn: called at the start of each worker process with the worker's number.

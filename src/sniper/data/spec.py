@@ -95,11 +95,12 @@ class DataSpec:
         read: how image files become pixels.
         on_bad_image: `refuse` stops with an error that names the file; `skip` warns, uses another chip instead, and
             counts the skipped chips.
-        images_at_once: how many images are trained on side by side: their chips take turns, and each image is decoded
-            once for all its chips. Rounded down to a multiple or a divisor of the batch size. None uses 256, or fewer
-            if those would take more than 2 GB of memory. 0 draws chips from all images, and decodes an image for each.
+        images_at_once: number of decoded images whose chips are interleaved, like a shuffle buffer; each image is
+            decoded once for all its chips. Rounded down to a multiple or a divisor of the batch size. None uses 256, or
+            fewer if those would take more than 2 GB of memory. 0 samples chips of all images, and decodes an image for
+            each.
         cache: cut chips on disk.
-        flip: share of chips that are mirrored left to right.
+        flip: fraction of chips that are flipped horizontally.
         color_jitter: random changes of colours.
         min_visible_side: chip pixels that a clipped box must show along both axes; other clipped boxes are ignored.
         num_workers: processes that read chips in parallel to the training; 0 reads them in the training process.

@@ -133,7 +133,7 @@ def _detect(detector: Detector, dataset: Dataset, *, pictures: Path) -> list[dic
     """Detect objects in every image, return them as COCO results, and draw those of the first images."""
     results = []
     paths = (record.path for record in dataset)
-    for index, (record, detections) in enumerate(zip(dataset, detector.search(paths), strict=True)):
+    for index, (record, detections) in enumerate(zip(dataset, detector.predict_many(paths), strict=True)):
         assert detections is not None
         results += to_coco(detections, image_id=record.image_id, categories=detector.categories)
         if index < _NUM_PICTURES:

@@ -1,7 +1,7 @@
 """Draw a synthetic data set: shapes of all sizes on textured backgrounds.
 
 The five classes differ in outline alone; colour, texture, size and rotation are random. Each class has a distractor
-that differs from it in one detail, so that a detector has to look closely, and makes false positives.
+that differs from it in one detail and provokes false positives.
 """
 
 import json

@@ -248,8 +248,8 @@ def _soft_nms(
 ) -> np.ndarray:
     """Lower `scores` in place, and return the indices of the `limit` best.
 
-    Scores only ever fall, so a score is brought up to date no sooner than its box is the best by the score it has. If
-    the box is still the best after all boxes kept of its class have lowered it, it is kept.
+    Scores only decrease, so they are updated lazily: a score is recomputed when its box reaches the top of the heap. A
+    box that is still the best after all kept boxes of its class have lowered it is kept.
     """
     size = len(scores)
     heap = np.arange(size)

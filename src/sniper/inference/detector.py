@@ -1,4 +1,4 @@
-"""Detection in images of any size: searched at every level, each level's sizes kept, all of them merged (SNIPER §4)."""
+"""Detect objects in images of any size: run every level, keep its valid range, merge the levels (SNIPER §4)."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,10 +84,10 @@ class Detector:
         tensors, categories, source = opened.load_weights()
         model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
         fill_module(model, tensors, source=source)
-        return cls.of(model.to(device).eval(), spec=spec, categories=categories, device=device)
+        return cls.from_model(model.to(device).eval(), spec=spec, categories=categories, device=device)
 
     @classmethod
-    def of(
+    def from_model(
         cls,
         model: TwoStageDetector,
         *,
@@ -122,11 +122,13 @@ class Detector:
             OutOfMemory: if a window of it does not fit into the device's memory.
         """
         strict = replace(self, data=replace(self.data, on_bad_image="refuse"))
-        (detections,) = strict.search([image], min_score=min_score)
+        (detections,) = strict.predict_many([image], min_score=min_score)
         assert detections is not None
         return detections
 
-    def search(self, images: Iterable[ImageSource], *, min_score: float = 0.0) -> Iterator[Detections | None]:
+    def predict_many(
+        self, images: Iterable[ImageSource], *, min_score: float = 0.0
+    ) -> Iterator[Detections | None]:
         """Detect objects in many images: several in one batch, the next ones read meanwhile.
 
         Args:

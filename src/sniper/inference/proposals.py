@@ -61,14 +61,14 @@ def add_negatives(
     pyramid: PyramidSpec,
     generator: np.random.Generator,
 ) -> ChipTable:
-    """Choose negative chips where proposals gather, and merge them with the positive ones.
+    """Choose negative chips where uncovered proposals are dense, and merge them with the positive ones.
 
     Proposals are read block by block, so memory does not grow with their number.
 
     Args:
         positives: the positive chips of the same images.
         proposals: a complete store.
-        spec: how many proposals a negative chip must contain.
+        spec: how many proposals a negative chip must newly cover.
         pyramid: the pyramid of the positive chips.
         generator: draws among equally good windows.
     """

@@ -91,7 +91,7 @@ def search_to_file(
     )
 
     def find(indices: Sequence[int]) -> Iterator[Detections | None]:
-        return detector.search(images[index].path for index in indices)
+        return detector.predict_many(images[index].path for index in indices)
 
     search_images(store, find, processes=processes, on_progress=on_progress, on_image=on_image)
     report = SearchReport(

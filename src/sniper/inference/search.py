@@ -1,4 +1,4 @@
-"""Search of images at every level: windows of like shape in one batch, read ahead of the device.
+"""Run a detector on every level of images: windows of equal padded sides are batched and prefetched.
 
 Images are searched in groups, and the windows of a group level by level. Windows in one batch are all padded to the
 same sides, so the detections of an image do not depend on the images beside it.

@@ -165,8 +165,7 @@ class BoxStore:
         is_same = _has_head(folder, content)
         if existing == "resume" and not is_same and _parts_of(folder):
             raise encoding.error(
-                f"{folder}: is of another search (other images, weights or settings); "
-                "without --resume it starts anew"
+                f"{folder}: was written with other images, weights or settings; omit --resume to start over"
             )
         processes.barrier()  # all have read the head before the first one replaces it
         if processes.is_first and (existing == "replace" or not is_same):

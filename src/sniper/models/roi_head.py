@@ -1,4 +1,4 @@
-"""The second stage: classifies proposals and regresses their boxes; trained on all proposals (SNIPER §3.3, §4)."""
+"""The second stage: classifies proposals and regresses their boxes; trained without sampling (SNIPER §3.3, §4)."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from torchvision.ops import MultiScaleRoIAlign, RoIAlign
 from sniper.chips import ChipTargets
 from sniper.models.box_coder import BoxCoder
 from sniper.models.deformable import DeformableRoIPool
+from sniper.models.matching import Match, match_proposals
 from sniper.models.spec import RoIHeadSpec
-from sniper.models.targets import Match, match_proposals
 
 
 class RoIHead(nn.Module):
@@ -21,8 +21,8 @@ class RoIHead(nn.Module):
     Args:
         spec: the configuration.
         num_channels: channels of each feature map.
-        strides: of the feature maps, finest first. Of several maps all but the last are pooled from, each for RoIs of
-            other sizes.
+        strides: strides of the feature maps, finest first. With a feature pyramid, RoIs are pooled from all maps
+            except the last, chosen by their size.
         num_classes: without background.
     """
 

@@ -13,9 +13,9 @@ from torchvision.ops import clip_boxes_to_image
 from sniper.chips import ChipTargets
 from sniper.geometry.boxes import Sides
 from sniper.models.box_coder import BoxCoder
+from sniper.models.matching import Match, match_anchors, sample_anchors
 from sniper.models.nms import padded_nms
 from sniper.models.spec import RPNSpec
-from sniper.models.targets import Match, match_anchors, sample_anchors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -75,7 +75,8 @@ class CostPlan:
         num_boxes: all boxes.
         num_required: boxes to cover: no crowds, and no boxes under 1 px a side.
         num_uncovered: required boxes that no chip covers.
-        share_useful: the share of the required boxes that some level learns from at a useful size; 1 if there are none.
+        share_useful: share of the required boxes that have a useful size in a chip where they are valid; 1 if
+            there are none.
         num_negatives: negative chips to draw from.
         num_negatives_per_epoch: negative chips drawn for an epoch.
         levels: the levels, finest first.

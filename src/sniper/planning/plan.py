@@ -10,7 +10,7 @@ from sniper.chips import ChipTable
 from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import dump_changes, load_experiment
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.data.epoch import build_table, to_image_boxes
+from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.data.spec import SourceSpec
 from sniper.inference.proposals import add_negatives, open_proposals
 from sniper.planning.cost import compute_cost, levels_megapixels
@@ -97,7 +97,7 @@ def choose_chips(
         seed: breaks ties between equally good chips.
     """
     generator = np.random.default_rng(seed)
-    table = build_table(dataset, experiment.pyramid, generator=generator)
+    table = choose_positive_chips(dataset, experiment.pyramid, generator=generator)
     if proposals is None:
         return table
     store = open_proposals(Path(proposals), dataset)

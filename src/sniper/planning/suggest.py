@@ -35,9 +35,7 @@ _OVERLAP, _LAST_OVERLAP = 0.4, 0.8  # lower bound of a range over upper bound of
 _MAX_CHIP_SHARE = 0.9  # of a chip's side that a box may fill at a finer level
 _FEW_BOXES, _MANY_BOXES = 1_000, 5_000
 _NUM_FINALISTS = 12
-_TEST_WEIGHT = (
-    0.01  # of the whole pyramid's pixels in the cost: near ties go to the candidate that is cheaper at test
-)
+_TEST_WEIGHT = 0.01  # weight of the test pixels in the objective, which decides near ties
 _MARGIN = 0.001  # of the share, for the sampling error
 _SAMPLE_TOLERANCE = 0.01  # of the share; a small sample may miss it by this much
 _MAX_MOVED = 0.01  # of the share; no more boxes than this become useful by moving to another level

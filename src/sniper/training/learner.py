@@ -1,4 +1,4 @@
-"""One optimizer update: a batch of chips to new weights, on one device, alone or as one of several processes."""
+"""One training step: forward, backward and optimizer update, in one process or in several."""
 
 import math
 import resource

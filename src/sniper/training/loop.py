@@ -195,7 +195,7 @@ class _Loop:
         every = self._spec.train.evaluate_every
         if self._evaluate is None or every is None or progress.step == 0:
             return
-        # Only the last epoch can end between two steps of a full one.
+        # `epochs` may be fractional, so only the last epoch can stop early.
         epoch = progress.epoch if progress.step_in_epoch == 0 else self._spec.train.epochs
         is_due = epoch >= self._spec.train.epochs or epoch % every == 0
         if not is_due or self._is_evaluated(progress):

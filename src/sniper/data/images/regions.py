@@ -20,7 +20,7 @@ from sniper.geometry.boxes import Sides
 
 _FILTER = Image.Resampling.BILINEAR
 _MIN_SHRINK = (
-    2.0  # factor left to the filter after a reduction, so that the filter decides and not the reader
+    2.0  # factor left to the resize filter after a reduced decode, so that the filter determines the result
 )
 
 

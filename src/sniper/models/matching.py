@@ -136,7 +136,7 @@ def match_proposals(
 def sample_anchors(
     state: Int[torch.Tensor, "b n"], *, count: int, positive_fraction: float, seeds: Sequence[int]
 ) -> Bool[torch.Tensor, "b n"]:
-    """Sample the anchors of each chip that enter the losses: positives up to a share, and negatives for the rest.
+    """Sample the anchors of each chip that enter the losses: at most a share of positives, and negatives for the rest.
 
     Args:
         state: (B, n) values of `Match`.

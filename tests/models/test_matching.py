@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from sniper.chips import BoxStatus, Chip, ChipTargets, LevelSpec, assign_targets
-from sniper.models.targets import Match, Matches, match_anchors, match_proposals, sample_anchors
+from sniper.models.matching import Match, Matches, match_anchors, match_proposals, sample_anchors
 from tests.models.batches import build_sample, build_targets
 
 ANCHORS = torch.tensor(
@@ -191,7 +191,7 @@ def test_matching_in_parts_equals_matching_the_whole_batch(monkeypatch: pytest.M
         return [anchors.state, anchors.box_index, proposals.state, proposals.box_index]
 
     whole = match_both()
-    monkeypatch.setattr("sniper.models.targets._MAX_PAIRS", 700)
+    monkeypatch.setattr("sniper.models.matching._MAX_PAIRS", 700)
     for expected, in_parts in zip(whole, match_both(), strict=True):
         assert torch.equal(in_parts, expected)
 
