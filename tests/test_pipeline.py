@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.config.loading import dump_experiment, load_experiment
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.errors import AnnotationError, CheckpointError, ConfigError, RunError
+from sniper.errors import AnnotationError, CheckpointError, ConfigError, RunError, SniperError
 from sniper.models.spec import BackboneSpec
 from sniper.pipeline import run_stages, train
 from sniper.runs.run import Run
@@ -359,3 +360,53 @@ def test_warnings_about_the_data_set_are_reported(
     assert warnings == ["a box was clipped"]
     with pytest.warns(UserWarning, match="a box was clipped"):
         train(plain, run=tmp_path / "other", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (
+            {"train.evaluate_every": 1, "data.test.annotations": "''"},
+            ConfigError,
+            "data.test.annotations is missing",
+        ),
+        (
+            {"train.batch_size": 4, "train.accumulation_steps": 4, "data.chips": "none.npz"},
+            SniperError,
+            "none.npz",
+        ),
+    ],
+)
+def test_a_refused_training_creates_no_folder(
+    plain: ExperimentSpec, overrides: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        train(plain, run=tmp_path / "run", device="cpu", overrides=overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(plain: ExperimentSpec, tmp_path: Path) -> None:
+    run = train(plain, run=tmp_path / "run", device="cpu")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"data\.test\.annotations is missing"):
+        train(
+            plain,
+            run=run.folder,
+            resume=True,
+            device="cpu",
+            overrides={"train.evaluate_every": 1, "data.test.annotations": "''"},
+        )
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_overrides_may_be_numpy_numbers_tuples_and_specs(plain: ExperimentSpec, tmp_path: Path) -> None:
+    overrides = {"train.batch_size": np.int64(2), "train.milestones": (1, 2.5), "mine": MineSpec(nms_iou=0.5)}
+    run = train(plain, run=tmp_path / "run", device="cpu", epochs=np.float64(0.1), overrides=overrides)
+    used = load_experiment(run.config_path)
+    assert (used.train.batch_size, used.train.epochs) == (2, 0.1)
+    assert (used.train.milestones, used.mine.nms_iou) == ((1.0, 2.5), 0.5)
+
+
+def test_an_override_that_yaml_has_no_word_for_is_refused(plain: ExperimentSpec, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.epochs: .* is no number, text, list or mapping"):
+        train(plain, run=tmp_path / "run", overrides={"train.epochs": object()})

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,8 @@ from sniper.runs.run import Run
 from sniper.training import loop
 from sniper.training.callbacks import Callbacks
 from sniper.training.epochs import load_configured_chips, order_epoch
+from sniper.training.learner import check_divisible
+from sniper.training.tensorboard import check_tensorboard
 
 
 def train(
@@ -59,7 +61,8 @@ def train(
     Args:
         experiment: a YAML file, the name of a recipe of the package, or a specification.
         run: folder of the run; by default `runs/NAME`, after the file or the recipe.
-        resume: continue a run that was stopped; fields that neither `experiment` nor `overrides` set keep their values.
+        resume: continue a run that was stopped; fields that neither the file nor `overrides` set keep their values. An
+            `ExperimentSpec` sets all fields.
         step: with `resume`, continue from the checkpoint of this step; later ones are renamed to end in `.old`.
         device: where to compute, such as `cpu` or `cuda:0`; by default a GPU if there is one.
         epochs: number of epochs; short for `{"train.epochs": ...}`.
@@ -89,7 +92,9 @@ def train(
     processes = Processes.from_environment()
     callbacks = callbacks if processes.is_first else Callbacks(on_warning=lambda _: None)
     dataset = load_split(spec, "train", callbacks=callbacks)
+    test = _load_test(spec, dataset, callbacks=callbacks)
     chosen = select_device(device)
+    _check_inputs(spec, dataset, folder=folder, resume=resume, device=chosen, processes=processes)
     with processes.process_group(chosen):
         if processes.is_first:
             _prepare_run(folder, spec, resume=resume, step=step)
@@ -99,6 +104,7 @@ def train(
             opened,
             spec,
             dataset,
+            test=test,
             device=chosen,
             callbacks=callbacks,
             transform=transform,
@@ -113,6 +119,7 @@ def run_stages(
     dataset: Dataset,
     *,
     device: torch.device,
+    test: Dataset | None = None,
     callbacks: Callbacks = Callbacks(),
     transform: ChipTransform | None = None,
     processes: Processes = SINGLE_PROCESS,
@@ -124,6 +131,7 @@ def run_stages(
         spec: the experiment.
         dataset: to train on.
         device: where to compute.
+        test: to score on with `train.evaluate_every`; by default the experiment's.
         callbacks: called in the first process.
         transform: applied to each training chip; see `ChipDataset`.
         processes: that train together; all call this.
@@ -140,6 +148,7 @@ def run_stages(
         run=run,
         spec=spec,
         dataset=dataset,
+        test=_load_test(spec, dataset, callbacks=callbacks) if test is None else test,
         device=device,
         callbacks=callbacks,
         transform=transform,
@@ -182,6 +191,37 @@ def load_split(
     return dataset
 
 
+def _load_test(spec: ExperimentSpec, dataset: Dataset, *, callbacks: Callbacks) -> Dataset | None:
+    """Load the test images if the detector is to be scored while it trains, else return None."""
+    if spec.train.evaluate_every is None:
+        return None
+    if not spec.data.test.annotations:
+        raise ConfigError("train.evaluate_every: data.test.annotations is missing")
+    test = load_split(spec, "test", callbacks=callbacks)
+    if test.categories != dataset.categories:
+        raise AnnotationError(f"{test.path}: has other categories than {dataset.path}")
+    return test
+
+
+def _check_inputs(
+    spec: ExperimentSpec,
+    dataset: Dataset,
+    *,
+    folder: Path,
+    resume: bool,
+    device: torch.device,
+    processes: Processes,
+) -> None:
+    """Check everything that can be checked before the folder of a run is created or changed."""
+    if spec.train.tensorboard:
+        check_tensorboard()
+    check_divisible(spec, device=device, processes=processes)
+    if resume:
+        Run.open(folder).check_trained_on(dataset.identity)
+    elif spec.data.chips is not None:
+        ChipTable.load(Path(spec.data.chips), pyramid=spec.pyramid, digest=dataset.digest)
+
+
 def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
     """Return the experiment that trains only the RPN, on positive chips, to mine with."""
     return replace(
@@ -198,11 +238,34 @@ def _default_folder(experiment: ExperimentSpec | str | os.PathLike[str]) -> Path
 
 
 def _to_yaml(changes: Mapping[str, Any]) -> dict[str, str]:
-    """Write values of fields as YAML; text is YAML already."""
-    plain = {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in changes.items()
-    }
-    return {name: value if isinstance(value, str) else yaml.safe_dump(value) for name, value in plain.items()}
+    """Write values of fields as YAML; text is YAML already.
+
+    Raises:
+        ConfigError: if a value cannot be written as YAML.
+    """
+    texts = {}
+    for name, value in changes.items():
+        if isinstance(value, str | os.PathLike):
+            texts[name] = os.fspath(value)
+            continue
+        try:
+            texts[name] = yaml.safe_dump(_to_plain(value))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name}: {value!r} is no number, text, list or mapping") from error
+    return texts
+
+
+def _to_plain(value: Any) -> Any:
+    """Turn NumPy numbers, specs and tuples into values that YAML has."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        return _to_plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: _to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(item) for item in value]
+    return value
 
 
 def _load_experiment(
@@ -238,6 +301,7 @@ class _Stages:
     run: Run
     spec: ExperimentSpec
     dataset: Dataset
+    test: Dataset | None
     device: torch.device
     callbacks: Callbacks
     transform: ChipTransform | None
@@ -338,15 +402,9 @@ class _Stages:
         )
 
     def _build_evaluator(self) -> "_Evaluator | None":
-        """Load the test images, if the detector is to be scored while it trains."""
-        if self.spec.train.evaluate_every is None:
+        if self.test is None:
             return None
-        if not self.spec.data.test.annotations:
-            raise ConfigError("train.evaluate_every: data.test.annotations is missing")
-        test = load_split(self.spec, "test", callbacks=self.callbacks)
-        if test.categories != self.dataset.categories:
-            raise AnnotationError(f"{test.path}: has other categories than {self.dataset.path}")
-        return _Evaluator(spec=self.spec, test=test, device=self.device, processes=self.processes)
+        return _Evaluator(spec=self.spec, test=self.test, device=self.device, processes=self.processes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

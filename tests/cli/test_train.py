@@ -17,7 +17,11 @@ def test_overrides_are_written_with_a_space_or_an_equals_sign() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--train.epochs"], "--train.epochs: a value is missing"), (["epochs"], "epochs: expected --section")],
+    [
+        (["--train.compile", "--train.epochs", "3"], "--train.compile: the value is missing"),
+        (["--train.epochs"], "--train.epochs: the value is missing"),
+        (["epochs"], "epochs: expected --section"),
+    ],
 )
 def test_overrides_without_name_or_value_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

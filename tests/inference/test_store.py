@@ -343,6 +343,8 @@ def test_a_store_of_other_images_or_another_version_is_not_opened(tmp_path: Path
     "files",
     [
         {"thesis.txt": ""},
+        {"00000.npz": "an array of the user", "00001.npz": ""},
+        {"head.json": '{"version": 2, "kind": "proposals", "images": "abc"}', "00000.npz": ""},
         {"head.json": '{"mine": 1}'},
         {"head.json": "[1, 2]"},
         {"head.json": '{"version": 2, "kind": "detections", "images": "abc"}'},
@@ -358,11 +360,17 @@ def test_a_folder_of_something_else_is_left_alone(files: dict[str, str], tmp_pat
 
 
 def test_what_a_kill_or_an_older_version_left_is_replaced(tmp_path: Path) -> None:
-    for name in ("000.boxes", ".head.json.123", "00000.npz"):
+    for name in ("000.boxes", ".head.json.123", "00000.npz", ".00001.npz.123"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "head.json").write_text('{"version": 1, "digest": "abc", "source": {}}')
     assert start(tmp_path, PROPOSALS, existing="resume or replace").missing == list(range(NUM_IMAGES))
     assert [path.name for path in tmp_path.iterdir()] == ["head.json"]
+
+
+def test_a_file_in_the_place_of_a_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProposalsError, match="file: is a file, expected a folder for proposals"):
+        start(tmp_path / "file", PROPOSALS)
 
 
 def test_a_removed_store_leaves_no_folder(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
         if not argument.startswith("--"):
             raise ConfigError(f"{argument}: expected --section.field VALUE")
         if not has_value:
-            if not rest:
-                raise ConfigError(f"{argument}: a value is missing")
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{argument}: the value is missing; expected {argument} VALUE")
             value = rest.pop(0)
         overrides[name] = value
     return overrides

@@ -49,14 +49,21 @@ def open_source(source: ImageSource, spec: ReadSpec) -> ImageReader:
             raise ValueError(
                 f"an image tensor must be uint8 of (3, height, width), not {source.dtype} of {tuple(source.shape)}"
             )
-        return ArrayImageReader(source.permute(1, 2, 0).contiguous().cpu().numpy())
+        return ArrayImageReader(_with_pixels(source.permute(1, 2, 0).contiguous().cpu().numpy()))
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise ValueError(
                 f"an image array must be uint8 of (height, width, 3), not {source.dtype} of {source.shape}"
             )
-        return ArrayImageReader(source)
+        return ArrayImageReader(_with_pixels(source))
     return source
+
+
+def _with_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Reject an image without pixels."""
+    if 0 in pixels.shape:
+        raise ValueError(f"an image must have pixels, not a shape of {pixels.shape}")
+    return pixels
 
 
 def _decode(content: bytes, spec: ReadSpec) -> np.ndarray:

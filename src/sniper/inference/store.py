@@ -29,7 +29,8 @@ from sniper.runs.processes import SINGLE_PROCESS, Processes
 _VERSION = 2
 _HEAD = "head.json"
 _PART = re.compile(r"\d{3,}\.boxes")
-_OURS = re.compile(rf"head\.json|\.head\.json\.\d+|{_PART.pattern}|\d{{5}}\.npz")  # .npz: shards of version 1
+_OURS = re.compile(rf"head\.json|\.head\.json\.\d+|{_PART.pattern}")
+_VERSION_1 = re.compile(r"\d{5}\.npz|\.\d{5}\.npz\.\d+")  # shards of version 1, complete or not
 _MAGIC = b"sniper boxes\n"  # at the start of a part, before the hash of head.json
 _RECORD = struct.Struct(
     "<IiI"
@@ -170,7 +171,7 @@ class BoxStore:
         processes.barrier()  # all have read the head before the first one replaces it
         if processes.is_first and (existing == "replace" or not is_same):
             folder.mkdir(parents=True, exist_ok=True)
-            _remove_files(folder)
+            _remove_parts(folder)
             with atomic_write(folder / _HEAD) as file:
                 file.write(content)
         processes.barrier()
@@ -281,7 +282,8 @@ class BoxStore:
 
     def remove(self) -> None:
         """Delete the store."""
-        _remove_files(self.folder)
+        _remove_parts(self.folder)
+        (self.folder / _HEAD).unlink()
         self.folder.rmdir()
 
     def _records(self, path: Path) -> Iterator[tuple[int, int, int]]:
@@ -409,20 +411,31 @@ def _read_head(folder: Path, encoding: Encoding) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path, encoding: Encoding) -> None:
-    """Make sure that a folder can become a store: it is absent, empty, or a store of the same kind."""
+    """Check that a folder can become a store: it is absent, empty, or a store of the same kind.
+
+    Shards of version 1 count only beside a head of that version: a user may have files of such names.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise encoding.error(f"{folder}: is a file, expected a folder for {encoding.kind}")
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    is_store = all(_OURS.fullmatch(name) for name in names)
-    if is_store and _HEAD in names:
+    version = None
+    if _HEAD in names:
         try:
-            _read_head(folder, encoding)
-        except SniperError:
-            is_store = False
-    if not is_store:
-        raise encoding.error(f"{folder}: contains something else than {encoding.kind}; choose another folder")
+            version = _read_head(folder, encoding)["version"]
+        except SniperError as error:
+            raise _not_a_store(folder, encoding) from error
+    for name in names:
+        is_shard = version == 1 and _VERSION_1.fullmatch(name)
+        if not (_OURS.fullmatch(name) or is_shard):
+            raise _not_a_store(folder, encoding)
 
 
-def _remove_files(folder: Path) -> None:
-    """Delete the files of a store, the head last: it is what the parts are recognised by."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == _HEAD):
-        if _OURS.fullmatch(path.name):
+def _not_a_store(folder: Path, encoding: Encoding) -> SniperError:
+    return encoding.error(f"{folder}: contains something else than {encoding.kind}; choose another folder")
+
+
+def _remove_parts(folder: Path) -> None:
+    """Delete the files of a store except the head, which identifies the folder as a store."""
+    for path in folder.iterdir():
+        if path.name != _HEAD:
             path.unlink()

@@ -59,7 +59,8 @@ class Run:
         run = cls(folder)
         if run.checkpoints:
             raise RunError(
-                f"{folder}: a run is already there; continue it with --resume, or name another folder with --run"
+                f"{folder}: a run is already there; continue it (--resume, resume=True) or choose another folder "
+                "(--run, run=...)"
             )
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)

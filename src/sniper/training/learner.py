@@ -62,7 +62,7 @@ class Learner:
         processes: Processes = SINGLE_PROCESS,
         has_weights: bool = True,
     ) -> None:
-        _check_divisible(spec, device=device, processes=processes)
+        check_divisible(spec, device=device, processes=processes)
         self.spec, self.device, self.processes = spec, device, processes
         model = build_detector(spec.model, seed=spec.seed, num_classes=num_classes, has_weights=has_weights)
         self.model: TwoStageDetector = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -331,7 +331,7 @@ def _distributed(module: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(module, **options)
 
 
-def _check_divisible(spec: ExperimentSpec, *, device: torch.device, processes: Processes) -> None:
+def check_divisible(spec: ExperimentSpec, *, device: torch.device, processes: Processes) -> None:
     """Check that the processes can share a batch on such devices."""
     if spec.train.batch_size % (processes.world_size * spec.train.accumulation_steps):
         raise ConfigError(
