@@ -88,6 +88,12 @@ def test_arrays_of_another_type_or_shape_are_refused(bad: np.ndarray) -> None:
         open_source(bad, ReadSpec())
 
 
+@pytest.mark.parametrize("bad", [PIXELS[:0], PIXELS[:, :0], torch.zeros(3, 0, 5, dtype=torch.uint8)])
+def test_images_without_pixels_are_refused(bad: np.ndarray | torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="an image must have pixels"):
+        open_source(bad, ReadSpec())
+
+
 @pytest.mark.parametrize("bad", [torch.zeros(3, 4, 5), torch.zeros(4, 5, 3, dtype=torch.uint8)])
 def test_tensors_of_another_type_or_shape_are_refused(bad: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"tensor must be uint8 of \(3, height, width\), not torch\."):
