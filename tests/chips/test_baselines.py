@@ -65,7 +65,7 @@ def test_tiles_that_show_too_little_of_every_box_are_dropped(world: Any, side: i
 
 
 @given(worlds)
-def test_an_image_is_used_at_the_levels_where_it_has_a_valid_box(world: Any) -> None:
+def test_an_image_is_used_at_levels_where_it_has_valid_boxes(world: Any) -> None:
     table = whole_images(SNIP, world)
     sizes = [size(boxes_of(world, image)) for image in range(len(world))]
     assert list(zip(table.level.tolist(), table.image_indices.tolist(), strict=True)) == [

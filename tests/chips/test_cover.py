@@ -89,7 +89,7 @@ def test_a_shifted_grid_loses_no_box(world: ImageBoxes, seed: int) -> None:
 
 
 @given(worlds)
-def test_a_box_is_covered_at_each_of_its_levels_where_a_window_can(world: ImageBoxes) -> None:
+def test_a_box_is_covered_at_each_level_where_a_window_can(world: ImageBoxes) -> None:
     for _, _, could_cover, covers in levels_of(world, cover_world(world)):
         np.testing.assert_array_equal(covers.any(axis=0), could_cover.any(axis=0))
 

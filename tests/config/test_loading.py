@@ -239,7 +239,7 @@ def test_an_old_key_within_a_list_is_refused_with_its_new_name(monkeypatch: pyte
         parse_experiment("pyramid: {levels: [{scale: 3}]}", source=SOURCE)
 
 
-def test_paths_start_from_the_file_and_those_of_overrides_from_the_working_folder(tmp_path: Path) -> None:
+def test_paths_start_from_the_file_and_in_overrides_from_the_working_folder(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text("data: {train: {annotations: a.json}, test: {annotations: /b.json}}")
     spec = load_experiment(path, overrides={"data.test.images": "pictures", "train.epochs": "0.5"})

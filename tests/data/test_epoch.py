@@ -99,7 +99,7 @@ def test_a_pixel_of_whole_images_weighs_as_much_as_one_of_chips(dataset: Dataset
     assert {tiles.weight(step) for step in range(tiles.num_steps)} == {1.0}
 
 
-def test_by_default_a_batch_of_images_has_the_pixels_of_a_batch_of_chips(dataset: Dataset) -> None:
+def test_by_default_batches_of_images_have_the_pixels_of_chip_batches(dataset: Dataset) -> None:
     order = order_whole_images(dataset, WholeSpec(), batch_size=50, chip_size=700, flip=0.0, seed=0, epoch=0)
     assert order.batch_megapixels == pytest.approx(50 * 0.49)
     assert max(map(len, batches_of(order))) > 10
@@ -133,7 +133,7 @@ def test_a_whole_image_is_resized_and_padded_with_black(dataset: Dataset) -> Non
     assert num_padded
 
 
-def test_a_whole_image_has_all_boxes_and_those_in_the_range_are_valid(dataset: Dataset) -> None:
+def test_a_whole_image_has_all_boxes_and_those_in_range_valid(dataset: Dataset) -> None:
     order = order_wholes(dataset)
     chips = ChipDataset(order)
     for position, index in enumerate(order.chip_indices.tolist()):

@@ -89,7 +89,7 @@ def test_seeds_are_averaged() -> None:
     assert averaged.low == pytest.approx(alone.low / 2)
 
 
-def test_bounds_of_small_test_sets_mostly_contain_the_difference_of_a_large_one() -> None:
+def test_bounds_of_small_sets_mostly_contain_the_difference_of_large_ones() -> None:
     detections, ground_truth = random_results(5, num_images=400)
     worse = [detection for index, detection in enumerate(detections) if index % 4]
     on_all_images = compare(

@@ -23,7 +23,7 @@ def record(boxes: np.ndarray, *, is_crowd: list[bool]) -> ImageRecord:
     )
 
 
-def test_an_object_takes_one_detection_of_its_class_and_a_crowd_any_number() -> None:
+def test_an_object_matches_one_detection_and_a_crowd_any_number() -> None:
     detections = Detections(
         boxes=np.array(
             [

@@ -120,7 +120,7 @@ def test_batches_contain_like_shapes_within_their_limit() -> None:
         assert len(batch) * rows * columns * 64 * 64 <= 200_000
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_smaller() -> None:
+def test_a_batch_that_does_not_fit_is_halved_as_later_ones_are() -> None:
     tried: list[int] = []
 
     def detect(images: Sequence[torch.Tensor]) -> list[Detections]:

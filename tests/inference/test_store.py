@@ -135,7 +135,7 @@ def test_boxes_beyond_the_image_are_clipped_to_it() -> None:
 
 
 @pytest.mark.parametrize("encoding", [EXACT, PROPOSALS])
-def test_an_image_that_cannot_be_read_is_kept_apart_from_one_without_boxes(
+def test_an_unreadable_image_is_kept_apart_from_one_without_boxes(
     encoding: Encoding, tmp_path: Path
 ) -> None:
     store = start(tmp_path / "store", encoding)

@@ -50,7 +50,7 @@ def test_without_a_table_chips_are_chosen_anew(
     assert first.chip_indices.tolist() != second.chip_indices.tolist()
 
 
-def test_a_table_gives_every_epoch_its_chips_even_if_the_file_is_deleted(
+def test_a_table_serves_every_epoch_even_if_its_file_is_deleted(
     dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     path = tmp_path / "table.npz"

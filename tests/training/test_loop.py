@@ -152,7 +152,7 @@ def test_metrics_have_a_line_for_each_step(trained: TrainedRun) -> None:
     assert set(entries[1]) >= {"epoch", "loss", "rpn_objectness", "rpn_box", "head_class", "head_box"}
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(
     dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path / "run", config="")
