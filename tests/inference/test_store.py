@@ -135,9 +135,7 @@ def test_boxes_beyond_the_image_are_clipped_to_it() -> None:
 
 
 @pytest.mark.parametrize("encoding", [EXACT, PROPOSALS])
-def test_an_unreadable_image_is_kept_apart_from_one_without_boxes(
-    encoding: Encoding, tmp_path: Path
-) -> None:
+def test_an_unreadable_image_is_kept_apart_from_one_without_boxes(encoding: Encoding, tmp_path: Path) -> None:
     store = start(tmp_path / "store", encoding)
     with store.new_part() as part:
         part.write(0, Detections.empty())
