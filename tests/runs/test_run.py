@@ -16,7 +16,7 @@ def cut_short(path: Path, num_bytes: int) -> None:
 
 
 def test_a_run_with_a_checkpoint_is_not_overwritten(trained: TrainedRun) -> None:
-    with pytest.raises(RunError, match="a run is already there; continue it with --resume"):
+    with pytest.raises(RunError, match=r"a run is already there; continue it \(--resume, resume=True\)"):
         Run.create(trained.run.folder, config="")
 
 
