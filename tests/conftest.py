@@ -19,6 +19,8 @@ import numba
 import pytest
 
 if TYPE_CHECKING:
+    from sniper.config.experiment import ExperimentSpec
+    from sniper.data.datasets import Dataset
     from tests.training.experiments import TrainedRun
 
 hypothesis.settings.register_profile("sniper", deadline=None)
@@ -64,6 +66,23 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Limit torch to one thread; tests that do not need torch do not import it."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> "Dataset":
+    """A tiny data set, written for the test."""
+    from sniper.data.datasets import load_dataset
+    from tests.data.tiny import write_dataset
+
+    return load_dataset(write_dataset(tmp_path / "world"))
+
+
+@pytest.fixture
+def spec(dataset: "Dataset") -> "ExperimentSpec":
+    """An experiment on the tiny data set that trains in a second."""
+    from tests.training.experiments import tiny_experiment
+
+    return tiny_experiment(dataset.path)
 
 
 @pytest.fixture(scope="session")

@@ -35,11 +35,6 @@ from tests.training.experiments import (
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return load_dataset(write_dataset(tmp_path / "world"))
-
-
-@pytest.fixture
 def spec(dataset: Dataset) -> ExperimentSpec:
     return dataclasses.replace(
         tiny_experiment(dataset.path),

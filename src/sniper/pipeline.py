@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,13 @@ import yaml
 from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
-from sniper.config.loading import check_resumable, dump_experiment, load_experiment, parse_experiment
+from sniper.config.loading import (
+    check_resumable,
+    dump_experiment,
+    load_experiment,
+    parse_experiment,
+    to_plain,
+)
 from sniper.data.batches import ChipTransform
 from sniper.data.datasets import Dataset, DatasetIdentity, load_dataset
 from sniper.data.epoch import EpochOrder, choose_positive_chips
@@ -249,23 +255,10 @@ def _to_yaml(changes: Mapping[str, Any]) -> dict[str, str]:
             texts[name] = os.fspath(value)
             continue
         try:
-            texts[name] = yaml.safe_dump(_to_plain(value))
+            texts[name] = yaml.safe_dump(to_plain(value))
         except yaml.YAMLError as error:
             raise ConfigError(f"{name}: {value!r} is no number, text, list or mapping") from error
     return texts
-
-
-def _to_plain(value: Any) -> Any:
-    """Turn NumPy numbers, specs and tuples into values that YAML has."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if is_dataclass(value) and not isinstance(value, type):
-        return _to_plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {key: _to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
-    return value
 
 
 def _load_experiment(

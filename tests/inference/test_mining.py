@@ -10,28 +10,17 @@ import torch
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
-from sniper.data.datasets import Dataset, load_dataset
+from sniper.data.datasets import Dataset
 from sniper.errors import DetectionsError, RunError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import iou
 from sniper.inference.mining import Miner, mine, proposals_from_detections
 from sniper.inference.store import BoxStore
 from sniper.runs.run import Run
-from tests.data.tiny import write_dataset
 from tests.models.batches import TINY, build_tiny
-from tests.training.experiments import TrainedRun, tiny_experiment
+from tests.training.experiments import TrainedRun
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return load_dataset(write_dataset(tmp_path / "world"))
-
-
-@pytest.fixture
-def spec(dataset: Dataset) -> ExperimentSpec:
-    return tiny_experiment(dataset.path)
 
 
 @pytest.fixture

@@ -17,21 +17,10 @@ from tests.data.tiny import write_dataset
 from tests.training.experiments import (
     Killed,
     have_equal_weights,
-    tiny_experiment,
     train_run,
     with_data,
     with_train,
 )
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return load_dataset(write_dataset(tmp_path / "world"))
-
-
-@pytest.fixture
-def spec(dataset: Dataset) -> ExperimentSpec:
-    return tiny_experiment(dataset.path)
 
 
 def write_table(path: Path, dataset: Dataset, pyramid: PyramidSpec) -> ChipTable:

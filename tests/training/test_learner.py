@@ -11,7 +11,7 @@ import torch
 from sniper.chips.baselines import WholeSpec
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch, ChipDataset, collate
-from sniper.data.datasets import Dataset, load_dataset
+from sniper.data.datasets import Dataset
 from sniper.data.epoch import order_chips
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.two_stage import TwoStageDetector
@@ -19,13 +19,7 @@ from sniper.runs.checkpoints import Progress
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
 from sniper.training.learner import Learner
-from tests.data.tiny import write_dataset
 from tests.training.experiments import CPU, tiny_experiment, with_data, with_train
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return load_dataset(write_dataset(tmp_path / "world"))
 
 
 @pytest.fixture

@@ -14,36 +14,24 @@ import torch
 from sniper.chips import LevelSpec
 from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.config.experiment import ExperimentSpec
-from sniper.data.datasets import Dataset, load_dataset
+from sniper.data.datasets import Dataset
 from sniper.errors import CheckpointError, ConfigError, TrainingDiverged
 from sniper.models.build import autocast, build_detector
 from sniper.models.two_stage import TwoStageDetector
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StepReport
 from sniper.training.epochs import order_epoch
-from tests.data.tiny import write_dataset
 from tests.training.experiments import (
     CPU,
     Killed,
     TrainedRun,
     deterministic_metrics,
     have_equal_weights,
-    tiny_experiment,
     train_run,
     weights_of,
     with_data,
     with_train,
 )
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return load_dataset(write_dataset(tmp_path / "world"))
-
-
-@pytest.fixture
-def spec(dataset: Dataset) -> ExperimentSpec:
-    return tiny_experiment(dataset.path)
 
 
 def train_killed_at(run: Run, spec: ExperimentSpec, dataset: Dataset, *, step: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -161,7 +162,7 @@ def parse_experiment(
 
 def dump_experiment(spec: ExperimentSpec) -> str:
     """Write an experiment with all its fields as YAML text."""
-    return yaml.dump(_plain(asdict(spec)), Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(to_plain(spec), Dumper=_Dumper, sort_keys=False)
 
 
 def dump_changes(spec: ExperimentSpec) -> str:
@@ -175,7 +176,7 @@ def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -
     Raises:
         ConfigError: naming each field that differs and must not.
     """
-    before, after = _flat(_plain(asdict(old))), _flat(_plain(asdict(new)))
+    before, after = _flat(to_plain(old)), _flat(to_plain(new))
     free = [name for name in _FREE_TO_CHANGE if name != "predict" or new.mine.every_epochs is None]
     if new.data.cache.format == "png" or None not in (old.data.cache.folder, new.data.cache.folder):
         free.append("data.cache.folder")  # the pixels are the same
@@ -301,12 +302,16 @@ def _section_at(loc: Sequence[str | int]) -> Any:
     return section
 
 
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, which YAML has."""
+def to_plain(value: Any) -> Any:
+    """Turn tuples, specs and NumPy numbers into the lists, mappings and numbers that YAML has."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain(asdict(value))
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 
@@ -315,7 +320,7 @@ def _changes(spec: Any) -> Any:
     if isinstance(spec, tuple):
         return [_changes(item) for item in spec]
     if not is_dataclass(spec):
-        return _plain(spec)
+        return to_plain(spec)
     values = [(field, getattr(spec, field.name)) for field in fields(spec)]
     return {field.name: _changes(value) for field, value in values if value != field.default}
 
