@@ -34,3 +34,41 @@ def run_cells(cells: Sequence[str], *, jobs: int) -> None:
                 for other in running:
                     other.terminate()
                 raise SystemExit(f"a cell failed with {process.returncode}")
+
+
+class ResultLines:
+    """Results of a benchmark as JSON lines, written as soon as each cell ends; a cell with a line is not run again.
+
+    Args:
+        path: of the file, which several benchmarks may share; None keeps nothing and runs every cell.
+        benchmark: name of this benchmark, the first key of its lines.
+        deadline: `time.time()` after which no further cell may start; None has no limit.
+    """
+
+    def __init__(self, path: Path | None, *, benchmark: str, deadline: float | None = None) -> None:
+        self._path, self._benchmark, self._deadline = path, benchmark, deadline
+        self._finished: dict[str, dict[str, Any]] = {}
+        if path is not None and path.exists():
+            lines = map(json.loads, path.read_text().splitlines())
+            self._finished = {line["cell"]: line for line in lines if line["benchmark"] == benchmark}
+
+    def __contains__(self, cell: str) -> bool:
+        return cell in self._finished
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The lines of this benchmark, of this call and of earlier ones."""
+        return list(self._finished.values())
+
+    def add(self, cell: str, result: Mapping[str, Any]) -> None:
+        """Keep the result of a cell, and print it."""
+        line = {"benchmark": self._benchmark, "cell": cell, **result}
+        self._finished[cell] = line
+        print(json.dumps(line), flush=True)
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def has_time(self) -> bool:
+        """Check whether another cell may start."""
+        return self._deadline is None or time.time() < self._deadline
