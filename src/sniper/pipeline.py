@@ -189,8 +189,7 @@ def load_split(
         Path(source.annotations),
         image_root=None if source.images is None else Path(source.images),
         has_images=has_images,
-        read=spec.data.read,
-        skips_bad_images=spec.data.on_bad_image == "skip",
+        data=spec.data,
     )
     for warning in dataset.warnings:
         callbacks.on_warning(warning)

@@ -41,8 +41,7 @@ def load_images(
         annotations,
         image_root=images,
         has_images=has_images,
-        read=data.read,
-        skips_bad_images=data.on_bad_image == "skip",
+        data=data,
     )
     print_warnings(dataset.warnings)
     return dataset

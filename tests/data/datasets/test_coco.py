@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sniper.data.datasets import load_dataset
-from sniper.data.spec import ReadSpec
+from sniper.data.spec import DataSpec, ReadSpec
 from sniper.errors import AnnotationError
 from tests.data.datasets.small import COCO, Change, box, category, changed, image, load
 
@@ -324,7 +324,7 @@ def test_sides_are_compared_in_the_exif_orientation(folder: Path) -> None:
     message = refusal(folder, as_stored)
     assert "b.jpg has 30x40 pixels, but the annotations say 40x30, which are its sides with " in message
     assert message.endswith("data.read.exif_orientation: ignore")
-    ignoring = load_dataset(folder / "train.json", read=ReadSpec(exif_orientation="ignore"))
+    ignoring = load_dataset(folder / "train.json", data=DataSpec(read=ReadSpec(exif_orientation="ignore")))
     assert ignoring[2].width == 40
 
 

@@ -4,22 +4,21 @@
 """
 
 import os
-import posixpath
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sniper.chips.targets import is_learnable
 from sniper.data.datasets.dataset import Category, Dataset
-from sniper.data.images.files import read_image_sides
-from sniper.data.spec import ReadSpec
-from sniper.errors import AnnotationError, ImageError, count_and_list
+from sniper.data.datasets.image_files import check_image_file, find_image_root, leaves_root
+from sniper.data.spec import DataSpec, ReadSpec
+from sniper.errors import AnnotationError, count_and_list
 from sniper.files import read_json
 from sniper.geometry.boxes import Sides, area, from_xywh
 
@@ -33,8 +32,7 @@ def load_dataset(
     *,
     image_root: str | os.PathLike[str] | None = None,
     has_images: bool = True,
-    read: ReadSpec = ReadSpec(),
-    skips_bad_images: bool = False,
+    data: DataSpec = DataSpec(),
 ) -> Dataset:
     """Load a COCO JSON file and check it; see `docs/annotations.md`.
 
@@ -43,8 +41,8 @@ def load_dataset(
         image_root: folder that file names are relative to; by default `images` beside the file if there is such a
             folder, the file's own folder otherwise.
         has_images: whether the image files are available; their headers are compared with the annotations.
-        read: how image files become pixels.
-        skips_bad_images: whether problems of image files are warnings instead of errors.
+        data: how images are read (`read`), and whether problems of image files are warnings instead of errors
+            (`on_bad_image`); the data sets that it names are not used.
 
     Returns:
         The data set; its `warnings` list what was corrected or cannot be used.
@@ -53,12 +51,12 @@ def load_dataset(
         AnnotationError: listing the problems of the file, one a line; the first 20 in words, the rest as a count.
     """
     path = Path(path)
-    root = _default_root(path) if image_root is None else Path(image_root)
+    root = find_image_root(path) if image_root is None else Path(image_root)
     tables = _read_tables(path)
     categories = _check_categories(tables["categories"])
     images = _check_images(tables["images"])
-    bad_files = _find_bad_files(images, root, read) if has_images else []
-    if not skips_bad_images:
+    bad_files = _find_bad_files(images, root, data.read) if has_images else []
+    if data.on_bad_image == "refuse":
         images.table.problems += bad_files
         bad_files = []
     boxes = _check_boxes(tables["annotations"], images, categories)
@@ -273,11 +271,6 @@ class _Boxes:
     areas: _Column
 
 
-def _default_root(path: Path) -> Path:
-    images = path.parent / "images"
-    return images if images.is_dir() else path.parent
-
-
 def _read_tables(path: Path) -> dict[str, _Table]:
     content = read_json(path, error=AnnotationError)
     if not isinstance(content, dict):
@@ -305,7 +298,7 @@ def _check_images(table: _Table) -> _Images:
     ids = table.column("id", _ID)
     table.refuse_repeats(ids)
     file_names = table.column("file_name", _FILE_NAME)
-    is_outside = [_leaves_root(name) for name in file_names.values.tolist()]
+    is_outside = [leaves_root(name) for name in file_names.values.tolist()]
     table.refuse(
         np.array(is_outside, dtype=np.bool_),
         lambda i: f"file_name is {reprlib.repr(str(file_names.values[i]))}, which leaves the image root",
@@ -319,13 +312,6 @@ def _check_images(table: _Table) -> _Images:
     )
 
 
-def _leaves_root(file_name: str) -> bool:
-    """Check whether a path is absolute or climbs above the folder that it is relative to."""
-    if file_name.startswith("/"):
-        return True
-    return ".." in file_name and posixpath.normpath(file_name).split("/")[0] == ".."
-
-
 def _find_bad_files(images: _Images, root: Path, read: ReadSpec) -> list[str]:
     """Compare the image files with the annotations, reading only headers; return one problem for each bad file."""
     if not root.is_dir():
@@ -334,46 +320,12 @@ def _find_bad_files(images: _Images, root: Path, read: ReadSpec) -> list[str]:
     problems = []
     for i in np.flatnonzero(images.file_names.is_good).tolist():
         name = str(images.file_names.values[i])
-        if _leaves_root(name):
+        if leaves_root(name):
             continue  # a problem already, and not to be opened
-        problem = _check_file(real_root, name, read, expected=images.sides(i))
+        problem = check_image_file(real_root, name, read, expected=images.sides(i))
         if problem is not None:
             problems.append(f"{images.table.name(i)}: {problem}")
     return problems
-
-
-def _check_file(real_root: str, name: str, read: ReadSpec, *, expected: Sides | None) -> str | None:
-    """Check one image file, and return its problem, or None.
-
-    Args:
-        real_root: folder that names are relative to, symbolic links resolved.
-        name: of the file, relative.
-        read: how it becomes pixels.
-        expected: its sides as annotated, if known.
-    """
-    path = os.path.realpath(os.path.join(real_root, name))
-    if os.path.commonpath([real_root, path]) != real_root:
-        return f"{name} is a link that leaves the image root, to {path}"
-    if not os.path.isfile(path):
-        return f"{name} does not exist, expected {path}"
-    try:
-        sides = read_image_sides(Path(path), read)
-    except ImageError as error:
-        return f"{name} {str(error).removeprefix(f'{path}: ')}"
-    if expected is not None and sides != expected:
-        return (
-            f"{name} has {sides.width}x{sides.height} pixels, but the annotations say "
-            f"{expected.width}x{expected.height}{_orientation_advice(Path(path), read, expected)}"
-        )
-    return None
-
-
-def _orientation_advice(path: Path, read: ReadSpec, expected: Sides) -> str:
-    """Describe the setting of the EXIF orientation that gives a file the expected sides, if there is one."""
-    other: Literal["apply", "ignore"] = "ignore" if read.exif_orientation == "apply" else "apply"
-    if read_image_sides(path, replace(read, exif_orientation=other)) != expected:
-        return ""
-    return f", which are its sides with data.read.exif_orientation: {other}"
 
 
 def _check_boxes(table: _Table, images: _Images, categories: _Categories) -> _Boxes:
