@@ -3,8 +3,8 @@
     python benchmarks/suppression.py --device cpu --repeats 5
     python benchmarks/suppression.py --device cuda --lines suppression.jsonl
 
-`blocks` is `fixed_point_nms`, which never synchronizes with a GPU. `per image` is torchvision's `nms`, which does so once
-for each image, and `padded_nms` once more for their number of candidates. Calls alternate between the two.
+`blocks` is `fixed_point_nms`, which never synchronizes with a GPU. `per image` is torchvision's `nms`, which does so
+once for each image, and `padded_nms` once more for their number of candidates. Calls alternate between the two.
 
 The candidates are the best of the paper's anchors of a chip of 512×512: those near one of twelve objects are drawn
 towards it, and score by their overlap with it, all with noise. `flat` candidates are anchors that all have the same
@@ -30,7 +30,7 @@ from device import Cell, add_options, device_name, markdown, open_lines, release
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou, clip_boxes_to_image
 
-from sniper.models.nms import padded_nms
+from sniper.models.nms import fixed_point_nms, padded_nms
 
 SIDE = 512
 STRIDE = 16
@@ -86,9 +86,7 @@ def main() -> None:
 def measure(kind: Kind, *, count: int, batch: int, repeats: int, device: torch.device) -> Mapping[str, Any]:
     candidates = build_candidates(kind, count=count, batch=batch, device=device)
     ways: dict[str, Suppress] = {
-        name: functools.partial(
-            suppress_by_blocks if name == "blocks" else suppress_per_image, candidates
-        )
+        name: functools.partial(suppress_by_blocks if name == "blocks" else suppress_per_image, candidates)
         for name in ("blocks", "per image")
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -119,8 +117,6 @@ def measure(kind: Kind, *, count: int, batch: int, repeats: int, device: torch.d
 
 
 def suppress_by_blocks(candidates: Candidates) -> tuple[torch.Tensor, torch.Tensor]:
-    from sniper.models.nms import fixed_point_nms
-
     is_real = candidates.scores > -torch.inf
     return fixed_point_nms(candidates.boxes, is_real, iou=IOU, limit=LIMIT)
 
@@ -181,11 +177,11 @@ def regress(anchors: torch.Tensor, *, generator: torch.Generator) -> tuple[torch
     return boxes, overlap + 0.1 * torch.randn(len(anchors), generator=generator)
 
 
-class OperatorCounter(TorchDispatchMode):
+class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operators, views left out, and the bytes of the tensors that they read and write."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_operators = self.num_bytes = 0
 
     def __torch_dispatch__(

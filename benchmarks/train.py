@@ -211,7 +211,8 @@ def cudnn_benchmark(*, enabled: bool) -> Iterator[None]:
 
 def measure_ours(cell: CellSpec, options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(options.device)
-    batch_size, search = cell.batch, {}
+    batch_size = cell.batch
+    search: dict[str, Any] = {}
     if batch_size is None:
         batch_size, search = find_largest(cell, options)
         release(device)

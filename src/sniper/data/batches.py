@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -269,7 +270,8 @@ def flip_horizontally(sample: ChipSample) -> ChipSample:
     width = sample.pixels.shape[1]
     boxes = sample.target.boxes
     mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    return replace(sample, pixels=sample.pixels[:, ::-1], target=replace(sample.target, boxes=mirrored))
+    # A contiguous copy: collating a view with negative strides would copy it pixel by pixel.
+    return replace(sample, pixels=cv2.flip(sample.pixels, 1), target=replace(sample.target, boxes=mirrored))
 
 
 def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:
