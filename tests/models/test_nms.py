@@ -38,33 +38,64 @@ def test_padded_nms_keeps_what_torchvision_keeps(count: int, seed: int, iou: flo
         assert indices[i][is_real[i]].tolist() == expected[:20]
 
 
-@given(count=st.integers(1, 60), seed=st.integers(0, 1000), iou=IOUS)
-def test_fixed_point_nms_keeps_what_torchvision_keeps(count: int, seed: int, iou: float) -> None:
+@given(
+    count=st.integers(0, 60),
+    seed=st.integers(0, 1000),
+    iou=IOUS,
+    limit=st.sampled_from([1, 7, 100]),
+    block=st.sampled_from([1, 8, 16, 512]),
+)
+def test_fixed_point_nms_keeps_what_torchvision_keeps(
+    count: int, seed: int, iou: float, limit: int, block: int
+) -> None:
     boxes, scores = overlapping_boxes(count, seed=seed)
-    is_kept = fixed_point_nms(boxes, scores > -torch.inf, iou=iou)
+    boxes[scores == -torch.inf] = torch.nan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sniper.models.nms._BLOCK", block)
+        indices, is_kept = fixed_point_nms(boxes, scores > -torch.inf, iou=iou, limit=limit)
+    assert indices.shape == is_kept.shape == (3, min(limit, count))
     for i in range(3):
         is_box = scores[i] > -torch.inf
         expected = nms(boxes[i][is_box], scores[i][is_box], iou).tolist()
-        assert torch.where(is_kept[i])[0].tolist() == expected
+        assert indices[i][is_kept[i]].tolist() == expected[:limit]
+
+
+@pytest.mark.parametrize("iou", [0.5, 0.7])
+def test_fixed_point_nms_of_thousands_of_boxes_keeps_what_torchvision_keeps(iou: float) -> None:
+    boxes, scores = overlapping_boxes(2000, seed=0, spread=300.0)
+    indices, is_kept = fixed_point_nms(boxes, scores > -torch.inf, iou=iou, limit=2000)
+    expected, is_expected = padded_nms(boxes, scores, iou=iou, limit=2000, may_sync=True)
+    assert torch.equal(is_kept, is_expected)
+    assert torch.equal(indices[is_kept], expected[is_expected])
 
 
 def test_fixed_point_nms_in_parts_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes, scores = overlapping_boxes(40, seed=0)
-    whole = fixed_point_nms(boxes, scores > -torch.inf, iou=0.3)
+    whole = fixed_point_nms(boxes, scores > -torch.inf, iou=0.3, limit=20)
     monkeypatch.setattr("sniper.models.nms._MAX_PAIRS", 300)
-    assert torch.equal(fixed_point_nms(boxes, scores > -torch.inf, iou=0.3), whole)
+    parts = fixed_point_nms(boxes, scores > -torch.inf, iou=0.3, limit=20)
+    assert all(torch.equal(part, all_at_once) for part, all_at_once in zip(parts, whole, strict=True))
 
 
-def test_fixed_point_nms_is_exact_for_a_long_chain_of_overlaps() -> None:
-    is_kept = fixed_point_nms(chain_of_boxes(60), torch.ones(1, 60, dtype=torch.bool), iou=0.4)
-    assert torch.where(is_kept[0])[0].tolist() == list(range(0, 60, 2))
+def kept_of_chain(count: int) -> list[int]:
+    is_real = torch.ones(1, count, dtype=torch.bool)
+    indices, is_kept = fixed_point_nms(chain_of_boxes(count), is_real, iou=0.4, limit=count)
+    return indices[is_kept].tolist()
 
 
-def test_fixed_point_nms_never_keeps_too_many_of_a_longer_chain() -> None:
-    is_kept = fixed_point_nms(chain_of_boxes(200), torch.ones(1, 200, dtype=torch.bool), iou=0.4)
-    kept = torch.where(is_kept[0])[0].tolist()
-    assert set(kept) < set(range(0, 200, 2))
-    assert kept[:30] == list(range(0, 60, 2))
+def test_fixed_point_nms_is_exact_for_a_chain_of_33_overlaps() -> None:
+    assert kept_of_chain(34) == list(range(0, 34, 2))
+
+
+def test_fixed_point_nms_drops_boxes_at_the_end_of_a_longer_chain() -> None:
+    assert kept_of_chain(200) == list(range(0, 34, 2))
+
+
+def test_fixed_point_nms_is_exact_for_a_long_chain_that_many_blocks_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sniper.models.nms._BLOCK", 30)
+    assert kept_of_chain(600) == list(range(0, 600, 2))
 
 
 @pytest.mark.parametrize("limit", [1, 5, 100])
