@@ -26,17 +26,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--lines", type=Path, help="file of results, JSON lines; finished cells are not repeated"
     )
     parser.add_argument("--deadline", type=float, help="Unix time after which no further cell starts")
+    parser.add_argument("--only", nargs="+", default=[""], help="first letters of the cells to run")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, to rehearse every cell on a CPU")
 
 
-def run_in_turn(cells: Mapping[str, Cell], lines: ResultLines, device: torch.device) -> None:
-    """Run the cells that have no result yet, in their order, until the deadline.
+def run_in_turn(
+    cells: Mapping[str, Cell], lines: ResultLines, device: torch.device, *, only: Sequence[str] = ("",)
+) -> None:
+    """Run the cells that have no result yet, in their order, until the deadline; `only` those with these beginnings.
 
     A cell that raises an exception has the result `error`. After an error from which CUDA does not recover, this
     process replaces itself by a fresh one, which runs the rest.
     """
     for name, measure in cells.items():
-        if name in lines:
+        if name in lines or not name.startswith(tuple(only)):
             continue
         if not lines.has_time():
             print(f"{name} and the cells after it did not start before the deadline", file=sys.stderr)

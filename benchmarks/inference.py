@@ -96,7 +96,7 @@ def main() -> None:
     dataset = load_dataset(options.annotations, image_root=options.images)
     lines = open_lines(options, "inference")
     cells: dict[str, Cell] = {str(cell): functools.partial(measure, cell, dataset, options) for cell in CELLS}
-    run_in_turn(cells, lines, device)
+    run_in_turn(cells, lines, device, only=options.only)
     print(to_table(lines.results))
 
 

@@ -95,7 +95,7 @@ def main() -> None:
     setup = build_setup(options)
     lines = open_lines(options, "loader")
     with temporary_folder() as folder:
-        run_in_turn(build_cells(setup, counts, folder=folder), lines, setup.device)
+        run_in_turn(build_cells(setup, counts, folder=folder), lines, setup.device, only=options.only)
     print(to_table(lines.results))
 
 

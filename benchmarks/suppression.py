@@ -79,7 +79,7 @@ def main() -> None:
         for count in options.candidates
         for batch in options.batches
     }
-    run_in_turn(cells, lines, device)
+    run_in_turn(cells, lines, device, only=options.only)
     print(to_table(lines.results))
 
 

@@ -123,7 +123,7 @@ def main() -> None:
     run = measure_in_process if is_isolated else functools.partial(measure, options=options)
     specs = default_cells(tiny=options.tiny) if options.configs is None else chosen_cells(options)
     cells: dict[str, Cell] = {str(spec): functools.partial(run, spec) for spec in specs}
-    run_in_turn(cells, lines, device)
+    run_in_turn(cells, lines, device, only=options.only)
     print(to_table(lines.results))
 
 

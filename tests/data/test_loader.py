@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sniper.data.batches import ChipDataset, collate
 from sniper.data.datasets import Dataset, load_dataset
@@ -16,6 +17,7 @@ from sniper.data.spec import DataSpec
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.assertions import assert_equal_batches
 from tests.data.tiny import write_dataset
+from tests.devices import GPU
 
 SIDES = [(160, 120), (96, 200), (200, 200), (150, 90)] * 3
 
@@ -146,3 +148,22 @@ def test_streams_are_divided_among_training_processes(dataset: Dataset, world_si
         for rank in range(world_size)
     ]
     assert sum(map(len, streams_of_rank)) == order.num_streams
+
+
+@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_batches_in_page_locked_memory_are_copied_to_a_gpu_unchanged(
+    dataset: Dataset, num_workers: int, device: str
+) -> None:
+    order, spec = order_epoch(dataset, 4), DataSpec(num_workers=num_workers)
+    steps = range(order.num_steps)
+    pinned = list(load_batches(order, spec, steps=steps, pin_memory=True))
+    pageable = list(load_batches(order, spec, steps=steps))
+    assert len(pinned) == len(pageable) == order.num_steps
+    for batch, expected in zip(pinned, pageable, strict=True):
+        assert batch.images.is_pinned()
+        assert batch.targets.boxes.is_pinned()
+        on_gpu = batch.to(torch.device(device))
+        torch.cuda.synchronize()
+        assert on_gpu.images.is_contiguous(memory_format=torch.channels_last)
+        assert_equal_batches(on_gpu.to(torch.device("cpu")), expected)

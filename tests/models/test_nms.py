@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from sniper.models.nms import fixed_point_nms, padded_nms
+from tests.devices import DEVICES
 
 
 def overlapping_boxes(count: int, *, seed: int, spread: float = 60.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,6 +39,7 @@ def test_padded_nms_keeps_what_torchvision_keeps(count: int, seed: int, iou: flo
         assert indices[i][is_real[i]].tolist() == expected[:20]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @given(
     count=st.integers(0, 60),
     seed=st.integers(0, 1000),
@@ -46,13 +48,15 @@ def test_padded_nms_keeps_what_torchvision_keeps(count: int, seed: int, iou: flo
     block=st.sampled_from([1, 8, 16, 512]),
 )
 def test_fixed_point_nms_keeps_what_torchvision_keeps(
-    count: int, seed: int, iou: float, limit: int, block: int
+    device: str, count: int, seed: int, iou: float, limit: int, block: int
 ) -> None:
     boxes, scores = overlapping_boxes(count, seed=seed)
     boxes[scores == -torch.inf] = torch.nan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sniper.models.nms._BLOCK", block)
-        indices, is_kept = fixed_point_nms(boxes, scores > -torch.inf, iou=iou, limit=limit)
+        indices, is_kept = fixed_point_nms(
+            boxes.to(device), (scores > -torch.inf).to(device), iou=iou, limit=limit
+        )
     assert indices.shape == is_kept.shape == (3, min(limit, count))
     for i in range(3):
         is_box = scores[i] > -torch.inf
@@ -60,9 +64,10 @@ def test_fixed_point_nms_keeps_what_torchvision_keeps(
         assert indices[i][is_kept[i]].tolist() == expected[:limit]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("iou", [0.5, 0.7])
-def test_fixed_point_nms_of_thousands_of_boxes_keeps_what_torchvision_keeps(iou: float) -> None:
-    boxes, scores = overlapping_boxes(2000, seed=0, spread=300.0)
+def test_fixed_point_nms_of_thousands_of_boxes_keeps_what_torchvision_keeps(iou: float, device: str) -> None:
+    boxes, scores = (tensor.to(device) for tensor in overlapping_boxes(2000, seed=0, spread=300.0))
     indices, is_kept = fixed_point_nms(boxes, scores > -torch.inf, iou=iou, limit=2000)
     expected, is_expected = padded_nms(boxes, scores, iou=iou, limit=2000, may_sync=True)
     assert torch.equal(is_kept, is_expected)

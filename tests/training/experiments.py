@@ -82,6 +82,7 @@ def train_run(
     *,
     callbacks: Callbacks = Callbacks(),
     evaluate: Evaluate | None = None,
+    device: torch.device = CPU,
 ) -> TwoStageDetector:
     """Train a run to its end on the chips that the experiment configures."""
     table = load_configured_chips(run, spec, dataset)
@@ -95,7 +96,7 @@ def train_run(
         spec,
         order_of_epoch,
         identity=dataset.identity,
-        device=CPU,
+        device=device,
         callbacks=callbacks,
         evaluate=evaluate,
     )

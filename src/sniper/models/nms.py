@@ -48,9 +48,9 @@ def fixed_point_nms(
     better one of the block that is kept overlaps it. Each round applies this rule to the whole block at once
     (Cluster-NMS, Zheng et al. 2020). After k rounds it is exact for every box at the end of chains of at most k
     overlaps, each from a better box to a worse one. The number of rounds is fixed, to avoid a sync: the result equals
-    torchvision's unless a block of 512 boxes has a chain of more than 33 overlaps. The paper's anchors with equal scores
-    everywhere have chains of 25 to 33; small anchors at a small stride, as in a feature pyramid, can have longer ones
-    where neighbours score alike. The worse boxes at the end of such a chain may be dropped or kept wrongly.
+    torchvision's unless a block of 512 boxes has a chain of more than 33 overlaps. The paper's anchors with equal
+    scores everywhere have chains of 25 to 33; small anchors at a small stride, as in a feature pyramid, can have longer
+    ones where neighbours score alike. Boxes after the end of such a chain may be dropped or kept wrongly.
 
     Args:
         boxes: (B, n, 4) xyxy, best first.

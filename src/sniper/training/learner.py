@@ -273,12 +273,14 @@ class Learner:
         return state
 
     def _is_finite(self, values: Mapping[str, float]) -> bool:
-        """Check losses and gradient; with a loss scaler, which skips an update that overflows, check its scale."""
-        if not all(math.isfinite(value) for name, value in values.items() if name != "gradient_norm"):
-            return False
-        if self._scaler.is_enabled():
-            return self._scaler.get_scale() >= _MIN_LOSS_SCALE
-        return math.isfinite(values["gradient_norm"])
+        """Check losses and gradient; a loss scaler skips updates that overflow, until its scale is too small."""
+        if all(map(math.isfinite, values.values())):
+            return True
+        has_finite_losses = all(
+            math.isfinite(value) for name, value in values.items() if name != "gradient_norm"
+        )
+        # Reading the scale synchronizes with the device.
+        return has_finite_losses and self._scaler.is_enabled() and self._scaler.get_scale() >= _MIN_LOSS_SCALE
 
     def _describe_divergence(self, values: Mapping[str, float], batch: Batch) -> str:
         names = [
