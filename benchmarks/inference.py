@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, required=True, help="COCO JSON file")
     parser.add_argument("--images", type=Path, help="folder that its file names are relative to")
     parser.add_argument("--weights", type=Path, help="pretrained weights of MobileNetV2")
-    parser.add_argument("--limit", type=int, default=96, help="images, after 32 for warm-up")
+    parser.add_argument("--limit", type=int, default=64, help="images, after 8 for warm-up")
     parser.add_argument("--detections", type=float, default=5.0, help="of a proposal, before merging")
     options = parser.parse_args()
     if options.tiny:
@@ -113,7 +113,7 @@ def measure(cell: CellSpec, dataset: Dataset, options: argparse.Namespace) -> Ma
     if cell.is_decoded:
         sources = [load_image(path, spec.data.read) for path in paths]
     num_before = 0
-    for _ in detector.predict_many(sources[:32]):  # warm-up: shapes of batches, kernels of merging
+    for _ in detector.predict_many(sources[:8]):  # warm-up: libraries of the GPU, kernels of merging
         pass
     synchronize(device)
     spent = dict.fromkeys(("read", "network", "merge"), 0.0)

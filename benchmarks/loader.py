@@ -142,7 +142,7 @@ def build_setup(options: argparse.Namespace) -> Setup:
         device=torch.device(options.device),
         steps=options.steps,
         warmup=min(WARMUP_STEPS, options.steps // 2),
-        read_seconds=0.5 if options.tiny else 5.0,
+        read_seconds=0.5 if options.tiny else 3.0,
     )
 
 
@@ -153,20 +153,28 @@ def build_cells(setup: Setup, counts: Sequence[int], *, folder: Path) -> dict[st
     cells: dict[str, Cell] = {}
     for count in some:
         cells[f"train:{count}"] = functools.partial(measure_training, setup, count, folder=folder)
-    for count in counts:
-        cells[f"read:{count}:none"] = functools.partial(measure_reading, setup, count)
+
+    def add_reading(count: int, *caches: Cache) -> None:
+        for cache in caches:
+            cells[f"read:{count}:{cache}"] = functools.partial(
+                measure_reading,
+                setup,
+                count,
+                cache=cache,
+                folder=None if cache == "none" else folder / f"cache_{count}",
+            )
+
+    add_reading(counts[0], "none", "cold", "warm")
+    for name in ("plain", "flipped"):
+        cells[f"assemble:{name}"] = functools.partial(measure_assembly, setup, is_flipped=name == "flipped")
+    for count in counts[1:]:
+        add_reading(count, "none")
     if is_gpu:
         cells[f"read:{counts[0]}:pageable"] = functools.partial(
             measure_reading, setup, counts[0], is_pinned=False
         )
     for count in some:
-        caches: tuple[Cache, ...] = ("cold", "warm")
-        for cache in caches:
-            cells[f"read:{count}:{cache}"] = functools.partial(
-                measure_reading, setup, count, cache=cache, folder=folder / f"cache_{count}"
-            )
-    for name in ("plain", "flipped"):
-        cells[f"assemble:{name}"] = functools.partial(measure_assembly, setup, is_flipped=name == "flipped")
+        add_reading(count, "cold", "warm")
     return cells
 
 

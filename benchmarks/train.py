@@ -216,10 +216,11 @@ def measure_ours(cell: CellSpec, options: argparse.Namespace) -> dict[str, Any]:
     if batch_size is None:
         batch_size, search = find_largest(cell, options)
         release(device)
+    steps = min(options.steps, 3) if search else options.steps
     learner = build_learner(cell, device, tiny=options.tiny)
     batch = build_noise(batch_size, options.side, device)
     seconds = seconds_per_call(
-        lambda step: learner.update(batch, learning_rate=1e-4, step=step), device, count=options.steps
+        lambda step: learner.update(batch, learning_rate=1e-4, step=step), device, count=steps
     )
     peak = peak_memory(device)
     flops = count_flops(cell, options) * batch_size
@@ -231,7 +232,7 @@ def measure_ours(cell: CellSpec, options: argparse.Namespace) -> dict[str, Any]:
         "seconds_per_step": seconds,
         "peak_gb": peak,
         "tflops": flops / seconds / 1e12,
-        "shares": measure_shares(learner, batch, device, steps=max(options.steps // 2, 1)),
+        "shares": measure_shares(learner, batch, device, steps=max(steps // 2, 1)),
     }
 
 
