@@ -272,7 +272,7 @@ def repeated(order: EpochOrder, *, chips: int) -> EpochOrder:
     )
 
 
-def measure_assembly(setup: Setup, *, is_flipped: bool, repeats: int = 9) -> Mapping[str, Any]:
+def measure_assembly(setup: Setup, *, is_flipped: bool, repeats: int = 25) -> Mapping[str, Any]:
     """Make batches of chips of noise that are in memory."""
     side, batch_size = setup.spec.pyramid.chip_size, setup.spec.train.batch_size
     generator = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from sniper.errors import AnnotationError, ImageError, TransformError
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.assertions import assert_equal_batches
 from tests.data.tiny import write_dataset
+from tests.models.batches import build_sample
 
 
 @pytest.fixture
@@ -92,6 +93,24 @@ def test_boxes_lie_on_the_pixels_of_their_objects(dataset: Dataset) -> None:
             if status == BoxStatus.VALID and overlapping.sum() == 1:
                 pixel = sample.pixels[y, x].astype(int)
                 assert (pixel > 200).all() if label == 1 else (pixel < 100).all()
+
+
+def test_mirrored_chips_and_others_are_collated_with_their_pixels() -> None:
+    samples = [build_sample([], [], side=side, seed=seed) for side, seed in ((40, 0), (40, 1), (40, 2))]
+    cropped = dataclasses.replace(
+        samples[2], pixels=np.pad(samples[2].pixels, ((2, 3), (5, 1), (0, 0)))[2:42, 5:45]
+    )
+    mixed = [samples[0], flip_horizontally(samples[1]), cropped, flip_horizontally(cropped)]
+    images = collate(mixed).images
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    for image, sample in zip(images, mixed, strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), sample.pixels)
+
+
+def test_chips_of_different_sides_are_not_collated() -> None:
+    samples = [build_sample([], [], side=side) for side in (40, 48)]
+    with pytest.raises(ValueError, match=r"chips of \(40, 40, 3\) and \(48, 48, 3\) cannot share a batch"):
+        collate([samples[0], flip_horizontally(samples[1])])
 
 
 def test_flipping_twice_restores_the_chip(dataset: Dataset) -> None:

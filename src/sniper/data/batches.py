@@ -270,8 +270,7 @@ def flip_horizontally(sample: ChipSample) -> ChipSample:
     width = sample.pixels.shape[1]
     boxes = sample.target.boxes
     mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    # A contiguous copy: collating a view with negative strides would copy it pixel by pixel.
-    return replace(sample, pixels=cv2.flip(sample.pixels, 1), target=replace(sample.target, boxes=mirrored))
+    return replace(sample, pixels=sample.pixels[:, ::-1], target=replace(sample.target, boxes=mirrored))
 
 
 def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:
@@ -340,7 +339,14 @@ def _find_problems(image: Any, target: Any, *, hw: tuple[int, int]) -> Iterator[
 
 def collate(samples: Sequence[ChipSample]) -> Batch:
     """Stack chips of one size to a batch of torch tensors."""
-    pixels = np.stack([sample.pixels for sample in samples])  # (b, h, w, 3)
+    pixels = np.empty((len(samples), *samples[0].pixels.shape), dtype=np.uint8)  # (b, h, w, 3)
+    for copy, sample in zip(pixels, samples, strict=True):
+        if sample.pixels.shape != copy.shape:
+            raise ValueError(f"chips of {copy.shape} and {sample.pixels.shape} cannot share a batch")
+        if sample.pixels.strides[1] < 0:  # mirrored: NumPy would copy it pixel by pixel
+            cv2.flip(sample.pixels[:, ::-1], 1, dst=copy)
+        else:
+            copy[:] = sample.pixels
     targets = stack_targets(
         [sample.target for sample in samples],
         valid_sizes=[sample.valid_sizes for sample in samples],
