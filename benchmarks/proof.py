@@ -23,6 +23,11 @@ Each detector is searched as its variant is trained, and with the three levels a
 that of `sniper` for the same megapixels and, where there is such a budget, for a third of them. Each finished cell is
 kept in the folder and not run again; cells of other variants, seeds and budgets may be added later. Writes `table.md`,
 `curve.png` and `results.json` to the folder, and prints the last as one line.
+
+With `--lines` the result of each cell is appended to a file as soon as it exists, a failed cell does not end the
+others, and tables are left to a later call without it. `--until` stops the cells in progress at a time; a later call
+continues them from their checkpoints. `--cells` lists the cells in the order in which to start them; one that cannot
+end in time, by the speed of those that have ended, is started after those that can.
 """
 
 import argparse
@@ -41,7 +46,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from cells import keep_options, run_cells
+from cells import ResultLines, keep_options, last_lines, run_cells, run_cells_until
 from matplotlib.figure import Figure
 
 from sniper.chips import BoxStatus, ChipTable, LevelSpec, PyramidSpec, assign_targets
@@ -96,6 +101,7 @@ class Cell:
 
     @classmethod
     def parse(cls, name: str) -> "Cell":
+        """Read the name of a cell; argparse reports the ValueError of a wrong one."""
         data, variant, megapixels, seed = name.split(":")
         return cls(data=data, variant=variant, megapixels=float(megapixels), seed=int(seed))
 
@@ -120,13 +126,16 @@ def main() -> None:
         cell = Cell.parse(options.cell)
         (mine_chips if cell.variant == "mined" else run_cell)(cell, options)
         return
-    cells = [
+    cells = options.cells or [
         Cell(data=data, variant=variant, megapixels=megapixels, seed=seed)
         for seed in range(options.seeds)
         for megapixels in sorted(options.megapixels, reverse=True)
         for variant in options.variants
         for data in dict.fromkeys(name for name, _, _ in options.data)
     ]
+    if options.lines is not None:
+        prove_until(cells, options)
+        return
     mined = [mined_cell(cell, options) for cell in cells if cell.variant == "negatives"]
     for stage in (dict.fromkeys(mined), cells):  # all budgets of a seed share the mined chips
         missing = [cell for cell in stage if not cell.result_path(options.folder).exists()]
@@ -134,7 +143,10 @@ def main() -> None:
     write_results(options)
 
 
-FREE_OPTIONS = ("folder", "data", "weights", "variants", "seeds", "megapixels", "jobs", "cell", "device")
+FREE_OPTIONS = (
+    *("folder", "data", "weights", "variants", "seeds", "megapixels", "jobs", "cell", "device"),
+    *("cells", "lines", "until"),
+)
 """The options that may differ between the cells of a folder."""
 
 
@@ -182,8 +194,24 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument(
+        "--cells",
+        nargs="+",
+        type=Cell.parse,
+        metavar="DATA:VARIANT:MEGAPIXELS:SEED",
+        help="instead of the product of variants, budgets, data sets and seeds",
+    )
+    parser.add_argument("--lines", type=Path, help="append the result of each cell to this file")
+    parser.add_argument("--until", type=float, help="Unix time to stop at; needs --lines")
     parser.add_argument("--cell", help="run only this cell")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.until is not None and options.lines is None:
+        parser.error("--until needs --lines")
+    names = [name for name, _, _ in options.data]
+    for cell in options.cells or []:
+        if cell.data not in names or cell.variant not in VARIANTS:
+            parser.error(f"--cells: {cell}: expected data of {names} and a variant of {list(VARIANTS)}")
+    return options
 
 
 def levels_of(chip_size: int) -> tuple[LevelSpec, ...]:
@@ -305,7 +333,7 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> None:
     for name, predict in searches.items():
         search_started = time.monotonic()
         if name == "pyramid" and predict == searches["as_trained"]:
-            detections[name], result[name] = detections["as_trained"], result["as_trained"]
+            result[name] = result["as_trained"]
             continue
         detections[name] = search(run, replace(spec, predict=predict), test_set, device=device)
         result[name] = score(detections[name], test_set) | {
@@ -402,6 +430,82 @@ def score(results: Sequence[dict[str, Any]], test_set: Dataset) -> dict[str, flo
     return scores | {f"false_positives_at_{recall:g}": count for recall, count in false_positives.items()}
 
 
+def prove_until(cells: Sequence[Cell], options: argparse.Namespace) -> None:
+    """Run the cells that have no line until the time is up, and add a line for each that ends."""
+    root = options.folder
+    lines = ResultLines(options.lines, benchmark="proof", deadline=options.until)
+    for cell in cells:
+        if not lines.has_result(str(cell)) and cell.result_path(root).exists():
+            lines.add(str(cell), json.loads(cell.result_path(root).read_text()))
+    names: list[str] = []
+    needs: dict[str, str] = {}
+    for cell in cells:
+        if lines.has_result(str(cell)):
+            continue
+        mined = mined_cell(cell, options)
+        if cell.variant == "negatives" and not mined.result_path(root).exists():
+            needs[str(cell)] = str(mined)
+            names.append(str(mined))
+        names.append(str(cell))
+
+    def log_path(name: str) -> Path:
+        return Cell.parse(name).result_path(root).with_suffix(".log")
+
+    def add_line(name: str, status: int) -> None:
+        result = Cell.parse(name).result_path(root)
+        if status == 0:
+            lines.add(name, json.loads(result.read_text()))
+        else:
+            lines.add(name, {"error": f"exit status {status}", "output": last_lines(log_path(name))})
+
+    def fits(name: str) -> bool:
+        speeds = [line["megapixels_per_second"] for line in lines.results if "megapixels_per_second" in line]
+        if options.until is None or not speeds:
+            return True
+        expected = CELL_OVERHEAD_SECONDS + Cell.parse(name).megapixels / min(speeds)
+        return expected < options.until - time.time()
+
+    run_cells_until(
+        list(dict.fromkeys(names)),
+        jobs=options.jobs,
+        until=options.until,
+        on_end=add_line,
+        needs=needs,
+        fits=fits,
+        log_path=log_path,
+    )
+    failed = [name for name in names if name in lines and not lines.has_result(name)]
+    if failed:
+        raise SystemExit(f"{', '.join(failed)} failed; a later call runs them again")
+
+
+CELL_OVERHEAD_SECONDS = 30.0
+"""A guess of what a cell takes beside its training: imports, the tests, scores."""
+
+
+def load_finished(root: Path, data: str) -> list[dict[str, Any]]:
+    """Load the results of the finished cells of a data set, those that only mined among them."""
+    return [json.loads(path.read_text()) for path in sorted((root / data).glob("*.json"))]
+
+
+def group_cells(cells: Sequence[dict[str, Any]]) -> Budgets:
+    """Group the results of the cells of a data set by megapixels and variant."""
+    return {
+        megapixels: {
+            variant: of_variant
+            for variant in VARIANTS
+            if (
+                of_variant := [
+                    cell
+                    for cell in cells
+                    if cell["megapixels_budget"] == megapixels and cell["variant"] == variant
+                ]
+            )
+        }
+        for megapixels in sorted({cell["megapixels_budget"] for cell in cells if cell["variant"] in VARIANTS})
+    }
+
+
 def write_results(options: argparse.Namespace) -> None:
     """Write table, curve and results of all finished cells."""
     groups: dict[str, Budgets] = {}
@@ -412,17 +516,11 @@ def write_results(options: argparse.Namespace) -> None:
         epochs[name] = {
             variant: describe_epoch(name, variant, train_set, options) for variant in VARIANTS[:-1]
         }
-        finished = [json.loads(path.read_text()) for path in sorted((options.folder / name).glob("*.json"))]
+        finished = load_finished(options.folder, name)
         if any(cell["trained_on"] != train_set.digest for cell in finished):
             raise SystemExit(f"{options.folder / name}: has cells that were trained on other annotations")
-        cells = [cell for cell in finished if cell["variant"] in VARIANTS]
-        for megapixels in sorted({cell["megapixels_budget"] for cell in cells}):
-            of_budget = [cell for cell in cells if cell["megapixels_budget"] == megapixels]
-            groups.setdefault(name, {})[megapixels] = {
-                variant: of_variant
-                for variant in VARIANTS
-                if (of_variant := [cell for cell in of_budget if cell["variant"] == variant])
-            }
+        if budgets := group_cells(finished):
+            groups[name] = budgets
         add_differences(options.folder, groups.get(name, {}), ground_truth)
     tables = [f"{name}, one epoch of each\n\n{epochs_table(variants)}" for name, variants in epochs.items()]
     tables += [
@@ -433,7 +531,7 @@ def write_results(options: argparse.Namespace) -> None:
     (options.folder / "table.md").write_text("\n".join(tables))
     draw_curve(groups, options.folder / "curve.png")
     results = json.dumps(
-        {"benchmark": "proof", "options": vars(options) | {"folder": None}, "results": groups}
+        {"benchmark": "proof", "options": vars(options) | {"folder": None}, "results": groups}, default=str
     )
     (options.folder / "results.json").write_text(results + "\n")
     print(results)

@@ -1,0 +1,418 @@
+"""Run everything that needs a GPU, most valuable first, in limited time; see docs/gpu.md.
+
+    benchmarks/gpu.sh --pack PACK --out OUT --minutes 8
+    benchmarks/gpu.sh --pack PACK --out OUT --tiny --device cpu     # a rehearsal
+
+Each part runs in its own process group, which is killed at the limit of the part. What it measured until then is kept
+in `OUT/lines.jsonl`. A failure, a hang or exhausted memory in one part does not end the next. A later call with the
+same folders runs what has no result yet, the failed parts last.
+
+Needs only the standard library, so that it reports a broken installation like any other failure.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from cells import GRACE_SECONDS, ResultLines, last_lines
+
+ROOT = Path(__file__).absolute().parents[1]
+BACKBONE = "mobilenetv2_100"
+USUAL_MINUTES = 8.0
+COMPLETE, CUT_SHORT, FAILED = "complete", "cut short", "failed"
+RESERVED_SECONDS = 10.0
+"""Kept at the end of a call for packing the results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A benchmark, and its time in seconds.
+
+    Attributes:
+        expected: what it should take; parts before it leave that much.
+        limit: the most that it gets in a call of `USUAL_MINUTES` while later parts wait.
+        command: builds the command, from the options and the `time.time()` to start nothing more at.
+    """
+
+    name: str
+    expected: float
+    limit: float
+    command: Callable[[argparse.Namespace, float], list[str]]
+
+
+class MissingInput(Exception):
+    """A part needs data or weights that were not given."""
+
+
+def main() -> None:
+    options = parse_options()
+    until = time.time() + 60 * options.minutes - RESERVED_SECONDS
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # as an exception, so that the part is killed, too
+    for folder in (options.out, options.work):
+        folder.mkdir(parents=True, exist_ok=True)
+    restore_cells(options)
+    lines = ResultLines(options.lines, benchmark="gpu")
+    lines.add(f"call {time.strftime('%Y-%m-%d %H:%M:%S')}", describe_machine(options))
+    install_wheels(options, lines)
+    try:
+        for part, seconds in schedule(parts_to_run(options, lines), until=until, minutes=options.minutes):
+            lines.add(part.name, run_part(part, options, seconds=seconds))
+    finally:
+        keep_cells(options)
+    print(f"{options.lines}: complete are {[part.name for part in PARTS if is_complete(part, lines)]}")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run everything that needs a GPU, in limited time.")
+    parser.add_argument("--pack", type=Path, help="folder with data, weights and wheels (gpu_pack.py)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/gpu"), help="a few small files: results, log, scored cells"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "sniper-gpu",
+        help="wheels and trainings; kept between calls",
+    )
+    parser.add_argument("--minutes", type=float, default=USUAL_MINUTES, help="of this call")
+    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="only these")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a rehearsal on a CPU")
+    options = parser.parse_args()
+    options.out, options.work = options.out.absolute(), options.work.absolute()
+    options.pack = options.pack and options.pack.absolute()
+    options.lines, options.log = options.out / "lines.jsonl", options.out / "log.txt"
+    return options
+
+
+def describe_machine(options: argparse.Namespace) -> dict[str, Any]:
+    """Describe device and versions without importing torch, which takes seconds."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    manifest = options.pack / "manifest.json" if options.pack else None
+    return {
+        "minutes": options.minutes,
+        "device": options.device,
+        "gpu": output_of(query),
+        "commit": output_of(["git", "-C", str(ROOT), "rev-parse", "HEAD"]),
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+        **{name: version_of(name) for name in ("torch", "torchvision", "timm", "numpy")},
+        "pack": json.loads(manifest.read_text()) if manifest and manifest.exists() else None,
+    }
+
+
+def output_of(command: Sequence[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def version_of(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def install_wheels(options: argparse.Namespace, lines: ResultLines) -> None:
+    """Install the wheels of the pack below the work folder; on failure the parts run without them."""
+    wheels = sorted((options.pack / "wheels").glob("*.whl")) if options.pack else []
+    site, stamp = options.work / "site", options.work / "wheels.json"
+    names = json.dumps([wheel.name for wheel in wheels])
+    if not wheels or (stamp.exists() and stamp.read_text() == names):
+        return
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
+    command = [*pip, "--disable-pip-version-check", "--target", str(site), *map(str, wheels)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines.add("wheels", {"outcome": FAILED, "error": (done.stdout + done.stderr)[-2000:]})
+    else:
+        stamp.write_text(names)
+
+
+def parts_to_run(options: argparse.Namespace, lines: ResultLines) -> list[Part]:
+    """Return the parts without a result: those that have not failed yet come first."""
+    parts = [part for part in PARTS if options.parts is None or part.name in options.parts]
+    outcomes = {line["cell"]: line.get("outcome") for line in lines.results}
+    waiting = [part for part in parts if not is_complete(part, lines)]
+    return sorted(waiting, key=lambda part: outcomes.get(part.name) == FAILED)  # stable
+
+
+def is_complete(part: Part, lines: ResultLines) -> bool:
+    return any(line["cell"] == part.name and line.get("outcome") == COMPLETE for line in lines.results)
+
+
+def schedule(parts: Sequence[Part], *, until: float, minutes: float) -> "Schedule":
+    return Schedule(list(parts), until=until, stretch=max(minutes / USUAL_MINUTES, 1))
+
+
+class Schedule:
+    """Parts with the seconds that each may take, computed from the time left when it starts."""
+
+    def __init__(self, parts: list[Part], *, until: float, stretch: float) -> None:
+        self._parts, self._until, self._stretch = parts, until, stretch
+
+    def __iter__(self) -> "Schedule":
+        return self
+
+    def __next__(self) -> tuple[Part, float]:
+        left = self._until - time.time()
+        if not self._parts or left < 1:
+            raise StopIteration
+        part = self._parts.pop(0)
+        return part, share_of(part, self._parts, left=left, stretch=self._stretch)
+
+
+def share_of(part: Part, later: Sequence[Part], *, left: float, stretch: float = 1.0) -> float:
+    """Return the seconds of a part: all that the later ones are not expected to take, up to its limit.
+
+    Where the time is too short for all, each part has a share in proportion to what it is expected to take.
+    """
+    if not later:
+        return left
+    reserved = sum(other.expected for other in later)
+    fair = left * part.expected / (part.expected + reserved)
+    return min(max(left - reserved, fair), part.limit * stretch)
+
+
+def run_part(part: Part, options: argparse.Namespace, *, seconds: float) -> dict[str, Any]:
+    """Run a part and return its line: complete, cut short at its deadline, or failed with the end of its output."""
+    started = time.time()
+    # The last cell may start so late that it has a quarter of the time left, or the longest that a cell takes.
+    deadline = started + seconds - min(0.25 * seconds, GRACE_SECONDS + 10)
+    result: dict[str, Any] = {"outcome": FAILED, "seconds_given": round(seconds, 1)}
+    log = options.work / f"{part.name}.log"
+    log.unlink(missing_ok=True)
+    try:
+        status = run_in_group(part.command(options, deadline), log, seconds=seconds)
+        result["seconds"] = round(time.time() - started, 1)
+        if part.name == "tests":
+            add_test_line(options, status)
+            status = 0
+        if status == 0:
+            result["outcome"] = COMPLETE if time.time() < deadline or part.name == "tests" else CUT_SHORT
+        else:
+            result |= {"error": f"exit status {status}", "output": last_lines(log)}
+    except subprocess.TimeoutExpired:
+        result["seconds"] = round(time.time() - started, 1)
+        result |= {"error": f"killed after {seconds:.0f} s", "output": last_lines(log)}
+    except (MissingInput, OSError, ElementTree.ParseError) as error:
+        result |= {"error": f"{type(error).__name__}: {error}", "output": last_lines(log)}
+    finally:
+        with options.log.open("a") as file:
+            file.write(f"===== {part.name}\n" + (log.read_text(errors="replace") if log.exists() else ""))
+    return result
+
+
+def run_in_group(command: list[str], log: Path, *, seconds: float) -> int:
+    """Run a command, and kill its whole process group once it has ended or its time is up.
+
+    Raises:
+        subprocess.TimeoutExpired: if it was killed.
+    """
+    packages = [ROOT / "src", ROOT, log.parent / "site", *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, packages)),
+        "PYTHONUNBUFFERED": "1",
+    }
+    print(f"{seconds:.0f} s: {' '.join(command)}", flush=True)
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        return process.wait(seconds)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def pytest_command(options: argparse.Namespace, _: float) -> list[str]:
+    """Return the command of the tests that need a GPU; only files that have some are imported."""
+    files = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if re.search(r"\bmark\.gpu\b", path.read_text())
+    ]
+    junit = options.work / "tests.xml"
+    junit.unlink(missing_ok=True)
+    pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--color=no"]
+    return [*pytest, "--junitxml", str(junit), *files]
+
+
+def add_test_line(options: argparse.Namespace, status: int) -> None:
+    """Add the counts and the failures of the tests.
+
+    Raises:
+        OSError, ElementTree.ParseError: if pytest wrote no report.
+    """
+    root = ElementTree.parse(options.work / "tests.xml").getroot()
+    cases = list(root.iter("testcase"))
+    failures = [
+        {
+            "test": f"{case.get('classname')}.{case.get('name')}",
+            "message": (problem.get("message") or "")[:500],
+        }
+        for case in cases
+        for problem in [*case.findall("failure"), *case.findall("error")]
+    ]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    failed = len({failure["test"] for failure in failures})
+    counts = {"passed": len(cases) - skipped - failed, "failed": failed, "skipped": skipped}
+    result = {"exit_status": status, **counts, "failures": failures}
+    ResultLines(options.lines, benchmark="tests").add("gpu", result)
+
+
+def benchmark(
+    script: str, *, needs_data: bool = False, needs_weights: bool = False
+) -> Callable[[argparse.Namespace, float], list[str]]:
+    """Return the function that builds the command of a script with our common options."""
+
+    def build(options: argparse.Namespace, deadline: float) -> list[str]:
+        command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", options.device]
+        command += ["--lines", str(options.lines), "--deadline", f"{deadline:.0f}"]
+        if needs_data:
+            command += ["--annotations", data_of(options)[0][1]]
+        if needs_weights:
+            command += ["--weights", weights_of(options)]
+        return [*command, "--tiny"] if options.tiny else command
+
+    return build
+
+
+def data_of(options: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """Return name, training and test annotations of the data sets of the pack, in its order.
+
+    Raises:
+        MissingInput: if there are none.
+    """
+    manifest = options.pack / "manifest.json" if options.pack else None
+    if manifest is None or not manifest.exists():
+        raise MissingInput("needs data: --pack names no folder of gpu_pack.py")
+    names = json.loads(manifest.read_text())["data"]
+    folder = options.pack / "data"
+    return [(name, str(folder / name / "train.json"), str(folder / name / "test.json")) for name in names]
+
+
+def weights_of(options: argparse.Namespace) -> str:
+    """Return the initial weights of the pack.
+
+    Raises:
+        MissingInput: if there are none.
+    """
+    files = sorted((options.pack / "weights").glob("*.safetensors")) if options.pack else []
+    if not files:
+        raise MissingInput(f"needs weights of {BACKBONE} in the folder weights of --pack")
+    return str(files[0])
+
+
+BUDGETS = {"coco_person": (1000, 3000)}
+USUAL_BUDGETS = (1500, 4500)
+"""Megapixels of `sniper` for a first result and for a longer training; `snip` also has three times as many."""
+PROOF = (
+    *("--jobs", "3", "--num-workers", "4", "--rpn-megapixels", "450"),
+    *("--optimizer", "adamw", "--learning-rate", "0.0005", "--warmup-steps", "40"),
+)
+TINY_PROOF = (
+    *("--chip-size", "64", "--batch-size", "4", "--head", "8", "16", "--proposals", "8", "16"),
+    *("--rpn-megapixels", "0.05", "--min-proposals", "1", "--train-images", "8", "--test-images", "2"),
+)
+
+
+def cells_of(names: Sequence[str]) -> list[str]:
+    """Return the cells of the proof, most informative first; docs/gpu.md has the reasons."""
+    cells: list[str] = []
+    for name in names:
+        short, long = BUDGETS.get(name, USUAL_BUDGETS)
+        first = [f"sniper:{short}", f"snip:{3 * short}", f"sniper:{long}", f"snip:{3 * long}"]
+        others = [
+            f"{variant}:{long}" for variant in ("grid_twice", "negatives", "single", "sniper_two", "snip")
+        ]
+        cells += [f"{name}:{cell}:0" for cell in [*first, *others]]
+    for seed in (1, 2):
+        for name in names:
+            _, long = BUDGETS.get(name, USUAL_BUDGETS)
+            pairs = [f"sniper:{long}", f"snip:{3 * long}", f"grid_twice:{long}", f"negatives:{long}"]
+            cells += [f"{name}:{cell}:{seed}" for cell in pairs]
+    return cells
+
+
+def proof_command(options: argparse.Namespace, deadline: float) -> list[str]:
+    data = data_of(options)
+    names = [name for name, _, _ in data]
+    command = [sys.executable, str(ROOT / "benchmarks" / "proof.py"), str(options.work / "proof")]
+    for name, train, test in data:
+        command += ["--data", name, train, test]
+    command += ["--backbone", BACKBONE, "--weights", weights_of(options), "--device", options.device]
+    command += ["--lines", str(options.lines), "--until", f"{deadline:.0f}"]
+    if options.tiny:
+        tiny = [f"{names[0]}:{cell}:0" for cell in ("sniper:0.1", "snip:0.3", "negatives:0.15")]
+        return [*command, *TINY_PROOF, "--cells", *tiny]
+    return [*command, *PROOF, "--cells", *cells_of(names)]
+
+
+def keep_cells(options: argparse.Namespace) -> None:
+    """Keep results, detections and metrics of the proof's finished cells in one small file, without checkpoints."""
+    root = options.work / "proof"
+    results = sorted(root.glob("*/*.json"))
+    if not results:
+        return
+    unfinished = options.out / ".cells.tar.gz"
+    with tarfile.open(unfinished, "w:gz", compresslevel=6) as archive:
+        for path in [root / "options.json", *results]:
+            archive.add(path, arcname=str(path.relative_to(root)))
+        for path in [result.with_suffix("") / name for result in results for name in KEPT]:
+            if path.exists():
+                archive.add(path, arcname=str(path.relative_to(root)))
+    unfinished.replace(options.out / "cells.tar.gz")
+
+
+KEPT = ("detections.json", "config.yaml", "metrics.jsonl", "chips.npz")
+
+
+def restore_cells(options: argparse.Namespace) -> None:
+    """Unpack the cells of a call on another machine."""
+    archive, root = options.out / "cells.tar.gz", options.work / "proof"
+    if archive.exists() and not root.exists():
+        with tarfile.open(archive) as file:
+            file.extractall(root, filter="data")
+
+
+PARTS = (
+    Part(name="tests", expected=45, limit=100, command=pytest_command),
+    Part(name="train", expected=120, limit=170, command=benchmark("train.py")),
+    Part(name="suppression", expected=20, limit=45, command=benchmark("suppression.py")),
+    Part(name="loader", expected=40, limit=70, command=benchmark("loader.py", needs_data=True)),
+    Part(
+        name="inference",
+        expected=45,
+        limit=75,
+        command=benchmark("inference.py", needs_data=True, needs_weights=True),
+    ),
+    Part(name="proof", expected=150, limit=3600, command=proof_command),
+)
+
+
+if __name__ == "__main__":
+    main()
