@@ -113,7 +113,7 @@ def describe_machine(options: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": sys.version.split()[0],
         **{name: version_of(name) for name in ("torch", "torchvision", "timm", "numpy")},
-        "pack": json.loads(manifest.read_text()) if manifest and manifest.exists() else None,
+        "data": json.loads(manifest.read_text())["data"] if manifest and manifest.exists() else None,
     }
 
 
@@ -219,7 +219,9 @@ def run_part(part: Part, options: argparse.Namespace, *, seconds: float) -> dict
     finally:
         with options.log.open("a") as file:
             file.write(f"===== {part.name}\n" + (log.read_text(errors="replace") if log.exists() else ""))
-    return result
+    cells = ResultLines(options.lines, benchmark=part.name).results
+    failed = [line["cell"] for line in cells if "error" in line]
+    return {**result, "cells": len(cells), "failed_cells": failed}
 
 
 def run_in_group(command: list[str], log: Path, *, seconds: float) -> int:
@@ -285,17 +287,23 @@ def add_test_line(options: argparse.Namespace, status: int) -> None:
 
 
 def benchmark(
-    script: str, *, needs_data: bool = False, needs_weights: bool = False
+    script: str, *, annotations: str | None = None
 ) -> Callable[[argparse.Namespace, float], list[str]]:
-    """Return the function that builds the command of a script with our common options."""
+    """Return the function that builds the command of a script with our common options.
+
+    Args:
+        script: its file name.
+        annotations: the split of the first data set that the script needs, `train` or `test`.
+    """
 
     def build(options: argparse.Namespace, deadline: float) -> list[str]:
         command = [sys.executable, str(ROOT / "benchmarks" / script), "--device", options.device]
         command += ["--lines", str(options.lines), "--deadline", f"{deadline:.0f}"]
-        if needs_data:
-            command += ["--annotations", data_of(options)[0][1]]
-        if needs_weights:
-            command += ["--weights", weights_of(options)]
+        if annotations is not None:
+            _, *paths = data_of(options)[0]
+            command += ["--annotations", paths[annotations == "test"]]
+            if weights := find_weights(options):  # without them networks have random weights
+                command += ["--weights", weights]
         return [*command, "--tiny"] if options.tiny else command
 
     return build
@@ -315,16 +323,10 @@ def data_of(options: argparse.Namespace) -> list[tuple[str, str, str]]:
     return [(name, str(folder / name / "train.json"), str(folder / name / "test.json")) for name in names]
 
 
-def weights_of(options: argparse.Namespace) -> str:
-    """Return the initial weights of the pack.
-
-    Raises:
-        MissingInput: if there are none.
-    """
+def find_weights(options: argparse.Namespace) -> str | None:
+    """Return the initial weights of the pack, if it has some."""
     files = sorted((options.pack / "weights").glob("*.safetensors")) if options.pack else []
-    if not files:
-        raise MissingInput(f"needs weights of {BACKBONE} in the folder weights of --pack")
-    return str(files[0])
+    return str(files[0]) if files else None
 
 
 BUDGETS = {"coco_person": (1000, 3000)}
@@ -346,9 +348,7 @@ def cells_of(names: Sequence[str]) -> list[str]:
     for name in names:
         short, long = BUDGETS.get(name, USUAL_BUDGETS)
         first = [f"sniper:{short}", f"snip:{3 * short}", f"sniper:{long}", f"snip:{3 * long}"]
-        others = [
-            f"{variant}:{long}" for variant in ("grid_twice", "negatives", "single", "sniper_two", "snip")
-        ]
+        others = [f"{variant}:{long}" for variant in ("grid_twice", "negatives", "single", "sniper_two")]
         cells += [f"{name}:{cell}:0" for cell in [*first, *others]]
     for seed in (1, 2):
         for name in names:
@@ -361,10 +361,13 @@ def cells_of(names: Sequence[str]) -> list[str]:
 def proof_command(options: argparse.Namespace, deadline: float) -> list[str]:
     data = data_of(options)
     names = [name for name, _, _ in data]
+    weights = find_weights(options)
+    if weights is None:
+        raise MissingInput(f"needs weights of {BACKBONE} in the folder weights of --pack")
     command = [sys.executable, str(ROOT / "benchmarks" / "proof.py"), str(options.work / "proof")]
     for name, train, test in data:
         command += ["--data", name, train, test]
-    command += ["--backbone", BACKBONE, "--weights", weights_of(options), "--device", options.device]
+    command += ["--backbone", BACKBONE, "--weights", weights, "--device", options.device]
     command += ["--lines", str(options.lines), "--until", f"{deadline:.0f}"]
     if options.tiny:
         tiny = [f"{names[0]}:{cell}:0" for cell in ("sniper:0.1", "snip:0.3", "negatives:0.15")]
@@ -403,13 +406,8 @@ PARTS = (
     Part(name="tests", expected=45, limit=100, command=pytest_command),
     Part(name="train", expected=120, limit=170, command=benchmark("train.py")),
     Part(name="suppression", expected=20, limit=45, command=benchmark("suppression.py")),
-    Part(name="loader", expected=40, limit=70, command=benchmark("loader.py", needs_data=True)),
-    Part(
-        name="inference",
-        expected=45,
-        limit=75,
-        command=benchmark("inference.py", needs_data=True, needs_weights=True),
-    ),
+    Part(name="loader", expected=40, limit=70, command=benchmark("loader.py", annotations="train")),
+    Part(name="inference", expected=45, limit=75, command=benchmark("inference.py", annotations="test")),
     Part(name="proof", expected=150, limit=3600, command=proof_command),
 )
 

@@ -12,6 +12,7 @@ Run it in the environment of development (script/setup), with access to a packag
 
 import argparse
 import ast
+import functools
 import io
 import json
 import re
@@ -143,7 +144,7 @@ class Import:
 def entry_files() -> list[Path]:
     """Return the package, the scripts, and the GPU tests with what they share."""
     tests = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
-    scripts = [path for name in SCRIPTS if (path := BENCHMARKS / f"{name}.py").exists()]  # XXX
+    scripts = [BENCHMARKS / f"{name}.py" for name in SCRIPTS]
     return [*(ROOT / "src").rglob("*.py"), *scripts, *tests, *(ROOT / "tests").rglob("conftest.py")]
 
 
@@ -195,7 +196,12 @@ def project() -> dict[str, Any]:
 
 def distributions_of(module: str) -> set[str]:
     """Return the distributions that have a module, in this environment."""
-    return {canonicalize_name(name) for name in metadata.packages_distributions().get(module, [])}
+    return {canonicalize_name(name) for name in all_distributions().get(module, [])}
+
+
+@functools.cache
+def all_distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 def roots_of(imports: Iterable[Import], provided: set[str]) -> list[str]:
