@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -141,9 +141,13 @@ def install_wheels(options: argparse.Namespace, lines: ResultLines) -> None:
         return
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
     command = [*pip, "--disable-pip-version-check", "--target", str(site), *map(str, wheels)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines.add("wheels", {"outcome": FAILED, "error": (done.stdout + done.stderr)[-2000:]})
+    log = options.work / "wheels.log"
+    try:
+        status = run_in_group(command, log, seconds=120)
+    except subprocess.TimeoutExpired:
+        status = -signal.SIGKILL
+    if status:
+        lines.add("wheels", {"outcome": FAILED, "error": f"exit status {status}", "output": last_lines(log)})
     else:
         stamp.write_text(names)
 
@@ -160,37 +164,24 @@ def is_complete(part: Part, lines: ResultLines) -> bool:
     return any(line["cell"] == part.name and line.get("outcome") == COMPLETE for line in lines.results)
 
 
-def schedule(parts: Sequence[Part], *, until: float, minutes: float) -> "Schedule":
-    return Schedule(list(parts), until=until, stretch=max(minutes / USUAL_MINUTES, 1))
-
-
-class Schedule:
-    """Parts with the seconds that each may take, computed from the time left when it starts."""
-
-    def __init__(self, parts: list[Part], *, until: float, stretch: float) -> None:
-        self._parts, self._until, self._stretch = parts, until, stretch
-
-    def __iter__(self) -> "Schedule":
-        return self
-
-    def __next__(self) -> tuple[Part, float]:
-        left = self._until - time.time()
-        if not self._parts or left < 1:
-            raise StopIteration
-        part = self._parts.pop(0)
-        return part, share_of(part, self._parts, left=left, stretch=self._stretch)
+def schedule(parts: Sequence[Part], *, until: float, minutes: float) -> Iterator[tuple[Part, float]]:
+    """Yield the parts with the seconds that each may take, computed when it is its turn."""
+    stretch = max(minutes / USUAL_MINUTES, 1)
+    for number, part in enumerate(parts):
+        seconds = share_of(part, parts[number + 1 :], left=until - time.time(), stretch=stretch)
+        if seconds >= part.expected / 3:  # less would only make it fail
+            yield part, seconds
 
 
 def share_of(part: Part, later: Sequence[Part], *, left: float, stretch: float = 1.0) -> float:
-    """Return the seconds of a part: all that the later ones are not expected to take, up to its limit.
+    """Return the seconds of a part: what the later ones are not expected to take, up to its limit.
 
-    Where the time is too short for all, each part has a share in proportion to what it is expected to take.
+    Where the time is too short for all, the first parts get what they are expected to take, and the last ones less.
     """
     if not later:
         return left
     reserved = sum(other.expected for other in later)
-    fair = left * part.expected / (part.expected + reserved)
-    return min(max(left - reserved, fair), part.limit * stretch)
+    return min(max(left - reserved, part.expected), part.limit * stretch, left)
 
 
 def run_part(part: Part, options: argparse.Namespace, *, seconds: float) -> dict[str, Any]:

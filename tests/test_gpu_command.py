@@ -67,7 +67,7 @@ def rehearse(folder: Path) -> list[dict[str, Any]]:
     """Run the command with its tiny sizes, and return the lines that it added."""
     lines = folder / "out" / "lines.jsonl"
     before = len(lines.read_text().splitlines()) if lines.exists() else 0
-    command = [ROOT / "benchmarks" / "gpu.sh", "--tiny", "--device", "cpu", "--minutes", "12"]
+    command = [ROOT / "benchmarks" / "gpu.sh", "--tiny", "--device", "cpu", "--minutes", "30"]  # a busy machine
     for name in ("pack", "out", "work"):
         command += [f"--{name}", folder / name]
     environment = {**os.environ, "PYTHON": sys.executable}
@@ -156,8 +156,19 @@ def test_a_part_gets_what_later_ones_are_not_expected_to_take(benchmark: Any) ->
     assert gpu.share_of(first, [second], left=120) == 80
     assert gpu.share_of(first, [second], left=400) == 100
     assert gpu.share_of(first, [second], left=400, stretch=2) == 200
-    assert gpu.share_of(first, [second], left=50) == 25
+    assert gpu.share_of(first, [second], left=50) == 40
+    assert gpu.share_of(first, [second], left=30) == 30
     assert gpu.share_of(second, [], left=400) == 400
+
+
+def test_a_part_does_not_start_in_a_time_that_is_too_short(benchmark: Any) -> None:
+    gpu = benchmark("gpu")
+    parts = [
+        gpu.Part(name=name, expected=expected, limit=100, command=list)
+        for name, expected in (("a", 90), ("b", 20))
+    ]
+    scheduled = list(gpu.schedule(parts, until=time.time() + 15, minutes=1))
+    assert [(part.name, round(seconds)) for part, seconds in scheduled] == [("b", 15)]
 
 
 def test_failed_parts_are_repeated_last_and_complete_ones_not_at_all(
