@@ -61,13 +61,12 @@ class MissingInput(Exception):
 def main() -> None:
     options = parse_options()
     until = time.time() + 60 * options.minutes - RESERVED_SECONDS
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # as an exception, so that the part is killed, too
+    signal.signal(signal.SIGTERM, stop)
     for folder in (options.out, options.work):
         folder.mkdir(parents=True, exist_ok=True)
-    restore_cells(options)
     lines = ResultLines(options.lines, benchmark="gpu")
+    check_calls(options, lines)
+    restore_cells(options)
     lines.add(f"call {time.strftime('%Y-%m-%d %H:%M:%S')}", describe_machine(options))
     install_wheels(options, lines)
     try:
@@ -76,6 +75,11 @@ def main() -> None:
     finally:
         keep_cells(options)
     print(f"{options.lines}: complete are {[part.name for part in PARTS if is_complete(part, lines)]}")
+
+
+def stop(*_: object) -> None:
+    """End this process with an exception, so that the part in progress is killed, too."""
+    sys.exit(143)
 
 
 def parse_options() -> argparse.Namespace:
@@ -98,7 +102,16 @@ def parse_options() -> argparse.Namespace:
     options.out, options.work = options.out.absolute(), options.work.absolute()
     options.pack = options.pack and options.pack.absolute()
     options.lines, options.log = options.out / "lines.jsonl", options.out / "log.txt"
+    options.proof = options.work / ("proof_tiny" if options.tiny else "proof")
     return options
+
+
+def check_calls(options: argparse.Namespace, lines: ResultLines) -> None:
+    """Refuse to take the results of a rehearsal or of another device for those of this call."""
+    for line in lines.results:
+        if "minutes" in line and (line["device"], line["tiny"]) != (options.device, options.tiny):
+            before = f"--device {line['device']}" + " --tiny" * line["tiny"]
+            raise SystemExit(f"{options.out}: has results of {before}; name another folder")
 
 
 def describe_machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -108,6 +121,7 @@ def describe_machine(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "minutes": options.minutes,
         "device": options.device,
+        "tiny": options.tiny,
         "gpu": output_of(query),
         "commit": output_of(["git", "-C", str(ROOT), "rev-parse", "HEAD"]),
         "cores": os.cpu_count(),
@@ -187,7 +201,7 @@ def share_of(part: Part, later: Sequence[Part], *, left: float, stretch: float =
 def run_part(part: Part, options: argparse.Namespace, *, seconds: float) -> dict[str, Any]:
     """Run a part and return its line: complete, cut short at its deadline, or failed with the end of its output."""
     started = time.time()
-    # The last cell may start so late that it has a quarter of the time left, or the longest that a cell takes.
+    # The rest is for the cell in progress at the deadline.
     deadline = started + seconds - min(0.25 * seconds, GRACE_SECONDS + 10)
     result: dict[str, Any] = {"outcome": FAILED, "seconds_given": round(seconds, 1)}
     log = options.work / f"{part.name}.log"
@@ -197,7 +211,7 @@ def run_part(part: Part, options: argparse.Namespace, *, seconds: float) -> dict
         result["seconds"] = round(time.time() - started, 1)
         if part.name == "tests":
             add_test_line(options, status)
-            status = 0
+            status = 0 if status == 1 else status  # failures are a result
         if status == 0:
             result["outcome"] = COMPLETE if time.time() < deadline or part.name == "tests" else CUT_SHORT
         else:
@@ -355,7 +369,7 @@ def proof_command(options: argparse.Namespace, deadline: float) -> list[str]:
     weights = find_weights(options)
     if weights is None:
         raise MissingInput(f"needs weights of {BACKBONE} in the folder weights of --pack")
-    command = [sys.executable, str(ROOT / "benchmarks" / "proof.py"), str(options.work / "proof")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "proof.py"), str(options.proof)]
     for name, train, test in data:
         command += ["--data", name, train, test]
     command += ["--backbone", BACKBONE, "--weights", weights, "--device", options.device]
@@ -368,7 +382,7 @@ def proof_command(options: argparse.Namespace, deadline: float) -> list[str]:
 
 def keep_cells(options: argparse.Namespace) -> None:
     """Keep results, detections and metrics of the proof's finished cells in one small file, without checkpoints."""
-    root = options.work / "proof"
+    root = options.proof
     results = sorted(root.glob("*/*.json"))
     if not results:
         return
@@ -387,7 +401,7 @@ KEPT = ("detections.json", "config.yaml", "metrics.jsonl", "chips.npz")
 
 def restore_cells(options: argparse.Namespace) -> None:
     """Unpack the cells of a call on another machine."""
-    archive, root = options.out / "cells.tar.gz", options.work / "proof"
+    archive, root = options.out / "cells.tar.gz", options.proof
     if archive.exists() and not root.exists():
         with tarfile.open(archive) as file:
             file.extractall(root, filter="data")

@@ -67,7 +67,14 @@ def rehearse(folder: Path) -> list[dict[str, Any]]:
     """Run the command with its tiny sizes, and return the lines that it added."""
     lines = folder / "out" / "lines.jsonl"
     before = len(lines.read_text().splitlines()) if lines.exists() else 0
-    command = [ROOT / "benchmarks" / "gpu.sh", "--tiny", "--device", "cpu", "--minutes", "30"]  # a busy machine
+    command = [
+        ROOT / "benchmarks" / "gpu.sh",
+        "--tiny",
+        "--device",
+        "cpu",
+        "--minutes",
+        "30",
+    ]  # a busy machine
     for name in ("pack", "out", "work"):
         command += [f"--{name}", folder / name]
     environment = {**os.environ, "PYTHON": sys.executable}
@@ -180,6 +187,15 @@ def test_failed_parts_are_repeated_last_and_complete_ones_not_at_all(
         lines.add(name, {"outcome": outcome})
     parts = gpu.parts_to_run(Namespace(parts=None), lines)
     assert [part.name for part in parts] == ["suppression", "loader", "inference", "proof", "train"]
+
+
+def test_results_of_a_rehearsal_are_not_taken_for_those_of_a_gpu(benchmark: Any, folders: Namespace) -> None:
+    gpu = benchmark("gpu")
+    lines = benchmark("cells").ResultLines(folders.lines, benchmark="gpu")
+    lines.add("call 1", {"minutes": 8, "device": "cpu", "tiny": True})
+    gpu.check_calls(Namespace(out=folders.out, device="cpu", tiny=True), lines)
+    with pytest.raises(SystemExit, match="has results of --device cpu --tiny; name another folder"):
+        gpu.check_calls(Namespace(out=folders.out, device="cuda", tiny=False), lines)
 
 
 def test_the_cells_of_a_gpu_pair_sniper_with_snip_at_equal_epochs(benchmark: Any) -> None:
