@@ -55,7 +55,7 @@ class Part:
 
 
 class MissingInput(Exception):
-    """A part needs data or weights that were not given."""
+    """A part needs data, weights or tests that are not there."""
 
 
 def main() -> None:
@@ -255,17 +255,32 @@ def run_in_group(command: list[str], log: Path, *, seconds: float) -> int:
         process.wait()
 
 
-def pytest_command(options: argparse.Namespace, _: float) -> list[str]:
-    """Return the command of the tests that need a GPU; only files that have some are imported."""
-    files = [
-        str(path.relative_to(ROOT))
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if re.search(r"\bmark\.gpu\b", path.read_text())
+def find_tests() -> list[Path]:
+    """Return the test files that have the marker `gpu`, or import a module of the tests that has it."""
+    texts = {path: path.read_text() for path in sorted((ROOT / "tests").rglob("*.py"))}
+    marked = {path for path, text in texts.items() if re.search(r"\bmark\.gpu\b", text)}
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in marked]
+    return [
+        path
+        for path, text in texts.items()
+        if path.name.startswith("test_")
+        and (path in marked or any(re.search(rf"\b{re.escape(name)}\b", text) for name in names))
     ]
+
+
+def pytest_command(options: argparse.Namespace, _: float) -> list[str]:
+    """Return the command of the tests that need a GPU; only files that have some are imported.
+
+    Raises:
+        MissingInput: if there are none; pytest would then import all tests.
+    """
+    files = find_tests()
+    if not files:
+        raise MissingInput("no test has the marker gpu")
     junit = options.work / "tests.xml"
     junit.unlink(missing_ok=True)
     pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--color=no"]
-    return [*pytest, "--junitxml", str(junit), *files]
+    return [*pytest, "--junitxml", str(junit), *(str(path.relative_to(ROOT)) for path in files)]
 
 
 def add_test_line(options: argparse.Namespace, status: int) -> None:

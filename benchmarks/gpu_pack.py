@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu import find_tests
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
@@ -143,9 +144,8 @@ class Import:
 
 def entry_files() -> list[Path]:
     """Return the package, the scripts, and the GPU tests with what they share."""
-    tests = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
     scripts = [BENCHMARKS / f"{name}.py" for name in SCRIPTS]
-    return [*(ROOT / "src").rglob("*.py"), *scripts, *tests, *(ROOT / "tests").rglob("conftest.py")]
+    return [*(ROOT / "src").rglob("*.py"), *scripts, *find_tests(), *(ROOT / "tests").rglob("conftest.py")]
 
 
 def find_imports(files: Iterable[Path]) -> list[Import]:

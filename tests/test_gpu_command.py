@@ -110,6 +110,16 @@ def test_a_rehearsal_measures_every_part_once_and_survives_failures(benchmark: A
     assert (tmp_path / "out" / "cells.tar.gz").stat().st_size > 1000
 
 
+@pytest.mark.slow
+def test_every_test_that_needs_a_gpu_is_in_a_file_that_runs(benchmark: Any) -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    collected = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    files = {str(path.relative_to(ROOT)) for path in benchmark("gpu").find_tests()}
+    assert "tests/training/test_gpu.py" in collected
+    assert collected == files
+
+
 def test_a_part_that_hangs_is_killed_with_its_children(benchmark: Any, folders: Namespace) -> None:
     gpu = benchmark("gpu")
     marker = folders.work / "alive"
@@ -293,7 +303,7 @@ def test_imports_are_collected_and_missing_ones_refused(benchmark: Any, tmp_path
     assert pack.check_imports(imports, provided - {"rasterio"}, []) == sorted(
         {"rasterio"} | {item.module for item in imports if not pack.distributions_of(item.module)}
     )
-    with pytest.raises(SystemExit, match=r"test_gpu.py imports torch of \['torch'\]"):
+    with pytest.raises(SystemExit, match=r"imports torch of \['torch'\]"):
         pack.check_imports(imports, provided - {"torch"}, [])
     with pytest.raises(SystemExit, match="imports hotcoco"):
         pack.check_imports(imports, provided - {"hotcoco"}, [])
