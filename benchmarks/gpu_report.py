@@ -21,7 +21,7 @@ from cells import read_lines
 from gpu import PARTS
 
 import inference
-from sniper.data.datasets import load_dataset
+from sniper.evaluation.pair import GroundTruth
 
 Lines = list[dict[str, Any]]
 TABLES: dict[str, tuple[str, Callable[[Lines], str]]] = {
@@ -117,7 +117,7 @@ def to_proof(lines: Lines, *, cells: Path | None, data: Path | None) -> str:
     for name in dict.fromkeys(proof.Cell.parse(line["cell"]).data for line in results):
         budgets = proof.group_cells([line for line in results if proof.Cell.parse(line["cell"]).data == name])
         if cells is not None and data is not None:
-            ground_truth = load_dataset(data / name / "test.json", has_images=False).to_coco()
+            ground_truth = GroundTruth.of(data / name / "test.json")
             proof.add_differences(cells, budgets, ground_truth)
         sections += [
             f"{name}, {megapixels:g} megapixels\n\n{proof.scores_table(variants)}"

@@ -41,6 +41,7 @@ from sniper.demo.shapes import ShapesSpec, draw_shapes
 from sniper.evaluation.coco import evaluate
 from sniper.evaluation.diagnosis import count_false_positives
 from sniper.evaluation.matching import match_detections
+from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry import Detections
 from sniper.geometry.boxes import from_xywh
 from sniper.inference.detector import Detector, to_coco
@@ -154,7 +155,7 @@ def run_cell(folder: Path, variant: str, seed: int, spec: ExperimentSpec) -> Non
     cell = {
         "variant": variant,
         "seed": seed,
-        **evaluate(results, test_set.to_coco()).as_dict(),
+        **evaluate(results, test_set).as_dict(),
         "steps": metrics[-1]["step"],
         "minutes": {stage: round(taken / 60, 2) for stage, taken in seconds.items()},
         "chips": [entry["chips"] for entry in metrics if "chips" in entry],
@@ -201,8 +202,7 @@ def detect(detector: Detector, test_set: Dataset) -> list[dict[str, Any]]:
 def count_errors(results: Sequence[dict[str, Any]], test_set: Dataset) -> dict[str, float | None]:
     """Count false positives per image at some recalls, and compute the recall of all detections (IoU 0.5)."""
     counts = count_false_positives(
-        results,
-        test_set.to_coco(),
+        EvaluationPair.of(results, test_set),
         recalls=[recall / 100 for recall in RECALLS],
         max_detections=max(len(results), 1),
     )
@@ -221,7 +221,7 @@ def by_image(
 ) -> Iterator[tuple[ImageRecord, Detections]]:
     """Iterate over the images with their detections, highest score first."""
     labels = {category.category_id: label for label, category in enumerate(test_set.categories)}
-    of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    of_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
     for entry in sorted(results, key=lambda entry: -entry["score"]):
         of_image[entry["image_id"]].append(entry)
     for record in test_set:

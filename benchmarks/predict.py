@@ -111,7 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for record, detections in zip(records, per_image, strict=True)
         for entry in to_coco(detections, image_id=record.image_id, categories=categories)
     ]
-    scores = evaluate(results, dataset.to_coco())
+    scores = evaluate(results, dataset)
     names = ("ap", "ap50", "ap_small", "ap_medium", "ap_large", "ar")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     if device.type == "cuda":

@@ -58,9 +58,10 @@ from sniper.config.loading import dump_experiment
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import choose_positive_chips
 from sniper.data.spec import DataSpec
-from sniper.evaluation.coco import evaluate
+from sniper.evaluation import coco
 from sniper.evaluation.comparison import ResampledAP, compare
 from sniper.evaluation.diagnosis import count_false_positives
+from sniper.evaluation.pair import EvaluationPair, GroundTruth
 from sniper.files import atomic_write, sha256
 from sniper.geometry.boxes import size
 from sniper.inference.detector import Detector, to_coco
@@ -423,10 +424,10 @@ def search(
 
 
 def score(results: Sequence[dict[str, Any]], test_set: Dataset) -> dict[str, float | None]:
-    ground_truth = test_set.to_coco()
-    numbers = evaluate(results, ground_truth).as_dict()
+    pair = EvaluationPair.of(results, test_set)
+    numbers = coco.score(pair).as_dict()
     scores: dict[str, float | None] = {name: numbers[name] for name in NUMBERS}
-    false_positives = count_false_positives(results, ground_truth)
+    false_positives = count_false_positives(pair)
     return scores | {f"false_positives_at_{recall:g}": count for recall, count in false_positives.items()}
 
 
@@ -511,7 +512,7 @@ def write_results(options: argparse.Namespace) -> None:
     groups: dict[str, Budgets] = {}
     epochs: dict[str, dict[str, dict[str, float]]] = {}
     for name, train_path, test_path in options.data:
-        ground_truth = load(test_path, options.test_images).to_coco()
+        ground_truth = GroundTruth.of(load(test_path, options.test_images))
         train_set = load(train_path, options.train_images)
         epochs[name] = {
             variant: describe_epoch(name, variant, train_set, options) for variant in VARIANTS[:-1]
@@ -578,14 +579,15 @@ def epochs_table(variants: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def add_differences(root: Path, budgets: Budgets, ground_truth: dict[str, Any]) -> None:
+def add_differences(root: Path, budgets: Budgets, ground_truth: GroundTruth) -> None:
     """Compare the AP of each variant with that of `sniper` for the same megapixels, and for a third of them."""
     references = [cell for variants in budgets.values() for cell in variants.get("sniper", [])]
 
     @cache
     def resampled(cell: str) -> ResampledAP:
         path = Cell.parse(cell).folder(root) / "detections.json"
-        return ResampledAP(json.loads(path.read_text())["as_trained"], ground_truth)
+        detections = json.loads(path.read_text())["as_trained"]
+        return ResampledAP(EvaluationPair.of(detections, ground_truth))
 
     for megapixels, variants in budgets.items():
         for name, budget in (("against_sniper", megapixels), ("against_sniper_at_a_third", megapixels / 3)):

@@ -1,6 +1,13 @@
 """Errors that a user can correct, each explained in one paragraph."""
 
+import re
 from collections.abc import Sequence
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, except tab and newline
+    r"\u202a-\u202e\u2066-\u2069"  # changes of the direction of the text that follows
+    r"\u2028\u2029\ud800-\udfff]"
+)
 
 
 class SniperError(Exception):
@@ -70,3 +77,23 @@ def count_and_list(problems: Sequence[str], *, limit: int = 3, separator: str = 
     if len(problems) > limit:
         shown.append(f"and {len(problems) - limit} more")
     return separator.join(shown)
+
+
+def printable(text: str) -> str:
+    r"""Return text that a terminal, a page or a picture can show: other characters become escape sequences of Python.
+
+    Names of files and classes may contain anything. Control characters command a terminal, and bytes of a file name
+    that are not UTF-8 cannot be encoded.
+
+    Example:
+        >>> printable("\x1b[31mred caf\udce9")
+        '\\x1b[31mred caf\\xe9'
+    """
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8 in a file name, as Python decodes it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

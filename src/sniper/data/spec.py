@@ -14,13 +14,16 @@ class SourceSpec:
     """One data set on disk. Paths in an experiment file are relative to that file.
 
     Attributes:
-        annotations: COCO JSON file.
-        images: folder that its file names are relative to; by default `images` beside the annotations if there is such
-            a folder, the annotations' own folder otherwise.
+        annotations: COCO JSON file, YOLO's `data.yaml`, or a folder; `docs/formats.md` lists the formats.
+        images: folder that its file names are relative to; None is the usual folder of the format, for COCO JSON the
+            one that has the image files, such as `images` beside the annotations.
+        split: of a data set with several: `train`, `val`, `test`, another name in it, or `all`; None is `train` for
+            `data.train`, and `val`, else `test`, for `data.test`.
     """
 
     annotations: str = ""
     images: str | None = None
+    split: str | None = None
 
 
 @spec_dataclass
@@ -32,12 +35,15 @@ class ReadSpec:
             do; `ignore` takes the pixels as stored. The annotations refer to the result.
         intensity_range: the black and the white value of images with more than 8 bits a channel, which are mapped
             linearly to 8 bits; None refuses such images.
+        bands: numbers, from 1, of the bands that are read as red, green and blue, or of the only one, read as grey.
+            None reads the first three of 3 or 4 bands, or the only one, and refuses images of other numbers of bands.
         max_pixels: images of more pixels are refused, as a protection against files that exhaust memory; large TIFFs
             that are read in windows are exempt.
     """
 
     exif_orientation: Literal["apply", "ignore"] = "apply"
     intensity_range: tuple[float, float] | None = None
+    bands: tuple[PositiveInt, ...] | None = None
     max_pixels: PositiveInt = 1_000_000_000
 
     def __post_init__(self) -> None:
@@ -45,6 +51,8 @@ class ReadSpec:
             raise ValueError(
                 f"intensity_range: the value of black must be below that of white, not {list(self.intensity_range)}"
             )
+        if self.bands is not None and len(self.bands) not in (1, 3):
+            raise ValueError(f"bands: expected one band or three, not {list(self.bands)}")
 
 
 @spec_dataclass
@@ -87,7 +95,7 @@ class DataSpec:
 
     Attributes:
         train: data set to train on.
-        test: data set to evaluate on.
+        test: data set to evaluate on; without `annotations`, the split val or test of `train`, if it has one.
         chips: chip table of the training set, as written by `sniper chips`, used in every epoch; None chooses chips
             for each epoch.
         whole: train on whole images instead of chips.
@@ -95,6 +103,11 @@ class DataSpec:
         read: how image files become pixels.
         on_bad_image: `refuse` stops with an error that names the file; `skip` warns, uses another chip instead, and
             counts the skipped chips.
+        follow_links: whether image files may be links to files outside the folder of the images.
+        on_bad_box: `drop` warns of boxes that cannot be used, with counts and examples, and leaves them out; `refuse`
+            stops with an error that lists them. `docs/annotations.md` says which boxes these are.
+        crowds: `ignore` trains and scores on boxes that are marked as crowds as regions to ignore; `objects` takes them
+            for objects, as some annotation tools mark masks so.
         images_at_once: number of decoded images whose chips are interleaved, like a shuffle buffer; each image is
             decoded once for all its chips. Rounded down to a multiple or a divisor of the batch size. None uses 256, or
             fewer if those would take more than 2 GB of memory. 0 samples chips of all images, and decodes an image for
@@ -113,6 +126,9 @@ class DataSpec:
     tiles: TileSpec | None = None
     read: ReadSpec = ReadSpec()
     on_bad_image: Literal["refuse", "skip"] = "refuse"
+    follow_links: bool = False
+    on_bad_box: Literal["drop", "refuse"] = "drop"
+    crowds: Literal["ignore", "objects"] = "ignore"
     images_at_once: NonNegativeInt | None = None
     cache: CacheSpec = CacheSpec()
     flip: Fraction = 0.5

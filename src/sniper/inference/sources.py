@@ -1,77 +1,87 @@
 """Images in any form that a caller has them in, opened for reading."""
 
 import os
-from pathlib import Path
-from tempfile import NamedTemporaryFile
+from typing import Literal, get_args
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 
-from sniper.data.images.files import ArrayImageReader, ImageReader, load_image, open_image
+from sniper.data.datasets import ImageRecord
+from sniper.data.images.files import ArrayImageReader, ImageReader, load_pillow_image, open_image
+from sniper.data.images.pixels import to_rgb
+from sniper.data.reader import open_record
 from sniper.data.spec import ReadSpec
-from sniper.errors import ImageError
+from sniper.files import expand_path
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor | ImageReader
-"""Path of an image file, content of one, Pillow image, uint8 array (h, w, 3) RGB, or uint8 tensor (3, h, w) RGB."""
+ImageSource = (
+    str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor | ImageReader | ImageRecord
+)
+"""Path of an image file, content of one, Pillow image, array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), tensor (h, w),
+(1, h, w), (3, h, w) or (4, h, w), or record of a data set."""
 
-_SUFFIXES = {  # by the first bytes of a file whose reading depends on its format
-    b"\x89PNG": ".png",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
-    b"II+\0": ".tif",
-    b"MM\0+": ".tif",
+Channels = Literal["RGB", "BGR"]
+"""The order of the colours in arrays and tensors."""
+
+_LAYOUTS = {
+    "array": "(height, width) or (height, width, channels)",
+    "tensor": "(height, width) or (channels, height, width)",
 }
 
 
-def open_source(source: ImageSource, spec: ReadSpec) -> ImageReader:
-    """Open an image.
+def open_source(source: ImageSource, spec: ReadSpec, *, channels: Channels = "RGB") -> ImageReader:
+    """Open an image: in every form, the same pixels are mapped to 8 bits, oriented and ordered in the same way.
 
     Args:
-        source: the image. Pillow images, arrays and tensors are taken as they are: EXIF orientation and
-            `intensity_range` apply to files alone.
-        spec: how files are read.
+        source: the image. A fourth channel of an array or tensor is dropped. A Pillow image is oriented by the EXIF
+            data that it still has; `ImageOps.exif_transpose` removes the orientation from them.
+        spec: how images become pixels.
+        channels: order of the colours in an array or tensor; files and Pillow images state theirs.
 
     Raises:
-        ImageError: if a file, or the content of one, cannot be read.
-        ValueError: if an array or tensor has another type or shape, or a Pillow image has more than 8 bits a channel.
+        ImageError: if a file, or the content of one, cannot be read, or an image has more than 8 bits a channel and no
+            intensity range is configured.
+        ValueError: if an array or tensor has another type or shape.
     """
-    if isinstance(source, str | os.PathLike):
-        return open_image(Path(source), spec)
-    if isinstance(source, bytes):
-        return ArrayImageReader(_decode(source, spec))
+    if channels not in get_args(Channels):
+        raise ValueError(f"channels must be RGB or BGR, not {channels!r}")
+    if isinstance(source, str | os.PathLike | bytes):
+        return open_image(source if isinstance(source, bytes) else expand_path(source), spec)
+    if isinstance(source, ImageRecord):
+        return open_record(source, spec)
     if isinstance(source, Image.Image):
-        if source.mode[0] in "IF":
-            raise ValueError(f"a Pillow image must have 8 bits a channel, not mode {source.mode}")
-        return ArrayImageReader(np.asarray(source.convert("RGB")))
-    if isinstance(source, torch.Tensor):
-        if source.dtype != torch.uint8 or source.ndim != 3 or source.shape[0] != 3:
-            raise ValueError(
-                f"an image tensor must be uint8 of (3, height, width), not {source.dtype} of {tuple(source.shape)}"
-            )
-        return ArrayImageReader(_with_pixels(source.permute(1, 2, 0).contiguous().cpu().numpy()))
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise ValueError(
-                f"an image array must be uint8 of (height, width, 3), not {source.dtype} of {source.shape}"
-            )
-        return ArrayImageReader(_with_pixels(source))
+        return ArrayImageReader(load_pillow_image(source, spec))
+    if isinstance(source, torch.Tensor | np.ndarray):
+        return ArrayImageReader(_convert(source, spec, channels))
     return source
 
 
-def _with_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Reject an image without pixels."""
-    if 0 in pixels.shape:
-        raise ValueError(f"an image must have pixels, not a shape of {pixels.shape}")
-    return pixels
+def _convert(
+    source: torch.Tensor | np.ndarray, spec: ReadSpec, channels: Channels
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Convert an array, or a tensor with its channels first, to RGB."""
+    noun = "tensor" if isinstance(source, torch.Tensor) else "array"
+    pixels = _to_array(source) if isinstance(source, torch.Tensor) else source
+    image = pixels[..., None] if pixels.ndim == 2 else pixels
+    has_channels = image.ndim == 3 and (spec.bands is not None or image.shape[2] in (1, 3, 4))
+    if not has_channels or pixels.dtype.kind not in "uif":
+        raise ValueError(
+            f"an image {noun} must be uint8, or another type of number with data.read.intensity_range, of "
+            f"{_LAYOUTS[noun]} with 1, 3 or 4 channels, not {source.dtype} of {tuple(source.shape)}"
+        )
+    if 0 in image.shape:
+        raise ValueError(f"an image must have pixels, not a shape of {tuple(source.shape)}")
+    if channels == "BGR" and image.shape[2] != 1:
+        if image.shape[2] not in (3, 4):
+            raise ValueError(f"channels: BGR is of 3 or 4 channels, not {image.shape[2]}")
+        image = image[..., [2, 1, 0, *range(3, image.shape[2])]]
+    return to_rgb(image, spec, name=f"image {noun}")
 
 
-def _decode(content: bytes, spec: ReadSpec) -> np.ndarray:
-    """Decode the content of an image file exactly as the file would be."""
-    with NamedTemporaryFile(suffix=_SUFFIXES.get(content[:4], "")) as file:
-        file.write(content)
-        file.flush()
-        try:
-            return load_image(Path(file.name), spec)
-        except ImageError as error:
-            raise ImageError(str(error).replace(file.name, "image bytes")) from error
+def _to_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return the values of a tensor, channels last."""
+    values = tensor.detach().cpu()
+    if values.dtype == torch.bfloat16:  # NumPy has no such type
+        values = values.float()
+    return values.movedim(0, -1).numpy() if values.ndim == 3 else values.numpy()

@@ -8,20 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import rasterio
 from PIL import ExifTags, Image
-from rasterio.enums import ColorInterp, Resampling
 
-from sniper.chips import Chip, LevelSpec
-from sniper.data.images import files
 from sniper.data.images.files import (
-    DecodedImageReader,
-    WindowedTiffReader,
     load_image,
     open_image,
     read_image_sides,
 )
-from sniper.data.images.regions import cut_chip
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
 from sniper.geometry.boxes import Sides
@@ -122,17 +115,6 @@ def test_16_bits_are_mapped_to_8_by_the_intensity_range(tmp_path: Path, name: st
     narrow = load_image(tmp_path / name, ReadSpec(intensity_range=(1000, 21_000)))
     expected = np.clip((values - 1000.0) * 255 / 20_000, 0, 255)
     assert np.abs(narrow - expected).max() <= 0.51
-
-
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-@pytest.mark.parametrize("options", [{}, {"compress": "deflate"}])
-def test_16_bits_in_separate_bands_are_decoded(tmp_path: Path, options: dict[str, str]) -> None:
-    colors = np.random.default_rng(0).integers(0, 65536, (40, 50, 3), dtype=np.uint16)
-    write_tiff(tmp_path / "bands.tif", colors, photometric="rgb", interleave="band", **options)
-    with pytest.raises(ImageError, match=r"bands\.tif: has more than 8 bits"):
-        load_image(tmp_path / "bands.tif")
-    np.testing.assert_array_equal(load_image(tmp_path / "bands.tif", FULL_RANGE), np.rint(colors / 257))
-    assert read_image_sides(tmp_path / "bands.tif", FULL_RANGE) == (50, 40)
 
 
 def test_16_bits_of_a_portable_pixmap_are_not_cut_to_8(tmp_path: Path) -> None:
@@ -241,138 +223,6 @@ def test_an_image_of_unexpected_sides_is_refused_by_name(tmp_path: Path) -> None
     image = open_image(tmp_path / "image.png", sides=Sides(200, 131))
     with pytest.raises(ImageError, match=r"image\.png: has 203x131 pixels, but the annotations say 200x131"):
         image.read((0, 0, 10, 10))
-
-
-def write_tiff(path: Path, pixels: np.ndarray, **options: Any) -> None:
-    height, width, bands = pixels.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", width=width, height=height, count=bands, dtype=pixels.dtype, **options
-    ) as file:
-        file.write(np.moveaxis(pixels, 2, 0))
-
-
-TILED = {"tiled": True, "blockxsize": 64, "blockysize": 64}
-
-
-@pytest.fixture
-def _every_tiff_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read every TIFF in windows."""
-    monkeypatch.setattr(files, "_WINDOWED_PIXELS", 100)
-
-
-@pytest.mark.usefixtures("_every_tiff_is_large")
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-@pytest.mark.parametrize(
-    "options", [TILED, {**TILED, "compress": "deflate"}, {}], ids=["tiles", "deflate", "strips"]
-)
-def test_a_chip_of_a_large_tiff_equals_that_of_the_decoded_image(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
-    path = tmp_path / "large.tif"
-    write_tiff(path, np.ascontiguousarray(np.tile(NOISE, (4, 3, 1))), photometric="rgb", **options)
-    windowed, whole = open_image(path), DecodedImageReader(path, ReadSpec())
-    assert isinstance(windowed, WindowedTiffReader)
-    assert (windowed.width, windowed.height) == (609, 524)
-    for factor in (2.0, 1.0, 0.7):
-        level = LevelSpec(factor=factor).at(width=609, height=524)
-        for x, y in ((0, 0), (100, 37), (level.width - 90, level.height - 90)):
-            chip = Chip(level=level, x=x, y=y, width=96, height=96)
-            np.testing.assert_array_equal(cut_chip(windowed, chip), cut_chip(whole, chip))
-
-
-@pytest.mark.usefixtures("_every_tiff_is_large")
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-@pytest.mark.parametrize("has_overviews", [False, True])
-def test_a_large_tiff_is_reduced_by_averaging(tmp_path: Path, has_overviews: bool) -> None:
-    path = tmp_path / "large.tif"
-    pixels = smooth(1201, 1603)
-    write_tiff(path, pixels, photometric="rgb", **TILED)
-    if has_overviews:
-        with rasterio.open(path, "r+") as file:
-            file.build_overviews([2, 4, 8], Resampling.average)
-    image = open_image(path)
-    read = image.read((0, 0, 1603, 1201), reduction=8)
-    assert read.shape == (151, 201, 3)
-    blocks = pixels[:1200, :1600].reshape(150, 8, 200, 8, 3).mean(axis=(1, 3))
-    assert np.abs(read[:150, :200] - blocks).max() <= 2
-    np.testing.assert_array_equal(read[150], read[149])
-    level = LevelSpec(long_side=64).at(width=1603, height=1201)
-    exact = Image.fromarray(pixels).resize((level.width, level.height), Image.Resampling.BILINEAR)
-    shown = cut_chip(image, Chip(level=level, x=0, y=0, width=64, height=64))[: level.height]
-    assert np.abs(shown.astype(np.int64) - np.asarray(exact)).max() <= 3
-
-
-@pytest.mark.usefixtures("_every_tiff_is_large")
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_a_large_tiff_may_be_grey(tmp_path: Path) -> None:
-    write_tiff(tmp_path / "grey.tif", NOISE[..., :1], **TILED)
-    read = open_image(tmp_path / "grey.tif").read((3, 5, 40, 50))
-    np.testing.assert_array_equal(read, np.repeat(NOISE[5:50, 3:40, :1], 3, axis=2))
-
-
-@pytest.mark.usefixtures("_every_tiff_is_large")
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_a_large_tiff_of_16_bits_needs_an_intensity_range(tmp_path: Path) -> None:
-    write_tiff(tmp_path / "deep.tif", NOISE[..., :1].astype(np.uint16) * 257, **TILED)
-    with pytest.raises(ImageError, match=r"deep\.tif: has more than 8 bits.*intensity_range"):
-        open_image(tmp_path / "deep.tif")
-    read = open_image(tmp_path / "deep.tif", FULL_RANGE).read((3, 5, 40, 50))
-    np.testing.assert_array_equal(read, np.repeat(NOISE[5:50, 3:40, :1], 3, axis=2))
-
-
-@pytest.mark.usefixtures("_every_tiff_is_large")
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_the_alpha_band_of_a_large_tiff_is_ignored(tmp_path: Path) -> None:
-    alpha = np.dstack([NOISE, NOISE[..., :1]])
-    write_tiff(tmp_path / "alpha.tif", alpha, photometric="rgb", **TILED)
-    np.testing.assert_array_equal(open_image(tmp_path / "alpha.tif").read((0, 0, 203, 131)), NOISE)
-
-
-@pytest.mark.usefixtures("_every_tiff_is_large")
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_a_large_tiff_of_two_bands_is_refused(tmp_path: Path) -> None:
-    write_tiff(tmp_path / "two.tif", NOISE[..., :2], **TILED)
-    with pytest.raises(ImageError, match=r"two\.tif: has 2 bands .*expected grey, RGB"):
-        open_image(tmp_path / "two.tif")
-
-
-@pytest.mark.usefixtures("_every_tiff_is_large")
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_a_large_tiff_of_unexpected_sides_or_truncated_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "cut.tif"
-    write_tiff(path, NOISE, photometric="rgb", **TILED)
-    with pytest.raises(ImageError, match=r"cut\.tif: has 203x131 pixels, but the annotations say 203x130"):
-        open_image(path, sides=Sides(203, 130))
-    path.write_bytes(path.read_bytes()[:-20_000])
-    with pytest.raises(ImageError, match=r"cut\.tif: cannot be read"):
-        open_image(path).read((0, 0, 203, 131))
-
-
-@pytest.mark.usefixtures("_every_tiff_is_large")
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [({"photometric": "miniswhite"}, "has 0 for white"), ({"nbits": 4}, "has 4 bits a channel")],
-)
-def test_a_large_tiff_that_gdal_decodes_differently_is_refused(
-    tmp_path: Path, options: dict[str, Any], expected: str
-) -> None:
-    write_tiff(tmp_path / "odd.tif", NOISE[..., :1] // 16, **TILED, **options)
-    for read in (open_image, read_image_sides):
-        with pytest.raises(ImageError, match=rf"odd\.tif: {expected}"):
-            read(tmp_path / "odd.tif")
-
-
-@pytest.mark.usefixtures("_every_tiff_is_large")
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_a_palette_in_a_large_tiff_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "palette.tif"
-    with rasterio.open(path, "w", driver="GTiff", width=203, height=131, count=1, dtype=np.uint8) as file:
-        file.write(NOISE[..., 0], 1)
-        file.write_colormap(1, {value: (value, 0, 0, 255) for value in range(256)})
-    assert rasterio.open(path).colorinterp[0] == ColorInterp.palette
-    with pytest.raises(ImageError, match=r"palette\.tif: has 1 bands \(palette\), expected grey, RGB"):
-        open_image(path)
 
 
 def test_an_animation_is_read_as_its_first_frame(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from jaxtyping import UInt8
 from sniper.chips import Chip
 from sniper.data.spec import CacheSpec, ReadSpec
 from sniper.errors import CacheError
+from sniper.files import check_regular
 
-_VERSION = 1
+_VERSION = 2  # changes where the same file gives other pixels
 _FILE_NAME = "chips.sqlite"
 _PAGE_SIZE = 16_384  # bytes; a chip takes a few pages
 _TIMEOUT = 120.0  # seconds to wait for another process that writes
@@ -62,7 +63,14 @@ class ChipCache:
         self._path = Path(spec.folder) / _FILE_NAME
         self._spec = spec
         quality = spec.quality if spec.format == "jpeg" else None
-        self._settings = (_VERSION, read.exif_orientation, read.intensity_range, spec.format, quality)
+        self._settings = (
+            _VERSION,
+            read.exif_orientation,
+            read.intensity_range,
+            read.bands,
+            spec.format,
+            quality,
+        )
         self._connection: sqlite3.Connection | None = None
         self._is_full = False
         try:
@@ -149,8 +157,12 @@ class ChipCache:
         if self._connection is not None:
             return self._connection
         try:
+            lock_path = self._path.parent / f".{_FILE_NAME}.lock"
+            for path in (lock_path, self._path):
+                if path.exists():
+                    check_regular(path)
             # SQLite waits for processes that write to the file, but not for processes that create it.
-            with (self._path.parent / f".{_FILE_NAME}.lock").open("w") as lock:
+            with lock_path.open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._connection = sqlite3.connect(
                     self._path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False

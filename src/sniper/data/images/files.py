@@ -1,70 +1,48 @@
 """Decode image files of every format, depth and orientation to 8-bit RGB, whole or in windows.
 
 A file that cannot be decoded correctly is refused by name: one that is truncated, has more than 8 bits a channel
-without a configured intensity range, or has more pixels than the limit.
+without a configured intensity range, or has more pixels than the limit. Files on disk, files in memory and Pillow
+images go through the same functions.
 """
 
-import os
-import struct
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock, get_ident
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from threading import Lock
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile
 
+from sniper.data.images.encoded import EncodedImage, naming_errors
+from sniper.data.images.libtiff import collect_errors
+from sniper.data.images.pixels import orient, range_required, select_bands, to_rgb
+from sniper.data.images.tiff import (
+    SIDE_SWAPPING,
+    WINDOWED_PIXELS,
+    TiffReader,
+    has_rasterio,
+    read_tiff_header,
+)
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
 from sniper.geometry.boxes import Sides
 
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-    ".avif",
-)
-"""The suffixes by which image files are recognized in a folder."""
-
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-_BITS_PER_SAMPLE = 258  # TIFF tag
-_SIDE_SWAPPING = range(5, 9)  # EXIF orientations that exchange width and height
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
+_MIN_IS_WHITE = 0
 _INVERSE_ORIENTATION = {6: 8, 8: 6}  # all others are their own inverse
-_WINDOWED_PIXELS = 50_000_000  # a TIFF of more is read in windows
 _MAX_JPEG_REDUCTION = 8
-_MAX_OPEN_TIFFS = 8
-_GDAL_CACHE = 256_000_000  # bytes of decoded tiles that GDAL keeps
 
+_JPEG2000_SIZES = b"\xff\x4f\xff\x51"  # start of a codestream, and of its sizes
+_JPEG2000_HEADER = 1_000_000  # bytes, colour profiles included, before which the codestream starts
+
+_PILLOW_IMAGE = "Pillow image"  # its name in errors
 _TIFF_SUFFIXES = (".tif", ".tiff")
-_PILLOW_LIMIT_LOCK = Lock()
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    LookupError,
-    EOFError,
-    RuntimeError,
-    ArithmeticError,
-    struct.error,
-)
 _DEFAULT = ReadSpec()
 
 cv2.setNumThreads(1)  # loader processes run in parallel; threads within them would only compete
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our errors say what failed
 
 
 @runtime_checkable
@@ -95,17 +73,17 @@ class ImageReader(Protocol):
 
 
 class DecodedImageReader:
-    """An image that is decoded whole on the first read, and kept for the next window.
+    """An image file that is decoded whole on the first read, and kept for the next window.
 
     Args:
-        path: of the file.
+        data: path of the file, or its content.
         spec: how image files become pixels.
         sides: of the image, pixels; read from the header if None.
     """
 
-    def __init__(self, path: Path, spec: ReadSpec, *, sides: Sides | None = None) -> None:
-        self._path, self._spec = path, spec
-        self._sides = read_image_sides(path, spec) if sides is None else sides
+    def __init__(self, data: Path | bytes, spec: ReadSpec, *, sides: Sides | None = None) -> None:
+        self._data, self._spec = data, spec
+        self._sides = read_image_sides(data, spec) if sides is None else sides
         self.width, self.height = self._sides
         self._decoded: dict[int, np.ndarray] = {}
         self._lock = Lock()
@@ -114,7 +92,7 @@ class DecodedImageReader:
         """See `ImageReader`: JPEG files can be decoded at a half, a quarter and an eighth of their sides."""
         if limit < 2:
             return 1
-        with _open_file(self._path) as image:
+        with EncodedImage(self._data).open_pillow() as image:
             is_plain = image.format == "JPEG" and image.mode in ("RGB", "L")
             if is_plain and _remaining_orientation(image, self._spec) == 1:
                 return min(limit, _MAX_JPEG_REDUCTION)
@@ -125,7 +103,7 @@ class DecodedImageReader:
         with self._lock:
             if reduction not in self._decoded:
                 self._decoded[reduction] = load_image(
-                    self._path, self._spec, reduction=reduction, sides=self._sides
+                    self._data, self._spec, reduction=reduction, sides=self._sides
                 )
             pixels = self._decoded[reduction]
         x1, y1, x2, y2 = window
@@ -155,77 +133,28 @@ class ArrayImageReader:
         return self._pixels[y1:y2, x1:x2]
 
 
-class WindowedTiffReader:
-    """A large TIFF of which only the requested window is read, reduced ones from its overviews if it has any.
-
-    Args:
-        path: of the file.
-        spec: how image files become pixels.
-    """
-
-    def __init__(self, path: Path, spec: ReadSpec) -> None:
-        self._path, self._spec = path, spec
-        with _naming_file(path), _open_tiff(path) as file:
-            self.width, self.height = file.width, file.height
-            _check_layout(path, file)
-            dtypes = {np.dtype(name) for name in file.dtypes}
-            if file.count not in (1, 3, 4) or file.colorinterp[0].name == "palette":
-                raise ImageError(
-                    f"{path}: has {file.count} bands ({file.colorinterp[0].name}), "
-                    "expected grey, RGB, or RGB and alpha"
-                )
-            if dtypes != {np.dtype(np.uint8)} and spec.intensity_range is None:
-                raise _range_required(path, " and ".join(sorted(map(str, dtypes))))
-
-    def largest_reduction(self, limit: int) -> int:
-        """See `ImageReader`; always the limit."""
-        return limit
-
-    def read(self, window: tuple[int, int, int, int], *, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
-        """See `ImageReader`."""
-        from rasterio.enums import Resampling
-        from rasterio.windows import Window
-
-        x1, y1, x2, y2 = window
-        width, height = max((x2 - x1) // reduction, 1), max((y2 - y1) // reduction, 1)
-        with _naming_file(self._path), _open_tiff(self._path) as file:
-            bands = file.read(
-                [1, 2, 3] if file.count >= 3 else [1],
-                window=Window(x1, y1, min(width * reduction, x2 - x1), min(height * reduction, y2 - y1)),
-                out_shape=(min(file.count, 3), height, width),
-                resampling=Resampling.average,
-            )
-        pixels = np.moveaxis(bands, 0, 2)
-        if pixels.dtype != np.uint8:
-            assert self._spec.intensity_range is not None
-            pixels = _to_8_bits(pixels, self._spec.intensity_range)
-        # The remainder of a row or column is less than a reduced pixel: repeat the last one.
-        missing = Sides(-(-(x2 - x1) // reduction) - width, -(-(y2 - y1) // reduction) - height)
-        pixels = np.pad(pixels, ((0, missing.height), (0, missing.width), (0, 0)), mode="edge")
-        return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-
-
-def open_image(path: Path, spec: ReadSpec = _DEFAULT, *, sides: Sides | None = None) -> ImageReader:
+def open_image(data: Path | bytes, spec: ReadSpec = _DEFAULT, *, sides: Sides | None = None) -> ImageReader:
     """Open an image file for reading.
 
     Args:
-        path: of the file.
+        data: path of the file, or its content.
         spec: how image files become pixels.
         sides: of the image as annotated, pixels, if known; compared with the file when it is read.
 
     Raises:
         ImageError: if the file cannot be read, as far as its header shows.
     """
-    if _is_windowed(path, spec):
-        reader = WindowedTiffReader(path, spec)
+    image = EncodedImage(data)
+    tiff = _open_tiff(image, spec)
+    if tiff is not None and tiff.is_windowed:
         if sides is not None:
-            _check_sides(path, Sides(reader.width, reader.height), sides)
-        return reader
-    return DecodedImageReader(path, spec, sides=sides)
+            _check_sides(image.name, Sides(tiff.width, tiff.height), sides)
+        return tiff
+    return DecodedImageReader(data, spec, sides=sides)
 
 
 def load_image(
-    path: Path,
+    data: Path | bytes,
     spec: ReadSpec = _DEFAULT,
     *,
     reduction: int = 1,
@@ -234,7 +163,7 @@ def load_image(
     """Load a whole image as RGB: of an animation the first frame, of a transparent image the colours as stored.
 
     Args:
-        path: of the file.
+        data: path of the file, or its content.
         spec: how image files become pixels.
         reduction: 2, 4 or 8 decodes a JPEG at that fraction of its sides; see `ImageReader.largest_reduction`.
         sides: expected of the image, pixels, if known.
@@ -243,129 +172,111 @@ def load_image(
         ImageError: if the file is absent, truncated or not an image, has more than 8 bits a channel and no intensity
             range is configured, has more pixels than the limit, or has other sides.
     """
-    _verify_png(path)
-    with _open_file(path) as image:
-        _check_num_pixels(path, image, spec)
-        is_deep = _is_deep(image)
-        orientation = _remaining_orientation(image, spec)
+    image = EncodedImage(data)
+    tiff = _open_tiff(image, spec)
+    if tiff is not None:
+        _check_num_pixels(image.name, Sides(tiff.width, tiff.height), spec)
         if sides is not None:
-            _check_sides(path, _oriented_sides(image, orientation), sides)
+            _check_sides(image.name, Sides(tiff.width, tiff.height), sides)
+        return tiff.read_whole()
+    with image.open_pillow(verifies=True) as opened:
+        _check_num_pixels(image.name, Sides(opened.width, opened.height), spec)
+        orientation = _remaining_orientation(opened, spec)
+        if sides is not None:
+            _check_sides(image.name, _oriented_sides(opened, orientation), sides)
         if reduction > 1:
-            image.draft(None, (max(image.width // reduction, 1), max(image.height // reduction, 1)))
-        if is_deep:
-            if spec.intensity_range is None:
-                raise _range_required(path, f"mode {image.mode}")
-            if _is_deep_color_tiff(image):
-                _require_rasterio(path)
-                return _read_whole(WindowedTiffReader(path, spec))
-            pixels = _to_8_bits(_deep_pixels(image, path), spec.intensity_range)
-            oriented = _orient(Image.fromarray(pixels), orientation)
-        else:
-            image.load()
-            image.info.pop("transparency", None)  # the colours as stored, not blended with a background
-            oriented = _orient(image.convert("RGB"), orientation)
-        return np.asarray(oriented)
+            opened.draft(None, (max(opened.width // reduction, 1), max(opened.height // reduction, 1)))
+        return orient(_decode(opened, spec, name=image.name, encoded=image), orientation)
 
 
-def read_image_sides(path: Path, spec: ReadSpec = _DEFAULT) -> Sides:
+def load_pillow_image(image: Image.Image, spec: ReadSpec = _DEFAULT) -> UInt8[np.ndarray, "h w 3"]:
+    """Load a Pillow image as RGB, as the file that it was opened from where it is not decoded yet.
+
+    Args:
+        image: the image; it is not changed, except that its pixels may be decoded.
+        spec: how image files become pixels; an orientation that is still in its EXIF data is applied.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    content = _content_of(image)
+    if content is not None:
+        return load_image(content, spec)
+    with naming_errors(_PILLOW_IMAGE):
+        _check_num_pixels(_PILLOW_IMAGE, Sides(image.width, image.height), spec)
+        _check_depth_is_kept(image)
+        orientation = _remaining_orientation(image, spec)
+        return orient(_decode(image, spec, name=_PILLOW_IMAGE), orientation)
+
+
+def read_image_sides(data: Path | bytes, spec: ReadSpec = _DEFAULT) -> Sides:
     """Read the sides of an image from its header, in the orientation that `spec` asks for.
 
     Raises:
         ImageError: as `load_image`, except for faults that only show in the pixels.
     """
-    if _is_windowed(path, spec):
-        tiff = WindowedTiffReader(path, spec)
-        return Sides(tiff.width, tiff.height)
-    with _open_file(path) as image:
-        _check_num_pixels(path, image, spec)
-        if _is_deep(image) and spec.intensity_range is None:
-            raise _range_required(path, f"mode {image.mode}")
-        return _oriented_sides(image, _remaining_orientation(image, spec))
+    image = EncodedImage(data)
+    tiff = _open_tiff(image, spec)
+    if tiff is not None:
+        sides = Sides(tiff.width, tiff.height)
+        if not tiff.is_windowed:
+            _check_num_pixels(image.name, sides, spec)
+        return sides
+    with image.open_pillow() as opened:
+        _check_num_pixels(image.name, Sides(opened.width, opened.height), spec)
+        if spec.intensity_range is None and _is_deep(opened):
+            raise range_required(image.name, f"mode {opened.mode}")
+        return _oriented_sides(opened, _remaining_orientation(opened, spec))
 
 
 def decoded_bytes(file_name: str, sides: Sides) -> int:
     """Estimate the memory that an image takes while it stays decoded; 0 if it is read in windows."""
     is_tiff = file_name.lower().endswith(_TIFF_SUFFIXES)
     num_pixels = sides.width * sides.height
-    return 0 if is_tiff and num_pixels > _WINDOWED_PIXELS else 3 * num_pixels
+    return 0 if is_tiff and num_pixels > WINDOWED_PIXELS else 3 * num_pixels
 
 
-def _require_rasterio(path: Path) -> None:
-    if find_spec("rasterio") is None:
-        raise ImageError(f"{path}: has more than 8 bits in several channels: pip install 'sniper-det[tiff]'")
+def _open_tiff(image: EncodedImage, spec: ReadSpec) -> TiffReader | None:
+    """Open an image for reading with rasterio, if it is a TIFF that Pillow does not read as well."""
+    header = read_tiff_header(image)
+    if header is None:
+        return None
+    needs_rasterio = header.needs_rasterio(spec)
+    if has_rasterio():
+        is_windowed = header.is_large and header.is_windowable
+        return TiffReader(image, header, spec) if needs_rasterio or is_windowed else None
+    if needs_rasterio and not header.is_deep_grey:
+        raise ImageError(f"{image.name}: is a TIFF of {header}: pip install 'sniper-det[tiff]'")
+    return None
 
 
-def _read_whole(reader: ImageReader) -> UInt8[np.ndarray, "h w 3"]:
-    return reader.read((0, 0, reader.width, reader.height))
-
-
-def _check_num_pixels(path: Path, image: Image.Image, spec: ReadSpec) -> None:
-    if image.width * image.height > spec.max_pixels:
+def _check_num_pixels(name: str, sides: Sides, spec: ReadSpec) -> None:
+    if sides.width * sides.height > spec.max_pixels:
         raise ImageError(
-            f"{path}: has {image.width}x{image.height} pixels, expected at most {spec.max_pixels:,} in all "
+            f"{name}: has {sides.width}x{sides.height} pixels, expected at most {spec.max_pixels:,} in all "
             "(data.read.max_pixels)"
         )
 
 
-def _check_sides(path: Path, sides: Sides, expected: Sides) -> None:
+def _check_sides(name: str, sides: Sides, expected: Sides) -> None:
     if sides != expected:
         raise ImageError(
-            f"{path}: has {sides.width}x{sides.height} pixels, but the annotations say "
+            f"{name}: has {sides.width}x{sides.height} pixels, but the annotations say "
             f"{expected.width}x{expected.height}"
         )
 
 
 def _oriented_sides(image: Image.Image, orientation: int) -> Sides:
     """Return the sides of an image once its orientation is applied."""
-    if orientation in _SIDE_SWAPPING:
+    if orientation in SIDE_SWAPPING:
         return Sides(image.height, image.width)
     return Sides(image.width, image.height)
-
-
-@contextmanager
-def _naming_file(path: Path) -> Iterator[None]:
-    """Turn any error of a decoder into an `ImageError` that names the file."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except (*_UNREADABLE, cv2.error) as error:
-        raise ImageError(f"{path}: cannot be read as an image ({error})") from error
-
-
-@contextmanager
-def _open_file(path: Path) -> Iterator[Image.Image]:
-    """Open an image with Pillow; only its header is read.
-
-    Pillow gets an open file, not its name: it would map a named file into memory, and mapped pixels are wrong once
-    Pillow applies an orientation.
-    """
-    with _naming_file(path), path.open("rb") as file, _open_without_pixel_limit(file) as image:
-        yield image
-
-
-def _open_without_pixel_limit(file: BinaryIO) -> Image.Image:
-    """Open an image of any size; `ReadSpec.max_pixels` replaces Pillow's limit, which warns of large images."""
-    with _PILLOW_LIMIT_LOCK:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _verify_png(path: Path) -> None:
-    """Compare the checksums of a PNG; decoding alone does not."""
-    if path.suffix.lower() == ".png":
-        with _open_file(path) as image:
-            if image.format == "PNG":
-                image.verify()
 
 
 def _remaining_orientation(image: Image.Image, spec: ReadSpec) -> int:
     """Return the EXIF orientation to apply to the decoded pixels; Pillow applies that of TIFF files itself."""
     if image.format == "TIFF":
-        orientation = _tiff_orientation(image)
+        orientation = _tiff_tag(image, ExifTags.Base.Orientation, 1)
         is_applied = True
     else:
         # In a PNG, EXIF may also follow the pixels; looking there would decode the image to read its header.
@@ -377,19 +288,69 @@ def _remaining_orientation(image: Image.Image, spec: ReadSpec) -> int:
     return _INVERSE_ORIENTATION.get(orientation, orientation) if is_applied else orientation
 
 
-def _tiff_orientation(image: Image.Image) -> int:
-    """Return the orientation of a TIFF that is not decoded yet; decoding applies it and removes the tag."""
-    orientation: int = image.tag_v2.get(ExifTags.Base.Orientation, 1)  # type: ignore[attr-defined]
-    return orientation
+def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
+    """Return a tag of a TIFF; that of its orientation is gone once Pillow has decoded, and so oriented, the image."""
+    tags = getattr(image, "tag_v2", {})  # absent in copies
+    value = tags.get(tag, default)
+    return max(value) if isinstance(value, tuple) else value
 
 
-def _orient(image: Image.Image, orientation: int) -> Image.Image:
-    """Apply an EXIF orientation to decoded pixels."""
-    if orientation == 1:
+def _decode(
+    image: Image.Image, spec: ReadSpec, *, name: str, encoded: EncodedImage | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image that is open in Pillow to RGB, as stored.
+
+    Args:
+        image: to decode; left as it is if it is decoded already.
+        spec: how image files become pixels.
+        name: of the image, for errors.
+        encoded: its file, from which OpenCV decodes the bits that Pillow drops.
+    """
+    if not _is_deep(image):
+        _load(image)
+        rgb = _to_pillow_rgb(image)
+        is_grey = len(image.getbands()) == 1 and image.mode != "P"
+        if spec.bands is None:
+            return np.asarray(rgb)
+        bands = select_bands(1 if is_grey else 3, spec, name=name)
+        return to_rgb(np.asarray(rgb)[..., bands], ReadSpec(), name=name)
+    if spec.intensity_range is None:
+        raise range_required(name, f"mode {image.mode}")
+    is_inverted = image.format == "TIFF" and _tiff_tag(image, _PHOTOMETRIC, 1) == _MIN_IS_WHITE
+    _load(image)  # raises for a truncated file, which OpenCV would fill up silently
+    if image.mode in _DEEP_MODES and (encoded is None or not _is_rescaled(image)):
+        pixels = np.asarray(image)[..., None]
+    else:
+        pixels = _decode_with_opencv(image, name=name, encoded=encoded)
+    levels = to_rgb(pixels, spec, name=name)
+    return 255 - levels if is_inverted else levels
+
+
+def _load(image: Image.Image) -> None:
+    """Decode an image in Pillow; damage that libtiff reports but decodes is an error."""
+    if image.format != "TIFF":
+        image.load()
+        return
+    with collect_errors() as messages:
+        try:
+            image.load()
+        except OSError as error:
+            # Without the error's traceback, which would keep libtiff's decoder open while no errors are collected.
+            messages[:] = messages or [str(error)]
+    if messages:
+        raise OSError("; ".join(messages))
+
+
+def _to_pillow_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB: the colours as stored, not blended with a background."""
+    if image.mode == "RGB":
         return image
-    plain = Image.fromarray(np.asarray(image))
-    plain.getexif()[ExifTags.Base.Orientation] = orientation
-    return ImageOps.exif_transpose(plain)
+    transparency = image.info.pop("transparency", None)
+    try:
+        return image.convert("RGB")
+    finally:
+        if transparency is not None:
+            image.info["transparency"] = transparency
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -397,77 +358,67 @@ def _is_deep(image: Image.Image) -> bool:
     if image.mode in _DEEP_MODES:
         return True
     if image.format == "TIFF":
-        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8  # type: ignore[attr-defined]
+        return _tiff_tag(image, _BITS_PER_SAMPLE, 1) > 8
     packings = [tile[3] for tile in getattr(image, "tile", [])]
     if image.format == "PPM":  # the last argument of its decoder is the highest value
         return any(isinstance(packing, tuple) and packing[-1] > 255 for packing in packings)
+    if image.format == "JPEG2000":
+        return bool(packings) and _jpeg2000_bits(image) > 8
     return any(isinstance(packing, str) and packing.endswith(";16B") for packing in packings)
 
 
-def _is_deep_color_tiff(image: Image.Image) -> bool:
-    """Check whether an image is a TIFF of several channels of more than 8 bits, which Pillow does not read."""
-    return image.format == "TIFF" and image.mode not in _DEEP_MODES and _is_deep(image)
+def _jpeg2000_bits(image: Image.Image) -> int:
+    """Return the bits of the deepest channel of a JPEG 2000 that is not decoded yet."""
+    file = image.fp  # type: ignore[attr-defined]
+    position = file.tell()
+    file.seek(0)
+    header = file.read(_JPEG2000_HEADER)
+    file.seek(position)
+    sizes = header.find(_JPEG2000_SIZES) + 6  # of the marker segment, after its length
+    if sizes < 6 or len(header) < sizes + 36:
+        return 8
+    num_channels = int.from_bytes(header[sizes + 34 : sizes + 36], "big")
+    depths = header[sizes + 36 : sizes + 36 + 3 * num_channels : 3]
+    return max(((depth & 0x7F) + 1 for depth in depths), default=8)
 
 
-def _deep_pixels(image: Image.Image, path: Path) -> np.ndarray:
-    """Read all bits of an image: (h, w, 1) or (h, w, 3)."""
-    image.load()  # raises for a truncated file, which OpenCV would fill up silently
-    if image.mode in _DEEP_MODES:
-        return np.asarray(image)[..., None]
-    pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+def _is_rescaled(image: Image.Image) -> bool:
+    """Check whether Pillow scales values of less than 16 bits to 16."""
+    return image.format == "JPEG2000" or (image.format == "PPM" and image.mode != "F")
+
+
+def _decode_with_opencv(image: Image.Image, *, name: str, encoded: EncodedImage | None) -> np.ndarray:
+    """Decode all bits of an image: (h, w, 1) or (h, w, 3), with the values that are stored."""
+    content = None if encoded is None else np.frombuffer(encoded.read(), dtype=np.uint8)
+    pixels = None if content is None else cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
-        raise ImageError(f"{path}: more than 8 bits a channel in mode {image.mode}, which cannot be read")
+        raise ImageError(f"{name}: more than 8 bits a channel in mode {image.mode}, which cannot be read")
     return pixels[..., None] if pixels.ndim == 2 else pixels[..., 2::-1]
 
 
-def _to_8_bits(pixels: np.ndarray, intensity_range: tuple[float, float]) -> UInt8[np.ndarray, "h w 3"]:
-    """Map values of any depth linearly to 0..255; NaN becomes black."""
-    black, white = intensity_range
-    levels = (pixels.astype(np.float32) - black) * (255 / (white - black))
-    levels = np.rint(np.clip(np.nan_to_num(levels, nan=0.0), 0, 255)).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(levels, (*levels.shape[:2], 3)))
+def _content_of(image: Image.Image) -> bytes | None:
+    """Return the file of a Pillow image that is as it was opened; None if it is decoded or changed already."""
+    file = getattr(image, "fp", None)
+    if not isinstance(image, ImageFile.ImageFile) or file is None or not image.tile or image.tell() != 0:
+        return None
+    position = file.tell()
+    file.seek(0)
+    content: bytes = file.read()
+    file.seek(position)
+    with EncodedImage(content).open_pillow() as opened:
+        is_same = (opened.format, opened.mode, opened.size) == (image.format, image.mode, image.size)
+    return content if is_same else None
 
 
-def _range_required(path: Path, depth: str) -> ImageError:
-    return ImageError(
-        f"{path}: has more than 8 bits a channel ({depth}); specify the black and the white value, "
-        "for example data.read.intensity_range: [0, 65535]"
-    )
-
-
-def _is_windowed(path: Path, spec: ReadSpec) -> bool:
-    """Check whether an image is a TIFF that is better read in windows, and can be."""
-    if not path.name.lower().endswith(_TIFF_SUFFIXES) or find_spec("rasterio") is None:
-        return False
-    with _open_file(path) as image:
-        is_large = image.width * image.height > _WINDOWED_PIXELS
-        is_candidate = image.format == "TIFF" and (is_large or _is_deep_color_tiff(image))
-        return is_candidate and (spec.exif_orientation == "ignore" or _tiff_orientation(image) == 1)
-
-
-def _check_layout(path: Path, file: Any) -> None:
-    """Refuse layouts that GDAL decodes differently from Pillow."""
-    layout = file.tags(ns="IMAGE_STRUCTURE") | file.tags(1, ns="IMAGE_STRUCTURE")
-    if layout.get("MINISWHITE") == "YES":
-        raise ImageError(f"{path}: has 0 for white, which cannot be read in windows")
-    if "NBITS" in layout:
-        raise ImageError(f"{path}: has {layout['NBITS']} bits a channel, which cannot be read in windows")
-
-
-@contextmanager
-def _open_tiff(path: Path) -> Iterator[Any]:
-    import rasterio
-
-    with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE):
-        stat = path.stat()
-        yield _cached_tiff((os.getpid(), get_ident()), path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(_MAX_OPEN_TIFFS)
-def _cached_tiff(thread: tuple[int, int], path: Path, size: int, modified: int) -> Any:
-    """Open a version of a TIFF once for each process and thread that reads it."""
-    import rasterio
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        return rasterio.open(path)
+def _check_depth_is_kept(image: Image.Image) -> None:
+    """Refuse an image that Pillow has decoded to the upper 8 of more bits, if its file is still there."""
+    if not isinstance(image, ImageFile.ImageFile) or image.mode in _DEEP_MODES:
+        return
+    path = Path(str(image.filename))
+    if image.filename and path.is_file():
+        with EncodedImage(path).open_pillow() as opened:
+            if opened.format == image.format and _is_deep(opened):
+                raise ImageError(
+                    f"{_PILLOW_IMAGE}: Pillow has decoded only the upper 8 bits of each channel of {path}; "
+                    "pass the path instead"
+                )
