@@ -224,7 +224,7 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
         )
         seed = int(self._order.seeds[index])
         sample = ChipSample(
-            pixels=self._jittered(self._reader.read(record.path, chip), chip, seed=seed),
+            pixels=self._jittered(self._reader.read_record(record, chip), chip, seed=seed),
             target=target,
             valid_sizes=chip.level.valid_sizes,
             seed=seed,

@@ -264,7 +264,25 @@ def _batch_by_shape(
 
 def _check_not_empty(dataset: Dataset, table: ChipTable) -> None:
     if len(table) == 0:
-        raise AnnotationError(f"{dataset.path}: has no box to learn from")
+        raise AnnotationError(f"{dataset.path}: has no box to learn from; {_describe_boxes(dataset)}")
+
+
+def _describe_boxes(dataset: Dataset) -> str:
+    """Describe why no box of a data set can be learned from."""
+    num_crowds = int(dataset.is_crowd.sum())
+    num_small = int((~is_learnable(dataset.boxes) & ~dataset.is_crowd).sum())
+    num_others = len(dataset.boxes) - num_crowds - num_small
+    num_boxes = len(dataset.boxes) + dataset.num_dropped
+    if not num_boxes:
+        return f"its {len(dataset)} images have no annotations" if len(dataset) else "it has no images"
+    reasons = {
+        "crowds or regions to ignore (data.crowds: objects takes them for objects)": num_crowds,
+        "less than 1 pixel wide or high": num_small,
+        "dropped as unusable": dataset.num_dropped,
+        "of a size that no level of the pyramid trains on": num_others,
+    }
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return f"of {num_boxes} box{'' if num_boxes == 1 else 'es'}: {listed}"
 
 
 def _order_equal_chips(

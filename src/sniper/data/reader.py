@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sniper.chips import Chip
-from sniper.data.datasets import Dataset
+from sniper.data.datasets import Dataset, ImageRecord
+from sniper.data.datasets.image_files import find_bad_files, find_path_problem, locate_image_files
 from sniper.data.images.cache import ChipCache, Stamp
 from sniper.data.images.files import ImageReader, open_image
 from sniper.data.images.regions import cut_chip, read_source_pixels, render_chip
@@ -47,6 +48,16 @@ class ChipReader:
         self._images: OrderedDict[Path, ImageReader] = OrderedDict()
         self._stamps: dict[Path, Stamp] = {}
         self._errors: dict[Path, str] = {}
+
+    def read_record(self, record: ImageRecord, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
+        """Read the pixels of a chip of an image of a data set; see `read`."""
+        if record.path not in self._errors:
+            try:
+                check_record(record)
+            except ImageError as error:
+                self._errors[record.path] = str(error)
+                raise
+        return self.read(record.path, chip)
 
     def read(self, path: Path, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
         """Read the pixels of a chip.
@@ -98,13 +109,53 @@ class ChipReader:
         return image
 
 
+def check_record(record: ImageRecord) -> None:
+    """Check that the image file of a record may be opened: see `find_path_problem`.
+
+    Raises:
+        ImageError: if it may not.
+    """
+    problem = find_path_problem(record.path, record.image_root, follow_links=record.follow_links)
+    if problem is not None:
+        raise ImageError(f"{record.path}: {problem}")
+
+
+def open_record(record: ImageRecord, spec: ReadSpec) -> ImageReader:
+    """Open the image of a record.
+
+    Raises:
+        ImageError: if its file may not be opened, cannot be read, or has other sides than annotated.
+    """
+    check_record(record)
+    return open_image(record.path, spec, sides=record.sides)
+
+
 def find_bad_images(dataset: Dataset, spec: ReadSpec) -> Iterator[str | None]:
-    """Read every pixel of a data set; yield for each image, in order, the error that it raises, or None."""
+    """Check the image files of a data set as `load_dataset` does, and read every pixel of the good ones.
+
+    Yields:
+        For each image, in order, its problem, or None.
+
+    Raises:
+        ImageError: if the image root is not a folder.
+    """
+    file_names = dataset.file_names.tolist()
+    bad_files = find_bad_files(
+        locate_image_files(dataset.path, file_names, image_root=dataset.image_root),
+        file_names,
+        [record.sides for record in dataset],
+        read=spec,
+        follow_links=dataset.follow_links,
+    )
+    problems = dict(bad_files)
+    if None in problems:
+        raise ImageError(f"{dataset.path}: {problems[None]}")
 
     def check(index: int) -> str | None:
-        record = dataset[index]
+        if index in problems:
+            return problems[index]
         try:
-            image = open_image(record.path, spec, sides=record.sides)
+            image = open_record(dataset[index], spec)
             corners = itertools.product(
                 range(0, image.width, _CHECK_WINDOW), range(0, image.height, _CHECK_WINDOW)
             )

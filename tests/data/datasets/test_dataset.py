@@ -55,6 +55,16 @@ def test_equal_contents_have_equal_digests(folder: Path, tmp_path_factory: pytes
     assert load(folder).select(np.arange(3)).digest == digest
 
 
+def test_the_digest_of_integer_ids_does_not_change(folder: Path) -> None:
+    """Existing runs and proposals recognise their data set by it."""
+    assert load(folder).digest == "0266bcfe5d07e35f659b4c941c739a08911e28dcd150392e208d5c8f2ec79a02"
+
+
+def test_ids_of_text_have_digests_of_their_own(folder: Path) -> None:
+    digests = {load(folder, changed(image(id=name))).digest for name in ("a", "b", "a" * 100)}
+    assert len(digests | {load(folder).digest}) == 4
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,474 +1,674 @@
-"""Read COCO JSON and check every entry, so that later code can trust the data set.
+"""Read COCO JSON and its dialects: types, ids and references. The values are checked in `check`.
 
-`docs/annotations.md` lists what is accepted, corrected and refused.
+`docs/annotations.md` lists what is accepted, corrected, dropped and refused.
 """
 
+import contextlib
+import math
 import os
+import re
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import msgspec
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int64, Shaped
+from msgspec import UNSET
 
-from sniper.chips.targets import is_learnable
-from sniper.data.datasets.dataset import Category, Dataset
-from sniper.data.datasets.image_files import check_image_file, find_image_root, leaves_root
-from sniper.data.spec import DataSpec, ReadSpec
-from sniper.errors import AnnotationError, count_and_list
-from sniper.files import read_json
-from sniper.geometry.boxes import Sides, area, from_xywh
+from sniper.data.datasets.dataset import Category
+from sniper.data.datasets.raw import MAX_LISTED, Findings, RawDataset, raise_for
+from sniper.errors import AnnotationError
+from sniper.files import no_garbage_collection, read_json, read_typed_json
+from sniper.geometry.boxes import from_xywh
 
-_MAX_PROBLEMS = 20  # listed in an error; the rest are counted
-_MAX_EXAMPLES = 3  # listed in a warning
-_TOLERANCE = 1e-3  # pixels by which rounded decimals may reach beyond the border of an image
+_MAX_SIDE = np.iinfo(np.int32).max
+_MAX_TABLE = 10_000_000  # span of ids that are looked up in a table
+_MAX_ID = 256  # characters of a text, bits of a number
+_MAX_NAME = 1024  # characters of a file name
+_FLAGS = {0: False, 1: True, "0": False, "1": True, None: False}  # True and 1.0 equal 1
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
 
 
-def load_dataset(
-    path: str | os.PathLike[str],
-    *,
-    image_root: str | os.PathLike[str] | None = None,
-    has_images: bool = True,
-    data: DataSpec = DataSpec(),
-) -> Dataset:
-    """Load a COCO JSON file and check it; see `docs/annotations.md`.
+# Other keys, such as polygons, are skipped without building them. The structs contain no cycles.
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: Any = UNSET
+    name: Any = None
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: Any = UNSET
+    file_name: Any = UNSET
+    coco_url: Any = UNSET
+    width: Any = None
+    height: Any = None
+
+
+class _StrictAnnotation(msgspec.Struct, gc=False, kw_only=True):
+    """An annotation as COCO writes it, and in the order of its keys, which is decoded fastest."""
+
+    area: float = math.nan
+    iscrowd: int | bool = 0
+    image_id: int
+    bbox: tuple[float, float, float, float]
+    category_id: int
+    id: int
+
+
+class _LooseAnnotation(msgspec.Struct, gc=False):
+    """An annotation as tools write it, with ids and flags of many types."""
+
+    area: Any = None
+    iscrowd: Any = 0
+    image_id: Any = UNSET
+    bbox: tuple[float, float, float, float] | None = None
+    category_id: Any = UNSET
+    id: Any = UNSET
+
+
+class _JSONAnnotation(_LooseAnnotation, gc=False):
+    """An annotation that is built from plain JSON, so that its box can be anything."""
+
+    segmentation: Any = None
+
+
+_Annotation = _StrictAnnotation | _LooseAnnotation
+_Entry = TypeVar("_Entry", _Category, _Image, _Annotation)
+
+
+class _StrictFile(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_StrictAnnotation] | None = None
+    categories: list[_Category] | None = None
+
+
+class _LooseFile(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_LooseAnnotation] | None = None
+    categories: list[_Category] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Table(Generic[_Entry]):
+    """One of the file's three lists.
+
+    Attributes:
+        noun: for one entry, in messages.
+        key: of the list in the file.
+        entries: those that are objects.
+        positions: of each in the list.
+        problems: one line for each entry that is not an object.
+    """
+
+    noun: str
+    key: str
+    entries: list[_Entry]
+    positions: Sequence[int]
+    problems: tuple[str, ...] = ()
+
+    def name(self, index: int) -> str:
+        """Return the name of an entry for messages: its id, or its position if it has none."""
+        entry = self.entries[index]
+        name = f"{self.noun} {entry.id}" if _is_id(entry.id) else f"{self.key}[{self.positions[index]}]"
+        if isinstance(entry, _Annotation) and _is_id(entry.image_id):
+            return f"{name} of image {entry.image_id}"
+        return name
+
+    def select(self, is_kept: Bool[np.ndarray, " n"]) -> "_Table[_Entry]":
+        """Return a table of some of the entries."""
+        indices = np.flatnonzero(is_kept).tolist()
+        return replace(
+            self,
+            entries=[self.entries[index] for index in indices],
+            positions=[self.positions[index] for index in indices],
+        )
+
+
+@no_garbage_collection()
+def read_coco(path: Path, *, image_root: Path | None = None) -> RawDataset:
+    """Read a COCO JSON file.
 
     Args:
         path: of the file.
-        image_root: folder that file names are relative to; by default `images` beside the file if there is such a
-            folder, the file's own folder otherwise.
-        has_images: whether the image files are available; their headers are compared with the annotations.
-        data: how images are read (`read`), and whether problems of image files are warnings instead of errors
-            (`on_bad_image`); the data sets that it names are not used.
-
-    Returns:
-        The data set; its `warnings` list what was corrected or cannot be used.
+        image_root: folder that file names are relative to, if it is known.
 
     Raises:
-        AnnotationError: listing the problems of the file, one a line; the first 20 in words, the rest as a count.
+        AnnotationError: if the file cannot be read, is not JSON, or has no list of images.
     """
-    path = Path(path)
-    root = find_image_root(path) if image_root is None else Path(image_root)
-    tables = _read_tables(path)
-    categories = _check_categories(tables["categories"])
-    images = _check_images(tables["images"])
-    bad_files = _find_bad_files(images, root, data.read) if has_images else []
-    if data.on_bad_image == "refuse":
-        images.table.problems += bad_files
-        bad_files = []
-    boxes = _check_boxes(tables["annotations"], images, categories)
-    _raise_for(path, [*categories.table.problems, *images.table.problems, *boxes.table.problems])
-    return _assemble(path, root, categories, images, boxes, bad_files=bad_files)
+    annotation_table, image_table, category_table = _read_tables(path)
+    warnings: list[str] = []
+    if category_table is None:
+        category_table = _name_categories(annotation_table, warnings)
+    if annotation_table is None:
+        warnings.append("there is no list of annotations, so the images have no boxes")
+        annotation_table = _Table(noun="annotation", key="annotations", entries=[], positions=[])
+    categories, category_ids, category_problems = _read_categories(category_table, warnings)
+    images = _read_images(image_table, warnings)
+    boxes = _read_boxes(annotation_table, images.ids, category_ids, warnings)
+    with np.errstate(over="ignore", invalid="ignore"):
+        corners = from_xywh(boxes.xywh)
+    return RawDataset(
+        path=path,
+        image_root=image_root,
+        categories=categories,
+        image_ids=images.ids,
+        file_names=images.file_names,
+        widths=images.widths,
+        heights=images.heights,
+        image_indices=boxes.image,
+        category_indices=boxes.category,
+        boxes=corners,
+        is_crowd=boxes.is_crowd,
+        areas=boxes.areas,
+        name_image=images.table.name,
+        name_box=boxes.name,
+        show_box=lambda index: f"bbox is {boxes.xywh[index].tolist()}",
+        dropped=boxes.dropped,
+        problems=(*category_problems, *images.problems),
+        warnings=tuple(warnings),
+    )
 
 
-# Each of these packs the values of a key into an array, or raises if one of them has the wrong type or value.
+# The lists of the file
 
 
-def _pack_integers(values: list[Any]) -> np.ndarray:
-    _check_types(values, {int})
-    return np.array(values, dtype=np.int64)
+def _read_tables(
+    path: Path,
+) -> tuple[_Table[_Annotation] | None, _Table[_Image], _Table[_Category] | None]:
+    file = read_typed_json(path, _StrictFile) or read_typed_json(path, _LooseFile)
+    if file is None or (isinstance(file, _LooseFile) and _lacks_box(file)):
+        return _read_tables_slowly(path)
+    return (
+        _whole_table("annotation", "annotations", file.annotations),
+        _whole_table("image", "images", file.images),
+        _whole_table("category", "categories", file.categories),
+    )
 
 
-def _pack_sides(values: list[Any]) -> np.ndarray:
-    sides = _pack_integers(values)
-    if ((sides < 1) | (sides > np.iinfo(np.int32).max)).any():
-        raise ValueError
-    return sides
+def _lacks_box(file: _LooseFile) -> bool:
+    return any(annotation.bbox is None for annotation in file.annotations or ())
 
 
-def _pack_flags(values: list[Any]) -> np.ndarray:
-    flags = _pack_integers(values)
-    if ((flags != 0) & (flags != 1)).any():
-        raise ValueError
-    return flags.astype(np.bool_)
+def _whole_table(noun: str, key: str, entries: list[Any] | None) -> Any:
+    return (
+        None
+        if entries is None
+        else _Table(noun=noun, key=key, entries=entries, positions=range(len(entries)))
+    )
 
 
-def _pack_strings(values: list[Any]) -> np.ndarray:
-    _check_types(values, {str})
-    return np.array(values, dtype=object)
-
-
-def _pack_file_names(values: list[Any]) -> np.ndarray:
-    _check_types(values, {str})
-    if not all(values) or b"\0" in os.fsencode("".join(values)):
-        raise ValueError
-    return np.array(values, dtype=np.str_)
-
-
-def _pack_areas(values: list[Any]) -> np.ndarray:
-    _check_types(values, {int, float})
-    areas = np.array(values, dtype=np.float64)
-    if not (np.isfinite(areas) & (areas >= 0)).all():
-        raise ValueError
-    return areas
-
-
-def _pack_boxes(values: list[Any]) -> np.ndarray:
-    _check_types(values, {list})
-    if not set(map(len, values)) <= {4}:
-        raise ValueError
-    numbers = list(chain.from_iterable(values))
-    _check_types(numbers, {int, float})
-    return np.array(numbers, dtype=np.float64).reshape(-1, 4)
-
-
-def _check_types(values: list[Any], types: set[type]) -> None:
-    """Refuse values of other types; a bool is not an int here."""
-    if not set(map(type, values)) <= types:
-        raise TypeError
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
-    """The kind of value that a key of an entry must have.
-
-    Attributes:
-        expected: description for the error, "expected ...".
-        pack: turns a list of values into an array, or raises.
-        blank: replaces a missing or wrong value.
-    """
-
-    expected: str
-    pack: Callable[[list[Any]], np.ndarray]
-    blank: Any
-
-    def fits(self, values: list[Any]) -> bool:
-        """Check whether all of these values can be packed."""
-        try:
-            self.pack(values)
-        except (TypeError, ValueError, OverflowError):
-            return False
-        return True
-
-
-_ID = _Kind(expected="an integer of at most 64 bits", pack=_pack_integers, blank=0)
-_SIDE = _Kind(expected="an integer above 0, in pixels", pack=_pack_sides, blank=1)
-_FLAG = _Kind(expected="0 or 1", pack=_pack_flags, blank=0)
-_NAME = _Kind(expected="a string", pack=_pack_strings, blank="")
-_FILE_NAME = _Kind(expected="the name of a file", pack=_pack_file_names, blank="?")
-_AREA = _Kind(expected="a finite number of at least 0", pack=_pack_areas, blank=0.0)
-_BOX = _Kind(
-    expected="a list of 4 numbers: x, y, width, height", pack=_pack_boxes, blank=[0.0, 0.0, 1.0, 1.0]
-)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Column:
-    """The values of one key in all entries of a list.
-
-    Attributes:
-        values: one for each entry; a blank where the entry has no usable value.
-        is_good: (n,) whether the entry has a usable value.
-    """
-
-    values: np.ndarray
-    is_good: Bool[np.ndarray, " n"]
-
-
-class _Table:
-    """One of the file's three lists, which collects the problems of its entries.
-
-    Args:
-        noun: for one entry, in errors.
-        key: of the list in the file.
-        entries: as read.
-    """
-
-    def __init__(self, noun: str, key: str, entries: list[Any]) -> None:
-        self.problems: list[str] = []
-        self._noun, self._key = noun, key
-        self._entries: list[dict[str, Any]] = [entry if isinstance(entry, dict) else {} for entry in entries]
-        self._is_object = np.array([isinstance(entry, dict) for entry in entries], dtype=np.bool_)
-        self.refuse(~self._is_object, lambda i: f"is {reprlib.repr(entries[i])}, expected an object")
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def name(self, index: int) -> str:
-        """Return the name of an entry for messages: its id, or its index if it has none."""
-        entry = self._entries[index]
-        entry_id, image_id = entry.get("id"), entry.get("image_id")
-        name = f"{self._noun} {entry_id}" if type(entry_id) is int else f"{self._key}[{index}]"
-        return f"{name} of image {image_id}" if type(image_id) is int else name
-
-    def refuse(self, is_wrong: Bool[np.ndarray, " n"], describe: Callable[[int], str]) -> None:
-        """Add one problem for each wrong entry, described by its index."""
-        self.problems += [f"{self.name(i)}: {describe(i)}" for i in np.flatnonzero(is_wrong).tolist()]
-
-    def refuse_repeats(self, ids: _Column) -> None:
-        """Add a problem for every id that an earlier entry has already."""
-        indices = np.flatnonzero(ids.is_good)
-        _, first = np.unique(ids.values[indices], return_index=True)
-        is_repeat = ids.is_good.copy()
-        is_repeat[indices[first]] = False
-        self.refuse(is_repeat, lambda i: f"the id is used twice, here in {self._key}[{i}]")
-
-    def column(self, key: str, kind: _Kind, *, is_required: bool = True) -> _Column:
-        """Return the values of a key, and add a problem for each that is missing or wrong."""
-        is_present = np.array([key in entry for entry in self._entries], dtype=np.bool_)
-        if is_required:
-            self.refuse(self._is_object & ~is_present, lambda _: f"{key} is missing")
-        values = [entry.get(key, kind.blank) for entry in self._entries]
-        if kind.fits(values):
-            return _Column(values=kind.pack(values), is_good=is_present)
-        is_good = is_present & np.array([kind.fits([value]) for value in values], dtype=np.bool_)
-        self.refuse(
-            is_present & ~is_good, lambda i: f"{key} is {reprlib.repr(values[i])}, expected {kind.expected}"
-        )
-        values = [value if good else kind.blank for value, good in zip(values, is_good, strict=True)]
-        return _Column(values=kind.pack(values), is_good=is_good)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Categories:
-    table: _Table
-    ids: _Column
-    names: _Column
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Images:
-    table: _Table
-    ids: _Column
-    file_names: _Column
-    widths: _Column
-    heights: _Column
-
-    def sides(self, index: int) -> Sides | None:
-        """Return the sides of an image, or None if the file has no usable ones."""
-        if not (self.widths.is_good[index] and self.heights.is_good[index]):
-            return None
-        return Sides(int(self.widths.values[index]), int(self.heights.values[index]))
-
-    def frames(self, image: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 2"]:
-        """Return width and height of each of these images; NaN where they are unknown."""
-        sides = np.stack([self.widths.values, self.heights.values], axis=1).astype(np.float64)
-        sides[~(self.widths.is_good & self.heights.is_good)] = np.nan
-        return sides[image] if len(sides) else np.full((len(image), 2), np.nan)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Boxes:
-    """The annotations, in the order of the file.
-
-    Attributes:
-        table: the list in the file.
-        image: (n,) index of each one's image in the list of images.
-        category: (n,) index of each one's category in the list of categories.
-        xywh: (n, 4) as in the file, image frame.
-        is_crowd: (n,) whether each is a crowd.
-        areas: (n,) as in the file, where it has one.
-    """
-
-    table: _Table
-    image: Int[np.ndarray, " n"]
-    category: Int[np.ndarray, " n"]
-    xywh: Float[np.ndarray, "n 4"]
-    is_crowd: Bool[np.ndarray, " n"]
-    areas: _Column
-
-
-def _read_tables(path: Path) -> dict[str, _Table]:
+def _read_tables_slowly(
+    path: Path,
+) -> tuple[_Table[_Annotation] | None, _Table[_Image], _Table[_Category] | None]:
+    """Read a file that is unusual: to explain what is wrong, or because boxes have to be computed from masks."""
     content = read_json(path, error=AnnotationError)
     if not isinstance(content, dict):
         raise AnnotationError(
             f"{path}: is {reprlib.repr(content)}, expected an object with images, annotations, categories"
         )
-    nouns = {"categories": "category", "images": "image", "annotations": "annotation"}
-    problems = [f"{key} is missing, expected a list" for key in nouns if key not in content]
+    problems = [] if content.get("images") is not None else ["images is missing, expected a list"]
     problems += [
         f"{key} is {reprlib.repr(content[key])}, expected a list"
-        for key in nouns
-        if key in content and not isinstance(content[key], list)
+        for key in ("images", "annotations", "categories")
+        if not isinstance(content.get(key), list | None)
     ]
-    _raise_for(path, problems)
-    return {key: _Table(noun, key, content[key]) for key, noun in nouns.items()}
-
-
-def _check_categories(table: _Table) -> _Categories:
-    ids = table.column("id", _ID)
-    table.refuse_repeats(ids)
-    return _Categories(table=table, ids=ids, names=table.column("name", _NAME))
-
-
-def _check_images(table: _Table) -> _Images:
-    ids = table.column("id", _ID)
-    table.refuse_repeats(ids)
-    file_names = table.column("file_name", _FILE_NAME)
-    is_outside = [leaves_root(name) for name in file_names.values.tolist()]
-    table.refuse(
-        np.array(is_outside, dtype=np.bool_),
-        lambda i: f"file_name is {reprlib.repr(str(file_names.values[i]))}, which leaves the image root",
+    raise_for(path, problems)
+    return (
+        _build_table("annotation", "annotations", content.get("annotations"), _JSONAnnotation),
+        _build_table("image", "images", content["images"], _Image),
+        _build_table("category", "categories", content.get("categories"), _Category),
     )
+
+
+def _build_table(noun: str, key: str, entries: list[Any] | None, kind: type[_Entry]) -> Any:
+    if entries is None:
+        return None
+    fields = kind.__struct_fields__
+    positions = [position for position, entry in enumerate(entries) if isinstance(entry, dict)]
+    return _Table(
+        noun=noun,
+        key=key,
+        entries=[
+            kind(**{field: entries[position][field] for field in fields if field in entries[position]})
+            for position in positions
+        ],
+        positions=positions,
+        problems=tuple(
+            f"{key}[{position}]: is {reprlib.repr(entry)}, expected an object"
+            for position, entry in enumerate(entries)
+            if not isinstance(entry, dict)
+        ),
+    )
+
+
+# Ids
+
+
+def _is_id(value: Any) -> bool:
+    return _parse_id(value) is not None
+
+
+def _parse_id(value: Any) -> int | str | None:
+    """Return an id as a whole number where it is one, even as a float or as digits; None if it is no id."""
+    if type(value) is int:
+        if -(2**63) <= value < 2**63:
+            return value
+        return str(value) if abs(value) < 2**_MAX_ID else None  # such as unsigned hashes of 64 bits
+    if type(value) is float and value.is_integer():
+        return _parse_id(int(value))
+    if type(value) is not str or not 0 < len(value) <= _MAX_ID or "\0" in value:
+        return None
+    if _WHOLE_NUMBER.fullmatch(value) and -(2**63) <= int(value) < 2**63:
+        return int(value)
+    return value
+
+
+def _as_text(value: Any) -> str:
+    return value if type(value) is str else str(_parse_id(value))
+
+
+def _read_ids(
+    table: _Table[_Entry], warnings: list[str]
+) -> tuple[_Table[_Entry], Shaped[np.ndarray, " n"], list[str]]:
+    """Read the ids of a list: int64 if all are whole numbers, text otherwise.
+
+    Returns:
+        The table without repeated entries, the ids of its entries, and the problems.
+    """
+    values = [entry.id for entry in table.entries]
+    ids: list[Any] = [_parse_id(value) for value in values]
+    kinds = set(map(type, values))
+    is_text = any(type(one) is str for one in ids)
+    if is_text or (kinds == {str} and len(set(ids)) < len(set(values)) == len(values)):
+        is_text = True  # such as "7" and "07"
+        ids = [None if one is None else _as_text(value) for one, value in zip(ids, values, strict=True)]
+    problems = list(table.problems)
+    is_kept = np.ones(len(ids), dtype=np.bool_)
+    first: dict[Any, int] = {}
+    for index, (one, value) in enumerate(zip(ids, values, strict=True)):
+        if one is None:
+            shown = (
+                "missing" if value is UNSET else f"{reprlib.repr(value)}, expected a whole number or a text"
+            )
+            problems.append(f"{table.name(index)}: id is {shown}")
+        elif first.setdefault(one, index) != index:
+            if table.entries[first[one]] == table.entries[index]:
+                is_kept[index] = False
+            else:
+                where = f"{table.key}[{table.positions[index]}]"
+                problems.append(f"{table.name(index)}: the id is used twice, here in {where}")
+    if not is_kept.all():
+        repeats = Findings.collect("listed twice", ~is_kept, table.name, noun=table.noun, plural=table.key)
+        warnings.append(str(repeats))
+        table = table.select(is_kept)
+        ids = [one for one, kept in zip(ids, is_kept.tolist(), strict=True) if kept]
+    blank, kind = ("", np.str_) if is_text else (0, np.int64)
+    return table, np.array([blank if one is None else one for one in ids], dtype=kind), problems
+
+
+def _find(
+    wanted: list[Any] | Int64[np.ndarray, " n"], ids: Shaped[np.ndarray, " m"]
+) -> Int64[np.ndarray, " n"]:
+    """Look up references; return the index of each, -1 where there is none."""
+    if not len(ids):
+        return np.full(len(wanted), -1)
+    if isinstance(wanted, np.ndarray):
+        if ids.dtype == np.int64:
+            return _find_numbers(wanted, ids)
+        wanted = wanted.tolist()
+    index_of = {one: index for index, one in enumerate(ids.tolist())}
+    read = _parse_id if ids.dtype == np.int64 else _as_text
+    return np.array(
+        [index_of.get(read(value), -1) if _is_id(value) else -1 for value in wanted], dtype=np.int64
+    )
+
+
+def _find_numbers(wanted: Int64[np.ndarray, " n"], ids: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " n"]:
+    low, high = int(ids.min()), int(ids.max())
+    if high - low < _MAX_TABLE:  # several times faster than a search
+        index_of = np.full(high - low + 2, -1)  # the last is for ids beyond the others
+        index_of[ids - low] = np.arange(len(ids))
+        return index_of[np.where((wanted >= low) & (wanted <= high), wanted - low, -1)]
+    order = np.argsort(ids)
+    indices = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
+    return np.where(ids[indices] == wanted, indices, -1)
+
+
+# Categories and images
+
+
+def _name_categories(annotations: _Table[_Annotation] | None, warnings: list[str]) -> _Table[_Category]:
+    """Return categories for a file that does not list them: one for each id that an annotation has."""
+    used = [] if annotations is None else [annotation.category_id for annotation in annotations.entries]
+    ids = list(dict.fromkeys(one for one in map(_parse_id, used) if one is not None))
+    if ids:
+        warnings.append("there is no list of categories; their ids are used as names")
+    return _Table(
+        noun="category",
+        key="categories",
+        entries=[_Category(id=one, name=str(one)) for one in ids],
+        positions=range(len(ids)),
+    )
+
+
+def _read_categories(
+    table: _Table[_Category], warnings: list[str]
+) -> tuple[tuple[Category, ...], Shaped[np.ndarray, " k"], list[str]]:
+    table, ids, problems = _read_ids(table, warnings)
+    names = [entry.name for entry in table.entries]
+    is_unnamed = np.array([name in (None, "") for name in names], dtype=np.bool_)
+    if is_unnamed.any():
+        unnamed = Findings.collect(
+            "without a name, named by the id", is_unnamed, table.name, noun="category", plural="categories"
+        )
+        warnings.append(str(unnamed))
+    for index, name in enumerate(names):
+        if name is not None and type(name) not in (str, int, float):
+            problems.append(f"{table.name(index)}: name is {reprlib.repr(name)}, expected a string")
+    categories = tuple(
+        Category(category_id=one, name=str(one if unnamed else name))
+        for one, unnamed, name in zip(ids.tolist(), is_unnamed.tolist(), names, strict=True)
+    )
+    indices_of: dict[str, list[int]] = {}
+    for index, category in enumerate(categories):
+        indices_of.setdefault(category.name, []).append(index)
+    warnings += [
+        f"{len(indices)} categories have the name {reprlib.repr(name)} and remain separate classes: ids "
+        + ", ".join(str(categories[index].category_id) for index in indices)
+        for name, indices in indices_of.items()
+        if len(indices) > 1
+    ]
+    return categories, ids, problems
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Images:
+    table: _Table[_Image]
+    ids: Shaped[np.ndarray, " m"]
+    file_names: Shaped[np.ndarray, " m"]
+    widths: Int64[np.ndarray, " m"]
+    heights: Int64[np.ndarray, " m"]
+    problems: list[str]
+
+
+def _read_images(table: _Table[_Image], warnings: list[str]) -> _Images:
+    table, ids, problems = _read_ids(table, warnings)
+    file_names, name_problems = _read_file_names(table, warnings)
+    widths, width_problems = _read_sides(table, "width")
+    heights, height_problems = _read_sides(table, "height")
     return _Images(
         table=table,
         ids=ids,
         file_names=file_names,
-        widths=table.column("width", _SIDE),
-        heights=table.column("height", _SIDE),
+        widths=widths,
+        heights=heights,
+        problems=[*problems, *name_problems, *width_problems, *height_problems],
     )
 
 
-def _find_bad_files(images: _Images, root: Path, read: ReadSpec) -> list[str]:
-    """Compare the image files with the annotations, reading only headers; return one problem for each bad file."""
-    if not root.is_dir():
-        return [f"the image root {root} is not a folder"]
-    real_root = os.path.realpath(root)
-    problems = []
-    for i in np.flatnonzero(images.file_names.is_good).tolist():
-        name = str(images.file_names.values[i])
-        if leaves_root(name):
-            continue  # a problem already, and not to be opened
-        problem = check_image_file(real_root, name, read, expected=images.sides(i))
-        if problem is not None:
-            problems.append(f"{images.table.name(i)}: {problem}")
-    return problems
-
-
-def _check_boxes(table: _Table, images: _Images, categories: _Categories) -> _Boxes:
-    table.refuse_repeats(table.column("id", _ID, is_required=False))
-    image_ids = table.column("image_id", _ID)
-    image, has_image = _find(image_ids, images.ids)
-    table.refuse(image_ids.is_good & ~has_image, lambda _: "there is no such image")
-    category_ids = table.column("category_id", _ID)
-    category, has_category = _find(category_ids, categories.ids)
-    table.refuse(
-        category_ids.is_good & ~has_category, lambda i: f"there is no category {category_ids.values[i]}"
-    )
-    xywh = table.column("bbox", _BOX)
-    _check_extent(table, xywh, images, image, has_image)
-    return _Boxes(
-        table=table,
-        image=image,
-        category=category,
-        xywh=xywh.values,
-        is_crowd=table.column("iscrowd", _FLAG, is_required=False).values,
-        areas=table.column("area", _AREA, is_required=False),
-    )
-
-
-def _find(wanted: _Column, ids: _Column) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Look up ids; return the index of each, 0 where there is none, and whether there is one."""
-    indices = np.flatnonzero(ids.is_good)
-    known, first = np.unique(ids.values[indices], return_index=True)
-    if len(known) == 0:
-        return np.zeros(len(wanted.values), dtype=np.int64), np.zeros(len(wanted.values), dtype=np.bool_)
-    nearest = np.minimum(np.searchsorted(known, wanted.values), len(known) - 1)
-    is_found = wanted.is_good & (known[nearest] == wanted.values)
-    return np.where(is_found, indices[first][nearest], 0), is_found
-
-
-def _check_extent(
-    table: _Table,
-    xywh: _Column,
-    images: _Images,
-    image: Int[np.ndarray, " n"],
-    has_image: Bool[np.ndarray, " n"],
-) -> None:
-    """Refuse boxes that are not finite, have a side of 0 or less, or are wholly outside their image."""
-    boxes = xywh.values
-    is_finite = np.isfinite(boxes).all(axis=1)
-    table.refuse(~is_finite, lambda i: f"bbox is {boxes[i].tolist()}, expected finite numbers")
-    has_sides = (boxes[:, 2:] > 0).all(axis=1)
-    table.refuse(
-        is_finite & ~has_sides, lambda i: f"bbox is {boxes[i].tolist()}, expected width and height above 0"
-    )
-    frames = images.frames(image)  # (n, 2)
-    is_known = xywh.is_good & has_image & np.isfinite(frames).all(axis=1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        is_outside = ((boxes[:, :2] >= frames) | (boxes[:, :2] + boxes[:, 2:] <= 0)).any(axis=1)
-    table.refuse(
-        is_known & is_finite & has_sides & is_outside,
-        lambda i: (
-            f"bbox is {boxes[i].tolist()}, outside its image of {frames[i, 0]:.0f}x{frames[i, 1]:.0f} pixels"
-        ),
-    )
-
-
-def _assemble(
-    path: Path,
-    root: Path,
-    categories: _Categories,
-    images: _Images,
-    boxes: _Boxes,
-    *,
-    bad_files: Sequence[str],
-) -> Dataset:
-    """Build the data set from checked columns: boxes by image, labels in the order of the category ids."""
-    category_order = np.argsort(categories.ids.values)
-    label_of_category = np.empty_like(category_order)
-    label_of_category[category_order] = np.arange(len(category_order))
-    box_order = np.argsort(boxes.image, kind="stable")
-    counts = np.bincount(boxes.image, minlength=len(images.table))
-    frames = images.frames(boxes.image)
-    unclipped = from_xywh(boxes.xywh)
-    clipped = np.clip(unclipped, 0.0, np.concatenate([frames, frames], axis=1))
-    areas = np.where(boxes.areas.is_good, boxes.areas.values, area(clipped))
-    labels = label_of_category[boxes.category] if len(boxes.category) else np.zeros(0, dtype=np.int64)
-    return Dataset(
-        path=path,
-        image_root=root,
-        categories=tuple(
-            Category(category_id=int(categories.ids.values[index]), name=categories.names.values[index])
-            for index in category_order
-        ),
-        image_ids=images.ids.values,
-        file_names=images.file_names.values,
-        widths=images.widths.values.astype(np.int32),
-        heights=images.heights.values.astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=clipped[box_order],
-        labels=labels[box_order].astype(np.int64),
-        is_crowd=boxes.is_crowd[box_order],
-        areas=areas[box_order],
-        warnings=(
-            *_box_warnings(path, boxes, unclipped=unclipped, clipped=clipped, frames=frames),
-            *_file_warnings(path, bad_files),
-        ),
-    )
-
-
-def _box_warnings(
-    path: Path,
-    boxes: _Boxes,
-    *,
-    unclipped: Float[np.ndarray, "n 4"],
-    clipped: Float[np.ndarray, "n 4"],
-    frames: Float[np.ndarray, "n 2"],
-) -> Iterator[str]:
-    """Yield one line for each kind of box that is not used as it is in the file."""
-
-    def warn(is_affected: Bool[np.ndarray, " n"], problem: str) -> Iterator[str]:
-        examples = [
-            f"{boxes.table.name(i)}: {boxes.xywh[i].tolist()} in {frames[i, 0]:.0f}x{frames[i, 1]:.0f}"
-            for i in np.flatnonzero(is_affected).tolist()
+def _read_file_names(
+    table: _Table[_Image], warnings: list[str]
+) -> tuple[Shaped[np.ndarray, " m"], list[str]]:
+    names = [entry.file_name for entry in table.entries]
+    is_lvis = [
+        name is UNSET and type(entry.coco_url) is str
+        for name, entry in zip(names, table.entries, strict=True)
+    ]
+    if any(is_lvis):
+        names = [
+            "/".join(entry.coco_url.split("/")[-2:]) if from_url else name
+            for name, from_url, entry in zip(names, is_lvis, table.entries, strict=True)
         ]
-        if examples:
-            noun = "box" if len(examples) == 1 else "boxes"
-            yield f"{path}: {len(examples)} {noun} {problem} ({count_and_list(examples, limit=_MAX_EXAMPLES)})"
+        found = Findings.collect(
+            "without file_name, named by the end of coco_url",
+            np.array(is_lvis, dtype=np.bool_),
+            lambda index: f"{table.name(index)}: {names[index]}",
+            noun="image",
+            plural="images",
+        )
+        warnings.append(str(found))
+    problems = []
+    for index, name in enumerate(names):
+        if not _is_file_name(name):
+            shown = "missing" if name is UNSET else f"{reprlib.repr(name)}, expected the name of a file"
+            problems.append(f"{table.name(index)}: file_name is {shown}")
+            names[index] = ""
+    return np.array(names, dtype=np.str_), problems
 
-    yield from warn(
-        (np.abs(unclipped - clipped) > _TOLERANCE).any(axis=1), "reaching over the border, clipped"
+
+def _is_file_name(name: Any) -> bool:
+    if type(name) is not str or not 0 < len(name) <= _MAX_NAME:
+        return False
+    if name.isascii():
+        return "\0" not in name
+    try:
+        return b"\0" not in os.fsencode(name)
+    except ValueError:
+        return False
+
+
+def _read_sides(table: _Table[_Image], key: str) -> tuple[Int64[np.ndarray, " m"], list[str]]:
+    """Read the widths or the heights; 0 where there is none."""
+    values = [getattr(entry, key) for entry in table.entries]
+    if set(map(type, values)) == {int} and min(values) > 0 and max(values) <= _MAX_SIDE:
+        return np.array(values, dtype=np.int64), []
+    sides, problems = [], []
+    for index, value in enumerate(values):
+        side = 0 if value in (None, "") else _parse_id(value)
+        if type(side) is not int or side > _MAX_SIDE:
+            problems.append(
+                f"{table.name(index)}: {key} is {reprlib.repr(value)}, expected a whole number of pixels"
+            )
+            sides.append(-1)
+        else:
+            sides.append(max(side, 0))
+    return np.array(sides, dtype=np.int64), problems
+
+
+# Annotations
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Boxes:
+    name: Callable[[int], str]
+    image: Int64[np.ndarray, " n"]
+    category: Int64[np.ndarray, " n"]
+    xywh: Float[np.ndarray, "n 4"]
+    is_crowd: Bool[np.ndarray, " n"]
+    areas: Float[np.ndarray, " n"]
+    dropped: tuple[Findings, ...]
+
+
+def _read_boxes(
+    table: _Table[_Annotation],
+    image_ids: Shaped[np.ndarray, " m"],
+    category_ids: Shaped[np.ndarray, " k"],
+    warnings: list[str],
+) -> _Boxes:
+    entries = table.entries
+    _check_annotation_ids(table, warnings)
+    image = _find(_column(entries, "image_id", np.int64), image_ids)
+    category = _find(_column(entries, "category_id", np.int64), category_ids)
+    xywh, has_box = _read_numbers(table, warnings)
+    is_crowd, has_flag = _read_flags(_column(entries, "iscrowd", np.int64))
+    is_kept = np.ones(len(entries), dtype=np.bool_)
+    dropped = [_describe_others(table)]
+
+    def drop(is_bad: Bool[np.ndarray, " n"], problem: str, describe: Callable[[int], str]) -> None:
+        dropped.append(
+            Findings.collect(
+                problem, is_kept & is_bad, lambda index: f"{table.name(index)}: {describe(index)}"
+            )
+        )
+        is_kept[is_bad] = False
+
+    def describe_reference(noun: str, index: int) -> str:
+        value = getattr(entries[index], f"{noun}_id")
+        if value is UNSET:
+            return f"{noun}_id is missing"
+        if _is_id(value):
+            return f"there is no {noun} {reprlib.repr(value) if type(value) is str else value}"
+        return f"{noun}_id is {reprlib.repr(value)}, expected the id of the {noun}"
+
+    drop(image < 0, "of images that are not listed", lambda i: describe_reference("image", i))
+    drop(category < 0, "of categories that are not listed", lambda i: describe_reference("category", i))
+    drop(~has_box, "that are not 4 numbers", lambda i: _describe_box(entries[i]))
+    drop(
+        ~has_flag,
+        "whose iscrowd is not 0 or 1",
+        lambda i: f"iscrowd is {reprlib.repr(entries[i].iscrowd)}, expected 0 or 1",
     )
-    yield from warn(
-        ~is_learnable(clipped) & ~boxes.is_crowd, "less than 1 pixel wide or high, too small to learn from"
+    areas = _read_areas(table, is_kept, warnings)
+    if not is_kept.all():
+        table = table.select(is_kept)
+    return _Boxes(
+        name=table.name,
+        image=image[is_kept],
+        category=category[is_kept],
+        xywh=xywh[is_kept],
+        is_crowd=is_crowd[is_kept],
+        areas=areas[is_kept],
+        dropped=tuple(findings for findings in dropped if findings.count),
     )
 
 
-def _file_warnings(path: Path, problems: Sequence[str]) -> Iterator[str]:
-    """Yield one line for the image files that will be skipped, if there are any."""
-    if problems:
-        noun = "file" if len(problems) == 1 else "files"
-        examples = count_and_list(problems, limit=_MAX_EXAMPLES)
-        yield f"{path}: {len(problems)} bad image {noun}, to be skipped ({examples})"
+def _column(entries: list[_Annotation], key: str, kind: type[np.generic]) -> Any:
+    """Return the values of a key: an array if their type was checked as they were decoded, a list otherwise."""
+    if entries and type(entries[0]) is _StrictAnnotation:
+        with contextlib.suppress(OverflowError):
+            return np.fromiter(map(attrgetter(key), entries), kind, len(entries))
+    return [getattr(entry, key) for entry in entries]
 
 
-def _raise_for(path: Path, problems: Sequence[str]) -> None:
-    """Raise an error that lists the problems, if there are any."""
-    if problems:
-        noun = "problem" if len(problems) == 1 else "problems"
-        listed = count_and_list(problems, limit=_MAX_PROBLEMS, separator="\n  ")
-        raise AnnotationError(f"{path}: {len(problems)} {noun}\n  {listed}")
+def _describe_others(table: _Table[_Annotation]) -> Findings:
+    return Findings(
+        problem="that are not objects", count=len(table.problems), examples=table.problems[:MAX_LISTED]
+    )
+
+
+def _describe_box(entry: _Annotation) -> str:
+    if entry.bbox is None:
+        return "bbox is missing, and no mask to compute it from"
+    return f"bbox is {reprlib.repr(entry.bbox)}, expected a list of 4 numbers: x, y, width, height"
+
+
+def _check_annotation_ids(table: _Table[_Annotation], warnings: list[str]) -> None:
+    """Warn of ids that several annotations have; ids are used in messages only."""
+    ids = _column(table.entries, "id", np.int64)
+    if isinstance(ids, np.ndarray):
+        if (np.diff(np.sort(ids)) > 0).all():
+            return
+        ids = ids.tolist()
+    keys = [repr(one) for one in ids if one is not UNSET]
+    num_repeats = len(keys) - len(set(keys))
+    if num_repeats:
+        repeated = next(one for one, count in Counter(keys).items() if count > 1)
+        warnings.append(
+            f"{num_repeats} annotation{'' if num_repeats == 1 else 's'} with the id of another, all used "
+            f"(such as id {repeated})"
+        )
+
+
+def _read_numbers(
+    table: _Table[_Annotation], warnings: list[str]
+) -> tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
+    """Read `bbox`, or compute it from the mask where it is absent.
+
+    Returns:
+        (n, 4) xywh, and (n,) whether each could be read.
+    """
+    values: list[Any] = [entry.bbox for entry in table.entries]
+    if set(map(type, values)) <= {tuple}:  # decoded as 4 numbers
+        numbers = np.fromiter(chain.from_iterable(values), np.float64, 4 * len(values))
+        return numbers.reshape(-1, 4), np.ones(len(values), dtype=np.bool_)
+    from_mask = [
+        _box_of_mask(entry.segmentation) if isinstance(entry, _JSONAnnotation) and not entry.bbox else None
+        for entry in table.entries
+    ]
+    is_from_mask = np.array([box is not None for box in from_mask], dtype=np.bool_)
+    if is_from_mask.any():
+        computed = Findings.collect(
+            "without bbox, computed from the mask", is_from_mask, lambda i: f"{table.name(i)}: {from_mask[i]}"
+        )
+        warnings.append(str(computed))
+    read = [
+        _parse_numbers(value) if box is None else box for value, box in zip(values, from_mask, strict=True)
+    ]
+    boxes = np.array([[0.0] * 4 if box is None else box for box in read], dtype=np.float64).reshape(-1, 4)
+    return boxes, np.array([box is not None for box in read], dtype=np.bool_)
+
+
+def _parse_numbers(value: Any) -> list[float] | None:
+    """Return the 4 numbers of a box, which may be text; None if they are not."""
+    if type(value) is not list or len(value) != 4 or not set(map(type, value)) <= {int, float, str}:
+        return None
+    try:
+        return [float(number) for number in value]
+    except (ValueError, OverflowError):
+        return None
+
+
+def _box_of_mask(segmentation: Any) -> list[float] | None:
+    """Compute the box around polygons or a run-length encoding, as xywh; None if it is neither."""
+    try:
+        if isinstance(segmentation, dict):
+            from hotcoco import mask  # not needed for most files
+
+            box: list[float] = mask.toBbox([segmentation])[0].tolist()
+            return box if box[2] > 0 else None
+        polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+        points = np.concatenate(
+            [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
+        )
+        low, high = points.min(axis=0), points.max(axis=0)
+        return [*low.tolist(), *(high - low).tolist()]
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
+        return None
+
+
+def _read_flags(
+    values: list[Any] | Int64[np.ndarray, " n"],
+) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Read `iscrowd`; return the flags, and whether each could be read."""
+    if isinstance(values, np.ndarray):
+        return values == 1, (values == 0) | (values == 1)
+    flags = [_FLAGS.get(value) if isinstance(value, str | int | float | None) else None for value in values]
+    return (
+        np.array([flag is True for flag in flags], dtype=np.bool_),
+        np.array([flag is not None for flag in flags], dtype=np.bool_),
+    )
+
+
+def _read_areas(
+    table: _Table[_Annotation], is_kept: Bool[np.ndarray, " n"], warnings: list[str]
+) -> Float[np.ndarray, " n"]:
+    """Read `area`; NaN where there is none, or none that can be used."""
+    values = _column(table.entries, "area", np.float64)
+    if isinstance(values, np.ndarray):
+        areas, is_given = values, ~np.isnan(values)
+    else:
+        areas = np.array([_parse_area(value) for value in values], dtype=np.float64)
+        is_given = np.array([value is not None for value in values], dtype=np.bool_)
+    is_good = np.isfinite(areas) & (areas >= 0)
+    wrong = Findings.collect(
+        "whose area is not a number of at least 0, computed from the box",
+        is_kept & is_given & ~is_good,
+        lambda i: f"{table.name(i)}: area is {reprlib.repr(table.entries[i].area)}",
+    )
+    if wrong.count:
+        warnings.append(str(wrong))
+    return np.where(is_good, areas, np.nan)
+
+
+def _parse_area(value: Any) -> float:
+    try:
+        return float(value) if type(value) in (int, float, str) else np.nan
+    except (ValueError, OverflowError):
+        return np.nan

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped
+from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped, UInt8
 
 from sniper.geometry.boxes import Sides, ragged_rows, to_xywh
 
@@ -19,11 +19,11 @@ class Category:
     """One class of objects.
 
     Attributes:
-        category_id: COCO's own id, as in the file.
+        category_id: as in the file; text where the file's ids are text.
         name: human-readable.
     """
 
-    category_id: int
+    category_id: int | str
     name: str
 
 
@@ -45,9 +45,11 @@ class ImageRecord:
     """The facts of one image.
 
     Attributes:
-        image_id: COCO's own id, as in the file.
+        image_id: as in the file; text where the file's ids are text.
         file_name: as in the file, relative to the image root.
-        path: of the image file.
+        path: of the image file; `open_record` opens it.
+        image_root: folder that it must be in.
+        follow_links: whether it may be a link that leaves that folder.
         width: pixels, in the orientation that the annotations refer to.
         height: pixels, in the same orientation.
         boxes: (n, 4) xyxy, image frame, clipped to the image. May be empty.
@@ -55,9 +57,11 @@ class ImageRecord:
         is_crowd: (n,) whether each box is a crowd rather than one object.
     """
 
-    image_id: int
+    image_id: int | str
     file_name: str
     path: Path
+    image_root: Path
+    follow_links: bool = False
     width: int
     height: int
     boxes: Float[np.ndarray, "n 4"]
@@ -81,8 +85,10 @@ class Dataset:
         path: the annotation file.
         image_root: folder that the file names are relative to.
         categories: by label, in the order of their ids.
-        image_ids: (m,) COCO's own ids.
-        file_names: (m,) text, relative to the image root.
+        image_ids: (m,) as in the file: int64, or text where its ids are text.
+        file_names: (m,) text, as in the file.
+        image_paths: (m,) text, of the image files relative to the image root: `file_names`, or corrected ones.
+        follow_links: whether image files may be links that leave the image root.
         widths: (m,) of the images, pixels.
         heights: (m,) of the images, pixels.
         offsets: (m + 1,) where the boxes of each image start; the last is the number of boxes.
@@ -90,14 +96,17 @@ class Dataset:
         labels: (n,) 0..C-1.
         is_crowd: (n,) whether each box is a crowd rather than one object.
         areas: (n,) of the objects, square image pixels: as in the file, or of the box where the file has none.
+        num_dropped: number of boxes that could not be used, and were left out.
         warnings: what was corrected or cannot be used, one line for each kind.
     """
 
     path: Path
     image_root: Path
     categories: tuple[Category, ...]
-    image_ids: Int64[np.ndarray, " m"]
+    image_ids: Shaped[np.ndarray, " m"]
     file_names: Shaped[np.ndarray, " m"]
+    image_paths: Shaped[np.ndarray, " m"]
+    follow_links: bool = False
     widths: Int32[np.ndarray, " m"]
     heights: Int32[np.ndarray, " m"]
     offsets: Int64[np.ndarray, " m_plus_1"]
@@ -105,6 +114,7 @@ class Dataset:
     labels: Int64[np.ndarray, " n"]
     is_crowd: Bool[np.ndarray, " n"]
     areas: Float[np.ndarray, " n"]
+    num_dropped: int = 0
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -114,9 +124,11 @@ class Dataset:
         boxes = self.boxes_of(index)
         file_name = str(self.file_names[index])
         return ImageRecord(
-            image_id=int(self.image_ids[index]),
+            image_id=self.image_ids[index].item(),
             file_name=file_name,
-            path=self.image_root / file_name,
+            path=self.image_root / str(self.image_paths[index]),
+            image_root=self.image_root,
+            follow_links=self.follow_links,
             width=int(self.widths[index]),
             height=int(self.heights[index]),
             boxes=self.boxes[boxes],
@@ -141,10 +153,15 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 of images, boxes and category ids, as hex: equal for data sets that train a detector equally."""
         digest = hashlib.sha256()
-        category_ids = np.array([category.category_id for category in self.categories], dtype=np.int64)
-        file_names = np.frombuffer(json.dumps(self.file_names.tolist()).encode(), np.uint8)
-        images = (category_ids, self.image_ids, self.widths, self.heights, self.offsets)
-        for array in (*images, self.boxes, self.labels, self.is_crowd, file_names):
+        category_ids = np.array(
+            [category.category_id for category in self.categories] or np.zeros(0, np.int64)
+        )
+        ids = [
+            values if values.dtype == np.int64 else _encode(values)
+            for values in (category_ids, self.image_ids)
+        ]
+        images = (*ids, self.widths, self.heights, self.offsets)
+        for array in (*images, self.boxes, self.labels, self.is_crowd, _encode(self.file_names)):
             digest.update(f"{array.dtype.name}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).data)
         return digest.hexdigest()
@@ -167,6 +184,8 @@ class Dataset:
             categories=self.categories,
             image_ids=self.image_ids[indices],
             file_names=self.file_names[indices],
+            image_paths=self.image_paths[indices],
+            follow_links=self.follow_links,
             widths=self.widths[indices],
             heights=self.heights[indices],
             offsets=offsets,
@@ -174,6 +193,7 @@ class Dataset:
             labels=self.labels[rows],
             is_crowd=self.is_crowd[rows],
             areas=self.areas[rows],
+            num_dropped=self.num_dropped,
             warnings=self.warnings,
         )
 
@@ -214,3 +234,8 @@ class Dataset:
                 {"id": category.category_id, "name": category.name} for category in self.categories
             ],
         }
+
+
+def _encode(text: Shaped[np.ndarray, " n"]) -> UInt8[np.ndarray, " k"]:
+    """Return the bytes of an array of text, independent of the width of its type."""
+    return np.frombuffer(json.dumps(text.tolist()).encode(), np.uint8)

@@ -1,0 +1,357 @@
+"""Collect the images and boxes that a reader of a format finds, and the problems of its files."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from sniper.data.datasets.dataset import Category
+from sniper.data.datasets.image_files import find_path_problem
+from sniper.data.datasets.raw import MAX_LISTED, Findings, RawDataset, raise_for
+from sniper.data.images.files import read_image_sides
+from sniper.data.images.formats import EXTRAS, image_suffixes
+from sniper.data.spec import DataSpec
+from sniper.errors import ImageError
+from sniper.geometry.boxes import Sides
+
+_NUM_THREADS = 8  # that wait for the headers of image files
+_FILES_AT_ONCE = 64  # that a thread reads before it takes others
+_DECIMALS = 6  # of pixels, of boxes that are read as fractions
+_MAX_DIGITS = 18  # of an image id that is read as an integer
+
+
+class Collector:
+    """The images and boxes of a data set while they are read.
+
+    Args:
+        path: of the data set, for messages.
+        noun: of one box in messages, such as `line` of a label file.
+        are_fractions: whether boxes are fractions of the sides of their images instead of pixels.
+    """
+
+    def __init__(self, path: Path, *, noun: str, are_fractions: bool = False) -> None:
+        self.path = path
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self._noun, self._are_fractions = noun, are_fractions
+        self._files: list[Path] = []
+        self._sources: list[str] = []
+        self._sides: list[Sides | None] = []
+        self._ids: list[int | None] = []
+        self._images: list[int] = []
+        self._categories: list[int] = []
+        self._boxes: list[float] = []
+        self._crowds: list[bool] = []
+        self._numbers: list[int] = []
+        self._dropped: dict[str, list[str]] = {}
+        self._corrected: dict[str, list[str]] = {}
+        self._noted: dict[tuple[str, str], list[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def add_image(
+        self, file: Path, *, source: str, sides: Sides | None = None, image_id: int | None = None
+    ) -> int:
+        """Add an image and return its index.
+
+        Args:
+            file: of the image.
+            source: name of its annotations in messages.
+            sides: pixels; None if the annotations do not have them.
+            image_id: None if the format has none.
+        """
+        self._files.append(file)
+        self._sources.append(source)
+        self._sides.append(sides)
+        self._ids.append(image_id)
+        return len(self._files) - 1
+
+    def add_box(
+        self,
+        image: int,
+        category: int,
+        box: Sequence[float],
+        *,
+        number: int,
+        is_crowd: bool = False,
+    ) -> None:
+        """Add a box.
+
+        Args:
+            image: its index.
+            category: index of its category.
+            box: xyxy, image frame, pixels or fractions.
+            number: of the box in its source, from 1.
+            is_crowd: whether it is a crowd or a region to ignore.
+        """
+        self._images.append(image)
+        self._categories.append(category)
+        self._boxes += box
+        self._crowds.append(is_crowd)
+        self._numbers.append(number)
+
+    def drop(self, kind: str, image: int, number: int, problem: str) -> None:
+        """Leave out a box that cannot be read.
+
+        Args:
+            kind: of problem, completes "N lines" in the warning.
+            image: its index.
+            number: of the box in its source.
+            problem: what the box is, and what was expected.
+        """
+        self.drop_line(kind, f"{self._sources[image]}, {self._noun} {number}: {problem}")
+
+    def drop_line(self, kind: str, line: str) -> None:
+        """Leave out a box of an unknown image; `line` names the box and its problem."""
+        self._dropped.setdefault(kind, []).append(line)
+
+    def correct(self, kind: str, image: int, number: int) -> None:
+        """Count a box that is not used as it is in the file; `kind` completes "N lines" in the warning."""
+        self._corrected.setdefault(kind, []).append(f"{self._sources[image]}, {self._noun} {number}")
+
+    def note(self, noun: str, kind: str, example: str) -> None:
+        """Count something else than a box that is not used as it is; `kind` completes "N images" in the warning."""
+        self._noted.setdefault((noun, kind), []).append(example)
+
+    @property
+    def fractions(self) -> np.ndarray:
+        """(n, 4) the boxes as they were added."""
+        return np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
+
+    def shift(self, offset: Sequence[float]) -> None:
+        """Add an offset of 4 numbers to all boxes."""
+        self._boxes = (self.fractions + np.asarray(offset)).ravel().tolist()
+
+    def replace_categories(self, index_of: Mapping[int, int]) -> None:
+        """Replace the category of every box by what it stands for."""
+        self._categories = [index_of[category] for category in self._categories]
+
+    def build(
+        self,
+        categories: Sequence[Category],
+        *,
+        root: Path,
+        data: DataSpec,
+        order: Sequence[int] | None = None,
+    ) -> RawDataset:
+        """Return what was collected, with the sides of images that the annotations do not have.
+
+        Args:
+            categories: by index.
+            root: folder that file names are relative to, unless an image is outside it: then the closest folder that
+                all images are in.
+            data: how image files are read, and whether bad ones are skipped.
+            order: of the images; None keeps the order in which they were added.
+
+        Raises:
+            AnnotationError: listing the problems of the files.
+        """
+        raise_for(self.path, self.problems)
+        root, _ = relative_names(self._files, root)
+        is_kept = self._read_sides(root, data)
+        kept = np.flatnonzero(is_kept)
+        if order is not None:
+            kept = np.array([i for i in order if is_kept[i]], dtype=np.int64)
+        index_of_image = np.full(len(is_kept), -1, dtype=np.int64)
+        index_of_image[kept] = np.arange(len(kept))
+        images = np.array(self._images, dtype=np.int64)
+        rows = np.flatnonzero(index_of_image[images] >= 0) if len(images) else images
+        sides = np.array(
+            [(0, 0) if sides is None else (sides.width, sides.height) for sides in self._sides],
+            dtype=np.int64,
+        ).reshape(-1, 2)
+        boxes = self.fractions
+        if self._are_fractions and len(boxes):
+            # Decimal fractions are inexact in binary: without rounding, a box of 1 pixel may be narrower than 1.
+            boxes = np.round(boxes * np.tile(sides[images], (1, 2)), _DECIMALS)
+        root, names = relative_names([self._files[i] for i in kept.tolist()], root)
+        numbers, sources = np.array(self._numbers, dtype=np.int64), self._sources
+
+        def name_box(row: int) -> str:
+            box = int(rows[row])
+            return f"{sources[int(images[box])]}, {self._noun} {numbers[box]}"
+
+        return RawDataset(
+            path=self.path,
+            image_root=root,
+            categories=tuple(categories),
+            image_ids=self._image_ids(kept, names),
+            file_names=np.array(names, dtype=np.str_),
+            widths=sides[kept, 0],
+            heights=sides[kept, 1],
+            image_indices=index_of_image[images[rows]],
+            category_indices=np.array(self._categories, dtype=np.int64)[rows],
+            boxes=boxes[rows],
+            is_crowd=np.array(self._crowds, dtype=np.bool_)[rows],
+            areas=np.full(len(rows), np.nan),
+            name_image=lambda image: f"image {names[image]}",
+            name_box=name_box,
+            dropped=tuple(self._list(kind, examples, self._noun) for kind, examples in self._dropped.items()),
+            warnings=(*self.warnings, *map(str, self._list_corrections())),
+        )
+
+    def _list_corrections(self) -> Iterable[Findings]:
+        for kind, examples in self._corrected.items():
+            yield self._list(kind, examples, self._noun)
+        for (noun, kind), examples in self._noted.items():
+            yield self._list(kind, examples, noun)
+
+    def _list(self, kind: str, examples: Sequence[str], noun: str) -> Findings:
+        listed = tuple(examples[:MAX_LISTED])
+        return Findings(problem=kind, count=len(examples), examples=listed, noun=noun, plural=f"{noun}s")
+
+    def _read_sides(self, root: Path, data: DataSpec) -> np.ndarray:
+        """Read the sides of images that have none; return whether each image can be used."""
+        is_kept = np.ones(len(self._files), dtype=np.bool_)
+        missing = [i for i, sides in enumerate(self._sides) if sides is None]
+        problems = []
+        for i, sides in zip(missing, read_sides([self._files[i] for i in missing], root, data), strict=True):
+            if isinstance(sides, Sides):
+                self._sides[i] = sides
+            else:
+                is_kept[i] = False
+                problems.append(sides)
+        if problems and data.on_bad_image == "refuse":
+            raise_for(self.path, problems)
+        for problem in problems:
+            self.note("image", "that cannot be read, left out with their boxes", problem)
+        return is_kept
+
+    def _image_ids(self, kept: np.ndarray, names: Sequence[str]) -> Shaped[np.ndarray, " m"]:
+        ids = [self._ids[i] for i in kept.tolist()]
+        whole = [image_id for image_id in ids if image_id is not None]
+        return np.array(whole, dtype=np.int64) if len(set(whole)) == len(ids) else ids_of_names(names)
+
+
+def read_sides(files: Sequence[Path], root: Path, data: DataSpec) -> list[Sides | str]:
+    """Read the sides of images from their headers, in threads; the problem instead where that fails."""
+
+    def read_one(file: Path) -> Sides | str:
+        problem = find_path_problem(file, root, follow_links=data.follow_links)
+        if problem is not None:
+            return f"{file} {problem}; the annotations do not have the sides of the image"
+        try:
+            return read_image_sides(file, data.read)
+        except ImageError as error:
+            return str(error)
+
+    def read_some(first: int) -> list[Sides | str]:
+        return [read_one(file) for file in files[first : first + _FILES_AT_ONCE]]
+
+    firsts = range(0, len(files), _FILES_AT_ONCE)
+    if len(firsts) <= 1:
+        return [read_one(file) for file in files]
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        return [sides for some in threads.map(read_some, firsts) for sides in some]
+
+
+def has_image_suffix(name: str) -> bool:
+    """Check whether a file name is that of an image, and not hidden."""
+    return os.path.splitext(name)[1].lower() in _known_suffixes() and not name.startswith(".")
+
+
+@lru_cache(maxsize=1)
+def _known_suffixes() -> frozenset[str]:
+    return image_suffixes() | frozenset(EXTRAS)
+
+
+def relative_names(files: Sequence[Path], root: Path) -> tuple[Path, list[str]]:
+    """Return names relative to a folder, with forward slashes, and the folder.
+
+    Args:
+        files: of images.
+        root: the folder, unless it does not have all files: then the closest folder that has. A linked folder of images
+            is not in the folder that has the link.
+    """
+    if not files:
+        return root, []
+    texts = [os.path.abspath(file) for file in files]
+    closest = os.path.commonpath([os.path.dirname(text) for text in texts])
+    base = os.path.abspath(root)
+    if not _is_inside(closest, base) or not _is_inside(os.path.realpath(closest), os.path.realpath(base)):
+        root, base = Path(closest), closest
+    prefix = os.path.join(base, "")
+    return root, [text[len(prefix) :].replace(os.sep, "/") for text in texts]
+
+
+def _is_inside(folder: str, root: str) -> bool:
+    return os.path.join(folder, "").startswith(os.path.join(root, ""))
+
+
+def ids_of_names(names: Sequence[str]) -> Shaped[np.ndarray, " m"]:
+    """Return image ids for a format without ids: the names of the files without folder and suffix.
+
+    Names without two images of one name are integers if all of them are: `000139.jpg` is image 139, as in COCO and in
+    the results of other tools. Images of one name in several folders keep the folder in their ids.
+
+    Args:
+        names: of the files, relative.
+    """
+    stems = [name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in names]
+    if len(set(stems)) < len(stems):
+        stems = [name.rsplit(".", 1)[0] for name in names]
+    if len(set(stems)) < len(stems):
+        stems = list(names)
+    if all(stem.isascii() and stem.isdigit() and len(stem) <= _MAX_DIGITS for stem in stems):
+        numbers = np.array([int(stem) for stem in stems], dtype=np.int64)
+        if len(np.unique(numbers)) == len(numbers):
+            return numbers
+    return np.array(stems, dtype=np.str_)
+
+
+def numbered(names: Iterable[str], *, first: int = 1) -> tuple[Category, ...]:
+    """Return categories with ids that count from `first`, in the order of their names."""
+    return tuple(Category(category_id=number, name=name) for number, name in enumerate(names, start=first))
+
+
+def envelope(points: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return the box around points x, y, x, y, ..."""
+    xs, ys = points[0::2], points[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+class ImageIndex:
+    """The image files of some folders, by name and by name without suffix.
+
+    Args:
+        folders: searched in this order, not recursively; those that do not exist are passed over.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._folders = [folder for folder in folders if folder.is_dir()]
+        self._by_name: dict[str, Path] = {}
+        self._by_stem: dict[str, Path] = {}
+        for folder in self._folders:
+            for name in sorted(os.listdir(folder)):
+                if has_image_suffix(name):
+                    self._by_name.setdefault(name, folder / name)
+                    self._by_stem.setdefault(os.path.splitext(name)[0], folder / name)
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
+    def get(self, name: str) -> Path | None:
+        """Return the file of a name, with or without suffix; None if there is none."""
+        return self._by_stem.get(name) or self._by_name.get(name)
+
+    def find(self, stem: str, *, name: str = "") -> Path:
+        """Return the file of an image: the one named like its annotations, else the one that these name.
+
+        Without either, return the path where it was expected.
+        """
+        file = self.get(stem) or self.get(name.replace("\\", "/").rsplit("/", 1)[-1])
+        return file or (self._folders[0] if self._folders else Path()) / (name or f"{stem}.jpg")
+
+
+def sorted_stems(folder: Path, suffix: str) -> list[str]:
+    """Return the names of the files in a folder with a suffix, without it, sorted; hidden files are passed over."""
+    return sorted(
+        name[: -len(suffix)]
+        for name in os.listdir(folder)
+        if name.lower().endswith(suffix) and not name.startswith(".")
+    )

@@ -1,0 +1,229 @@
+"""Read Pascal VOC data sets: one XML file for each image."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from sniper.data.datasets.collect import Collector, ImageIndex, numbered, sorted_stems
+from sniper.data.datasets.raw import RawDataset, raise_for
+from sniper.data.datasets.splits import canonical, choose_splits, find_split_folders
+from sniper.data.datasets.text_files import number_of, read_text, read_xml, text_of
+from sniper.data.spec import DataSpec
+from sniper.errors import AnnotationError
+from sniper.files import open_regular
+from sniper.geometry.boxes import Sides
+
+_ANNOTATION_FOLDERS = ("Annotations", "annotations", "annotations/xmls", "xmls", "xml", "labels", ".")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocSource:
+    """What a Pascal VOC data set consists of.
+
+    Attributes:
+        path: its folder.
+        files: XML files and the folders of their images.
+        splits: names of XML files, without suffix, by canonical name of the split; empty where there are none.
+    """
+
+    path: Path
+    files: Mapping[str, tuple[Path, Sequence[Path]]]
+    splits: Mapping[str, Sequence[str]]
+
+    @property
+    def split_names(self) -> list[str]:
+        """Canonical names of the splits; empty where there are none."""
+        return list(self.splits)
+
+
+def find_voc(path: Path) -> VocSource | None:
+    """Find the parts of a Pascal VOC data set; None if there is none.
+
+    Args:
+        path: a folder with XML files in `Annotations` or directly, or with folders train, val and test of them.
+
+    Raises:
+        AnnotationError: if a list of a split cannot be used.
+    """
+    if not path.is_dir():
+        return None
+    files: dict[str, tuple[Path, Sequence[Path]]] = {}
+    folder = _find_annotations(path)
+    if folder is not None:
+        images = [path / name for name in _IMAGE_FOLDERS] + [folder]
+        files |= {stem: (folder / f"{stem}.xml", images) for stem in sorted_stems(folder, ".xml")}
+        return VocSource(path=path, files=files, splits=_read_lists(path))
+    splits: dict[str, Sequence[str]] = {}
+    for split, split_folder in find_split_folders(path).items():
+        part = find_voc(split_folder)
+        if part is not None:
+            files |= {f"{split}/{stem}": entry for stem, entry in part.files.items()}
+            splits[split] = [f"{split}/{stem}" for stem in part.files]
+    return VocSource(path=path, files=files, splits=splits) if files else None
+
+
+def read_voc(source: VocSource, *, image_root: Path | None, split: str | None, data: DataSpec) -> RawDataset:
+    """Read the XML files of a Pascal VOC data set.
+
+    All of them are read, whatever the split: the class names are those of the whole data set, and so is the origin of
+    coordinates, see `_find_origin`. Objects marked as difficult are crowds, as VOC's scores ignore them.
+
+    Args:
+        source: its parts.
+        image_root: folder of the images; None looks in the usual ones.
+        split: to read, or `all`; None is the training split.
+        data: how image files are read.
+
+    Raises:
+        AnnotationError: listing the problems of the files.
+    """
+    chosen = choose_splits(source.path, source.split_names, split)
+    stems = dict.fromkeys(stem for name in chosen for stem in source.splits[name]) or dict.fromkeys(
+        source.files
+    )
+    reader = _Reader(source, image_root)
+    for stem, (file, images) in source.files.items():
+        reader.read(file, images, is_used=stem in stems)
+    reader.add_unlabelled(stem for stem in stems if stem not in source.files)
+    raise_for(source.path, reader.collector.problems)
+    reader.collector.shift(_find_origin(reader))
+    names = sorted(reader.names)
+    reader.collector.replace_categories({number: names.index(name) for name, number in reader.names.items()})
+    return reader.collector.build(numbered(names), root=image_root or source.path, data=data)
+
+
+def _find_annotations(path: Path) -> Path | None:
+    """Return the folder that has the XML files."""
+    for name in _ANNOTATION_FOLDERS:
+        folder = path / name
+        stems = sorted_stems(folder, ".xml") if folder.is_dir() else []
+        if stems and root_tag(folder / f"{stems[0]}.xml") != "annotations":  # CVAT's
+            return folder
+    return None
+
+
+def root_tag(path: Path) -> str:
+    """Return the name of the outermost element of an XML file; empty if it has none."""
+    try:
+        with open_regular(path) as file:
+            for _, element in ElementTree.iterparse(file, events=("start",)):
+                return str(element.tag)
+    except (ElementTree.ParseError, LookupError, ValueError, OSError):
+        pass
+    return ""
+
+
+def _read_lists(path: Path) -> dict[str, list[str]]:
+    """Read the lists of the splits, in `ImageSets/Main`."""
+    folder = path / "ImageSets" / "Main"
+    splits: dict[str, list[str]] = {}
+    for name in sorted_stems(folder, ".txt") if folder.is_dir() else []:
+        lines = [line.split() for line in read_text(folder / f"{name}.txt").split("\n") if line.strip()]
+        if all(len(fields) == 1 for fields in lines):  # others are of one class, with a column of -1, 0 and 1
+            splits[canonical(name)] = [fields[0] for fields in lines]
+    order = {"train": 0, "val": 1, "test": 2}
+    return dict(sorted(splits.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _find_origin(reader: "_Reader") -> tuple[float, float, float, float]:
+    """Return what is added to xmin, ymin, xmax, ymax to make them continuous coordinates from 0.
+
+    VOC's pixels are numbered from 1 and its boxes include xmax and ymax: a box of 1 to W is the whole image, 0 to W.
+    Many tools write coordinates from 0 instead. An xmin or ymin below 1 in any file shows that they did.
+    """
+    if reader.from_zero:
+        reader.collector.warnings.append(
+            "coordinates are taken to start at 0 and not at 1 as those of VOC: xmin or ymin is below 1 in "
+            f"{len(reader.from_zero)} of the boxes ({reader.from_zero[0]})"
+        )
+        return 0.0, 0.0, 0.0, 0.0
+    return -1.0, -1.0, 0.0, 0.0
+
+
+class _Reader:
+    def __init__(self, source: VocSource, image_root: Path | None) -> None:
+        self.collector = Collector(source.path, noun="object")
+        self.names: dict[str, int] = {}
+        self.from_zero: list[str] = []
+        self._path = source.path
+        self._image_root = image_root
+        self._indices: dict[tuple[Path, ...], ImageIndex] = {}
+
+    def read(self, file: Path, folders: Sequence[Path], *, is_used: bool) -> None:
+        """Read a file; without `is_used`, only its class names and its origin of coordinates."""
+        source = file.relative_to(self._path).as_posix()
+        try:
+            root = read_xml(file)
+        except AnnotationError as error:
+            self.collector.problems.append(str(error))
+            return
+        if root.tag != "annotation":
+            self.collector.problems.append(
+                f"{source}: the element is {root.tag!r}, expected VOC's 'annotation'"
+            )
+            return
+        collector = self.collector if is_used else Collector(self._path, noun="object")
+        image = collector.add_image(
+            self._find_image(file, folders, text_of(root, "filename")), source=source, sides=_sides(root)
+        )
+        for number, item in enumerate(root.findall("object"), start=1):
+            self._read_object(collector, image, number, item, source)
+
+    def add_unlabelled(self, stems: Iterable[str]) -> None:
+        """Add images that the list of a split names and that have no XML file."""
+        folders = [self._path / name for name in _IMAGE_FOLDERS]
+        for stem in stems:
+            file = self._find_image(Path(stem), folders, "")
+            if file.is_file():
+                self.collector.note("image", "without an XML file, taken as without objects", stem)
+                self.collector.add_image(file, source=stem)
+            else:
+                self.collector.note("name", "of a split without XML file and image, left out", stem)
+
+    def _read_object(
+        self, collector: Collector, image: int, number: int, item: ElementTree.Element, source: str
+    ) -> None:
+        name = text_of(item, "name")
+        box, problem = _read_box(item)
+        if not name:
+            collector.drop("without a name", image, number, "has no name")
+            return
+        category = self.names.setdefault(name, len(self.names))
+        if box is None:
+            collector.drop("without a box", image, number, problem)
+            return
+        if min(box[:2]) < 1:
+            self.from_zero.append(f"{source}, object {number}: {list(box)}")
+        is_difficult = number_of(text_of(item, "difficult") or 0) not in (0, None)
+        collector.add_box(image, category, box, number=number, is_crowd=is_difficult)
+
+    def _find_image(self, file: Path, folders: Sequence[Path], name: str) -> Path:
+        key = (self._image_root,) if self._image_root is not None else tuple(folders)
+        if key not in self._indices:
+            self._indices[key] = ImageIndex(key)
+        return self._indices[key].find(file.stem, name=name)
+
+
+def _sides(root: ElementTree.Element) -> Sides | None:
+    """Return the sides of an image; None if they are missing or 0, as some tools write."""
+    size = root.find("size")
+    width, height = number_of(text_of(size, "width")), number_of(text_of(size, "height"))
+    if width is None or height is None or not (width >= 1 and height >= 1 and math.isfinite(width * height)):
+        return None
+    return Sides(int(width), int(height))
+
+
+def _read_box(item: ElementTree.Element) -> tuple[tuple[float, float, float, float] | None, str]:
+    """Return the box of an object, or what is wrong with it."""
+    element = item.find("bndbox")
+    if element is None:
+        return None, "has no bndbox"
+    texts = {key: text_of(element, key) for key in ("xmin", "ymin", "xmax", "ymax")}
+    x1, y1, x2, y2 = (number_of(text) for text in texts.values())
+    if x1 is None or y1 is None or x2 is None or y2 is None:
+        wrong = [f"{key} is {text!r}" for key, text in texts.items() if number_of(text) is None]
+        return None, f"{', '.join(wrong)}, expected a number"
+    return (x1, y1, x2, y2), ""

@@ -1,0 +1,315 @@
+"""Write data sets as COCO JSON, YOLO or Pascal VOC, with their images."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from xml.etree import ElementTree
+
+import yaml
+
+from sniper.data.datasets.dataset import Category, Dataset, ImageRecord
+from sniper.errors import AnnotationError, ConfigError, count_and_list
+from sniper.files import check_regular
+
+FormatName = Literal["coco", "yolo", "voc"]
+ImageTransfer = Literal["copy", "link", "none"]
+
+_FRACTION_DECIMALS = 10  # of a side: boxes are read back to within 0.00001 pixels
+_PIXEL_DECIMALS = 6
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_UNSAFE = re.compile(r"[^\w-]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def write_dataset(
+    splits: Mapping[str, Dataset], folder: Path, *, to: FormatName, images: ImageTransfer = "copy"
+) -> list[str]:
+    """Write the splits of a data set to a folder, which appears only once it is complete.
+
+    Args:
+        splits: by name; one under an empty name where there are no splits. At least one.
+        folder: to write, absent or empty.
+        to: `coco` writes `annotations/instances_SPLIT.json` and `images/SPLIT`; `yolo` writes `data.yaml`,
+            `images/SPLIT` and `labels/SPLIT`; `voc` writes `Annotations`, `JPEGImages` and `ImageSets/Main/SPLIT.txt`.
+        images: `copy` them, `link` them (hard links), or `none`.
+
+    Returns:
+        What the format cannot express, one line for each kind.
+
+    Raises:
+        AnnotationError: if names cannot be written.
+        ConfigError: if the folder is not empty, or an image cannot be copied or linked.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is not empty, expected a new folder to write to")
+    write = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[to]
+    splits = {_UNSAFE.sub("_", name): dataset for name, dataset in splits.items()}
+    with _complete_folder(folder) as unfinished:
+        writer = _Writer(unfinished, _join_categories(splits), images)
+        write(writer, splits)
+    return writer.warnings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    """An image to write.
+
+    Attributes:
+        record: its facts.
+        name: of its file, relative to the folder of images.
+    """
+
+    record: ImageRecord
+    name: str
+
+    @property
+    def stem(self) -> str:
+        """The name without suffix."""
+        return os.path.splitext(self.name)[0]
+
+
+class _Writer:
+    """What the formats have in common: names of files, images, categories.
+
+    Args:
+        folder: to write to.
+        categories: of all splits, by name.
+        images: whether images are copied.
+    """
+
+    def __init__(self, folder: Path, categories: Sequence[Category], images: ImageTransfer) -> None:
+        self.folder, self.categories = folder, categories
+        self.warnings: list[str] = []
+        self._images = images
+        self._renamed: list[str] = []
+
+    @property
+    def label_of(self) -> dict[str, int]:
+        """Index of each category, by name."""
+        return {category.name: label for label, category in enumerate(self.categories)}
+
+    def name_images(
+        self, dataset: Dataset, *, is_flat: bool = False, used: set[str] | None = None
+    ) -> list[_Image]:
+        """Return the images of a data set with names that are distinct without their suffix.
+
+        Args:
+            dataset: the data set.
+            is_flat: whether the names must not have folders.
+            used: names of other images in the same folder, without suffix; new ones are added.
+        """
+        used = set() if used is None else used
+        common = os.path.commonpath([os.path.dirname(name) for name in dataset.file_names.tolist()] or [""])
+        images = []
+        for record in dataset:
+            name = record.file_name.removeprefix(f"{common}/" if common else "")
+            *folders, last = _CONTROL.sub("_", name).split("/")
+            # Readers of YOLO look for labels beside the last folder `images` of a path.
+            parts = [*(folder for folder in folders if folder != "images"), last]
+            stem, suffix = os.path.splitext(("_" if is_flat else "/").join(parts))
+            free, number = stem, 1
+            while free in used:
+                number += 1
+                free = f"{stem}_{number}"
+            used.add(free)
+            if free + suffix != name:
+                self._renamed.append(f"{record.file_name} is {free + suffix}")
+            images.append(_Image(record=record, name=free + suffix))
+        return images
+
+    def transfer(self, images: Sequence[_Image], folder: str) -> None:
+        """Copy or link images into a folder."""
+        target = self.folder / folder
+        target.mkdir(parents=True, exist_ok=True)
+        for image in images if self._images != "none" else ():
+            file = target / image.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                check_regular(image.record.path)
+                if self._images == "link":
+                    os.link(os.path.realpath(image.record.path), file)
+                else:
+                    shutil.copyfile(image.record.path, file)
+            except OSError as error:
+                hint = "; try --images copy" if self._images == "link" else ""
+                raise ConfigError(
+                    f"{image.record.path}: cannot be written to {file} ({error.strerror}){hint}"
+                ) from error
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+    def finish(self) -> None:
+        """Report renamed images."""
+        if self._renamed:
+            self.warnings.append(f"images renamed: {len(self._renamed)} ({count_and_list(self._renamed)})")
+
+
+def _write_coco(writer: _Writer, splits: Mapping[str, Dataset]) -> None:
+    category_ids = _to_integers([category.category_id for category in writer.categories])
+    image_ids = _to_integers(
+        [image_id for dataset in splits.values() for image_id in dataset.image_ids.tolist()]
+    )
+    label_of, num_images, num_boxes = writer.label_of, 0, 0
+    for split, dataset in splits.items():
+        images = writer.name_images(dataset)
+        writer.transfer(images, os.path.join("images", split))
+        content = dataset.to_coco()
+        id_of = {}
+        for entry, image in zip(content["images"], images, strict=True):
+            id_of[entry["id"]] = image_ids[num_images]
+            entry |= {"id": image_ids[num_images], "file_name": image.name}
+            num_images += 1
+        name_of = {category.category_id: category.name for category in dataset.categories}
+        for entry in content["annotations"]:
+            num_boxes += 1
+            entry["id"] = num_boxes
+            entry["image_id"] = id_of[entry["image_id"]]
+            entry["category_id"] = category_ids[label_of[name_of[entry["category_id"]]]]
+        content["categories"] = [
+            {"id": number, "name": category.name}
+            for number, category in zip(category_ids, writer.categories, strict=True)
+        ]
+        writer.write_text(f"annotations/instances{split and f'_{split}'}.json", json.dumps(content))
+    writer.finish()
+
+
+def _to_integers(ids: Sequence[int | str]) -> list[int]:
+    """Return ids for COCO JSON: as they are if they are distinct integers, else 1, 2, ..."""
+    whole = [number for number in ids if isinstance(number, int)]
+    return whole if len(set(whole)) == len(ids) else list(range(1, len(ids) + 1))
+
+
+def _write_yolo(writer: _Writer, splits: Mapping[str, Dataset]) -> None:
+    crowds: list[str] = []
+    label_of = writer.label_of
+    for split, dataset in splits.items():
+        images = writer.name_images(dataset)
+        writer.transfer(images, os.path.join("images", split))
+        for image in images:
+            lines = _yolo_lines(image.record, dataset, label_of)
+            writer.write_text(os.path.join("labels", split, f"{image.stem}.txt"), "".join(lines))
+        crowds += [
+            image.record.file_name for image in images for _ in range(int(image.record.is_crowd.sum()))
+        ]
+    keys = {split or "train": os.path.join("images", split).rstrip("/") for split in splits}
+    content = {"path": ".", **keys, "names": {label: name for name, label in label_of.items()}}
+    writer.write_text("data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    if crowds:
+        writer.warnings.append(
+            f"crowds and regions to ignore left out, as YOLO cannot express them: {len(crowds)} "
+            f"({count_and_list(list(dict.fromkeys(crowds)))})"
+        )
+    writer.finish()
+
+
+def _yolo_lines(record: ImageRecord, dataset: Dataset, label_of: Mapping[str, int]) -> Iterator[str]:
+    for box, label, is_crowd in zip(
+        record.boxes.tolist(), record.labels.tolist(), record.is_crowd.tolist(), strict=True
+    ):
+        if not is_crowd:
+            x1, y1, x2, y2 = box
+            values = (
+                (x1 + x2) / 2 / record.width,
+                (y1 + y2) / 2 / record.height,
+                (x2 - x1) / record.width,
+                (y2 - y1) / record.height,
+            )
+            numbers = " ".join(_format(value, _FRACTION_DECIMALS) for value in values)
+            yield f"{label_of[dataset.categories[label].name]} {numbers}\n"
+
+
+def _write_voc(writer: _Writer, splits: Mapping[str, Dataset]) -> None:
+    _check_xml(writer.categories, splits)
+    used: set[str] = set()
+    for split, dataset in splits.items():
+        images = writer.name_images(dataset, is_flat=True, used=used)
+        writer.transfer(images, "JPEGImages")
+        for image in images:
+            root = _voc_element(image, dataset)
+            ElementTree.indent(root)
+            writer.write_text(
+                f"Annotations/{image.stem}.xml", ElementTree.tostring(root, encoding="unicode") + "\n"
+            )
+        if split:
+            writer.write_text(f"ImageSets/Main/{split}.txt", "".join(f"{image.stem}\n" for image in images))
+    writer.finish()
+
+
+def _voc_element(image: _Image, dataset: Dataset) -> ElementTree.Element:
+    record = image.record
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "folder").text = "JPEGImages"
+    ElementTree.SubElement(root, "filename").text = image.name
+    size = ElementTree.SubElement(root, "size")
+    for key, value in (("width", record.width), ("height", record.height), ("depth", 3)):
+        ElementTree.SubElement(size, key).text = str(value)
+    for box, label, is_crowd in zip(
+        record.boxes.tolist(), record.labels.tolist(), record.is_crowd.tolist(), strict=True
+    ):
+        item = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(item, "name").text = dataset.categories[label].name
+        ElementTree.SubElement(item, "difficult").text = str(int(is_crowd))
+        bounds = ElementTree.SubElement(item, "bndbox")
+        x1, y1, x2, y2 = box
+        for key, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+            ElementTree.SubElement(bounds, key).text = _format(value, _PIXEL_DECIMALS)
+    return root
+
+
+def _check_xml(categories: Sequence[Category], splits: Mapping[str, Dataset]) -> None:
+    names = [category.name for category in categories]
+    names += [name for dataset in splits.values() for name in dataset.file_names.tolist()]
+    wrong = [repr(name) for name in names if _NOT_XML.search(_CONTROL.sub("", name)) or not name.strip()]
+    wrong += [repr(category.name) for category in categories if _CONTROL.search(category.name)]
+    if wrong:
+        raise AnnotationError(f"{len(wrong)} names cannot be written in XML ({count_and_list(wrong)})")
+
+
+def _join_categories(splits: Mapping[str, Dataset]) -> list[Category]:
+    """Return the categories of all splits, each name once.
+
+    Raises:
+        AnnotationError: if a name stands for two categories of a data set.
+    """
+    joined: dict[str, Category] = {}
+    for dataset in splits.values():
+        names = [category.name for category in dataset.categories]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise AnnotationError(f"{dataset.path}: two categories have the name {count_and_list(repeated)}")
+        for category in dataset.categories:
+            joined.setdefault(category.name, category)
+    return list(joined.values())
+
+
+def _format(value: float, decimals: int) -> str:
+    """Return a number with as many decimals as it needs.
+
+    Example:
+        >>> _format(3.0, 6), _format(0.25, 6)
+        ('3', '0.25')
+    """
+    return f"{value:.{decimals}f}".rstrip("0").rstrip(".") or "0"
+
+
+@contextmanager
+def _complete_folder(folder: Path) -> Iterator[Path]:
+    """Create a folder that gets its name once it is complete, and is removed if that fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        unfinished.replace(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,545 @@
+"""Read YOLO data sets: a YAML file or a folder, and one label file for each image."""
+
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sniper.data.datasets.collect import Collector, envelope, has_image_suffix
+from sniper.data.datasets.dataset import Category
+from sniper.data.datasets.raw import RawDataset
+from sniper.data.datasets.splits import ALL, by_split, canonical, choose_splits, find_split_folders
+from sniper.data.datasets.text_files import read_text
+from sniper.data.spec import DataSpec
+from sniper.errors import AnnotationError
+from sniper.files import expand_path, matches_pattern
+
+YAML_SUFFIXES = (".yaml", ".yml")
+_SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
+_NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels.txt")
+_ABSENT = ("", "~", "null", "None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloSource:
+    """What a YOLO data set consists of.
+
+    Attributes:
+        path: of the data set: its YAML file or its folder.
+        base: folder that the splits are relative to.
+        names: of the classes by number; None where no file has them.
+        splits: folders, lists and patterns of image files by canonical name; under an empty name where there are none.
+        missing: entries of splits that are not there, such as the test images that Roboflow always names.
+        names_file: that has the names, for messages.
+        num_keypoint_values: that follow the box in a line; 0 without keypoints.
+    """
+
+    path: Path
+    base: Path
+    names: Mapping[int, str] | None
+    splits: Mapping[str, Sequence[Path]]
+    names_file: Path | None
+    missing: Mapping[str, Path] = field(default_factory=dict)
+    num_keypoint_values: int = 0
+
+    @property
+    def split_names(self) -> list[str]:
+        """Canonical names of the splits; empty where there are none."""
+        return [name for name in self.splits if name]
+
+    def list_missing(self) -> list[str]:
+        """Return one line for each split that is not there."""
+        return [f"{name}: {file} is not there, left out" for name, file in self.missing.items()]
+
+
+def find_yolo(path: Path, *, base: Path | None = None) -> YoloSource | None:
+    """Find the parts of a YOLO data set; None if there is none.
+
+    Args:
+        path: a YAML file, a `.data` file of Darknet, or a folder that has one, or has images and labels.
+        base: folder that the splits are relative to, instead of the one in the file.
+
+    Raises:
+        AnnotationError: if it is one, and cannot be used.
+    """
+    if path.suffix.lower() in YAML_SUFFIXES:
+        return _parse(path, _read_yaml(path), base=base)
+    if path.suffix.lower() == ".data" and not path.is_dir():
+        return _parse(path, _read_darknet(path), base=base)
+    if not path.is_dir():
+        return None
+    found = _find_yaml(path)
+    if found is not None:
+        return find_yolo(found, base=base)
+    return _find_folders(path)
+
+
+def read_yolo(source: YoloSource, *, split: str | None, data: DataSpec) -> RawDataset:
+    """Read the images and label files of a YOLO data set.
+
+    Args:
+        source: its parts.
+        split: to read, or `all`; None is the training split.
+        data: how image files are read; label files have fractions of their sides.
+
+    Raises:
+        AnnotationError: listing the problems of the files.
+    """
+    wanted = canonical(split or "train")
+    if wanted in source.missing:
+        raise AnnotationError(_describe_missing(source, wanted))
+    chosen = choose_splits(source.path, source.split_names, split)
+    images = _list_images(source, chosen or list(source.splits))
+    collector = Collector(source.path, noun="line", are_fractions=True)
+    if wanted == ALL:
+        collector.warnings += [
+            f"{name}: {file} is not there, left out" for name, file in source.missing.items()
+        ]
+    labels = _Labels(source, collector)
+    for image in images:
+        labels.read(image)
+    labels.note_unused([entry for name in chosen or source.splits for entry in source.splits[name]])
+    categories = labels.finish()
+    return collector.build(categories, root=source.base, data=data)
+
+
+def _find_yaml(folder: Path) -> Path | None:
+    """Return the file that describes the data set in a folder."""
+    for name in ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml", "obj.data"):
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in YAML_SUFFIXES and file.is_file()
+    )
+    described = [file for file in files if _describes_yolo(file)]
+    if len(described) > 1:
+        listed = ", ".join(file.name for file in described)
+        raise AnnotationError(f"{folder}: has several descriptions of a YOLO data set, name one of {listed}")
+    return described[0] if described else None
+
+
+def _describes_yolo(file: Path) -> bool:
+    try:
+        content = _read_yaml(file)
+    except AnnotationError:
+        return False
+    if any(isinstance(content.get(key), str | list) for key in _SPLIT_KEYS):
+        return "names" in content or "nc" in content
+    return isinstance(content.get("names"), list | dict) and bool(_find_images(file.parent, has_names=False))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file with text for all values: a class named `no` is no bool."""
+    try:
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise AnnotationError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise AnnotationError(f"{path}: expected the keys train, val and names, as in YOLO's data.yaml")
+    return content
+
+
+def _read_darknet(path: Path) -> dict[str, Any]:
+    """Read a `.data` file of Darknet: lines of `key = value`, with the names in a file of their own."""
+    pairs = (line.partition("=") for line in read_text(path).split("\n") if "=" in line)
+    content: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
+    if isinstance(content.get("names"), str):
+        file = _resolve(path.parent, content["names"], kind="names", source=path)[0]
+        content["names"] = _read_names(file if file.exists() else path.parent / file.name)
+        content.pop("classes", None)
+    return content
+
+
+def _parse(path: Path, content: Mapping[str, Any], *, base: Path | None) -> YoloSource:
+    given = {key: content[key] for key in _SPLIT_KEYS if content.get(key) not in (None, *_ABSENT, [])}
+    if not given:
+        folders = _find_images(base or path.parent, has_names=False) if "names" in content else {}
+        if not folders:
+            raise AnnotationError(
+                f"{path}: has none of the keys train, val and test; expected YOLO's data.yaml, with these and names"
+            )
+        given = {key: [str(folder) for folder in entries] for key, entries in folders.items()}
+    names = _parse_names(path, content)
+    base = base or _find_base(path, content, given)
+    splits = {
+        canonical(key): [
+            file
+            for entry in _to_entries(path, key, value)
+            for file in _resolve(base, entry, kind=key, source=path)
+        ]
+        for key, value in given.items()
+    }
+    missing = {
+        name: files[0] for name, files in splits.items() if files and not any(map(os.path.lexists, files))
+    }
+    return YoloSource(
+        path=path,
+        base=base,
+        names=names,
+        names_file=path,
+        splits={name: files for name, files in splits.items() if name not in missing},
+        missing=missing,
+        num_keypoint_values=_count_keypoint_values(path, content),
+    )
+
+
+def _to_entries(path: Path, key: str, value: Any) -> list[str]:
+    entries = value if isinstance(value, list) else [value]
+    if not all(isinstance(entry, str) and entry for entry in entries):
+        raise AnnotationError(
+            f"{path}: {key} is {value!r}, expected a folder, a list of image files, or a list of these"
+        )
+    return entries
+
+
+def _parse_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
+    names, count = content.get("names"), content.get("nc")
+    if count is not None and not (isinstance(count, str) and count.isascii() and count.isdigit()):
+        raise AnnotationError(f"{path}: nc is {count!r}, expected the number of classes")
+    if names is None and count is not None:
+        return {number: f"class_{number}" for number in range(int(count))}
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        parsed = dict(enumerate(names))
+    elif isinstance(names, dict) and all(
+        key.isascii() and key.isdigit() and isinstance(name, str) for key, name in names.items()
+    ):
+        parsed = {int(key): name for key, name in names.items()}
+    else:
+        raise AnnotationError(
+            f"{path}: names is {names!r}, expected a list of names, or names by class number"
+        )
+    if count is not None and int(count) != len(parsed):
+        raise AnnotationError(f"{path}: nc is {count}, but names has {len(parsed)} classes")
+    return dict(sorted(parsed.items()))
+
+
+def _count_keypoint_values(path: Path, content: Mapping[str, Any]) -> int:
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    try:
+        count, values = map(int, shape)
+    except (TypeError, ValueError):
+        raise AnnotationError(f"{path}: kpt_shape is {shape!r}, expected two numbers") from None
+    return count * values
+
+
+def _find_base(path: Path, content: Mapping[str, Any], given: Mapping[str, Any]) -> Path:
+    """Return the folder that the splits are relative to.
+
+    It is `path`, relative to the file. A `path` that is not there was written on another machine, or is relative to a
+    folder of another tool: then it is the folder of the file, if the splits are in it.
+    """
+    named = content.get("path")
+    if not isinstance(named, str) or named in _ABSENT:
+        return path.parent
+    candidates = [path.parent / expand_path(named, folder=path.parent), path.parent]
+    entries = [
+        str(entry) for value in given.values() for entry in (value if isinstance(value, list) else [value])
+    ]
+    for base in candidates:
+        if any((base / entry).exists() for entry in entries):
+            return base
+    return candidates[0]
+
+
+def _resolve(base: Path, entry: str, *, kind: str, source: Path) -> list[Path]:
+    """Return the paths that an entry stands for: itself, or the files of a pattern."""
+    entry = str(expand_path(entry.replace("\\", "/"), folder=base))
+    path = base / entry
+    if not path.exists() and entry.startswith(("../", "data/")):
+        # Roboflow writes ../train/images for a folder beside the YAML file, CVAT data/train.txt for a file beside it.
+        path = base / entry.lstrip("./").removeprefix("data/")
+    if not path.exists() and any(mark in entry for mark in "*?["):
+        return _match(path)
+    return [path]
+
+
+def _match(pattern: Path) -> list[Path]:
+    """Return what matches a pattern; with `**` the image files, each folder searched once, however it is linked."""
+    if "**" not in pattern.parts:
+        return [Path(name) for name in sorted(glob.glob(str(pattern)))]
+    start = pattern.parts.index("**")
+    folders = glob.glob(str(Path(*pattern.parts[:start])))
+    files = [(Path(folder), Path(file)) for folder in sorted(folders) for file in _walk(Path(folder))]
+    rest = pattern.parts[start:]
+    return sorted(file for folder, file in files if matches_pattern(file.relative_to(folder).parts, rest))
+
+
+def _find_folders(folder: Path) -> YoloSource | None:
+    """Find a data set without description: folders of images and labels, or both in one folder."""
+    names_file = next(
+        (
+            file
+            for name in _NAME_FILES
+            for file in (folder / name, folder / "labels" / name)
+            if file.is_file()
+        ),
+        None,
+    )
+    splits = _find_images(folder, has_names=names_file is not None)
+    if not splits:
+        return None
+    return YoloSource(
+        path=folder,
+        base=folder,
+        names=None if names_file is None else dict(enumerate(_read_names(names_file))),
+        names_file=names_file,
+        splits=splits,
+    )
+
+
+def _find_images(folder: Path, *, has_names: bool) -> dict[str, list[Path]]:
+    images, labels = folder / "images", folder / "labels"
+    if images.is_dir() and labels.is_dir():
+        named = find_split_folders(images)
+        return {name: [path] for name, path in named.items()} or {"": [images]}
+    folders = {name: path for name, path in find_split_folders(folder).items() if (path / "images").is_dir()}
+    if folders and any((path / "labels").is_dir() for path in folders.values()):
+        return {name: [path / "images"] for name, path in folders.items()}
+    lists = by_split(
+        (file.stem, file)
+        for file in sorted(folder.glob("*.txt"))
+        if file.stem in ("train", "val", "valid", "test")
+    )
+    if has_names and lists:
+        return {name: [path] for name, path in lists.items()}
+    is_flat = has_names and any(has_image_suffix(file.name) for file in folder.iterdir())
+    return {"": [folder]} if is_flat else {}
+
+
+def _read_names(path: Path) -> list[str]:
+    return [line.strip() for line in read_text(path).strip().split("\n")]
+
+
+def _list_images(source: YoloSource, splits: Sequence[str]) -> list[Path]:
+    """Return the image files of splits, each once, sorted."""
+    files: dict[str, None] = {}
+    for split in splits:
+        expanded = [file for entry in source.splits[split] for file in _expand(source, split, entry)]
+        files |= dict.fromkeys(expanded)
+        if not expanded:
+            listed = ", ".join(map(str, source.splits[split])) or "a pattern"
+            raise AnnotationError(f"{source.path}: {split or 'images'}: no image is in {listed}")
+    return [Path(file) for file in sorted(files)]
+
+
+def _expand(source: YoloSource, split: str, entry: Path) -> list[str]:
+    """Return the image files that a folder or a list stands for."""
+    if entry.is_dir():
+        return list(_walk(entry))
+    if entry.suffix.lower() == ".txt":
+        return _read_list(entry, base=source.base)
+    if has_image_suffix(entry.name) and entry.exists():
+        return [str(entry)]
+    raise AnnotationError(
+        f"{source.path}: {split}: {entry} is not there, expected a folder, or a .txt file with one image on each line"
+    )
+
+
+def _describe_missing(source: YoloSource, split: str) -> str:
+    return f"{source.path}: {split}: {source.missing[split]} is not there, expected a folder, or a .txt file"
+
+
+def _read_list(path: Path, *, base: Path) -> list[str]:
+    """Read a list of image files: relative to the data set, to the list, or to its folder with a leading `./`."""
+    files = []
+    for line in read_text(path).split("\n"):
+        name = line.strip().replace("\\", "/")
+        if not name:
+            continue
+        candidates = [path.parent / name] if name.startswith("./") else [base / name, path.parent / name]
+        candidates += [base / name, path.parent / name.removeprefix("data/")]
+        files.append(os.path.normpath(next((file for file in candidates if file.exists()), candidates[0])))
+    return files
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the image files in a folder and the folders in it; links are followed, but not in circles."""
+    visited = set()
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if has_image_suffix(name):
+                yield os.path.join(directory, name)
+
+
+class _Labels:
+    """Reads label files into a collector."""
+
+    def __init__(self, source: YoloSource, collector: Collector) -> None:
+        self._source, self._collector = source, collector
+        self._folders: dict[str, list[tuple[str, set[str]]]] = {}
+        self._used: dict[str, set[str]] = {}
+        self._classes: list[float] = []
+        self._num_files = 0
+        self._base = os.path.join(os.path.abspath(source.base), "")
+
+    def read(self, image: Path) -> None:
+        """Read the labels of an image."""
+        file = self._find(image)
+        if file is None:
+            expected = self._shorten(
+                os.path.join(self._candidates(str(image.parent))[0][0], f"{image.stem}.txt")
+            )
+            self._collector.note("image", "without a label file, taken as without objects", f"no {expected}")
+            self._collector.add_image(image, source=expected)
+            return
+        self._num_files += 1
+        name = self._shorten(file)
+        index = self._collector.add_image(image, source=name)
+        try:
+            text = read_text(Path(file))
+        except AnnotationError as error:
+            self._collector.problems.append(str(error))
+            return
+        for number, line in enumerate(text.split("\n"), start=1):
+            fields = line.split()
+            if fields:
+                self._read_line(fields, image=index, number=number)
+
+    def _read_line(self, fields: list[str], *, image: int, number: int) -> None:
+        try:
+            label, *values = map(float, fields)
+        except ValueError:
+            self._drop("that are not numbers", image, number, f"is {_cut(fields)}, expected numbers")
+            return
+        box = self._to_box(values, image=image, number=number)
+        if box is None:
+            self._drop(
+                "that are no box",
+                image,
+                number,
+                f"has {len(fields)} numbers, expected a class and a box of 4, or at least 3 points of 2",
+            )
+        elif not self._is_class(label):
+            self._drop(
+                "of classes that are not listed",
+                image,
+                number,
+                f"the class is {fields[0]}, expected {self._expected_classes()}",
+            )
+        else:
+            self._classes.append(label)
+            self._collector.add_box(image, int(label), box, number=number)
+
+    def _drop(self, kind: str, image: int, number: int, problem: str) -> None:
+        self._collector.drop(kind, image, number, problem)
+
+    def _to_box(self, values: list[float], *, image: int, number: int) -> Sequence[float] | None:
+        """Return the box that the numbers after the class stand for, xyxy; None if they stand for none."""
+        count = len(values)
+        if count == 5:
+            self._collector.correct("with a confidence, which is not used", image, number)
+        elif count != 4 and count == 4 + self._source.num_keypoint_values:
+            self._collector.correct("with keypoints, which are not used", image, number)
+        elif count >= 6 and count % 2 == 0:
+            kind = "oriented boxes or polygons" if count == 8 else "polygons"
+            self._collector.correct(f"with {kind}, used as their boxes", image, number)
+            return envelope(values)
+        elif count != 4:
+            return None
+        x, y, width, height = values[:4]
+        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+    def _is_class(self, label: float) -> bool:
+        if not label.is_integer() or label < 0:
+            return False
+        return self._source.names is None or int(label) in self._source.names
+
+    def _expected_classes(self) -> str:
+        names = self._source.names
+        if names is None:
+            return "a whole number from 0"
+        known = list(names)
+        is_gapless = known == list(range(len(known)))
+        listed = f"0 to {len(known) - 1}" if is_gapless and known else ", ".join(map(str, known)) or "none"
+        return f"{listed} as in {self._shorten(str(self._source.names_file))}"
+
+    def finish(self) -> tuple[Category, ...]:
+        """Check the labels as a whole; return the categories, by class number."""
+        self._check_scale()
+        names = self._source.names
+        if names is None:
+            count = int(max(self._classes, default=-1)) + 1
+            names = {number: f"class_{number}" for number in range(count)}
+            self._collector.warnings.append(
+                f"the {count} classes have no names, as there is no data.yaml and none of "
+                f"{', '.join(_NAME_FILES)}; they are named class_0, class_1, ..."
+            )
+        categories = [Category(category_id=number, name=name) for number, name in names.items()]
+        index_of = {number: index for index, number in enumerate(names)}
+        self._collector.replace_categories(index_of)
+        return tuple(categories)
+
+    def _check_scale(self) -> None:
+        boxes = self._collector.fractions
+        with np.errstate(invalid="ignore"):
+            are_pixels = (boxes[:, :2] + boxes[:, 2:] > 2.5).any(axis=1)
+        if len(boxes) and are_pixels.mean() > 0.5:
+            self._collector.problems.append(
+                f"{are_pixels.sum()} of {len(boxes)} boxes have their centre beyond 1; YOLO's numbers are fractions of "
+                "the sides of the image, these look like pixels"
+            )
+
+    def note_unused(self, entries: Sequence[Path]) -> None:
+        """Count label files beside the used ones that belong to no image, where whole folders are read."""
+        if not all(entry.is_dir() for entry in entries):
+            return
+        for folder, used in self._used.items():
+            names = {name for _, names in self._listings(folder) for name in names}
+            for name in sorted(names - used):
+                if name not in _NAME_FILES and not name.startswith("."):
+                    self._collector.note(
+                        "label file", "without an image, not used", self._shorten(os.path.join(folder, name))
+                    )
+
+    def _listings(self, folder: str) -> Iterator[tuple[str, set[str]]]:
+        for candidates in self._folders.values():
+            yield from (candidate for candidate in candidates if candidate[0] == folder)
+
+    def _find(self, image: Path) -> str | None:
+        name = f"{image.stem}.txt"
+        for folder, names in self._candidates(str(image.parent)):
+            if name in names:
+                self._used.setdefault(folder, set()).add(name)
+                return os.path.join(folder, name)
+        return None
+
+    def _candidates(self, folder: str) -> list[tuple[str, set[str]]]:
+        """Return where the labels of a folder of images may be, with the label files there.
+
+        They are in `labels` where the path has `images`, the last one, or else beside the images.
+        """
+        if folder not in self._folders:
+            head, images, tail = f"{os.path.abspath(folder)}/".rpartition("/images/")
+            folders = [os.path.normpath(f"{head}/labels/{tail}")] if images else []
+            self._folders[folder] = [
+                (path, _list_labels(path)) for path in (*folders, os.path.abspath(folder))
+            ]
+        return self._folders[folder]
+
+    def _shorten(self, file: str) -> str:
+        return os.path.abspath(file).removeprefix(self._base)
+
+
+def _list_labels(folder: str) -> set[str]:
+    try:
+        return {name for name in os.listdir(folder) if name.endswith(".txt")}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _cut(fields: Sequence[str]) -> str:
+    text = " ".join(fields)
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")

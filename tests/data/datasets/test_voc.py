@@ -1,0 +1,178 @@
+"""Pascal VOC data sets: layouts, the origin of coordinates, and objects that cannot be used."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sniper.data.datasets import load_dataset
+from sniper.data.spec import DataSpec
+from sniper.errors import AnnotationError
+from tests.data.datasets.layouts import boxes_by_file, only_boxes, write_files
+
+
+def element(*objects: str, name: str = "a.jpg", size: str = "<width>100</width><height>50</height>") -> str:
+    """Return an XML file."""
+    return f"<annotation><filename>{name}</filename><size>{size}<depth>3</depth></size>{''.join(objects)}</annotation>"
+
+
+def item(*bounds: object, name: str = "dog", extra: str = "") -> str:
+    """Return an object; without 4 bounds it has no bndbox."""
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    inner = "".join(f"<{key}>{value}</{key}>" for key, value in zip(keys, bounds, strict=False))
+    return (
+        f"<object><name>{name}</name>{extra}" + (f"<bndbox>{inner}</bndbox>" if bounds else "") + "</object>"
+    )
+
+
+DOG = item(11, 11, 20, 30)
+BOX = [10.0, 10.0, 20.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"Annotations/a.xml": element(DOG), "JPEGImages/a.jpg": None},
+        {"annotations/a.xml": element(DOG, name="a"), "images/a.png": None},
+        {"annotations/xmls/a.xml": element(DOG, name="C:\\work\\other.jpg"), "images/a.jpg": None},
+        {"a.xml": element(DOG), "a.jpg": None},
+        {"train/a.xml": element(DOG), "train/a.jpg": None, "valid/b.xml": element(DOG), "valid/b.jpg": None},
+        {
+            "Annotations/a.xml": element(DOG),
+            "Annotations/b.xml": element(item(1, 1, 2, 2, name="cat")),
+            "JPEGImages/a.jpg": None,
+            "JPEGImages/b.jpg": None,
+            "ImageSets/Main/train.txt": "a\n",
+            "ImageSets/Main/val.txt": "b\n",
+            "ImageSets/Main/dog_train.txt": "a  1\n",
+        },
+    ],
+)
+def test_the_usual_layouts_are_read(tmp_path: Path, files: dict[str, str | None]) -> None:
+    dataset = load_dataset(write_files(tmp_path, files))
+    (boxes,) = boxes_by_file(dataset).values()
+    assert boxes == [("dog", BOX, False)]
+    assert dataset.image_ids.tolist() == ["a"]
+    assert not dataset.warnings
+
+
+def test_all_splits_have_the_same_categories(tmp_path: Path) -> None:
+    files = {
+        "Annotations/a.xml": element(DOG),
+        "Annotations/b.xml": element(item(1, 1, 2, 2, name="cat")),
+        "JPEGImages/a.jpg": None,
+        "JPEGImages/b.jpg": None,
+        "ImageSets/Main/train.txt": "a\n",
+        "ImageSets/Main/val.txt": "b\n",
+        "ImageSets/Main/trainval.txt": "a\nb\n",
+    }
+    write_files(tmp_path, files)
+    splits = {split: load_dataset(tmp_path, split=split) for split in ("train", "val", "trainval", "all")}
+    assert {split: len(dataset) for split, dataset in splits.items()} == {
+        "train": 1,
+        "val": 1,
+        "trainval": 2,
+        "all": 2,
+    }
+    for dataset in splits.values():
+        assert [(category.category_id, category.name) for category in dataset.categories] == [
+            (1, "cat"),
+            (2, "dog"),
+        ]
+
+
+def test_boxes_are_inclusive_pixels_from_1(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.xml": element(item(1, 1, 100, 50), item(5.5, 2, 9, 9)), "a.jpg": None})
+    assert only_boxes(load_dataset(tmp_path)) == [[0, 0, 100, 50], [4.5, 1, 9, 9]]
+
+
+def test_a_coordinate_of_0_anywhere_shows_that_they_start_at_0(tmp_path: Path) -> None:
+    files = {
+        "train/a.xml": element(item(10, 10, 20, 30)),
+        "train/a.jpg": None,
+        "val/b.xml": element(item(0, 3, 5, 6)),
+        "val/b.jpg": None,
+    }
+    dataset = load_dataset(write_files(tmp_path, files))
+    assert only_boxes(dataset) == [BOX]
+    assert "xmin or ymin is below 1 in 1 of the boxes" in dataset.warnings[0]
+    assert "(val/b.xml, object 1: [0.0, 3.0, 5.0, 6.0])" in dataset.warnings[0]
+
+
+def test_difficult_objects_are_crowds_and_parts_are_passed_over(tmp_path: Path) -> None:
+    part = f"<part><name>head</name>{item(1, 1, 2, 2)}</part>"
+    objects = item(11, 11, 20, 30, extra="<difficult>1</difficult>"), item(11, 11, 20, 30, extra=part)
+    write_files(tmp_path, {"a.xml": element(*objects), "a.jpg": None})
+    assert boxes_by_file(load_dataset(tmp_path))["a.jpg"] == [("dog", BOX, True), ("dog", BOX, False)]
+
+
+@pytest.mark.parametrize(
+    "size", ["", "<width>0</width><height>0</height>", "<width>?</width><height>50</height>"]
+)
+def test_sides_that_are_missing_are_those_of_the_file(tmp_path: Path, size: str) -> None:
+    write_files(tmp_path, {"a.xml": element(DOG, size=size), "a.jpg": None})
+    record = load_dataset(tmp_path, has_images=False)[0]
+    assert (record.width, record.height) == (100, 50)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (item(), "1 object without a box, dropped (a.xml, object 2: has no bndbox)"),
+        (item(1, "ten", 5, 5), "object 2: ymin is 'ten', expected a number"),
+        (item(1, 1, 5), "object 2: ymax is '', expected a number"),
+        (item(1, 1, 5, 5, name=" "), "1 object without a name, dropped (a.xml, object 2: has no name)"),
+        (item(20, 5, 10, 9), "1 box without width or height, dropped (a.xml, object 2: "),
+        (item("nan", 5, 10, 9), "1 box that are not finite, dropped (a.xml, object 2: "),
+    ],
+)
+def test_objects_that_are_no_box_are_dropped_or_refused(tmp_path: Path, wrong: str, problem: str) -> None:
+    write_files(tmp_path, {"a.xml": element(DOG, wrong), "a.jpg": None})
+    dataset = load_dataset(tmp_path)
+    assert only_boxes(dataset) == [BOX]
+    assert problem in " ".join(dataset.warnings)
+    with pytest.raises(AnnotationError, match=r"1 problem\n  a\.xml, object 2: "):
+        load_dataset(tmp_path, data=DataSpec(on_bad_box="refuse"))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("<annotation><object>", "b.xml: is not XML (no element found"),
+        ("", "b.xml: is not XML (no element found"),
+        ("<other/>", "b.xml: the element is 'other', expected VOC's 'annotation'"),
+        (
+            '<!DOCTYPE x [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>',
+            "b.xml: declares XML entities",
+        ),
+        ('<?xml version="1.0" encoding="abacus"?><annotation/>', "b.xml: is not XML (unknown encoding"),
+    ],
+)
+def test_files_that_are_not_xml_of_voc_are_refused_together(
+    tmp_path: Path, content: str, problem: str
+) -> None:
+    write_files(tmp_path, {"a.xml": element(DOG), "a.jpg": None, "b.xml": content, "c.xml": content})
+    with pytest.raises(AnnotationError, match="2 problems\n") as caught:
+        load_dataset(tmp_path)
+    assert problem in str(caught.value)
+
+
+def test_images_of_a_list_without_xml_are_images_without_objects(tmp_path: Path) -> None:
+    files = {
+        "Annotations/a.xml": element(DOG),
+        "JPEGImages/a.jpg": None,
+        "JPEGImages/b.jpg": None,
+        "ImageSets/Main/train.txt": "a\nb\nc\n",
+    }
+    dataset = load_dataset(write_files(tmp_path, files))
+    assert boxes_by_file(dataset) == {"JPEGImages/a.jpg": [("dog", BOX, False)], "JPEGImages/b.jpg": []}
+    assert [re.sub(r"^.*?: ", "", warning) for warning in dataset.warnings] == [
+        "1 image without an XML file, taken as without objects (b)",
+        "1 name of a split without XML file and image, left out (c)",
+    ]
+
+
+def test_the_xml_of_one_image_is_no_data_set(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.xml": element(DOG)})
+    with pytest.raises(AnnotationError, match="is the XML of one image in Pascal VOC's format"):
+        load_dataset(tmp_path / "a.xml")
