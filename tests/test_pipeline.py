@@ -1,6 +1,7 @@
 """The pipeline: what `sniper.train` runs; each stage continues where it was stopped, and none is repeated in vain."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -230,8 +231,10 @@ def test_negatives_have_one_source(section: dict[str, dict[str, Any]], spec: Exp
         dataclasses.replace(spec, **parts)
 
 
+@pytest.mark.filterwarnings("ignore:.*of data.test are in data.train too")
 def test_training_in_python_mines_and_scores_as_configured(spec: ExperimentSpec, tmp_path: Path) -> None:
     scores: list[float] = []
+    warnings: list[str] = []
     stages = Stages()
     run = sniper.train(
         spec,
@@ -240,9 +243,12 @@ def test_training_in_python_mines_and_scores_as_configured(spec: ExperimentSpec,
         epochs=1,
         overrides={"train.evaluate_every": 1},
         callbacks=dataclasses.replace(
-            stages.callbacks, on_scores=lambda epoch, named: scores.append(named["ap"])
+            stages.callbacks,
+            on_scores=lambda epoch, named: scores.append(named["ap"]),
+            on_warning=warnings.append,
         ),
     )
+    assert ["are in data.train too" in warning for warning in warnings] == [True]
     assert stages.distinct == ["rpn", "mine", "train"]
     assert [entry["stage"] for entry in run.entries()][-1] == "evaluate"
     assert len(scores) == 1
@@ -313,7 +319,7 @@ def test_unusable_arguments_are_refused(
         train(plain, **({"run": tmp_path / "run"} | arguments))
 
 
-def test_scoring_needs_test_images_of_the_same_categories(
+def test_scoring_needs_test_images_of_a_common_category(
     plain: ExperimentSpec, tmp_path: Path, trained: TrainedRun
 ) -> None:
     scored = with_train(plain, evaluate_every=1)
@@ -322,12 +328,46 @@ def test_scoring_needs_test_images_of_the_same_categories(
         train(without, run=tmp_path / "without", device="cpu")
     text = trained.dataset.path.read_text()
     other = tmp_path / "other.json"
-    other.write_text(text.replace('"bright"', '"light"'))
+    other.write_text(text.replace('"bright"', '"light"').replace('"dark"', '"black"'))
     named = dataclasses.replace(
         scored.data.test, annotations=str(other), images=str(trained.dataset.image_root)
     )
-    with pytest.raises(AnnotationError, match=r"other\.json: has other categories than .*train\.json"):
+    with pytest.raises(AnnotationError, match=r"train\.json and .*other\.json have no category name in"):
         train(with_data(scored, test=named), run=tmp_path / "other", device="cpu")
+
+
+def test_scores_while_training_do_not_depend_on_ids_of_the_test_categories(
+    plain: ExperimentSpec, tmp_path: Path, trained: TrainedRun
+) -> None:
+    """The categories of the test images have the ids of each other, and a third one that no image shows."""
+    content = json.loads(trained.dataset.path.read_text())
+    first, second = (category["id"] for category in content["categories"])
+    content["categories"] = [
+        {"id": {first: second, second: first}[category["id"]], "name": category["name"]}
+        for category in content["categories"]
+    ] + [{"id": 99, "name": "other"}]
+    for entry in content["annotations"]:
+        entry["category_id"] = {first: second, second: first}[entry["category_id"]]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    warnings: list[str] = []
+    scores = []
+    for annotations in (trained.dataset.path, other):
+        spec = with_train(plain, evaluate_every=1)
+        test = dataclasses.replace(
+            spec.data.test, annotations=str(annotations), images=str(trained.dataset.image_root)
+        )
+        run = train(
+            with_data(spec, test=test),
+            run=tmp_path / annotations.stem,
+            device="cpu",
+            callbacks=Callbacks(on_warning=warnings.append),
+        )
+        (entry,) = [entry for entry in run.entries() if entry["stage"] == "evaluate"]
+        scores.append({name: value for name, value in entry.items() if name not in ("time", "seconds")})
+    assert scores[0] == scores[1]
+    assert any("matched by name" in warning for warning in warnings)
+    assert any("cannot be detected: 'other'" in warning for warning in warnings)
 
 
 def test_a_transform_is_applied_to_the_chips(plain: ExperimentSpec, tmp_path: Path) -> None:

@@ -27,11 +27,15 @@ from sniper.config.loading import (
     to_plain,
 )
 from sniper.data.batches import ChipTransform
-from sniper.data.datasets import Dataset, DatasetIdentity, load_dataset
+from sniper.data.datasets import Category, Dataset, DatasetIdentity, load_dataset
+from sniper.data.datasets.categories import CategoryMatch, match_categories
+from sniper.data.datasets.load import find_scored_split
 from sniper.data.epoch import EpochOrder, choose_positive_chips
 from sniper.data.spec import SourceSpec
-from sniper.errors import AnnotationError, ConfigError
-from sniper.evaluation.coco import evaluate
+from sniper.errors import ConfigError, count_and_list
+from sniper.evaluation.coco import score
+from sniper.evaluation.pair import EvaluationPair, GroundTruth
+from sniper.files import expand_path
 from sniper.inference.detector import Detector, to_coco
 from sniper.inference.mining import mine
 from sniper.inference.proposals import add_negatives
@@ -92,7 +96,7 @@ def train(
     """
     if step is not None and not resume:
         raise ConfigError("step: needs resume; it selects the checkpoint to continue from")
-    folder = _default_folder(experiment) if run is None else Path(run)
+    folder = _default_folder(experiment) if run is None else expand_path(run)
     changes = dict(overrides or {}) | ({} if epochs is None else {"train.epochs": epochs})
     spec = _load_experiment(experiment, _to_yaml(changes), resumed=Run.open(folder) if resume else None)
     processes = Processes.from_environment()
@@ -146,7 +150,7 @@ def run_stages(
         The trained detector.
 
     Raises:
-        AnnotationError: if the test images have other categories than the training images.
+        AnnotationError: if the test images have none of the categories of the training images.
         ConfigError: if the experiment is to be scored and names no test images.
         SniperError: see `sniper.training.loop.train` and `mine`.
     """
@@ -182,12 +186,13 @@ def load_split(
         ConfigError: if the experiment names none.
         AnnotationError: if it cannot be used.
     """
-    source: SourceSpec = getattr(spec.data, split)
-    if not source.annotations:
+    source = _find_source(spec, split)
+    if source is None:
         raise ConfigError(f"data.{split}.annotations is missing")
     dataset = load_dataset(
-        Path(source.annotations),
-        image_root=None if source.images is None else Path(source.images),
+        source.annotations,
+        image_root=source.images,
+        split=source.split,
         has_images=has_images,
         data=spec.data,
     )
@@ -196,16 +201,56 @@ def load_split(
     return dataset
 
 
+def _find_source(spec: ExperimentSpec, split: Literal["train", "test"]) -> SourceSpec | None:
+    """Return a data set of an experiment and its split; None if the experiment has none.
+
+    The split of the test images is val or else test. They are those of the training data set if it has such a split
+    and no other is named.
+    """
+    source: SourceSpec = getattr(spec.data, split)
+    if split == "train":
+        return source if source.annotations else None
+    base = source if source.annotations else spec.data.train
+    if not base.annotations:
+        return None
+    scored = source.split or find_scored_split(base.annotations)
+    return replace(base, split=scored) if scored is not None or base is source else None
+
+
 def _load_test(spec: ExperimentSpec, dataset: Dataset, *, callbacks: Callbacks) -> Dataset | None:
     """Load the test images if the detector is to be scored while it trains, else return None."""
     if spec.train.evaluate_every is None:
         return None
-    if not spec.data.test.annotations:
+    if _find_source(spec, "test") is None:
         raise ConfigError("train.evaluate_every: data.test.annotations is missing")
     test = load_split(spec, "test", callbacks=callbacks)
-    if test.categories != dataset.categories:
-        raise AnnotationError(f"{test.path}: has other categories than {dataset.path}")
+    _warn_of_shared_images(dataset, test, callbacks)
+    match = _match(dataset, test)
+    for warning in match.warnings:
+        callbacks.on_warning(warning)
+    if match.added:
+        callbacks.on_warning("detections of categories that the test images lack are not scored")
     return test
+
+
+def _match(dataset: Dataset, test: Dataset) -> CategoryMatch:
+    """Match the classes that a detector learns with the categories of the test images, by name."""
+    return match_categories(
+        dataset.categories, test.categories, classes_of=str(dataset.path), categories_of=str(test.path)
+    )
+
+
+def _warn_of_shared_images(dataset: Dataset, test: Dataset, callbacks: Callbacks) -> None:
+    """Warn if images are both trained and scored on."""
+    trained = {os.path.realpath(dataset.image_root / name) for name in dataset.file_names.tolist()}
+    shared = [
+        name for name in test.file_names.tolist() if os.path.realpath(test.image_root / name) in trained
+    ]
+    if shared:
+        callbacks.on_warning(
+            f"{len(shared)} of {len(test)} images of data.test are in data.train too, so the scores are too high "
+            f"({count_and_list(shared)})"
+        )
 
 
 def _check_inputs(
@@ -239,7 +284,7 @@ def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
 def _default_folder(experiment: ExperimentSpec | str | os.PathLike[str]) -> Path:
     if isinstance(experiment, ExperimentSpec):
         raise ConfigError("run: name the folder of the run; an ExperimentSpec has no file to name it after")
-    return Path("runs") / Path(experiment).stem
+    return Path("runs") / expand_path(experiment).stem
 
 
 def _to_yaml(changes: Mapping[str, Any]) -> dict[str, str]:
@@ -396,37 +441,56 @@ class _Stages:
     def _build_evaluator(self) -> "_Evaluator | None":
         if self.test is None:
             return None
-        return _Evaluator(spec=self.spec, test=self.test, device=self.device, processes=self.processes)
+        return _Evaluator(
+            spec=self.spec,
+            test=self.test,
+            classes=self.dataset.categories,
+            match=_match(self.dataset, self.test),
+            device=self.device,
+            processes=self.processes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Evaluator:
-    """Scores a detector on the test images; each process searches its share."""
+    """Scores a detector on the test images; each process searches its share.
+
+    Attributes:
+        spec: the experiment.
+        test: the test images.
+        classes: of the detector, by label.
+        match: of the classes with the categories of the test images.
+        device: of the detector.
+        processes: that search together.
+    """
 
     spec: ExperimentSpec
     test: Dataset
+    classes: tuple[Category, ...]
+    match: CategoryMatch
     device: torch.device
     processes: Processes
 
     @cached_property
-    def _truth(self) -> dict[str, Any]:
-        return self.test.to_coco()
+    def _truth(self) -> GroundTruth:
+        return GroundTruth.of(self.test)
 
     def __call__(self, model: TwoStageDetector) -> Mapping[str, float]:
-        detector = Detector.from_model(
-            model, spec=self.spec, categories=self.test.categories, device=self.device
-        )
+        detector = Detector.from_model(model, spec=self.spec, categories=self.classes, device=self.device)
         records = [
             self.test[index]
             for index in range(self.processes.rank, len(self.test), self.processes.world_size)
         ]
         results: list[dict[str, Any]] = []
-        searched = detector.predict_many(record.path for record in records)
+        searched = detector.predict_many(records)
         for record, detections in zip(records, searched, strict=True):
             if detections is not None:
-                results += to_coco(detections, image_id=record.image_id, categories=detector.categories)
+                matched = self.match.relabel(detections)
+                scored = matched[matched.labels < len(self.test.categories)]
+                results += to_coco(scored, image_id=record.image_id, categories=self.test.categories)
         gathered = self.processes.all_gather(results)
-        return evaluate([entry for results in gathered for entry in results], self._truth).as_dict()
+        pair = EvaluationPair.of([entry for results in gathered for entry in results], self._truth)
+        return score(pair).as_dict()
 
 
 def _open_stage(folder: Path, spec: ExperimentSpec, identity: DatasetIdentity) -> Run:
@@ -461,6 +525,7 @@ def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
             test=SourceSpec(),
             num_workers=0,
             on_bad_image="refuse",
+            follow_links=False,
             cache=cache,
         ),
         train=replace(

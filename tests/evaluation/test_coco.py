@@ -1,10 +1,9 @@
-"""The COCO numbers against pycocotools, and the checks of a detections file."""
+"""The COCO numbers against pycocotools."""
 
 import contextlib
 import copy
 import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,11 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sniper.errors import DetectionsError
-from sniper.evaluation.coco import (
-    Scores,
-    check_detections_match,
-    evaluate,
-    load_detections,
-    save_detections,
-)
+from sniper.data.datasets import load_dataset
+from sniper.errors import AnnotationError
+from sniper.evaluation.coco import Scores, evaluate
+from tests.data.tiny import write_dataset
+from tests.evaluation.entries import entry, ground_truth_of
 
 PRECISIONS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 RECALLS = ("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
@@ -59,7 +55,7 @@ def random_detections(
             continue  # an image without detections
         for _ in range(detections_per_object):
             box = np.array(annotation["bbox"]) * rng.uniform(0.8, 1.25, size=4)
-            category = ground_truth["categories"][rng.integers(4)]["id"]
+            category = ground_truth["categories"][rng.integers(len(ground_truth["categories"]))]["id"]
             detections.append(
                 {
                     "image_id": annotation["image_id"],
@@ -91,18 +87,6 @@ def numbers_by_pycocotools(detections: list[dict[str, Any]], ground_truth: dict[
 
 def numbers_of(scores: Scores) -> list[float]:
     return [scores.as_dict()[name] for name in PRECISIONS + RECALLS]
-
-
-def entry(**changes: Any) -> dict[str, Any]:
-    return {"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 9.0, 9.0], "score": 0.5} | changes
-
-
-def ground_truth_of(*annotations: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "images": [{"id": 1}, {"id": 2}],
-        "categories": [{"id": 1, "name": "ship"}],
-        "annotations": list(annotations),
-    }
 
 
 @pytest.mark.parametrize(
@@ -228,113 +212,58 @@ def test_num_cut_counts_images_with_more_detections_than_the_limit() -> None:
         evaluate(detections, ground_truth, max_detections=9)
 
 
+def test_paths_and_data_sets_score_like_coco_objects(tmp_path: Path) -> None:
+    annotations = write_dataset(tmp_path, sides=((160, 120), (90, 140)), boxes_per_image=4)
+    ground_truth = json.loads(annotations.read_text())
+    detections = random_detections(np.random.default_rng(8), ground_truth, detections_per_object=3)
+    (tmp_path / "found.json").write_text(json.dumps(detections))
+    scores = evaluate(detections, ground_truth)
+    assert scores.ap > 0
+    assert evaluate(tmp_path / "found.json", annotations) == scores
+    assert evaluate(str(tmp_path / "found.json"), load_dataset(annotations)) == scores
+
+
+def renumbered(
+    detections: list[dict[str, Any]], ground_truth: dict[str, Any], *, images: Any, categories: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Replace the ids of images and categories by functions of them."""
+
+    def of(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"image_id": images(row["image_id"]), "category_id": categories(row["category_id"])}
+
+    return [of(row) for row in detections], {
+        "images": [row | {"id": images(row["id"])} for row in ground_truth["images"]],
+        "categories": [row | {"id": categories(row["id"])} for row in ground_truth["categories"]],
+        "annotations": [of(row) for row in ground_truth["annotations"]],
+    }
+
+
 @pytest.mark.parametrize(
-    ("detections", "message"),
+    ("images", "categories"),
     [
-        (
-            [entry(image_id=5), entry(image_id=5), entry(image_id=4)],
-            r": no image has id 5, 4 \(3 detections\)$",
-        ),
-        ([entry(category_id=9)], r": no category has id 9 \(1 detection\)$"),
-        ([entry(image_id=5, category_id=9)], "no image has id 5 .*; no category has id 9 "),
-        ([entry(image_id=10 + i) for i in range(23)], r" 28, 29, and 3 more \(23 detections\)$"),
+        (lambda number: number - 1000, lambda number: number - 1),  # negative, from 0
+        (lambda number: number - 2**63, lambda number: 2**63 - 100 + number),
+        (lambda number: f"scene/{number:04d}", lambda number: number),
+        (lambda number: f"{number:04d}", lambda number: f"class {number:03d}"),
+        (float, float),
+        (np.int64, np.int32),
     ],
 )
-def test_unknown_image_and_category_ids_are_listed(detections: list[dict[str, Any]], message: str) -> None:
-    with pytest.raises(DetectionsError, match=message):
-        check_detections_match(detections, ground_truth_of())
-    with pytest.raises(DetectionsError, match=message):
-        evaluate(detections, ground_truth_of())
+def test_ids_of_any_kind_give_the_same_numbers(images: Any, categories: Any) -> None:
+    rng = np.random.default_rng(9)
+    ground_truth = random_ground_truth(rng, num_images=20, num_boxes=80)
+    detections = random_detections(rng, ground_truth, detections_per_object=3)
+    expected = evaluate(detections, ground_truth)
+    assert evaluate(*renumbered(detections, ground_truth, images=images, categories=categories)) == expected
 
 
-def test_known_image_and_category_ids_pass() -> None:
-    check_detections_match([entry(), entry(image_id=2)], ground_truth_of())
-    check_detections_match([], ground_truth_of())
+def test_annotations_that_refer_to_nothing_are_refused() -> None:
+    with pytest.raises(AnnotationError, match="an annotation has category_id 9, which is not there"):
+        evaluate([], ground_truth_of(entry(category_id=9)))
 
 
-@pytest.mark.parametrize(
-    "detections", [[], [entry(), entry(score=1, bbox=[0, 0, 0, 0.1], segmentation=[[1, 2, 3, 4, 5, 6]])]]
-)
-def test_saved_detections_load_unchanged(tmp_path: Path, detections: list[dict[str, Any]]) -> None:
-    path = tmp_path / "detections.json"
-    path.write_text("an older file")
-    save_detections(path, detections)
-    assert load_detections(path) == detections
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failed_save_keeps_the_older_file(tmp_path: Path) -> None:
-    path = tmp_path / "detections.json"
-    save_detections(path, [entry()])
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        save_detections(path, [entry(score=float("nan"))])
-    assert load_detections(path) == [entry()]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ({"image_id": 1, "score": 0.5}, "entry 1: has no category_id, bbox"),
-        ([1, 2], "entry 1: expected an object with image_id, category_id, bbox, score, got [1, 2]"),
-        (entry(image_id="7"), 'entry 1: image_id must be an integer, not "7"'),
-        (entry(image_id=1.0), "entry 1: image_id must be an integer, not 1.0"),
-        (entry(category_id=True), "entry 1: category_id must be an integer, not true"),
-        (entry(score=float("nan")), "entry 1: score must be a finite number, not NaN"),
-        (entry(score=None), "entry 1: score must be a finite number, not null"),
-        (entry(score=10**400), "entry 1: score must be a finite number, not 1000"),
-        (
-            entry(bbox=[1, 2, 3]),
-            "entry 1: bbox must be four finite numbers (x, y, width, height), not [1, 2, 3]",
-        ),
-        (entry(bbox=[1, 2, 3, float("inf")]), "not [1, 2, 3, Infinity]"),
-        (
-            entry(bbox={"x": 1}),
-            "entry 1: bbox must be four finite numbers (x, y, width, height), not an object",
-        ),
-        (entry(bbox=[5, 5, -2, 4]), "entry 1: bbox has a negative width or height: [5, 5, -2, 4]"),
-    ],
-)
-def test_an_invalid_entry_is_reported_with_its_index_and_value(
-    tmp_path: Path, bad: Any, message: str
-) -> None:
-    path = tmp_path / "detections.json"
-    path.write_text(json.dumps([entry(), bad]))
-    with pytest.raises(
-        DetectionsError, match=f"^{re.escape(str(path))}: 1 problem in 2 entries\n.*{re.escape(message)}"
-    ):
-        load_detections(path)
-
-
-def test_all_problems_are_counted_and_twenty_listed(tmp_path: Path) -> None:
-    path = tmp_path / "detections.json"
-    path.write_text(json.dumps([entry(score=None, bbox=None)] * 12))
-    with pytest.raises(DetectionsError) as refusal:
-        load_detections(path)
-    first, *listed, last = str(refusal.value).splitlines()
-    assert first == f"{path}: 24 problems in 12 entries"
-    assert len(listed) == 20
-    assert listed[-1] == "  entry 9: bbox must be four finite numbers (x, y, width, height), not null"
-    assert last == "  and 4 more"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", r"is not JSON \(Expecting"),
-        (b"\xff\xfe\xfd", r"is not JSON \("),
-        (b"[" * 100_000, r"is not JSON \(maximum recursion"),
-        (b"7", r"expected a list of detections \(COCO results\), got 7$"),
-        (b'{"images": [], "annotations": []}', "expected a list .* got an object with images, annotations$"),
-    ],
-)
-def test_a_file_without_a_list_of_results_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "detections.json"
-    path.write_bytes(content)
-    with pytest.raises(DetectionsError, match=f"^{re.escape(str(path))}: {message}"):
-        load_detections(path)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DetectionsError, match=r"nowhere.json: cannot be read \(No such file or directory\)$"):
-        load_detections(tmp_path / "nowhere.json")
+def test_differences_of_categories_are_python_warnings() -> None:
+    box = entry(bbox=[10, 10, 50, 40], score=0.9)
+    with pytest.warns(UserWarning, match="other category ids .* 'ship' is 1, not 7"):
+        scores = evaluate([box | {"category_id": 7, "category_name": "ship"}], ground_truth_of(box))
+    assert scores.ap == pytest.approx(1.0)

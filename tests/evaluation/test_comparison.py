@@ -6,17 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sniper.errors import DetectionsError
 from sniper.evaluation.coco import evaluate
 from sniper.evaluation.comparison import ResampledAP, compare
+from sniper.evaluation.pair import EvaluationPair
 from tests.evaluation.test_diagnosis import random_results
+
+
+def resampled(detections: list[dict[str, Any]], ground_truth: dict[str, Any]) -> ResampledAP:
+    return ResampledAP(EvaluationPair.of(detections, ground_truth))
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_with_every_image_once_ap_equals_that_of_coco(seed: int) -> None:
     detections, ground_truth = random_results(seed)
     weights = np.ones(len(ground_truth["images"]), dtype=np.int64)
-    assert ResampledAP(detections, ground_truth)(weights) == pytest.approx(
+    assert resampled(detections, ground_truth)(weights) == pytest.approx(
         evaluate(detections, ground_truth).ap, abs=1e-9
     )
 
@@ -47,31 +51,29 @@ def test_weights_equal_repeated_images(seed: int) -> None:
     weights = np.random.default_rng(seed).integers(0, 4, size=len(ground_truth["images"]))
     copies, larger = repeated(detections, ground_truth, weights)
     # Between the copies of a false positive, precision falls step by step; with weights it falls at once.
-    assert ResampledAP(detections, ground_truth)(weights) == pytest.approx(
+    assert resampled(detections, ground_truth)(weights) == pytest.approx(
         evaluate(copies, larger).ap, abs=0.02
     )
 
 
 def test_without_images_ap_is_minus_one_and_without_detections_zero() -> None:
     detections, ground_truth = random_results(0)
-    assert (
-        ResampledAP(detections, ground_truth)(np.zeros(len(ground_truth["images"]), dtype=np.int64)) == -1.0
-    )
-    assert ResampledAP([], ground_truth)(np.ones(len(ground_truth["images"]), dtype=np.int64)) == 0.0
+    assert resampled(detections, ground_truth)(np.zeros(len(ground_truth["images"]), dtype=np.int64)) == -1.0
+    assert resampled([], ground_truth)(np.ones(len(ground_truth["images"]), dtype=np.int64)) == 0.0
 
 
 def test_bounds_exclude_zero_only_for_a_different_detector() -> None:
     detections, ground_truth = random_results(3, num_images=40)
     same = compare(
-        [ResampledAP(detections, ground_truth)],
-        [ResampledAP(detections, ground_truth)],
+        [resampled(detections, ground_truth)],
+        [resampled(detections, ground_truth)],
         generator=np.random.default_rng(0),
         num_resamples=100,
     )
     assert (same.difference, same.low, same.high) == (0.0, 0.0, 0.0)
     half = compare(
-        [ResampledAP(detections, ground_truth)],
-        [ResampledAP(detections[::2], ground_truth)],
+        [resampled(detections, ground_truth)],
+        [resampled(detections[::2], ground_truth)],
         generator=np.random.default_rng(0),
         num_resamples=200,
     )
@@ -82,7 +84,7 @@ def test_bounds_exclude_zero_only_for_a_different_detector() -> None:
 
 def test_seeds_are_averaged() -> None:
     detections, ground_truth = random_results(3, num_images=12)
-    one, other = ResampledAP(detections, ground_truth), ResampledAP(detections[::2], ground_truth)
+    one, other = resampled(detections, ground_truth), resampled(detections[::2], ground_truth)
     averaged = compare([one], [one, other], generator=np.random.default_rng(0), num_resamples=10)
     alone = compare([one], [other], generator=np.random.default_rng(0), num_resamples=10)
     assert averaged.difference == pytest.approx(alone.difference / 2)
@@ -93,8 +95,8 @@ def test_bounds_of_small_sets_mostly_contain_the_difference_of_large_ones() -> N
     detections, ground_truth = random_results(5, num_images=400)
     worse = [detection for index, detection in enumerate(detections) if index % 4]
     on_all_images = compare(
-        [ResampledAP(detections, ground_truth)],
-        [ResampledAP(worse, ground_truth)],
+        [resampled(detections, ground_truth)],
+        [resampled(worse, ground_truth)],
         generator=np.random.default_rng(0),
         num_resamples=2,
     ).difference
@@ -105,22 +107,19 @@ def test_bounds_of_small_sets_mostly_contain_the_difference_of_large_ones() -> N
         subset["images"] = [row for row in ground_truth["images"] if row["id"] in ids]
         subset["annotations"] = [row for row in ground_truth["annotations"] if row["image_id"] in ids]
         one, other = (
-            ResampledAP([row for row in rows if row["image_id"] in ids], subset)
-            for rows in (detections, worse)
+            resampled([row for row in rows if row["image_id"] in ids], subset) for rows in (detections, worse)
         )
         difference = compare([one], [other], generator=np.random.default_rng(start), num_resamples=100)
         num_contained += difference.low <= on_all_images <= difference.high
     assert num_contained >= 7
 
 
-def test_unknown_images_no_seeds_and_a_single_image_are_refused() -> None:
+def test_no_seeds_and_a_single_image_are_refused() -> None:
     detections, ground_truth = random_results(0)
-    with pytest.raises(DetectionsError, match="no image has id 99"):
-        ResampledAP([{**detections[0], "image_id": 99}], ground_truth)
     with pytest.raises(ValueError, match="expected APs of the same images, got 0 and 1"):
-        compare([], [ResampledAP(detections, ground_truth)], generator=np.random.default_rng(0))
+        compare([], [resampled(detections, ground_truth)], generator=np.random.default_rng(0))
     single = {**ground_truth, "images": [{"id": 1}], "annotations": []}
-    one = ResampledAP([], single)
+    one = resampled([], single)
     with pytest.raises(ValueError, match="a single image cannot be resampled"):
         compare([one], [one], generator=np.random.default_rng(0))
 
@@ -132,6 +131,6 @@ def test_resamples_without_objects_do_not_count() -> None:
         "categories": [{"id": 1, "name": "a"}],
         "annotations": [box],
     }
-    detections = ResampledAP([{**box, "score": 0.9}], ground_truth)
-    difference = compare([ResampledAP([], ground_truth)], [detections], generator=np.random.default_rng(0))
+    detections = resampled([{**box, "score": 0.9}], ground_truth)
+    difference = compare([resampled([], ground_truth)], [detections], generator=np.random.default_rng(0))
     assert (difference.difference, difference.low, difference.high) == pytest.approx((1.0, 1.0, 1.0))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sniper.errors import DetectionsError
 from sniper.evaluation.diagnosis import diagnose
+from sniper.evaluation.pair import EvaluationPair
 
 
 def random_results(
@@ -94,7 +94,7 @@ def test_scores_by_class_and_size_equal_those_of_pycocotools(seed: int, limit: i
     if not detections:
         return
     sizes = [0.0, 40.0, 120.0, math.inf]
-    diagnosis = diagnose(detections, ground_truth, max_detections=limit, sizes=sizes)
+    diagnosis = diagnose(EvaluationPair.of(detections, ground_truth), max_detections=limit, sizes=sizes)
     precision, recall = by_pycocotools(detections, ground_truth, use_classes=True, sizes=sizes, limit=limit)
     for k, scores in enumerate(diagnosis.classes):
         assert scores.ap == pytest.approx(mean_of(precision[:, :, k, 0, 0]), abs=1e-9)
@@ -123,7 +123,7 @@ def test_false_positives_are_counted_at_each_recall_over_all_images() -> None:
         {"image_id": 2, "category_id": 1, "bbox": [0.0, 0.0, 30.0, 30.0], "score": score}
         for score in (0.95, 0.62, 0.1)
     ]
-    diagnosis = diagnose([*true_positives, *false_positives], ground_truth)
+    diagnosis = diagnose(EvaluationPair.of([*true_positives, *false_positives], ground_truth))
     assert diagnosis.false_positives == {0.5: 0.5, 0.8: 1.0, 0.9: None}
     assert diagnosis.as_dict()["false_positives_per_image"]["at_recall_0.9"] is None
 
@@ -142,7 +142,7 @@ def test_a_detection_in_a_crowd_is_no_false_positive() -> None:
         for i in range(5)
     ]
     detections.append({"image_id": 1, "category_id": 1, "bbox": [300.0, 0.0, 50.0, 50.0], "score": 0.5})
-    assert diagnose(detections, ground_truth).false_positives[0.9] == 0.0
+    assert diagnose(EvaluationPair.of(detections, ground_truth)).false_positives[0.9] == 0.0
 
 
 def test_without_objects_ap_is_minus_one_and_no_recall_is_reached() -> None:
@@ -151,18 +151,15 @@ def test_without_objects_ap_is_minus_one_and_no_recall_is_reached() -> None:
         "categories": [{"id": 1, "name": "a"}],
         "annotations": [],
     }
-    diagnosis = diagnose([], ground_truth)
+    diagnosis = diagnose(EvaluationPair.of([], ground_truth))
     assert diagnosis.classes[0].ap == -1
     assert diagnosis.false_positives == {0.5: None, 0.8: None, 0.9: None}
     assert (diagnosis.precisions == 0).all()
 
 
-def test_falling_sizes_and_unknown_images_are_refused() -> None:
-    detections, ground_truth = random_results(0)
+def test_falling_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"sizes must rise, not \[0, 50, 20\]"):
-        diagnose(detections, ground_truth, sizes=[0, 50, 20])
-    with pytest.raises(DetectionsError, match="no image has id 99"):
-        diagnose([{**detections[0], "image_id": 99}], ground_truth)
+        diagnose(EvaluationPair.of(*random_results(0)), sizes=[0, 50, 20])
 
 
 def test_equal_scores_count_together_in_any_order() -> None:
@@ -175,5 +172,5 @@ def test_equal_scores_count_together_in_any_order() -> None:
         {"image_id": 1, "category_id": 1, "bbox": [x, 0.0, 10.0, 10.0], "score": 0.7}
         for x in (0.0, 50.0, 90.0)
     ]
-    assert diagnose(detections, ground_truth).false_positives[0.9] == 2.0
-    assert diagnose(detections[::-1], ground_truth).false_positives[0.9] == 2.0
+    assert diagnose(EvaluationPair.of(detections, ground_truth)).false_positives[0.9] == 2.0
+    assert diagnose(EvaluationPair.of(detections[::-1], ground_truth)).false_positives[0.9] == 2.0

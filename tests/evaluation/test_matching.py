@@ -15,6 +15,7 @@ def record(boxes: np.ndarray, *, is_crowd: list[bool]) -> ImageRecord:
         image_id=1,
         file_name="a.png",
         path=Path("a.png"),
+        image_root=Path(),
         width=100,
         height=100,
         boxes=boxes,

@@ -12,6 +12,7 @@ from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
 from sniper.data.datasets import Dataset
 from sniper.errors import DetectionsError, RunError
+from sniper.evaluation.results import load_detections
 from sniper.geometry import Detections
 from sniper.geometry.boxes import iou
 from sniper.inference.mining import Miner, mine, proposals_from_detections
@@ -158,7 +159,7 @@ def take(dataset: Dataset, tmp_path: Path) -> Callable[[list[dict[str, object]]]
         source = tmp_path / "found.json"
         source.write_text(json.dumps(entries))
         return proposals_from_detections(
-            entries, dataset, tmp_path / "proposals", spec=MineSpec(), source=source
+            load_detections(source), dataset, tmp_path / "proposals", spec=MineSpec(), source=source
         )
 
     return take

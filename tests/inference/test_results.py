@@ -60,7 +60,11 @@ def kill_after(number: int) -> Callable[[int, int], None]:
 def entries_of(image: ImageToSearch) -> list[dict[str, Any]]:
     detections = DETECTOR.predict(image.path)
     entries = to_coco(detections, image_id=image.image_id, categories=DETECTOR.categories)
-    return [{**entry, "file_name": image.file_name} for entry in entries]
+    names = {category.category_id: category.name for category in DETECTOR.categories}
+    return [
+        {**entry, "category_name": names[entry["category_id"]], "file_name": image.file_name}
+        for entry in entries
+    ]
 
 
 def test_results_are_in_the_order_of_the_images(images: list[ImageToSearch], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pictures of chips and detections: their sizes, colours and places."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def pixel_at(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
     return tuple(map(int, pixel))
 
 
-@pytest.mark.parametrize(("side", "width"), [(600, 616), (100, 543)])  # the legend is wider than a small chip
+@pytest.mark.parametrize(("side", "width"), [(600, 616), (100, 579)])  # the legend is wider than a small chip
 def test_a_sheet_shows_all_chips_and_the_whole_legend(tmp_path: Path, side: int, width: int) -> None:
     dataset = load_dataset(write_dataset(tmp_path, sides=((160, 120),), boxes_per_image=1))
     order = order_chips(dataset, SMALL_PYRAMID, batch_size=1, flip=0.0, seed=0, epoch=0)
@@ -35,6 +36,44 @@ def test_a_sheet_shows_all_chips_and_the_whole_legend(tmp_path: Path, side: int,
         assert sheet.width == width
     assert (pixels == [0x56, 0xB4, 0xE9]).all(axis=2).any()  # the frame of a valid box
     assert (pixels[-40:] == [0xCC, 0x79, 0xA7]).all(axis=2).any()  # the last entry of the legend
+
+
+def picture_of(tmp_path: Path, *names: str) -> np.ndarray:
+    """Draw a box of each class on black."""
+    detections = Detections(
+        boxes=np.array(
+            [[20.0, 40.0 + 150 * index, 220.0, 140.0 + 150 * index] for index in range(len(names))]
+        ),
+        scores=np.full(len(names), 0.9),
+        labels=np.arange(len(names)),
+    )
+    categories = [Category(category_id=index + 1, name=name) for index, name in enumerate(names)]
+    image = ArrayImageReader(np.zeros((1200, 600, 3), dtype=np.uint8))
+    draw_detections(image, detections, tmp_path / "names.png", categories=categories)
+    with Image.open(tmp_path / "names.png") as picture:
+        return np.asarray(picture)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("машина", "дом"), ("σκύλος", "σκύλας"), ("čas", "cas"), ("[b]a[/]", "a")]
+)
+def test_names_beyond_ascii_are_drawn(tmp_path: Path, name: str, other: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (picture_of(tmp_path, name) != picture_of(tmp_path, other)).any()
+
+
+def test_a_name_that_no_font_has_is_drawn_as_its_id_with_a_warning(tmp_path: Path) -> None:
+    missing = "\U000f0000"  # for private use
+    with pytest.warns(UserWarning, match=r"no font on this machine has the characters of 2 class names"):
+        picture = picture_of(tmp_path, "car", missing, missing * 2)
+    np.testing.assert_array_equal(picture, picture_of(tmp_path, "car", "class 2", "class 3"))
+
+
+def test_control_characters_and_long_names_are_drawn_as_one_short_line(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(
+        picture_of(tmp_path, "a\n b\x1b", "x" * 10_000), picture_of(tmp_path, "a b\\x1b", "x" * 59 + "…")
+    )
 
 
 def test_detections_below_the_score_are_not_drawn(tmp_path: Path) -> None:
@@ -72,6 +111,7 @@ def test_matches_and_crowds_are_coloured(tmp_path: Path) -> None:
         image_id=1,
         file_name="a.png",
         path=tmp_path / "a.png",
+        image_root=tmp_path,
         width=1200,
         height=600,
         boxes=np.array([[100.0, 100, 200, 200], [400, 100, 500, 200], [700, 100, 1100, 500]]),

@@ -1,15 +1,14 @@
 """Compare two detectors on the same images: the difference of their APs, with bounds by a paired bootstrap."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from sniper.evaluation.coco import check_detections_match
-from sniper.evaluation.matching import ClassMatches, matches_by_class, run_coco_eval, to_hotcoco
+from sniper.evaluation.matching import ClassMatches, matches_by_class, run_coco_eval
+from sniper.evaluation.pair import EvaluationPair
 
 _RECALLS = np.linspace(0, 1, 101)
 
@@ -33,26 +32,14 @@ class ResampledAP:
     """COCO's AP of one set of detections, for images drawn with replacement.
 
     Args:
-        detections: COCO results. May be empty.
-        ground_truth: a COCO data set.
+        pair: detections and ground truth.
         max_detections: how many detections of each image and class count.
-
-    Raises:
-        DetectionsError: if the ground truth does not have the image or category of a detection.
     """
 
-    def __init__(
-        self,
-        detections: Sequence[Mapping[str, Any]],
-        ground_truth: Mapping[str, Any],
-        *,
-        max_detections: int = 100,
-    ) -> None:
-        check_detections_match(detections, ground_truth)
-        image_ids = [image["id"] for image in ground_truth["images"]]
-        evaluation = run_coco_eval(*to_hotcoco(detections, ground_truth), max_detections=[max_detections])
-        self.num_images = len(image_ids)
-        self._classes = matches_by_class(evaluation, image_ids=image_ids)
+    def __init__(self, pair: EvaluationPair, *, max_detections: int = 100) -> None:
+        evaluation = run_coco_eval(pair, max_detections=[max_detections])
+        self.num_images = pair.truth.num_images
+        self._classes = matches_by_class(evaluation, pair)
 
     def __call__(self, weights: Int[np.ndarray, " m"]) -> float:
         """Compute the AP where each image counts as often as its weight.

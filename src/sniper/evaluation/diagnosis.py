@@ -13,8 +13,8 @@ import hotcoco
 import numpy as np
 from jaxtyping import Float
 
-from sniper.evaluation.coco import check_detections_match
-from sniper.evaluation.matching import LARGEST_AREA, matches_by_class, run_coco_eval, to_hotcoco
+from sniper.evaluation.matching import LARGEST_AREA, matches_by_class, run_coco_eval
+from sniper.evaluation.pair import EvaluationPair
 
 PAPER_SIZES = (0.0, 25.0, 50.0, 100.0, 200.0, 300.0, math.inf)
 """The bins of object sizes (square roots of areas, image pixels) by which the paper reports recall (SNIPER §5)."""
@@ -98,8 +98,7 @@ class Diagnosis:
 
 
 def diagnose(
-    detections: Sequence[Mapping[str, Any]],
-    ground_truth: Mapping[str, Any],
+    pair: EvaluationPair,
     *,
     max_detections: int = 100,
     sizes: Sequence[float] = PAPER_SIZES,
@@ -107,46 +106,40 @@ def diagnose(
     """Compute scores by class and by size, and false positives per image.
 
     Args:
-        detections: COCO results. May be empty.
-        ground_truth: a COCO data set.
+        pair: detections and ground truth.
         max_detections: how many detections of each image and class count; of each image, for recall of any class.
         sizes: edges of the bins of object sizes, rising, image pixels.
 
     Raises:
-        DetectionsError: if the ground truth does not have the image or category of a detection.
         ValueError: if sizes do not rise.
     """
     if len(sizes) < 2 or any(low >= high for low, high in itertools.pairwise(sizes)):
         raise ValueError(f"sizes must rise, not {list(sizes)}")
-    check_detections_match(detections, ground_truth)
-    pair = to_hotcoco(detections, ground_truth)
     bins = list(itertools.pairwise(sizes))
     area_ranges = {"all": (0.0, LARGEST_AREA)} | {
         f"{low:g}-{high:g}": (low**2, min(float(np.nextafter(high**2, 0.0)), LARGEST_AREA))
         for low, high in bins
     }
-    by_class = run_coco_eval(*pair, max_detections=[max_detections], area_ranges=area_ranges)
+    by_class = run_coco_eval(pair, max_detections=[max_detections], area_ranges=area_ranges)
     any_class = run_coco_eval(
-        *pair, max_detections=[max_detections], area_ranges=area_ranges, use_categories=False
+        pair, max_detections=[max_detections], area_ranges=area_ranges, use_categories=False
     )
-    names = {row["id"]: str(row.get("name", row["id"])) for row in ground_truth["categories"]}
     precision, recall = _curves(by_class)
     _, any_recall = _curves(any_class)  # (t, 1, a, m)
-    category_ids = list(by_class.params.cat_ids)
-    objects = [annotation for annotation in ground_truth["annotations"] if not annotation.get("iscrowd")]
-    num_objects = _count_by_category(objects, category_ids)
-    num_detections = _count_by_category(detections, category_ids)
+    truth, num_classes = pair.truth, len(pair.truth.categories)
+    num_objects = np.bincount(truth.labels[~truth.is_crowd], minlength=num_classes).tolist()
+    num_detections = np.bincount(pair.labels, minlength=num_classes).tolist()
     return Diagnosis(
         classes=[
             ClassScores(
-                name=names[category_id],
-                num_objects=num_objects[k],
-                num_detections=num_detections[k],
-                ap=_mean(precision[:, :, k, 0]),
-                ap50=_mean(precision[0, :, k, 0]),
-                recall=_mean(recall[:, k, 0]),
+                name=category.name,
+                num_objects=num_objects[label],
+                num_detections=num_detections[label],
+                ap=_mean(precision[:, :, label, 0]),
+                ap50=_mean(precision[0, :, label, 0]),
+                recall=_mean(recall[:, label, 0]),
             )
-            for k, category_id in enumerate(category_ids)
+            for label, category in enumerate(truth.categories)
         ],
         sizes=[
             SizeScores(
@@ -158,56 +151,27 @@ def diagnose(
             )
             for a, (low, high) in enumerate(bins, start=1)
         ],
-        false_positives=_false_positives(
-            *pair, recalls=RECALLS, max_detections=max_detections, image_ids=_image_ids(ground_truth)
-        ),
+        false_positives=count_false_positives(pair, max_detections=max_detections),
         recalls=np.array(by_class.params.rec_thrs),
         precisions=np.stack([_mean_curve(precision[t, :, :, 0, -1]) for t in (0, 5, 9)]),
     )
 
 
 def count_false_positives(
-    detections: Sequence[Mapping[str, Any]],
-    ground_truth: Mapping[str, Any],
-    *,
-    recalls: Sequence[float] = RECALLS,
-    max_detections: int = 100,
+    pair: EvaluationPair, *, recalls: Sequence[float] = RECALLS, max_detections: int = 100
 ) -> dict[float, float | None]:
     """Count false positives per image at the highest score threshold that reaches each recall (IoU 0.5, all classes).
 
     Args:
-        detections: COCO results. May be empty.
-        ground_truth: a COCO data set.
+        pair: detections and ground truth.
         recalls: fractions of all objects.
         max_detections: how many detections of each image and class count.
 
     Returns:
         The count for each recall; None where it is not reached.
-
-    Raises:
-        DetectionsError: if the ground truth does not have the image or category of a detection.
     """
-    check_detections_match(detections, ground_truth)
-    return _false_positives(
-        *to_hotcoco(detections, ground_truth),
-        recalls=recalls,
-        max_detections=max_detections,
-        image_ids=_image_ids(ground_truth),
-    )
-
-
-def _false_positives(
-    ground_truth: hotcoco.COCO,
-    detections: hotcoco.COCO,
-    *,
-    recalls: Sequence[float],
-    max_detections: int,
-    image_ids: Sequence[int],
-) -> dict[float, float | None]:
-    evaluation = run_coco_eval(
-        ground_truth, detections, max_detections=[max_detections], iou_thresholds=[0.5]
-    )
-    classes = matches_by_class(evaluation, image_ids=image_ids)
+    evaluation = run_coco_eval(pair, max_detections=[max_detections], iou_thresholds=[0.5])
+    classes = matches_by_class(evaluation, pair)
     num_objects = sum(int(matches.num_objects.sum()) for matches in classes)
     if num_objects == 0:
         return dict.fromkeys(recalls)
@@ -221,26 +185,15 @@ def _false_positives(
     false_positives = np.cumsum(is_false[order])[is_last]
     reached = {level: np.flatnonzero(recall >= level) for level in recalls}
     return {
-        level: float(false_positives[points[0]] / len(image_ids)) if len(points) else None
+        level: float(false_positives[points[0]] / pair.truth.num_images) if len(points) else None
         for level, points in reached.items()
     }
-
-
-def _image_ids(ground_truth: Mapping[str, Any]) -> list[int]:
-    return [image["id"] for image in ground_truth["images"]]
 
 
 def _curves(evaluation: hotcoco.COCOeval) -> tuple[np.ndarray, np.ndarray]:
     """Return (t, r, k, a, m) precisions and (t, k, a, m) recalls: IoU, recall, class, area, detections."""
     assert evaluation.eval is not None
     return np.array(evaluation.eval["precision"]), np.array(evaluation.eval["recall"])
-
-
-def _count_by_category(entries: Sequence[Mapping[str, Any]], category_ids: Sequence[int]) -> list[int]:
-    indices = {category_id: index for index, category_id in enumerate(category_ids)}
-    of_entries = np.array([indices[entry["category_id"]] for entry in entries], dtype=np.int64)
-    counts: list[int] = np.bincount(of_entries, minlength=len(category_ids)).tolist()
-    return counts
 
 
 def _mean(values: np.ndarray) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sniper.data.datasets import ImageRecord
+from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry import Detections
 from sniper.geometry.boxes import area, intersections, iou
 
@@ -22,53 +23,8 @@ LARGEST_AREA = 1e10
 _EVERY_AREA = {"all": (0.0, LARGEST_AREA)}
 
 
-def to_hotcoco(
-    detections: Sequence[Mapping[str, Any]], ground_truth: Mapping[str, Any]
-) -> tuple[hotcoco.COCO, hotcoco.COCO]:
-    """Convert detections and ground truth to hotcoco's form, with the keys only that count for boxes.
-
-    A mask beside a box would change how it is scored. Annotations get new ids, since not every file has them.
-
-    Args:
-        detections: COCO results. May be empty.
-        ground_truth: a COCO data set.
-
-    Returns:
-        The ground truth and the detections.
-    """
-    annotations = ground_truth["annotations"]
-    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
-    dataset = hotcoco.COCO.from_arrays(
-        [{"id": image["id"]} for image in ground_truth["images"]],
-        [{"id": category["id"], "name": str(category["id"])} for category in ground_truth["categories"]],
-        np.array([annotation["image_id"] for annotation in annotations], dtype=np.int64),
-        np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64),
-        boxes,
-        area=np.array([_area_of(annotation) for annotation in annotations], dtype=np.float64),
-        iscrowd=np.array([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=np.bool_),
-    )
-    results = [
-        {
-            "image_id": int(detection["image_id"]),
-            "category_id": int(detection["category_id"]),
-            "bbox": [float(value) for value in detection["bbox"]],
-            "score": float(detection["score"]),
-        }
-        for detection in detections
-    ]
-    return dataset, dataset.load_res(results)
-
-
-def _area_of(annotation: Mapping[str, Any]) -> float:
-    """Return the annotation's `area` (of its mask, where it has one), or else the area of its box."""
-    given = annotation.get("area")
-    _, _, width, height = annotation["bbox"]
-    return float(width * height if given is None else given)
-
-
 def run_coco_eval(
-    ground_truth: hotcoco.COCO,
-    detections: hotcoco.COCO,
+    pair: EvaluationPair,
     *,
     max_detections: Sequence[int],
     area_ranges: Mapping[str, tuple[float, float]] = _EVERY_AREA,
@@ -78,14 +34,13 @@ def run_coco_eval(
     """Match detections by the COCO rules for boxes, and accumulate precision and recall.
 
     Args:
-        ground_truth: from `to_hotcoco`.
-        detections: from `to_hotcoco`.
+        pair: detections and ground truth.
         max_detections: how many detections of each image and class count, with the highest scores; rising.
         area_ranges: smallest and largest area (inclusive), square image pixels, by name.
         iou_thresholds: COCO's 0.50, 0.55 … 0.95 if None.
         use_categories: False to match detections with objects of any class.
     """
-    evaluation = hotcoco.COCOeval(ground_truth, detections, "bbox")
+    evaluation = hotcoco.COCOeval(*pair.hotcoco, "bbox")
     params = evaluation.params
     params.max_dets = list(max_detections)
     params.area_rng = [list(bounds) for bounds in area_ranges.values()]
@@ -119,14 +74,14 @@ class ClassMatches:
     num_objects: Int[np.ndarray, " m"]
 
 
-def matches_by_class(evaluation: hotcoco.COCOeval, *, image_ids: Sequence[int]) -> list[ClassMatches]:
+def matches_by_class(evaluation: hotcoco.COCOeval, pair: EvaluationPair) -> list[ClassMatches]:
     """Return the matches of each class that has objects or detections.
 
     Args:
         evaluation: from `run_coco_eval`, with a single range of areas.
-        image_ids: of all images; the order of `ClassMatches.num_objects`.
+        pair: that was evaluated.
     """
-    indices = {image_id: index for index, image_id in enumerate(image_ids)}
+    indices = {rank: index for index, rank in enumerate(pair.image_ranks.tolist())}
     images_of_class: dict[int, list[Mapping[str, Any]]] = {}
     for image in evaluation.eval_imgs:
         if image is not None:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,12 @@ from sniper.config.loading import load_experiment
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError
+from sniper.files import expand_path
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
 from sniper.geometry.nms import soft_nms, weighted_box_fusion
 from sniper.inference.search import Detect, Search
-from sniper.inference.sources import ImageSource
+from sniper.inference.sources import Channels, ImageSource
 from sniper.models.build import autocast, build_detector, build_inference_model
 from sniper.models.spec import Precision
 from sniper.models.two_stage import TwoStageDetector
@@ -71,7 +71,7 @@ class Detector:
             ConfigError: if its experiment cannot be read, or has trained the RPN only.
             CheckpointError: if its weights cannot be read, or belong to another model.
         """
-        opened = run if isinstance(run, Run) else Run.open(Path(run))
+        opened = run if isinstance(run, Run) else Run.open(expand_path(run))
         if spec is None:
             spec = load_experiment(opened.config_path)
         if spec.train.rpn_only:
@@ -106,41 +106,47 @@ class Detector:
             data=spec.data,
         )
 
-    def predict(self, image: ImageSource, *, min_score: float = 0.0) -> Detections:
+    def predict(
+        self, image: ImageSource, *, min_score: float = 0.0, channels: Channels = "RGB"
+    ) -> Detections:
         """Detect objects in one image.
 
         Args:
-            image: path of an image file, bytes of one, Pillow image, uint8 array (h, w, 3) or uint8 tensor (3, h, w);
-                arrays and tensors are RGB.
+            image: path of an image file, bytes of one, Pillow image, array (h, w, 3) or (h, w), or tensor (3, h, w) or
+                (h, w). Arrays and tensors are uint8, or of any other number type with `data.read.intensity_range`.
             min_score: detections below this score are dropped.
+            channels: order of the colours in an array or tensor; OpenCV's arrays are BGR.
 
         Returns:
             Merged detections in the image frame, best first, with class names.
 
         Raises:
-            ImageError: if it cannot be read.
+            ImageError: if it cannot be read, or has more than 8 bits a channel and no intensity range is configured.
+            ValueError: if an array or tensor has another type or shape.
             OutOfMemory: if a window of it does not fit into the device's memory.
         """
         strict = replace(self, data=replace(self.data, on_bad_image="refuse"))
-        (detections,) = strict.predict_many([image], min_score=min_score)
+        (detections,) = strict.predict_many([image], min_score=min_score, channels=channels)
         assert detections is not None
         return detections
 
     def predict_many(
-        self, images: Iterable[ImageSource], *, min_score: float = 0.0
+        self, images: Iterable[ImageSource], *, min_score: float = 0.0, channels: Channels = "RGB"
     ) -> Iterator[Detections | None]:
         """Detect objects in many images: several in one batch, the next ones read meanwhile.
 
         Args:
             images: as for `predict`; taken from the iterable as they are needed.
             min_score: detections below this score are dropped.
+            channels: as for `predict`.
 
         Returns:
             The detections of each image, as from `predict`, in the order given. Images come in groups of up to 32.
-            None for a file that cannot be read, if `data.on_bad_image` is `skip`.
+            None for an image that cannot be read, if `data.on_bad_image` is `skip`.
 
         Raises:
-            ImageError: if a file cannot be read, and is not to be skipped.
+            ImageError: as from `predict`, of an image that is not to be skipped.
+            ValueError: if an array or tensor has another type or shape.
             OutOfMemory: if a window does not fit into the device's memory.
         """
         search = Search(
@@ -151,6 +157,7 @@ class Detector:
             batch_megapixels=self.spec.batch_megapixels,
             device=self.device,
             data=self.data,
+            channels=channels,
         )
         class_names = tuple(category.name for category in self.categories)
         for result in search(images):
@@ -188,7 +195,7 @@ def merge(detections: Detections, spec: PredictSpec) -> Detections:
 
 
 def to_coco(
-    detections: Detections, *, image_id: int, categories: tuple[Category, ...]
+    detections: Detections, *, image_id: int | str, categories: tuple[Category, ...]
 ) -> list[dict[str, Any]]:
     """Convert the detections of one image to COCO results: boxes as xywh to 0.01 px, scores to 5 digits."""
     boxes = np.round(to_xywh(detections.boxes), 2).tolist()

@@ -3,10 +3,9 @@
 Mining is prediction with the RPN: the same search fills the same kind of store.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from torchvision.ops import nms
 from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.data.datasets import Dataset
 from sniper.errors import DetectionsError
+from sniper.evaluation.pair import look_up_ids
+from sniper.evaluation.results import DetectionTable
 from sniper.files import sha256
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides, clip, from_xywh
@@ -134,14 +135,14 @@ def mine(
         model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
         fill_module(model, tensors, source=path)
         miner = Miner(model=build_inference_model(model.to(device).eval()), spec=spec, device=device)
-        return miner.search(dataset[index].path for index in indices)
+        return miner.search(dataset[index] for index in indices)
 
     search_images(store, find, processes=processes, on_progress=on_progress)
     return store
 
 
 def proposals_from_detections(
-    detections: Sequence[Mapping[str, Any]],
+    detections: DetectionTable,
     dataset: Dataset,
     folder: Path,
     *,
@@ -152,7 +153,7 @@ def proposals_from_detections(
     """Store the detections of any detector as proposals, whatever their classes.
 
     Args:
-        detections: COCO results.
+        detections: of any categories.
         dataset: the images.
         folder: of the store.
         spec: how overlapping detections are merged.
@@ -163,16 +164,14 @@ def proposals_from_detections(
         DetectionsError: if a detection is of an image that the data set does not have.
         ProposalsError: if the folder contains something else.
     """
-    index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids.tolist())}
-    unknown = [entry["image_id"] for entry in detections if entry["image_id"] not in index_of]
-    if unknown:
-        raise DetectionsError(f"{source}: {dataset.path} has no image {unknown[0]}")
-    images = np.array([index_of[entry["image_id"]] for entry in detections], dtype=np.int64)
+    images = look_up_ids(detections.image_ids, dataset.image_ids)
+    if (images < 0).any():
+        raise DetectionsError(f"{source}: {dataset.path} has no image {detections.image_ids[images < 0][0]}")
     order = np.argsort(images, kind="stable")
     starts = np.searchsorted(images[order], np.arange(len(dataset) + 1))
     proposals = Detections(
-        boxes=from_xywh(np.array([entry["bbox"] for entry in detections], dtype=np.float64).reshape(-1, 4)),
-        scores=np.array([entry["score"] for entry in detections], dtype=np.float64),
+        boxes=from_xywh(detections.boxes),
+        scores=detections.scores,
         labels=np.zeros(len(detections), dtype=np.int64),
     )[order]
 

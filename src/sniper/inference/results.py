@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sniper.data.datasets import Category
+from sniper.data.datasets import ImageRecord
+from sniper.data.datasets.categories import CategoryMatch, match_categories
 from sniper.files import atomic_write
 from sniper.geometry import Detections
 from sniper.inference.detector import Detector, to_coco
@@ -20,14 +21,16 @@ class ImageToSearch:
     """An image file to search.
 
     Attributes:
-        image_id: COCO id in the results.
+        image_id: id in the results.
         path: of the file.
         file_name: written into the results, too; None leaves it out.
+        record: of the image, if it belongs to a data set.
     """
 
-    image_id: int
+    image_id: int | str
     path: Path
     file_name: str | None = None
+    record: ImageRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class SearchReport:
 
     Attributes:
         num_results: number of detections written.
-        num_full: number of images with `max_detections` detections, so that others may have been dropped.
+        num_full: number of images with `max_detections` detections; they may have had more.
         skipped: indices of the images that could not be read.
     """
 
@@ -50,6 +53,7 @@ def search_to_file(
     images: Sequence[ImageToSearch],
     target: Path,
     *,
+    match: CategoryMatch | None = None,
     source: Mapping[str, Any],
     resume: bool,
     on_progress: Callable[[int, int], None],
@@ -58,12 +62,15 @@ def search_to_file(
 ) -> SearchReport:
     """Search images, and write their detections as COCO results; all processes call this.
 
+    Each entry has the name of its category, too (`category_name`), so that evaluation does not depend on ids alone.
+
     Until all images are searched, their detections are in a hidden folder beside the file.
 
     Args:
         detector: the detector.
         images: the images; each process takes its share.
         target: COCO results file to write, whole or not at all.
+        match: the categories under which detections are written; by default those of the detector.
         source: the weights, and all else that detections depend on beside the detector's `spec` and `data`.
         resume: continue a search of the same images by the same weights and settings; start anew otherwise.
         on_progress: called after each image with the number of images that this process has searched, and of all that
@@ -91,7 +98,7 @@ def search_to_file(
     )
 
     def find(indices: Sequence[int]) -> Iterator[Detections | None]:
-        return detector.predict_many(images[index].path for index in indices)
+        return detector.predict_many(images[index].record or images[index].path for index in indices)
 
     search_images(store, find, processes=processes, on_progress=on_progress, on_image=on_image)
     report = SearchReport(
@@ -100,7 +107,8 @@ def search_to_file(
         skipped=store.unreadable,
     )
     if processes.is_first:
-        _write_results(target, store, images, categories=detector.categories)
+        own = match_categories(detector.categories, ())
+        _write_results(target, store, images, match=own if match is None else match)
     processes.barrier()
     if processes.is_first:
         store.remove()
@@ -108,13 +116,15 @@ def search_to_file(
 
 
 def _write_results(
-    target: Path, store: BoxStore, images: Sequence[ImageToSearch], *, categories: tuple[Category, ...]
+    target: Path, store: BoxStore, images: Sequence[ImageToSearch], *, match: CategoryMatch
 ) -> None:
+    names = {category.category_id: category.name for category in match.categories}
     separator = b"[\n"
     with atomic_write(target) as file:
         for index, image in enumerate(images):
-            detections = store.read(index) or Detections.empty()
-            for entry in to_coco(detections, image_id=image.image_id, categories=categories):
+            detections = match.relabel(store.read(index) or Detections.empty())
+            for entry in to_coco(detections, image_id=image.image_id, categories=match.categories):
+                entry["category_name"] = names[entry["category_id"]]
                 if image.file_name is not None:
                     entry["file_name"] = image.file_name
                 file.write(separator + json.dumps(entry).encode())

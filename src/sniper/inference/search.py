@@ -16,12 +16,13 @@ import torch
 from jaxtyping import UInt8
 
 from sniper.chips import LevelSpec
-from sniper.data.images.files import ImageReader, WindowedTiffReader
+from sniper.data.images.files import ImageReader
 from sniper.data.images.regions import cut_window
+from sniper.data.images.tiff import TiffReader
 from sniper.data.spec import DataSpec
 from sniper.errors import ImageError, OutOfMemory
 from sniper.geometry import Detections
-from sniper.inference.sources import ImageSource, open_source
+from sniper.inference.sources import Channels, ImageSource, open_source
 from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
 
 _GROUP_PIXELS = 64_000_000  # of decoded images searched together
@@ -60,6 +61,7 @@ class Search:
         batch_megapixels: maximum level pixels in a batch; it shrinks where a batch does not fit into memory.
         device: device of the detector.
         data: how images are read, and whether those that cannot be are skipped.
+        channels: order of the colours in arrays and tensors.
     """
 
     detect: Detect
@@ -69,6 +71,7 @@ class Search:
     batch_megapixels: float
     device: torch.device
     data: DataSpec
+    channels: Channels = "RGB"
 
     def __call__(self, sources: Iterable[ImageSource]) -> Iterator[SearchResult | None]:
         """Search images, and iterate the results in order: None for an image that cannot be read and is skipped.
@@ -134,7 +137,7 @@ class Search:
         return self._detect(images[:half], limit) + self._detect(images[half:], limit)
 
     def _batches(self, sources: Iterable[ImageSource], limit: "_MemoryLimit") -> Iterator["_Batch"]:
-        for group in _groups(sources, self.data):
+        for group in _groups(sources, self.data, self.channels):
             last = _Batch(group=group, tasks=[])
             for index in range(len(self.levels)):
                 for tasks in _split(self._tasks(group, index), limit):
@@ -166,13 +169,13 @@ class _MemoryLimit:
 class _Image:
     """An image under search."""
 
-    def __init__(self, source: ImageSource, data: DataSpec) -> None:
+    def __init__(self, source: ImageSource, data: DataSpec, channels: Channels) -> None:
         self.reader: ImageReader | None = None
         self.is_bad = False
         self.width = self.height = 0
         self.windows: list[WindowDetections] = []
         try:
-            self.reader = open_source(source, data.read)
+            self.reader = open_source(source, data.read, channels=channels)
             self.width, self.height = self.reader.width, self.reader.height
         except ImageError as error:
             self.refuse(error, data)
@@ -180,7 +183,7 @@ class _Image:
     @property
     def num_decoded(self) -> int:
         """Number of its pixels that are kept in memory."""
-        return 0 if isinstance(self.reader, WindowedTiffReader) else self.width * self.height
+        return 0 if isinstance(self.reader, TiffReader) else self.width * self.height
 
     def refuse(self, error: ImageError, data: DataSpec) -> None:
         """Raise the error, or warn once and skip the image."""
@@ -210,7 +213,7 @@ class _Task:
             self.window.level,
             self.window.corners,
             # Other images are decoded for the finest level anyway.
-            reads_smaller=isinstance(self.image.reader, WindowedTiffReader),
+            reads_smaller=isinstance(self.image.reader, TiffReader),
         )
         return np.require(pixels, requirements=["C", "W"])
 
@@ -255,17 +258,17 @@ def _split(tasks: Sequence[_Task], limit: _MemoryLimit) -> Iterator[list[_Task]]
         yield batch
 
 
-def _groups(sources: Iterable[ImageSource], data: DataSpec) -> Iterator[list[_Image]]:
+def _groups(sources: Iterable[ImageSource], data: DataSpec, channels: Channels) -> Iterator[list[_Image]]:
     """Group images, as many together as may be decoded at once."""
     group: list[_Image] = []
     for source in sources:
-        image = _Image(source, data)
+        image = _Image(source, data, channels)
         num_decoded = sum(other.num_decoded for other in group) + image.num_decoded
         if group and (len(group) == _GROUP_IMAGES or num_decoded > _GROUP_PIXELS):
             yield group
             group = []
         group.append(image)
-        if isinstance(image.reader, WindowedTiffReader):  # its result does not wait for those of others
+        if isinstance(image.reader, TiffReader):  # its result does not wait for those of others
             yield group
             group = []
     if group:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sniper.errors import DetectionsError, ProposalsError, SniperError
-from sniper.files import atomic_write
+from sniper.files import atomic_write, open_regular, read_bytes
 from sniper.geometry import Detections
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 
@@ -193,7 +193,7 @@ class BoxStore:
             )
         if head["images"] != images.digest:
             raise encoding.error(f"{folder}: {encoding.kind} of other images than those of {images.name}")
-        content = (folder / _HEAD).read_bytes()
+        content = read_bytes(folder / _HEAD)
         store = cls(folder, encoding, num_images=images.count, header=_header_of(content))
         store.check_complete("mine again to continue")
         return store
@@ -258,7 +258,7 @@ class BoxStore:
         count = int(self._counts[index])
         if count == _UNREADABLE:
             return None
-        with self._parts[self._part_indices[index]].open("rb") as file:
+        with open_regular(self._parts[self._part_indices[index]]) as file:
             file.seek(int(self._offsets[index]) + _RECORD.size)
             rows = np.frombuffer(file.read(count * self.encoding.dtype.itemsize), dtype=self.encoding.dtype)
         return self.encoding.decode(index, rows)
@@ -289,7 +289,7 @@ class BoxStore:
     def _records(self, path: Path) -> Iterator[tuple[int, int, int]]:
         """Iterate image index, number of boxes and offset of the records of a part, up to one that is cut short."""
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header = file.read(len(self._header))
             if len(header) < len(self._header):
                 return  # killed as it started
@@ -395,12 +395,12 @@ def _parts_of(folder: Path) -> list[Path]:
 
 def _has_head(folder: Path, content: bytes) -> bool:
     path = folder / _HEAD
-    return path.exists() and path.read_bytes() == content
+    return path.exists() and read_bytes(path) == content
 
 
 def _read_head(folder: Path, encoding: Encoding) -> dict[str, Any]:
     try:
-        head = json.loads((folder / _HEAD).read_bytes())
+        head = json.loads(read_bytes(folder / _HEAD))
         if "version" not in head or (head["version"] == _VERSION and not {"kind", "images"} <= head.keys()):
             raise ValueError("keys are missing")
         if head.get("kind", encoding.kind) != encoding.kind:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from sniper.errors import printable
 from sniper.evaluation.diagnosis import Diagnosis
 from sniper.reports.palette import GREEN, SKY_BLUE, VERMILION
 
@@ -25,7 +26,7 @@ def show_diagnosis(diagnosis: Diagnosis) -> Iterator[Table]:
     for scores in diagnosis.classes:
         numbers = (scores.ap, scores.ap50, scores.recall)
         by_class.add_row(
-            escape(scores.name),
+            Text(printable(scores.name)),
             f"{scores.num_objects:,}",
             f"{scores.num_detections:,}",
             *map(_format, numbers),

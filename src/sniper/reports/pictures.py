@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from sniper.chips import BoxStatus
 from sniper.data.batches import ChipDataset, ChipSample
@@ -13,6 +13,7 @@ from sniper.data.datasets import Category, ImageRecord
 from sniper.data.images.files import ImageReader
 from sniper.evaluation.matching import match_detections
 from sniper.geometry import Detections
+from sniper.reports.fonts import load_font, picture_names
 from sniper.reports.palette import GREY, ORANGE, PALETTE, PURPLE, SKY_BLUE
 
 _STATUS = {
@@ -45,7 +46,7 @@ def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 3
     cells = [_draw_chip(chips[index], side=side) for index in range(min(count, len(chips)))]
     columns = min(math.ceil(math.sqrt(len(cells) * 4 / 3)), len(cells))
     rows = math.ceil(len(cells) / columns)
-    pitch, font = side + _GAP, _font(18)
+    pitch, font = side + _GAP, load_font(18)
     legend_widths = [_SWATCH + 8 + round(font.getlength(name)) + 3 * _GAP for _, name in _STATUS.values()]
     size = (max(columns * pitch, sum(legend_widths)) + _GAP, rows * pitch + _GAP + _LEGEND_HEIGHT)
     sheet = Image.new("RGB", size, _SHEET_BACKGROUND)
@@ -86,11 +87,12 @@ def draw_detections(
     draw = ImageDraw.Draw(sheet)
     unit = max(max(sheet.size) / _MIN_LONG_SIDE, 1.0)
     shown = detections[detections.scores >= min_score]
+    names = picture_names(categories)
 
     def draw_box(box: np.ndarray, text: str, color: str) -> None:
         scaled = box * zoom
         draw.rectangle(tuple(scaled.tolist()), outline=color, width=round(2 * unit))
-        _write_name(draw, text, scaled, color=color, font=_font(round(13 * unit)))
+        _write_name(draw, text, scaled, color=color, height=round(13 * unit))
 
     colors = [PALETTE[label % len(PALETTE)] for label in shown.labels.tolist()]
     counts: dict[str, int] = {}
@@ -101,13 +103,13 @@ def draw_detections(
         colors = [_MATCHES[kind] for kind in kinds.tolist()]
         counts = {kind: int((kinds == kind).sum()) for kind in ("true positive", "false positive")}
         counts["false negative"] = int(matches.is_missed.sum())
-        names = [categories[label].name for label in ground_truth.labels.tolist()]
+        of_objects = [names[label] for label in ground_truth.labels.tolist()]
         for index in np.flatnonzero(ground_truth.is_crowd).tolist():
-            draw_box(ground_truth.boxes[index], f"crowd: {names[index]}", _MATCHES["ignored"])
+            draw_box(ground_truth.boxes[index], f"crowd: {of_objects[index]}", _MATCHES["ignored"])
         for index in np.flatnonzero(matches.is_missed).tolist():
-            draw_box(ground_truth.boxes[index], names[index], _MATCHES["false negative"])
+            draw_box(ground_truth.boxes[index], of_objects[index], _MATCHES["false negative"])
     for index in reversed(range(len(shown))):  # the highest score on top
-        name = categories[int(shown.labels[index])].name
+        name = names[int(shown.labels[index])]
         draw_box(shown.boxes[index], f"{name} {shown.scores[index]:.2f}", colors[index])
     _write_legend(draw, counts, unit=unit)
     sheet.save(path)
@@ -125,7 +127,7 @@ def _resize_for_viewing(image: ImageReader) -> tuple[Image.Image, float]:
 
 def _write_legend(draw: ImageDraw.ImageDraw, counts: Mapping[str, int], *, unit: float) -> None:
     """Write the number of each kind of match on its colour, in the upper left corner."""
-    font, x, y = _font(round(18 * unit)), round(6 * unit), round(6 * unit)
+    font, x, y = load_font(round(18 * unit)), round(6 * unit), round(6 * unit)
     for kind, count in counts.items():
         text = f"{count} {kind}" if count == 1 else f"{count} {kind}s"
         _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -153,15 +155,12 @@ def _write_name(
     box: np.ndarray,
     *,
     color: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    height: int,
 ) -> None:
     """Write a line of text on a coloured ground above a box or, at the upper border of the picture, inside it."""
+    font = load_font(height, text)
     left, _, right, bottom = draw.textbbox((0, 0), text, font=font)
-    height = bottom + 2
-    y = box[1] - height if box[1] >= height else box[1]
-    draw.rectangle((box[0], y, box[0] + right - left + 4, y + height), fill=color)
+    ground = bottom + 2
+    y = box[1] - ground if box[1] >= ground else box[1]
+    draw.rectangle((box[0], y, box[0] + right - left + 4, y + ground), fill=color)
     draw.text((box[0] + 2, y), text, fill="black", font=font)
-
-
-def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(height)

@@ -1,0 +1,303 @@
+"""Detections and the ground truth they are scored against, with indices in place of the ids of their files."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import hotcoco
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int64, Shaped
+
+from sniper.data.datasets import Category, Dataset, load_dataset
+from sniper.data.datasets.categories import match_categories
+from sniper.errors import AnnotationError, DetectionsError, count_and_list
+from sniper.evaluation.results import DetectionTable, load_detections, pack_ids, to_id
+from sniper.geometry.boxes import to_xywh
+
+_MAX_LISTED = 20
+_MAX_KEYS = 10_000_000  # pairs of image and class that are counted in memory at once
+_DIGITS = re.compile(r"-?[0-9]{1,19}")  # of at most 64 bits
+
+Results = DetectionTable | Sequence[Mapping[str, Any]] | str | os.PathLike[str]
+"""Detections: a table, COCO results, or the path of a results file."""
+
+Truth = Dataset | Mapping[str, Any] | str | os.PathLike[str]
+"""Ground truth: a data set, a COCO object, or the path of annotations."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroundTruth:
+    """The objects of many images as flat arrays.
+
+    Attributes:
+        image_ids: (m,) int64 or text.
+        categories: by label, in the order of their ids.
+        image_indices: (n,) the image of each object.
+        labels: (n,) 0..C-1.
+        boxes: (n, 4) xywh, image frame, pixels. May be empty.
+        areas: (n,) of the objects, square image pixels.
+        is_crowd: (n,) whether each is a crowd.
+    """
+
+    image_ids: Shaped[np.ndarray, " m"]
+    categories: tuple[Category, ...]
+    image_indices: Int64[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"]
+    boxes: Float[np.ndarray, "n 4"]
+    areas: Float[np.ndarray, " n"]
+    is_crowd: Bool[np.ndarray, " n"]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self.image_ids)
+
+    @classmethod
+    def of(cls, truth: Truth) -> "GroundTruth":
+        """Convert a data set or a COCO object, or load annotations.
+
+        Raises:
+            AnnotationError: if annotations cannot be loaded, or refer to images or categories that are not there.
+        """
+        if isinstance(truth, Mapping):
+            return cls._from_coco(truth)
+        dataset = truth if isinstance(truth, Dataset) else load_dataset(truth, has_images=False)
+        return cls(
+            image_ids=dataset.image_ids,
+            categories=dataset.categories,
+            image_indices=np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets)),
+            labels=dataset.labels,
+            boxes=to_xywh(dataset.boxes),
+            areas=dataset.areas,
+            is_crowd=dataset.is_crowd,
+        )
+
+    @classmethod
+    def _from_coco(cls, coco: Mapping[str, Any]) -> "GroundTruth":
+        rows = coco["annotations"]
+        categories = sorted(
+            (
+                Category(category_id=to_id(row["id"]), name=str(row.get("name", row["id"])))
+                for row in coco["categories"]
+            ),
+            key=lambda category: (isinstance(category.category_id, str), category.category_id),
+        )
+        image_ids = [to_id(image["id"]) for image in coco["images"]]
+        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+        return cls(
+            image_ids=pack_ids(image_ids),
+            categories=tuple(categories),
+            image_indices=_refer(rows, "image_id", image_ids),
+            labels=_refer(rows, "category_id", [category.category_id for category in categories]),
+            boxes=boxes,
+            areas=np.array([_area_of(row) for row in rows], dtype=np.float64),
+            is_crowd=np.array([bool(row.get("iscrowd")) for row in rows], dtype=np.bool_),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluationPair:
+    """Detections and their ground truth.
+
+    Attributes:
+        truth: the ground truth.
+        image_indices: (n,) the image of each detection.
+        labels: (n,) the label of each detection, of the ground truth's categories.
+        boxes: (n, 4) xywh, image frame, pixels. May be empty.
+        scores: (n,) of the detections.
+        warnings: differences between the categories of both, one line for each kind.
+    """
+
+    truth: GroundTruth
+    image_indices: Int64[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"]
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, " n"]
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @classmethod
+    def of(cls, detections: Results, truth: Truth | GroundTruth) -> "EvaluationPair":
+        """Look up the images and the categories of detections in the ground truth.
+
+        Detections that bear the names of their categories are matched by name, all others by id. Detections of classes
+        that the ground truth lacks are left out if they have names, with a warning.
+
+        Args:
+            detections: May be empty.
+            truth: of the images of the detections, and perhaps of others.
+
+        Raises:
+            DetectionsError: if the ground truth does not have the image or the category of a detection, or detections
+                cannot be read; the message lists the unknown ids.
+            AnnotationError: if annotations cannot be loaded, or no category name of the detections is one of theirs.
+        """
+        table = _to_table(detections)
+        truth = truth if isinstance(truth, GroundTruth) else GroundTruth.of(truth)
+        image_indices = look_up_ids(table.image_ids, truth.image_ids)
+        labels, is_scored, warnings = _look_up_labels(table, truth.categories)
+        problems = [
+            f"no {word} has id {_list_ids(ids)} ({_count(len(ids), 'detection')})"
+            for word, ids in (
+                ("image", table.image_ids[image_indices < 0]),
+                ("category", table.category_ids[(labels < 0) & is_scored]),
+            )
+            if len(ids)
+        ]
+        if problems:
+            raise DetectionsError("The detections do not match the annotations: " + "; ".join(problems))
+        pair = cls(
+            truth=truth,
+            image_indices=image_indices,
+            labels=labels,
+            boxes=table.boxes,
+            scores=table.scores,
+            warnings=warnings,
+        )
+        return pair if is_scored.all() else pair._select(is_scored)
+
+    def first_images(self, count: int) -> "EvaluationPair":
+        """Return the first images of the ground truth, with their objects and detections."""
+        truth = self.truth
+        is_kept = truth.image_indices < count
+        truth = replace(
+            truth,
+            image_ids=truth.image_ids[:count],
+            **{
+                name: getattr(truth, name)[is_kept]
+                for name in ("image_indices", "labels", "boxes", "areas", "is_crowd")
+            },
+        )
+        return replace(self._select(self.image_indices < count), truth=truth)
+
+    @property
+    def num_per_image_and_class(self) -> Int[np.ndarray, " k"]:
+        """How many detections each image and class has, where it has any."""
+        num_classes = len(self.truth.categories)
+        keys = self.image_indices * num_classes + self.labels
+        if self.truth.num_images * num_classes > _MAX_KEYS:
+            return np.unique(keys, return_counts=True)[1]
+        counts = np.bincount(keys)  # ten times as fast as sorting
+        return counts[counts > 0]
+
+    @cached_property
+    def image_ranks(self) -> Int64[np.ndarray, " m"]:
+        """The rank of each image in the order of the ids: its id in `hotcoco`."""
+        ranks = np.empty(self.truth.num_images, dtype=np.int64)
+        ranks[np.argsort(self.truth.image_ids, kind="stable")] = np.arange(self.truth.num_images)
+        return ranks
+
+    @cached_property
+    def hotcoco(self) -> tuple[hotcoco.COCO, hotcoco.COCO]:
+        """The ground truth and the detections in hotcoco's form.
+
+        Images are named by their ranks, so that equal scores are ordered by image id, and categories by their labels.
+        Masks are left out: a mask beside a box would change how it is scored.
+        """
+        truth, ranks = self.truth, self.image_ranks
+        dataset = hotcoco.COCO.from_arrays(
+            [{"id": rank} for rank in range(truth.num_images)],
+            [{"id": label, "name": str(label)} for label in range(len(truth.categories))],
+            ranks[truth.image_indices],
+            truth.labels,
+            truth.boxes,
+            area=truth.areas,
+            iscrowd=truth.is_crowd,
+        )
+        rows = np.empty((len(self), 7))
+        rows[:, 0], rows[:, 5], rows[:, 6] = ranks[self.image_indices], self.scores, self.labels
+        rows[:, 1:5] = self.boxes
+        return dataset, dataset.load_res(rows)
+
+    def _select(self, is_kept: Bool[np.ndarray, " n"]) -> "EvaluationPair":
+        names = ("image_indices", "labels", "boxes", "scores")
+        return replace(self, **{name: getattr(self, name)[is_kept] for name in names})
+
+
+def _to_table(detections: Results) -> DetectionTable:
+    if isinstance(detections, DetectionTable):
+        return detections
+    if isinstance(detections, str | os.PathLike):
+        return load_detections(Path(detections))
+    return DetectionTable.from_entries(detections)
+
+
+def _look_up_labels(
+    table: DetectionTable, categories: Sequence[Category]
+) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"], tuple[str, ...]]:
+    """Return the label of each detection (-1 if its id is unknown), whether it can be scored, and warnings."""
+    labels = look_up_ids(table.category_ids, pack_ids([category.category_id for category in categories]))
+    is_scored = np.ones(len(table), dtype=np.bool_)
+    if not table.class_names:
+        return labels, is_scored, ()
+    named = [Category(category_id=each, name=name) for each, name in table.class_names.items()]
+    match = match_categories(named, categories, classes_of="the detections", categories_of="the annotations")
+    indices = look_up_ids(table.category_ids, pack_ids([category.category_id for category in named]))
+    is_named = indices >= 0
+    labels[is_named] = match.labels[indices[is_named]]
+    is_scored[is_named] = match.is_known[indices[is_named]]
+    warnings = match.warnings
+    if not is_scored.all():
+        num = int((~is_scored).sum())
+        warnings = (*warnings, f"{_count(num, 'detection')} of those categories left out")
+    return labels, is_scored, warnings
+
+
+def look_up_ids(ids: Shaped[np.ndarray, " n"], known: Shaped[np.ndarray, " m"]) -> Int64[np.ndarray, " n"]:
+    """Return the index of each id among the known ones, -1 where it is none of them.
+
+    Text matches integers that it is the digits of, and integers match text that is their digits.
+    """
+    if len(known) == 0 or len(ids) == 0:
+        return np.full(len(ids), -1, dtype=np.int64)
+    if ids.dtype.kind != known.dtype.kind:
+        return _look_up_text(ids, known)
+    order = np.argsort(known, kind="stable")
+    nearest = order[np.minimum(np.searchsorted(known[order], ids), len(known) - 1)]
+    return np.where(known[nearest] == ids, nearest, -1)
+
+
+def _look_up_text(ids: Shaped[np.ndarray, " n"], known: Shaped[np.ndarray, " m"]) -> Int64[np.ndarray, " n"]:
+    index_of = {_to_integer(each): index for index, each in enumerate(known.tolist())}
+    distinct, inverse = np.unique(ids, return_inverse=True)
+    indices = [index_of.get(_to_integer(each), -1) for each in distinct.tolist()]
+    return np.array(indices, dtype=np.int64)[inverse]
+
+
+def _to_integer(value: int | str) -> int | str:
+    """Return the integer that text is the digits of; other text as it is."""
+    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+
+
+def _refer(rows: Sequence[Mapping[str, Any]], key: str, ids: Sequence[int | str]) -> Int64[np.ndarray, " n"]:
+    """Return the index of the image or category of each annotation."""
+    index_of = {each: index for index, each in enumerate(ids)}
+    try:
+        return np.array([index_of[row[key]] for row in rows], dtype=np.int64)
+    except KeyError:
+        row = next(row for row in rows if row.get(key) not in index_of)
+        raise AnnotationError(
+            f"ground truth: an annotation has {key} {row.get(key)!r}, which is not there"
+        ) from None
+
+
+def _area_of(annotation: Mapping[str, Any]) -> float:
+    """Return the annotation's `area` (of its mask, where it has one), or else the area of its box."""
+    given = annotation.get("area")
+    _, _, width, height = annotation["bbox"]
+    return float(width * height if given is None else given)
+
+
+def _list_ids(ids: Shaped[np.ndarray, " n"]) -> str:
+    distinct = [str(each) for each in dict.fromkeys(ids.tolist())]
+    return count_and_list(distinct, limit=_MAX_LISTED, separator=", ")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
