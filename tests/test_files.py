@@ -1,12 +1,27 @@
-"""Atomic writes leave either the old file or the new one; JSON is read or refused with its place."""
+"""Paths are expanded, regular files alone are opened, writes are atomic, and JSON is read or refused with its place."""
 
+import gc
 import hashlib
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from sniper.errors import DetectionsError
-from sniper.files import atomic_write, read_json, sha256
+from sniper.errors import ConfigError, DetectionsError
+from sniper.files import (
+    atomic_write,
+    check_regular,
+    expand_path,
+    no_garbage_collection,
+    open_regular,
+    read_bytes,
+    read_json,
+    read_typed_json,
+    sha256,
+)
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -63,3 +78,128 @@ def test_a_file_that_is_not_json_is_refused(content: bytes | None, message: str,
         path.write_bytes(content)
     with pytest.raises(DetectionsError, match=message):
         read_json(path, error=DetectionsError)
+
+
+@pytest.mark.parametrize(
+    ("path", "expanded"),
+    [
+        ("a/b", "a/b"),
+        ("", "."),
+        ("~", "/home/me"),
+        ("~/a", "/home/me/a"),
+        ("a/~/b", "a/~/b"),
+        ("~nobody-here/a", "~nobody-here/a"),
+        ("$DATA/a", "/data/x/a"),
+        ("${DATA}/a", "/data/x/a"),
+        ("$DATA", "/data/x"),
+        ("/a/$NAME.json", "/a/n.json"),
+        ("a/${NAME}_$NAME", "a/n_n"),
+        ("a/$DATA/b", "a/data/x/b"),
+        ("costs $5", "costs $5"),
+        ("a$", "a$"),
+        ("there $NAME/$NAME", "there $NAME/n"),  # the folder exists as it is written
+        ("~there", "~there"),
+        ("$NOT_DEFINED", "$NOT_DEFINED"),
+    ],
+)
+def test_paths_are_expanded_where_they_do_not_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, expanded: str
+) -> None:
+    for name in ("there $NAME", "~there", "$NOT_DEFINED"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("HOME", "/home/me"), ("DATA", "/data/x"), ("NAME", "n")):
+        monkeypatch.setenv(name, value)
+    assert expand_path(path) == Path(expanded)
+    monkeypatch.chdir("/")
+    assert expand_path(path, folder=tmp_path) == Path(expanded)
+
+
+@pytest.mark.parametrize("path", ["$NONE/a", "a/${NONE}.json", "$EMPTY/a"])
+def test_a_variable_that_is_not_defined_is_named(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.delenv("NONE", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(ConfigError, match=r"the environment variable (NONE|EMPTY) is not defined"):
+        expand_path(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path.name)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "a pipe, not a regular file"),
+        (make_socket, "a socket, not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device, not a regular file"),
+        (Path.mkdir, "Is a directory"),
+        (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
+        (lambda path: None, "No such file or directory"),
+    ],
+)
+@pytest.mark.parametrize("read", [open_regular, check_regular, read_bytes, sha256])
+def test_only_regular_files_are_opened(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], object],
+    reason: str,
+    read: Callable[[Path], object],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "it")
+    with pytest.raises(OSError, match=reason) as refused:
+        read(tmp_path / "it")
+    assert refused.value.strerror == reason
+    assert refused.value.filename == str(tmp_path / "it")
+
+
+def test_a_pipe_that_replaces_a_file_while_it_is_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "it")
+    monkeypatch.setattr("sniper.files.check_regular", lambda path: None)
+    with pytest.raises(OSError, match="a pipe, not a regular file"):
+        open_regular(tmp_path / "it")
+
+
+def test_a_regular_file_is_read_through_links(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    with open_regular(tmp_path / "link") as file:
+        assert file.read() == b"content"
+
+
+class Point(msgspec.Struct):
+    """A point in the plane."""
+
+    x: int
+
+
+def test_json_of_a_type_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "point.json"
+    path.write_bytes(b'{"y": [[1], {}], "x": 3}')
+    assert read_typed_json(path, Point) == Point(x=3)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"x": "3"}', b"[3]", b'{"x": \xff}', b"[" * 100_000])
+def test_json_of_another_type_is_not_read(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "point.json"
+    path.write_bytes(content)
+    assert read_typed_json(path, Point) is None
+
+
+def test_an_absent_file_and_a_pipe_have_no_json(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "absent", tmp_path / "pipe", tmp_path):
+        assert read_typed_json(path, Point) is None
+
+
+def test_garbage_collection_is_resumed_if_it_was_enabled() -> None:
+    assert gc.isenabled()
+    with no_garbage_collection():
+        with no_garbage_collection():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cli.commands import CommandLine
+from tests.data.tiny import write_dataset
 
 
 @pytest.fixture
@@ -80,3 +81,28 @@ def test_arguments_that_cannot_be_used_are_refused(
     (folder / "incomplete.json").write_text('[{"image_id": 99}]')
     monkeypatch.chdir(folder)
     assert message in sniper.error("evaluate", *arguments.split())
+
+
+def test_other_ids_of_the_same_classes_are_noticed(folder: Path, sniper: CommandLine) -> None:
+    write_dataset(folder, sides=((200, 200),) * 12, boxes_per_image=8)
+    truth = json.loads((folder / "train.json").read_text())
+    detections = [
+        {**entry, "category_id": 21 - entry["category_id"], "score": 0.9} for entry in truth["annotations"]
+    ]
+    (folder / "found.json").write_text(json.dumps(detections))
+    err = sniper.text("evaluate", folder / "found.json", folder / "train.json").err
+    assert "categories of the detections look exchanged" in err
+
+
+@pytest.mark.usefixtures("perfect")
+def test_class_names_are_printed_as_text(folder: Path, sniper: CommandLine) -> None:
+    text = (folder / "train.json").read_text()
+    names = ("[red]x[/red]:car:[/]", "\x1b[31m图\udcb2")
+    for old, new in zip(("dark", "bright"), names, strict=True):
+        text = text.replace(json.dumps(old), json.dumps(new))
+    (folder / "train.json").write_text(text)
+    score = ("evaluate", folder / "found.json", folder / "train.json", "--details")
+    out = sniper.text(*score).out
+    assert "[red]x[/red]:car:[/]" in out
+    assert r"\x1b[31m图\xb2" in out
+    assert {row["name"] for row in sniper.json(*score)["classes"]} == set(names)

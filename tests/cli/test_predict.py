@@ -1,10 +1,13 @@
 """`sniper predict`: which images it searches, what it writes, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sniper.errors import printable
 from tests.cli.commands import CommandLine
 from tests.data.tiny import write_image
 
@@ -49,24 +52,149 @@ def test_a_search_stopped_by_a_bad_image_is_continued(trained_folder: Path, snip
     assert (trained_folder / "run" / "detections.json").read_bytes() == expected
 
 
-def test_annotations_with_other_categories_are_searched_but_not_drawn(
+def write_with_categories(folder: Path, name: str, ids: dict[str, tuple[int, str]]) -> Path:
+    """Write `train.json` again, with other ids and names of its categories, by their names."""
+    content = json.loads((folder / "train.json").read_text())
+    old = {category["id"]: category["name"] for category in content["categories"]}
+    used = {old[entry["category_id"]] for entry in content["annotations"]}
+    assert used == {"dark", "bright"}
+    for entry in content["annotations"]:
+        entry["category_id"] = ids[old[entry["category_id"]]][0]
+    content["categories"] = [{"id": number, "name": text} for number, text in ids.values()]
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def without_category(path: Path) -> list[dict[str, Any]]:
+    entries = json.loads(path.read_text())
+    return [{key: entry[key] for key in ("image_id", "bbox", "score", "category_name")} for entry in entries]
+
+
+def test_results_have_the_ids_of_the_file_that_is_searched(trained_folder: Path, sniper: CommandLine) -> None:
+    """Two files whose categories have exchanged ids give equal scores."""
+    other = write_with_categories(
+        trained_folder, "other.json", {"dark": (11, "dark"), "bright": (10, "bright")}
+    )
+    scores = []
+    for name, truth in (("a.json", trained_folder / "train.json"), ("b.json", other)):
+        search = ("predict", trained_folder / "run", "--annotations", truth, "-o", trained_folder / name)
+        err = sniper.text(*search, "--draw", trained_folder / "drawn").err
+        assert ("'dark' is 11, not 10; 'bright' is 10, not 11" in " ".join(err.split())) is (truth == other)
+        scores.append(sniper.json("evaluate", trained_folder / name, truth))
+    first, second = (json.loads((trained_folder / name).read_text()) for name in ("a.json", "b.json"))
+    assert without_category(trained_folder / "a.json") == without_category(trained_folder / "b.json")
+    assert [21 - entry["category_id"] for entry in first] == [entry["category_id"] for entry in second]
+    assert scores[0] == scores[1]
+    crossed = sniper.text("evaluate", trained_folder / "a.json", other, "--json")
+    assert json.loads(crossed.out) == scores[0]
+    assert "matched by name" in crossed.err
+
+
+def test_categories_on_one_side_are_reported_and_their_detections_kept(
     trained_folder: Path, sniper: CommandLine
 ) -> None:
+    other = write_with_categories(trained_folder, "other.json", {"dark": (3, "Dark"), "bright": (5, "lamp")})
+    search = ("predict", trained_folder / "run", "--annotations", other, "-o", trained_folder / "found.json")
+    err = " ".join(sniper.text(*search, "--draw", trained_folder / "drawn").err.split())
+    assert "spells category names otherwise" in err
+    assert "'dark' is 'Dark'" in err
+    assert "whose objects cannot be detected: 'lamp'" in err
+    assert "lacks 1 category of" in err
+    assert "written with ids that it does not use: 'bright' 12" in err
+    entries = json.loads((trained_folder / "found.json").read_text())
+    names = {(entry["category_id"], entry["category_name"]) for entry in entries}
+    assert names == {(3, "Dark"), (12, "bright")}
+    printed = sniper.text("evaluate", trained_folder / "found.json", other, "--json")
+    num_dark = sum(entry["category_id"] == 3 for entry in entries)
+    assert json.loads(printed.out)["num_detections"] == num_dark
+    assert f"{len(entries) - num_dark} detection" in printed.err
+
+
+@pytest.mark.parametrize("keeps_categories", [True, False])
+def test_images_without_annotations_are_searched(
+    trained_folder: Path, sniper: CommandLine, keeps_categories: bool
+) -> None:
     content = json.loads((trained_folder / "train.json").read_text())
-    content["categories"].append({"id": 99, "name": "other"})
-    (trained_folder / "other.json").write_text(json.dumps(content))
-    search = ("predict", trained_folder / "run", "--annotations", trained_folder / "other.json")
-    assert "--draw: the categories of" in sniper.error(*search, "--draw", trained_folder / "drawn")
-    sniper.json(*search, "--limit", "1")
+    del content["annotations"]
+    if not keeps_categories:
+        del content["categories"]
+    (trained_folder / "info.json").write_text(json.dumps(content))
+    output, drawn = trained_folder / "found.json", trained_folder / "drawn"
+    search = ("predict", trained_folder / "run", "--annotations", trained_folder / "info.json", "-o", output)
+    assert sniper.json(*search, "--limit", 2, "--draw", drawn)["num_images"] == 2
+    names = {entry["category_id"]: entry["category_name"] for entry in json.loads(output.read_text())}
+    assert names == {10: "dark", 11: "bright"}
 
 
-def test_images_with_more_detections_than_the_limit_are_warned_of(
+def test_results_for_image_ids_of_text_can_be_scored(trained_folder: Path, sniper: CommandLine) -> None:
+    content = json.loads((trained_folder / "train.json").read_text())
+    for row in content["images"]:
+        row["id"] = f"scene/{row['id']}"
+    for row in content["annotations"]:
+        row["image_id"] = f"scene/{row['image_id']}"
+    path, output, drawn = (trained_folder / name for name in ("text.json", "found.json", "drawn"))
+    path.write_text(json.dumps(content))
+    sniper.json("predict", trained_folder / "run", "--annotations", path, "-o", output, "--draw", drawn)
+    assert {entry["image_id"] for entry in json.loads(output.read_text())} == {
+        f"scene/{number}" for number in range(1, 5)
+    }
+    assert len(list(drawn.glob("*.png"))) == 4
+    assert sniper.json("evaluate", output, path)["num_images"] == 4
+
+
+def test_annotations_without_a_known_category_are_refused(trained_folder: Path, sniper: CommandLine) -> None:
+    other = write_with_categories(trained_folder, "other.json", {"dark": (1, "a"), "bright": (2, "b")})
+    message = sniper.error("predict", trained_folder / "run", "--annotations", other)
+    assert "have no category name in common: 'dark', 'bright' and 'a', 'b'" in message
+
+
+def test_images_with_as_many_detections_as_are_kept_are_warned_of(
     trained_folder: Path, sniper: CommandLine
 ) -> None:
     config = trained_folder / "run" / "config.yaml"
     config.write_text(config.read_text().replace("max_detections: ", "max_detections: 1 # "))
-    printed = sniper.text("predict", trained_folder / "run", "--limit", "2")
-    assert "warning: 2 images have more detections than predict.max_detections = 1" in printed.err
+    err = " ".join(sniper.text("predict", trained_folder / "run", "--limit", "2").err.split())
+    assert "warning: 2 images have as many detections as predict.max_detections allows (1)" in err
+
+
+@pytest.mark.parametrize("image_id", [-(2**62), 2**62, 0])
+def test_results_have_ids_of_any_size(trained_folder: Path, sniper: CommandLine, image_id: int) -> None:
+    content = json.loads((trained_folder / "train.json").read_text())
+    for row in content["images"]:
+        row["id"] += image_id
+    for row in content["annotations"]:
+        row["image_id"] += image_id
+    path = trained_folder / "other.json"
+    path.write_text(json.dumps(content))
+    output, drawn = trained_folder / "found.json", trained_folder / "drawn"
+    sniper.json("predict", trained_folder / "run", "--annotations", path, "-o", output, "--draw", drawn)
+    assert {entry["image_id"] for entry in json.loads(output.read_text())} == {
+        row["id"] for row in content["images"]
+    }
+    assert len(list(drawn.glob("*.png"))) == 4
+    plain = sniper.json("evaluate", output, path)
+    assert plain["num_images"] == 4
+
+
+@pytest.mark.parametrize("name", ["\udcb2\udce2.png", "\x1b[31m.png", "[bold]x[red].png", "图.png"])
+def test_files_of_any_name_are_searched_or_named(
+    trained_folder: Path, sniper: CommandLine, name: str
+) -> None:
+    folder = trained_folder / "photos"
+    folder.mkdir()
+    shutil.copy(trained_folder / "images" / "train_0.png", folder / name)
+    output, drawn = trained_folder / "found.json", trained_folder / "drawn"
+    printed = sniper.text("predict", trained_folder / "run", folder, "-o", output, "--draw", drawn)
+    assert "\x1b" not in printed.out + printed.err
+    names = {entry["file_name"] for entry in json.loads(output.read_text())}
+    assert names == {str(folder / name)}
+    assert len(list(drawn.iterdir())) == 1
+    (folder / name).write_bytes(b"no image")
+    message = sniper.error("predict", trained_folder / "run", folder, "-o", output)
+    assert "no image is there; there are 1 with the suffix but not the content of an image" in message
+    assert "\x1b" not in message
+    assert printable(name) in message
 
 
 def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: CommandLine) -> None:

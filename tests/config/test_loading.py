@@ -294,3 +294,9 @@ def test_a_run_may_be_resumed_for_longer_but_not_with_other_settings() -> None:
     check_resumable(old, dataclasses.replace(old, train=TrainSpec(epochs=9.0)), source=SOURCE)
     with pytest.raises(ConfigError, match=r"seed was 0, not 1; train\.momentum was 0\.9, not 0\.5"):
         check_resumable(old, dataclasses.replace(old, seed=1, train=TrainSpec(momentum=0.5)), source=SOURCE)
+
+
+def test_a_path_that_is_not_utf8_is_refused_by_its_name() -> None:
+    text = dump_experiment(ExperimentSpec(data=DataSpec(train=SourceSpec(annotations="/data/\udcb2.json"))))
+    with pytest.raises(ConfigError, match=r"data\.train\.annotations: expected a path in UTF-8"):
+        parse_experiment(text, source=SOURCE)

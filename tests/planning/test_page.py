@@ -109,6 +109,14 @@ def test_a_data_set_without_boxes_has_a_page(tmp_path: Path) -> None:
     assert page.as_dict()["levels"][0]["median_size"] is None
 
 
+def test_names_of_files_are_text_on_the_page(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, name="<b>&\udcb2")
+    text = html_of(build_page(path), tmp_path)
+    assert r"Plan of &lt;b&gt;&amp;\xb2.json" in text
+    assert r"&lt;b&gt;&amp;\xb2_0.png" in text
+    assert "<b>&amp;" not in text
+
+
 def test_the_figures_agree_with_the_table(page: PlanPage) -> None:
     figures = page.as_dict()
     assert figures["num_chips"] == sum(level["chips"] for level in figures["levels"]) == len(page.table)

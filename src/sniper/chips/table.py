@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from sniper.chips.chip import Chip
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.errors import ChipTableError
-from sniper.files import UNREADABLE, atomic_write
+from sniper.files import UNREADABLE, atomic_write, open_regular
 
 _VERSION = 3
 _OF_CHIPS = ("image_indices", "level", "x", "y", "widths", "heights", "is_negative")
@@ -158,7 +158,7 @@ class ChipTable:
             ChipTableError: if the file cannot be read, or belongs to another pyramid or other annotations.
         """
         try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
                 head = json.loads(str(file["head"]))
                 if head["version"] != _VERSION:
                     raise ChipTableError(

@@ -1,15 +1,24 @@
 """`sniper check`: read every image of a data set and report all problems."""
 
 import time
+from dataclasses import replace
+from typing import Annotated
 
 from sniper.cli.inputs import load_annotations, load_config
-from sniper.cli.options import Annotations, Config, Images, Json
+from sniper.cli.options import Annotations, Config, FollowLinks, Images, Json, split_option
 from sniper.cli.output import console, print_result
 from sniper.errors import ImageError
 
 
 def check(
-    annotations: Annotations, /, *, images: Images = None, config: Config = None, json: Json = False
+    annotations: Annotations,
+    /,
+    *,
+    images: Images = None,
+    split: Annotated[str, split_option("all")] = "all",
+    follow_links: FollowLinks = False,
+    config: Config = None,
+    json: Json = False,
 ) -> None:
     """Check annotations and read every pixel of their images.
 
@@ -20,9 +29,13 @@ def check(
 
     from sniper.data.reader import find_bad_images
 
-    read = load_config(config).data.read
-    dataset = load_annotations(annotations, images=images)
-    results = find_bad_images(dataset, read)
+    data = load_config(config).data
+    if follow_links:
+        data = replace(data, follow_links=True)
+    # The boxes may show that sides have to be exchanged, which takes the headers of the files.
+    skipping = replace(data, on_bad_image="skip")
+    dataset = load_annotations(annotations, images=images, split=split, data=skipping, has_images=True)
+    results = find_bad_images(dataset, data.read)
     shown = track(
         results,
         "check",

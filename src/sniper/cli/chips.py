@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from sniper.cli.inputs import check_parent, load_annotations, load_config
-from sniper.cli.options import Annotations, Config, Images, Json, Proposals, Seed, output_option
+from sniper.cli.options import Annotations, Config, Images, Json, Proposals, Seed, TrainSplit, output_option
 from sniper.cli.output import print_result
 
 
@@ -17,6 +17,7 @@ def chips(
     config: Config = None,
     proposals: Proposals = None,
     images: Images = None,
+    split: TrainSplit = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -30,7 +31,7 @@ def chips(
     from sniper.planning.plan import choose_chips
 
     spec = load_config(config)
-    dataset = load_annotations(annotations, images=images)
+    dataset = load_annotations(annotations, images=images, split=split, data=spec.data)
     table = choose_chips(dataset, spec, proposals=proposals, seed=seed)
     check_parent(output)
     table.save(output, pyramid=spec.pyramid, digest=dataset.digest)

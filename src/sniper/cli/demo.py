@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from sniper.cli.options import Device, Json
-from sniper.cli.output import console, print_result
+from sniper.cli.output import print_progress, print_result
 from sniper.cli.progress import show_progress
 
 
@@ -24,5 +24,5 @@ def demo(
     from sniper.runs.processes import select_device
 
     with show_progress() as bars:
-        result = run_demo(run, device=select_device(device), watch=bars.step, log=console.print)
+        result = run_demo(run, device=select_device(device), watch=bars.step, log=print_progress)
     print_result(result, is_json=json)

@@ -1,20 +1,20 @@
 """`sniper evaluate`: score detections against annotations."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
-from rich.console import Console
 
-from sniper.cli.inputs import check_parent, load_annotations
-from sniper.cli.options import Annotations, Json, Limit, default, flag
-from sniper.cli.output import console, print_result, print_warnings
-from sniper.errors import ConfigError, DetectionsError
+from sniper.cli.inputs import check_parent, load_annotations, scored_split
+from sniper.cli.options import Annotations, Json, Limit, ScoredSplit, default, flag
+from sniper.cli.output import console, print_result, print_table, print_warnings
+from sniper.errors import AnnotationError, ConfigError, DetectionsError
 
-Results = Sequence[Mapping[str, Any]]
+if TYPE_CHECKING:
+    from sniper.evaluation.pair import EvaluationPair, GroundTruth
 
 
 def evaluate(
@@ -22,6 +22,7 @@ def evaluate(
     annotations: Annotations,
     /,
     *,
+    split: ScoredSplit = None,
     limit: Limit = None,
     max_detections: Annotated[
         int,
@@ -59,24 +60,24 @@ def evaluate(
 
     The image files are not needed.
     """
-    import numpy as np
-
-    from sniper.evaluation.coco import evaluate as score
+    from sniper.evaluation.coco import score
+    from sniper.evaluation.exchanged import find_exchanged_classes
+    from sniper.evaluation.pair import GroundTruth
+    from sniper.files import no_garbage_collection
 
     _check_sizes(sizes, details=details)
     if curve is not None:
         _check_curve(curve)
-    dataset = load_annotations(annotations, images=None)
-    truth = dataset.to_coco()
-    results = _load_results(detections, truth)
-    other = None if against is None else _load_results(against, truth, option="--against")
-    if limit is not None:
-        dataset = dataset.select(np.arange(min(limit, len(dataset))))
-        truth = dataset.to_coco()
-        image_ids = set(dataset.image_ids.tolist())
-        results = _select(results, image_ids)
-        other = None if other is None else _select(other, image_ids)
-    scores = score(results, truth, max_detections=max_detections)
+    dataset = load_annotations(annotations, images=None, split=scored_split(annotations, split))
+    with no_garbage_collection():
+        truth = GroundTruth.of(dataset)
+        pair = _load_pair(detections, truth)
+        other = None if against is None else _load_pair(against, truth, option="--against")
+        print_warnings(find_exchanged_classes(pair))
+        if limit is not None:
+            pair = pair.first_images(limit)
+            other = None if other is None else other.first_images(limit)
+        scores = score(pair, max_detections=max_detections)
     if scores.num_cut:
         print_warnings(
             [
@@ -86,11 +87,10 @@ def evaluate(
         )
     answer: dict[str, Any] = dict(scores.as_dict())
     if other is not None:
-        answer |= _compare(results, other, truth, max_detections=max_detections)
+        answer |= _compare(pair, other, max_detections=max_detections)
     if details or curve is not None:
         answer |= _diagnose(
-            results,
-            truth,
+            pair,
             max_detections=max_detections,
             sizes=sizes,
             curve=curve,
@@ -118,38 +118,34 @@ def _check_curve(path: Path) -> None:
         raise ConfigError(f"--curve {path}: expected a name that ends in {', '.join(CURVE_SUFFIXES)}")
 
 
-def _load_results(path: Path, truth: Mapping[str, Any], *, option: str | None = None) -> Results:
-    """Load detections and check that they belong to the annotations; errors name the option."""
-    from sniper.evaluation.coco import check_detections_match, load_detections
+def _load_pair(path: Path, truth: "GroundTruth", *, option: str | None = None) -> "EvaluationPair":
+    """Load detections, look up what they refer to, and print warnings; errors name the option."""
+    from sniper.evaluation.pair import EvaluationPair
+    from sniper.evaluation.results import load_detections
 
-    results = load_detections(path)
+    detections = load_detections(path)
     try:
-        check_detections_match(results, truth)
-    except DetectionsError as error:
+        pair = EvaluationPair.of(detections, truth)
+    except (AnnotationError, DetectionsError) as error:
         if option is None:
             raise
         raise DetectionsError(f"{option} {path}: {error}") from error
-    return results
+    print_warnings(f"{path}: {warning}" for warning in pair.warnings)
+    return pair
 
 
-def _select(results: Results, image_ids: Collection[int]) -> Results:
-    return [result for result in results if result["image_id"] in image_ids]
-
-
-def _compare(
-    results: Results, other: Results, truth: Mapping[str, Any], *, max_detections: int
-) -> dict[str, float]:
+def _compare(pair: "EvaluationPair", other: "EvaluationPair", *, max_detections: int) -> dict[str, float]:
     """Compute the difference in AP to other detections, and its confidence interval."""
     import numpy as np
 
     from sniper.evaluation.comparison import ResampledAP, compare
 
-    if len(truth["images"]) < 2 or all(entry.get("iscrowd") for entry in truth["annotations"]):
+    if pair.truth.num_images < 2 or pair.truth.is_crowd.all():
         raise ConfigError("--against: a comparison needs at least two images, with objects in them")
     with console.status("resampling images"):
         difference = compare(
-            [ResampledAP(other, truth, max_detections=max_detections)],
-            [ResampledAP(results, truth, max_detections=max_detections)],
+            [ResampledAP(other, max_detections=max_detections)],
+            [ResampledAP(pair, max_detections=max_detections)],
             generator=np.random.default_rng(0),
         )
     return {
@@ -160,8 +156,7 @@ def _compare(
 
 
 def _diagnose(
-    results: Results,
-    truth: Mapping[str, Any],
+    pair: "EvaluationPair",
     *,
     max_detections: int,
     sizes: Sequence[float] | None,
@@ -174,7 +169,7 @@ def _diagnose(
     from sniper.reports.curves import draw_precision, show_diagnosis
 
     bins = PAPER_SIZES if sizes is None else (*sizes, math.inf)
-    diagnosis = diagnose(results, truth, max_detections=max_detections, sizes=bins)
+    diagnosis = diagnose(pair, max_detections=max_detections, sizes=bins)
     answer: dict[str, Any] = {}
     if curve is not None:
         draw_precision(diagnosis, curve)
@@ -183,5 +178,5 @@ def _diagnose(
         answer |= diagnosis.as_dict()
     elif details:
         for table in show_diagnosis(diagnosis):
-            Console().print(table)
+            print_table(table)
     return answer

@@ -1,56 +1,212 @@
 """Image files named on the command line by path, folder, pattern or list."""
 
-from collections.abc import Iterable, Sequence
-from glob import glob
+import codecs
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
 
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, count_and_list
+from sniper.files import expand_path, matches_pattern, read_bytes
+
+_IGNORED = frozenset(
+    {"@eadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", "system volume information", "desktop.ini"}
+    | {"thumbs.db"}
+)
+"""Names, in lower case, that systems give to thumbnails, attributes and trash; others of these start with a dot."""
+
+_HIDDEN, _UNREADABLE = "hidden with images", "folders that cannot be read"
+_BROKEN, _SPECIAL, _BARE = "broken links", "pipes, sockets or devices", "without a suffix"
+_OTHER_CONTENT = "with the suffix but not the content of an image"
+_NAMED = (_HIDDEN, _UNREADABLE, _BROKEN, _SPECIAL, _OTHER_CONTENT)  # kinds whose names are listed
+_MAX_HIDDEN = 10_000  # names in a hidden folder that are compared with suffixes of images
 
 
-def find_image_files(arguments: Sequence[str]) -> list[Path]:
+@dataclass(frozen=True)
+class SearchedFiles:
+    """The image files that arguments stand for.
+
+    Attributes:
+        images: each once, in the order of the arguments; those of a folder or pattern are sorted.
+        warnings: what else is there, a line for each argument.
+    """
+
+    images: list[Path]
+    warnings: list[str]
+
+
+def find_image_files(arguments: Sequence[str]) -> SearchedFiles:
     """Find the image files that arguments stand for.
 
     Args:
         arguments: image files, folders (searched recursively), glob patterns, and text files (`.txt`) with one path per
-            line, relative to the text file.
-
-    Returns:
-        Each file once, in the order of the arguments; those of a folder or pattern are sorted.
+            line, relative to the text file. Of folders and patterns, the files are taken whose content starts like that
+            of an image and whose suffix, if they have one, is that of a format that can be decoded. Hidden files and
+            folders, thumbnails and trash are passed over. `~` and `$NAME` are expanded.
 
     Raises:
-        ConfigError: if a list cannot be read, or an argument stands for no image.
+        ConfigError: if a list or a folder cannot be read, or an argument stands for no image.
     """
-    files: dict[Path, None] = {}
+    images: dict[Path, None] = {}
+    warnings = []
     for argument in arguments:
         if not argument:
             raise ConfigError("an image file has an empty name")
-        paths = _expand(argument)
+        walk = _Walk()
+        paths = _expand(expand_path(argument), walk)
+        others = walk.describe_others()
         if not paths:
-            raise ConfigError(f"{argument}: no image is there")
-        files |= dict.fromkeys(paths)
-    return list(files)
+            raise ConfigError(f"{argument}: no image is there" + (f"; there are {others}" if others else ""))
+        if others:
+            warnings.append(f"{argument}: passed over {others}")
+        images |= dict.fromkeys(paths)
+    return SearchedFiles(list(images), warnings)
 
 
-def _expand(argument: str) -> list[Path]:
-    path = Path(argument)
+def _expand(path: Path, walk: "_Walk") -> list[Path]:
     if path.is_dir():
-        return _images_among(path.rglob("*"))
+        return sorted(Path(entry.path) for entry in walk.files(path) if walk.is_image(entry))
+    if not os.path.lexists(path) and has_magic(str(path)):
+        return sorted(_match(path, walk))
     if path.suffix.lower() == ".txt":
         return _read_list(path)
-    if not path.exists() and any(mark in argument for mark in "*?["):
-        return _images_among(Path(name) for name in glob(argument, recursive=True))
     return [path]
 
 
-def _images_among(paths: Iterable[Path]) -> list[Path]:
-    from sniper.data.images.files import SUFFIXES
+class _Walk:
+    """A search of folders that counts what it passes over. Each folder is searched once, whatever links lead to it."""
 
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    def __init__(self) -> None:
+        from sniper.data.images.formats import image_suffixes
+
+        self._suffixes = image_suffixes()
+        self._others: dict[str, list[str]] = defaultdict(list)
+
+    def files(self, folder: Path) -> Iterator[os.DirEntry[str]]:
+        """Yield all that is not a folder, in and below a folder; folders behind links come last.
+
+        Raises:
+            ConfigError: if the folder cannot be read; those below it are counted.
+        """
+        folders, links = [str(folder)], list[str]()
+        seen = set[tuple[int, int]]()
+        while folders or links:
+            path = folders.pop() if folders else links.pop(0)
+            try:
+                status = os.stat(path)
+                with os.scandir(path) as scanned:
+                    entries = sorted(scanned, key=lambda entry: entry.name)
+            except OSError as error:
+                if path == str(folder):
+                    raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+                self._others[_UNREADABLE].append(path)
+                continue
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in entries:
+                if _is_ignored(entry.name):
+                    if self._has_images(entry):
+                        self._others[_HIDDEN].append(entry.path)
+                elif not _is_folder(entry):
+                    yield entry
+                else:
+                    (links if entry.is_symlink() else folders).append(entry.path)
+
+    def is_image(self, path: os.DirEntry[str] | Path) -> bool:
+        """Check whether a file is an image; count it as something else if it is not."""
+        from sniper.data.images.encoded import has_image_content
+
+        suffix = os.path.splitext(path.name)[1].lower()
+        is_bare = suffix in ("", ".")
+        if is_bare or suffix in self._suffixes:
+            if not _is_file(path):
+                self._others[_BROKEN if path.is_symlink() else _SPECIAL].append(os.fspath(path))
+                return False
+            if has_image_content(Path(path)):
+                return True
+            self._others[_BARE if is_bare else _OTHER_CONTENT].append(os.fspath(path))
+        else:
+            self._others[suffix].append(os.fspath(path))
+        return False
+
+    def describe_others(self) -> str:
+        """Describe what was passed over: how many files of each kind; empty if there was nothing."""
+        from sniper.data.images.formats import EXTRAS
+
+        parts = []
+        for kind, paths in sorted(self._others.items()):
+            part = f"{len(paths)} {kind}"
+            if kind in _NAMED:
+                part += f" ({count_and_list(paths, separator=', ')})"
+            elif kind in EXTRAS:
+                part += f" (pip install 'sniper-det[{EXTRAS[kind]}]')"
+            parts.append(part)
+        return ", ".join(parts)
+
+    def _has_images(self, entry: os.DirEntry[str]) -> bool:
+        """Check by suffixes whether a hidden entry is an image, or a folder with images."""
+        names: Iterator[str] = iter([entry.name])
+        if entry.is_dir(follow_symlinks=False):
+            names = (name for _, _, listed in os.walk(entry.path) for name in listed)
+        return any(os.path.splitext(name)[1].lower() in self._suffixes for name in islice(names, _MAX_HIDDEN))
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _IGNORED
+
+
+def _is_file(path: os.DirEntry[str] | Path) -> bool:
+    """Check for a regular file, or a link to one; most entries of a folder need no call of the system."""
+    is_plain = isinstance(path, os.DirEntry) and path.is_file(follow_symlinks=False)
+    return is_plain or os.path.isfile(path)  # False for a link in a circle, too
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _match(pattern: Path, walk: _Walk) -> Iterator[Path]:
+    """Yield the image files that match a pattern; `**` stands for any number of folders."""
+    base, parts = Path(), list(pattern.parts)
+    while parts and (not has_magic(parts[0]) or os.path.lexists(base / parts[0])):
+        base /= parts.pop(0)
+    if "**" not in parts:
+        files = (base / name for name in glob(os.path.join(*parts), root_dir=base))
+        yield from (path for path in files if not path.is_dir() and walk.is_image(path))
+        return
+    start = parts.index("**")
+    folders = (
+        [base / name for name in sorted(glob(os.path.join(*parts[:start]), root_dir=base))]
+        if start
+        else [base]
+    )
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        for entry in walk.files(folder):
+            path = Path(entry.path)
+            if matches_pattern(path.relative_to(folder).parts, parts[start:]) and walk.is_image(entry):
+                yield path
 
 
 def _read_list(path: Path) -> list[Path]:
+    """Read a list of paths: UTF-8 or, with a mark at its start, UTF-16; other bytes are kept as in names of files."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_bytes(path)
+        is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16") if is_utf_16 else os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+        if "\0" in text:
+            raise ValueError("it is not text")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as a list of images ({error.strerror})") from error
+    except ValueError as error:
         raise ConfigError(f"{path}: cannot be read as a list of images ({error})") from error
-    return [path.parent / line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
+    return [path.parent / expand_path(line, folder=path.parent) for line in lines if line]

@@ -20,19 +20,35 @@ def load_config(config: Path | None) -> "ExperimentSpec":
     return ExperimentSpec() if config is None else load_experiment(config)
 
 
-def load_annotations(annotations: Path, *, images: Path | None) -> "Dataset":
-    """Load a data set whose image files are not needed, and print its warnings."""
+def load_annotations(
+    annotations: Path,
+    *,
+    images: Path | None,
+    split: str | None = None,
+    data: "DataSpec | None" = None,
+    has_images: bool = False,
+) -> "Dataset":
+    """Load a data set, and print its warnings except those of image files that are skipped."""
     from sniper.data.datasets import load_dataset
+    from sniper.data.datasets.check import SKIPPED
+    from sniper.data.spec import DataSpec
 
     if images is not None and not images.is_dir():
         raise ConfigError(f"--images {images}: no such folder")
-    dataset = load_dataset(annotations, image_root=images, has_images=False)
-    print_warnings(dataset.warnings)
+    dataset = load_dataset(
+        annotations, image_root=images, split=split, has_images=has_images, data=data or DataSpec()
+    )
+    print_warnings(line for line in dataset.warnings if SKIPPED not in line)
     return dataset
 
 
 def load_images(
-    annotations: Path, *, images: Path | None, data: "DataSpec", has_images: bool = True
+    annotations: Path,
+    *,
+    images: Path | None,
+    data: "DataSpec",
+    split: str | None = None,
+    has_images: bool = True,
 ) -> "Dataset":
     """Load a data set with its image files, read as an experiment specifies, and print its warnings."""
     from sniper.data.datasets import load_dataset
@@ -40,6 +56,7 @@ def load_images(
     dataset = load_dataset(
         annotations,
         image_root=images,
+        split=split,
         has_images=has_images,
         data=data,
     )
@@ -56,6 +73,13 @@ def load_split(
 
     callbacks = Callbacks(on_warning=lambda message: print_warnings([message]))
     return pipeline.load_split(spec, split, has_images=has_images, callbacks=callbacks)
+
+
+def scored_split(annotations: Path, split: str | None) -> str | None:
+    """Return the split that a command scores: the one given, else val, else test, else None."""
+    from sniper.data.datasets.load import find_scored_split
+
+    return find_scored_split(annotations) if split is None else split
 
 
 def check_parent(path: Path) -> None:

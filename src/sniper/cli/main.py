@@ -5,22 +5,26 @@ error. With `--json` standard output contains one JSON object and nothing else; 
 standard error. Commands import torch in their bodies, so that `--help` is fast.
 """
 
+import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from cyclopts import App, CycloptsError, UnknownOptionError
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from rich.console import Console
 
 from sniper import __version__
 from sniper.cli.check import check
 from sniper.cli.chips import chips
+from sniper.cli.convert import convert
 from sniper.cli.demo import demo
 from sniper.cli.evaluate import evaluate
 from sniper.cli.mine import mine
-from sniper.cli.options import RENAMED
-from sniper.cli.output import console, print_error
+from sniper.cli.options import RENAMED, convert_argument
+from sniper.cli.output import console, print_error, print_warnings
 from sniper.cli.plan import plan
 from sniper.cli.predict import predict
 from sniper.cli.recipes import recipes
@@ -37,11 +41,13 @@ app = App(
     help_format="plaintext",
     group_parameters="Options",
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(converter=convert_argument),
 )
 
 _COMMANDS: dict[Callable[..., None], str] = {
     plan: "ANNOTATIONS",
     check: "ANNOTATIONS",
+    convert: "SOURCE OUT --to FORMAT",
     chips: "ANNOTATIONS",
     train: "CONFIG [--SECTION.FIELD VALUE]...",
     mine: "RUN [ANNOTATIONS]",
@@ -64,6 +70,9 @@ for _position, (_command, _arguments) in enumerate(_COMMANDS.items()):
 
 def main() -> None:
     """Run the command line and exit."""
+    warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may have characters that an older terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
     if code and os.environ.get("WORLD_SIZE", "1") != "1":
         # Under torchrun the other processes may be waiting for this one in a collective call.
@@ -95,6 +104,11 @@ def run(arguments: Sequence[str]) -> int:
         console.print("stopped")
         return 130
     return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning of the package or of a library in one line."""
+    print_warnings([str(message)])
 
 
 def _describe(error: CycloptsError) -> str:

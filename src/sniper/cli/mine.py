@@ -1,13 +1,23 @@
 """`sniper mine`: collect proposals on the training images, for negative chips."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from sniper.cli.inputs import load_images, load_split
-from sniper.cli.options import Device, Images, Json, default, output_option
+from sniper.cli.options import (
+    ANNOTATIONS_HELP,
+    Device,
+    FollowLinks,
+    Images,
+    Json,
+    TrainSplit,
+    default,
+    output_option,
+)
 from sniper.cli.output import print_result
 from sniper.cli.progress import show_progress
 from sniper.errors import ConfigError
@@ -21,11 +31,15 @@ def mine(
     run: Annotated[Path, Parameter(help="Folder of the run.")],
     annotations: Annotated[
         Path | None,
-        Parameter(help="COCO JSON file of the images.", show_default=default("data.train of the run")),
+        Parameter(
+            help=f"Data set of the images. {ANNOTATIONS_HELP}", show_default=default("data.train of the run")
+        ),
     ] = None,
     /,
     *,
     images: Images = None,
+    split: TrainSplit = None,
+    follow_links: FollowLinks = False,
     detections: Annotated[
         Path | None,
         Parameter(
@@ -44,7 +58,7 @@ def mine(
     """
     started = time.monotonic()
     from sniper.config.loading import load_experiment
-    from sniper.evaluation.coco import load_detections
+    from sniper.evaluation.results import load_detections
     from sniper.inference.mining import mine as mine_run
     from sniper.inference.mining import proposals_from_detections
     from sniper.runs.processes import Processes, select_device
@@ -52,7 +66,9 @@ def mine(
 
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
-    dataset = _load_dataset(spec, annotations, images, has_images=detections is None)
+    if follow_links:
+        spec = replace(spec, data=replace(spec.data, follow_links=True))
+    dataset = _load_dataset(spec, annotations, images, split, has_images=detections is None)
     folder = output or run / "proposals"
     chosen = select_device(device if detections is None else "cpu")
     with (
@@ -91,12 +107,15 @@ def _load_dataset(
     spec: "ExperimentSpec",
     annotations: Path | None,
     images: Path | None,
+    split: str | None,
     *,
     has_images: bool,
 ) -> "Dataset":
     """Load the annotations given, or those that the run is trained on."""
     if annotations is not None:
-        return load_images(annotations, images=images, data=spec.data, has_images=has_images)
+        return load_images(annotations, images=images, split=split, data=spec.data, has_images=has_images)
+    if split is not None:
+        raise ConfigError("--split requires ANNOTATIONS; the run has the split of its own data set")
     if images is not None:
         raise ConfigError("--images requires ANNOTATIONS; the run has the image folder of its own data set")
     return load_split(spec, "train", has_images=has_images)

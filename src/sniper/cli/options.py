@@ -1,10 +1,12 @@
 """Options shared by commands: the same name, check and help text everywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter, Token, convert, validators
+
+from sniper.files import expand_path
 
 RENAMED = {"--image-root": "--images"}
 """Options of earlier versions, and the options that replace them."""
@@ -30,9 +32,30 @@ def flag(text: str) -> Parameter:
     return Parameter(negative=(), show_default=False, help=text)
 
 
+def convert_argument(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert the text of an argument to its type, with `~` and `$NAME` expanded in paths."""
+    value = convert(kind, tokens)
+    return expand_path(value) if isinstance(value, Path) else value
+
+
 at_least_1 = validators.Number(gte=1)
 
-Annotations = Annotated[Path, Parameter(help="COCO JSON file.")]
+ANNOTATIONS_HELP = "COCO JSON file, YOLO's data.yaml, or a folder in a common format (docs/formats.md)."
+"""What a command accepts as a data set."""
+
+Annotations = Annotated[Path, Parameter(help=ANNOTATIONS_HELP)]
+
+
+def split_option(default: str) -> Parameter:
+    """Build the option for the split of a data set; `default` describes which it is without the option."""
+    return Parameter(
+        help="Split of the data set: train, val, test, another name in it, or all.",
+        show_default=lambda _: default,
+    )
+
+
+TrainSplit = Annotated[str | None, split_option("train, or everything where there are no splits")]
+ScoredSplit = Annotated[str | None, split_option("val, else test, else everything")]
 Config = Annotated[
     Path | None,
     Parameter(
@@ -47,8 +70,11 @@ Images = Annotated[
     Path | None,
     Parameter(
         help="Folder that the file names in the annotations are relative to.",
-        show_default=default("`images` beside the annotations, or their own folder"),
+        show_default=default("the one that has the files, such as `images` beside the annotations"),
     ),
+]
+FollowLinks = Annotated[
+    bool, flag("Open image files that are links to files outside the folder of the images.")
 ]
 Count = Annotated[int, Parameter(validator=at_least_1)]
 Limit = Annotated[int | None, Parameter(validator=at_least_1, help="Use only the first LIMIT images.")]

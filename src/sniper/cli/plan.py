@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
-from rich.console import Console
 
 from sniper.cli.inputs import load_annotations, load_config
 from sniper.cli.options import (
     Annotations,
     Config,
     Count,
+    FollowLinks,
     Images,
     Json,
     Proposals,
     Seed,
+    TrainSplit,
     default,
     output_option,
 )
-from sniper.cli.output import console, print_result
+from sniper.cli.output import console, print_line, print_result, print_table
 
 if TYPE_CHECKING:
     from sniper.planning.page import PlanPage
@@ -35,6 +36,8 @@ def plan(
     config: Config = None,
     proposals: Proposals = None,
     images: Images = None,
+    split: TrainSplit = None,
+    follow_links: FollowLinks = False,
     output: Annotated[
         Path | None,
         output_option("Folder for plan.html and suggested.yaml.", default="plans/FOLDER_NAME of ANNOTATIONS"),
@@ -72,13 +75,16 @@ def plan(
     spec = load_config(config)
     if batch_size is not None:
         spec = replace(spec, train=replace(spec.train, batch_size=batch_size))
-    dataset = load_annotations(annotations, images=images)
+    if follow_links:
+        spec = replace(spec, data=replace(spec.data, follow_links=True))
+    dataset = load_annotations(annotations, images=images, split=split, data=spec.data)
     folder = output or Path("plans") / f"{annotations.absolute().parent.name}_{annotations.stem}"
     with console.status("searching for a pyramid"):
         page = planning.plan(
             dataset,
             experiment=spec,
             images=images,
+            split=split,
             proposals=proposals,
             num_levels=levels,
             share=share,
@@ -108,16 +114,11 @@ def _show(page: "PlanPage", folder: Path) -> None:
         parts.append(
             f"{cost.num_negatives_per_epoch:,} negative chips per epoch, out of {cost.num_negatives:,}"
         )
-    out = Console()
-    out.print("; ".join(parts), highlight=False)
+    print_line("; ".join(parts))
     for table in (draw_levels(cost), draw_pixels(cost), draw_suggestions(page)):
-        out.print(table)
-    out.print(f"page:   {folder / 'plan.html'}", soft_wrap=True, markup=False)
+        print_table(table)
+    print_line(f"page:   {folder / 'plan.html'}")
     if page.suggested_yaml:
-        out.print(f"train:  sniper train {folder / 'suggested.yaml'}", soft_wrap=True, markup=False)
+        print_line(f"train:  sniper train {folder / 'suggested.yaml'}")
     else:
-        out.print(
-            "no pyramid brings that many boxes to a useful size; try a lower --share",
-            soft_wrap=True,
-            markup=False,
-        )
+        print_line("no pyramid brings that many boxes to a useful size; try a lower --share")

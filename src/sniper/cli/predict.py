@@ -1,16 +1,27 @@
 """`sniper predict`: detect objects in images with the detector of a run."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from sniper.cli.images import find_image_files
-from sniper.cli.inputs import load_images, load_split
-from sniper.cli.options import Device, Images, Json, Limit, default, flag, output_option
+from sniper.cli.inputs import load_images, load_split, scored_split
+from sniper.cli.options import (
+    ANNOTATIONS_HELP,
+    Device,
+    FollowLinks,
+    Images,
+    Json,
+    Limit,
+    ScoredSplit,
+    default,
+    flag,
+    output_option,
+)
 from sniper.cli.output import print_result, print_warnings
 from sniper.cli.progress import show_progress
 from sniper.errors import ConfigError
@@ -18,9 +29,12 @@ from sniper.errors import ConfigError
 if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
+    from sniper.data.datasets.categories import CategoryMatch
     from sniper.geometry import Detections
     from sniper.inference.detector import Detector
     from sniper.inference.results import ImageToSearch
+
+_MAX_STEM = 60  # characters: names of files have at most 255 bytes
 
 
 def predict(
@@ -36,11 +50,13 @@ def predict(
     annotations: Annotated[
         Path | None,
         Parameter(
-            help="COCO JSON file whose images are searched; results have its image ids.",
+            help=f"Data set whose images are searched; results have its image ids. {ANNOTATIONS_HELP}",
             show_default=default("data.test of the run"),
         ),
     ] = None,
     images: Images = None,
+    split: ScoredSplit = None,
+    follow_links: FollowLinks = False,
     output: Annotated[
         Path | None, output_option("COCO result file to write.", default="RUN/detections.json")
     ] = None,
@@ -66,13 +82,18 @@ def predict(
 
     opened = Run.open(run)
     spec = load_experiment(opened.config_path)
-    truth = _load_truth(spec, files, annotations, images)
-    sources = _list_images(files, truth)[:limit]
+    if follow_links:
+        spec = replace(spec, data=replace(spec.data, follow_links=True))
+    truth = _load_truth(spec, files, annotations, images, split)
+    sources = _list_images(_find_files(files) if truth is None else truth)[:limit]
     chosen = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
     detector = Detector.load(opened, chosen, spec=spec)
-    drawer = None if draw is None else _drawer(draw, sources, truth, detector=detector, run=run)
+    match = _match(detector, truth, run=run)
+    if Processes.from_environment().is_first:
+        print_warnings(_describe(match))
+    drawer = None if draw is None else _drawer(draw, sources, truth, detector=detector, match=match)
     started = time.monotonic()
     with (
         Processes.from_environment().process_group(chosen) as processes,
@@ -82,6 +103,7 @@ def predict(
             detector,
             sources,
             target,
+            match=match,
             source={"weights": sha256(opened.weights_path), "model": asdict(spec.model)},
             resume=resume,
             processes=processes,
@@ -91,10 +113,11 @@ def predict(
     if not processes.is_first:
         return
     if report.num_full:
+        noun = "image has" if report.num_full == 1 else "images have"
         print_warnings(
             [
-                f"{report.num_full} images have more detections than predict.max_detections = "
-                f"{spec.predict.max_detections}; only the best are kept"
+                f"{report.num_full} {noun} as many detections as predict.max_detections allows "
+                f"({spec.predict.max_detections}); if there were more, only the best are kept"
             ]
         )
     print_result(
@@ -115,28 +138,38 @@ def _load_truth(
     files: Sequence[str],
     annotations: Path | None,
     images: Path | None,
+    split: str | None,
 ) -> "Dataset | None":
     """Load the data set whose images are searched; None if image files are given instead."""
     if files and annotations is not None:
         raise ConfigError("expected either image files or --annotations, not both")
     if images is not None and annotations is None:
         raise ConfigError("--images requires --annotations")
+    if split is not None and annotations is None:
+        raise ConfigError("--split requires --annotations")
     if files:
         return None
     if annotations is not None:
-        return load_images(annotations, images=images, data=spec.data)
+        return load_images(annotations, images=images, split=scored_split(annotations, split), data=spec.data)
     return load_split(spec, "test")
 
 
-def _list_images(files: Sequence[str], truth: "Dataset | None") -> list["ImageToSearch"]:
-    """List the images of the data set or, without one, the image files, numbered from 1."""
+def _find_files(arguments: Sequence[str]) -> list[Path]:
+    """Find the image files that arguments stand for, and print what else is there."""
+    found = find_image_files(arguments)
+    print_warnings(found.warnings)
+    return found.images
+
+
+def _list_images(images: "Dataset | list[Path]") -> list["ImageToSearch"]:
+    """List the images of a data set, or image files, numbered from 1."""
     from sniper.inference.results import ImageToSearch
 
-    if truth is not None:
-        return [ImageToSearch(image_id=record.image_id, path=record.path) for record in truth]
+    if not isinstance(images, list):
+        return [ImageToSearch(image_id=record.image_id, path=record.path, record=record) for record in images]
     return [
         ImageToSearch(image_id=number, path=path, file_name=str(path))
-        for number, path in enumerate(find_image_files(files), start=1)
+        for number, path in enumerate(images, start=1)
     ]
 
 
@@ -154,23 +187,46 @@ def _drawer(
     truth: "Dataset | None",
     *,
     detector: "Detector",
-    run: Path,
+    match: "CategoryMatch",
 ) -> Callable[[int, "Detections"], None]:
     """Build the callback that draws the detections of an image beside its annotations."""
-    from sniper.data.images.files import open_image
+    from sniper.inference.sources import open_source
     from sniper.reports.pictures import draw_detections
-
-    if truth is not None and truth.categories != detector.categories:
-        raise ConfigError(f"--draw: the categories of {truth.path} are not those of {run}")
 
     def draw(index: int, detections: "Detections") -> None:
         image = sources[index]
         draw_detections(
-            open_image(image.path, detector.data.read),
-            detections,
-            folder / f"{image.image_id:06d}_{image.path.stem}.png",
-            categories=detector.categories,
+            open_source(image.record or image.path, detector.data.read),
+            match.relabel(detections),
+            folder / _picture_name(index, image),
+            categories=match.categories,
             ground_truth=None if truth is None else truth[index],
         )
 
     return draw
+
+
+def _match(detector: "Detector", truth: "Dataset | None", *, run: Path) -> "CategoryMatch":
+    """Match the classes of the detector with the categories of the data set that is searched, if there is one."""
+    from sniper.data.datasets.categories import match_categories
+
+    return match_categories(
+        detector.categories,
+        () if truth is None else truth.categories,
+        classes_of=str(run),
+        categories_of="" if truth is None else str(truth.path),
+    )
+
+
+def _describe(match: "CategoryMatch") -> Iterator[str]:
+    """Yield the differences between the classes of the detector and the categories, and what they lead to."""
+    yield from match.warnings
+    if match.added:
+        ids = ", ".join(f"{category.name!r} {category.category_id}" for category in match.added)
+        yield f"detections of classes that the data set lacks are written with ids that it does not use: {ids}"
+
+
+def _picture_name(index: int, image: "ImageToSearch") -> str:
+    """Return a name that no other image has: by its id or, if that is text, by its position."""
+    number = image.image_id if isinstance(image.image_id, int) else index + 1
+    return f"{number:06d}_{image.path.stem[:_MAX_STEM]}.png"

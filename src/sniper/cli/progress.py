@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sniper.cli.output import console
+from sniper.cli.output import console, print_progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -25,9 +25,9 @@ def show_progress(*, is_shown: bool = True) -> Iterator["ProgressBars"]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeRemainingColumn(),
     )
     has_bars = is_shown and console.is_terminal
@@ -62,7 +62,7 @@ class ProgressBars:
     def scores(self, epoch: float, scores: Mapping[str, float]) -> None:
         """Print the scores on the test images."""
         text = "  ".join(f"{name} {scores[name]:.3f}" for name in ("ap", "ap50", "ap75", "ar_100"))
-        console.print(f"epoch {epoch:g}  {text}")
+        print_progress(f"epoch {epoch:g}  {text}")
 
     def _show_images(self, stage: str, num_done: int, num_images: int) -> None:
         text = f"{num_done} of {num_images} images"
@@ -74,5 +74,5 @@ class ProgressBars:
         self._progress.update(self._tasks[stage], completed=done, total=total, text=text)
         now = time.monotonic()
         if self._has_lines and (now - self._last_line > _SECONDS_BETWEEN_LINES or done == total):
-            console.print(f"{stage}  {unit} {done}  {text}")
+            print_progress(f"{stage}  {unit} {done}  {text}")
             self._last_line = now

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from sniper.config.experiment import ExperimentSpec
 from sniper.config.recipes import find_recipe
 from sniper.errors import ConfigError
+from sniper.files import expand_path, read_bytes
 
 _VALIDATOR = TypeAdapter(ExperimentSpec)
 
@@ -78,6 +79,7 @@ _FREE_TO_CHANGE = (
     "data.test",
     "data.num_workers",
     "data.on_bad_image",
+    "data.follow_links",
     "data.cache.gigabytes",
     "predict",
     "mine.batch_megapixels",
@@ -114,7 +116,7 @@ def load_experiment(
 
     Args:
         path: a YAML file, or the name of a recipe (see `list_recipes`) where no such file exists. Relative paths in a
-            file start from its folder.
+            file start from its folder. `~` and `$NAME` are expanded.
         overrides: values by dotted name, such as `train.epochs`, written as in YAML. Relative paths among them start
             from the working folder.
         base: values of the fields that neither the file nor the overrides give; by default those of `ExperimentSpec`.
@@ -122,10 +124,10 @@ def load_experiment(
     Raises:
         ConfigError: naming all problems of the file and the overrides, with the nearest known name for unknown ones.
     """
-    path = Path(path)
+    path = expand_path(path)
     source = path if path.exists() else find_recipe(path)
     try:
-        text = source.read_text(encoding="utf-8")
+        text = read_bytes(source).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return parse_experiment(text, source=path, overrides=overrides, base=base)
@@ -152,6 +154,7 @@ def parse_experiment(
         _resolve_paths(change, folder=Path())
         values = _merged(values, change)
     try:
+        _check_encodable(values, source=source)
         # As JSON: a strict spec takes lists for tuples and mappings for dataclasses only there.
         return _VALIDATOR.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
@@ -197,6 +200,19 @@ def _parse_yaml(text: str, *, source: str) -> Any:
         raise ConfigError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
 
 
+def _check_encodable(values: Mapping[str, Any], *, source: Path) -> None:
+    """Refuse paths with bytes that are not UTF-8, which neither YAML nor JSON can express."""
+    names = [
+        name
+        for name, value in _flat(values).items()
+        if isinstance(value, str) and value.encode(errors="replace").decode() != value
+    ]
+    if names:
+        raise ConfigError(
+            f"{source}: {', '.join(names)}: expected a path in UTF-8; rename the folder or file, or link to it"
+        )
+
+
 def _nested(name: str, value: Any) -> dict[str, Any]:
     """Turn `a.b` and a value into sections."""
     for key in reversed(name.split(".")):
@@ -215,13 +231,13 @@ def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _resolve_paths(values: dict[str, Any], *, folder: Path) -> None:
-    """Make the relative paths among the values absolute, in place."""
+    """Expand `~` and `$NAME` in the paths among the values, and make them absolute, in place."""
     for *sections, last in _PATHS:
         inner: Any = values
         for section in sections:
             inner = inner.get(section) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and isinstance(inner.get(last), str) and inner[last]:
-            inner[last] = str((folder / inner[last]).absolute())
+            inner[last] = str((folder / expand_path(inner[last], folder=folder)).absolute())
 
 
 def _problems(error: ValidationError) -> list[str]:
@@ -329,5 +345,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return all values by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

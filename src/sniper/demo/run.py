@@ -13,11 +13,12 @@ from sniper.config.loading import dump_experiment
 from sniper.data.batches import ChipDataset
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import order_chips
-from sniper.data.images.files import open_image
+from sniper.data.reader import open_record
 from sniper.data.spec import DataSpec, SourceSpec
 from sniper.demo.shapes import ShapesSpec, draw_shapes
 from sniper.errors import RunError
-from sniper.evaluation.coco import evaluate, save_detections
+from sniper.evaluation.coco import evaluate
+from sniper.evaluation.results import save_detections
 from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.pipeline import run_stages
@@ -117,7 +118,7 @@ def run_demo(
     log("detecting objects in the test images")
     results = _detect(Detector.load(run, device, spec=spec), test_set, pictures=pictures)
     save_detections(folder / "detections.json", results)
-    scores = evaluate(results, test_set.to_coco()).as_dict()
+    scores = evaluate(results, test_set).as_dict()
     minutes = round((time.monotonic() - started) / 60, 2)
     return {"run": str(folder), "pictures": str(pictures), "minutes": minutes, **scores}
 
@@ -132,13 +133,12 @@ def _shapes_spec(num_images: int) -> ShapesSpec:
 def _detect(detector: Detector, dataset: Dataset, *, pictures: Path) -> list[dict[str, Any]]:
     """Detect objects in every image, return them as COCO results, and draw those of the first images."""
     results = []
-    paths = (record.path for record in dataset)
-    for index, (record, detections) in enumerate(zip(dataset, detector.predict_many(paths), strict=True)):
+    for index, (record, detections) in enumerate(zip(dataset, detector.predict_many(dataset), strict=True)):
         assert detections is not None
         results += to_coco(detections, image_id=record.image_id, categories=detector.categories)
         if index < _NUM_PICTURES:
             draw_detections(
-                open_image(record.path),
+                open_record(record, detector.data.read),
                 detections,
                 pictures / f"detections_{record.path.stem}.png",
                 categories=detector.categories,

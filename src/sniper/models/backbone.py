@@ -17,6 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from sniper.errors import ConfigError, WeightsError
+from sniper.files import check_regular
 from sniper.models.deformable import make_deformable
 from sniper.models.spec import BackboneSpec
 
@@ -117,6 +118,8 @@ def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
     overlay = None if spec.weights is None else {"file": spec.weights}
     rng_state = torch.get_rng_state()
     try:
+        if spec.weights is not None:
+            check_regular(spec.weights)
         trunk = build(pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm, the hub, the network and the file raise unrelated exceptions
         source = spec.weights or f"timm's weights for {spec.name}"

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sniper.errors import CheckpointError, count_and_list
+from sniper.files import check_regular
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mapping[str, Any]) -> None:
@@ -41,6 +42,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         CheckpointError: if the file is missing, truncated, or not written by `save_tensors`.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,9 @@ from PIL import Image
 from sniper.chips import ChipTable
 from sniper.chips.pyramid import LevelSpec
 from sniper.data.datasets import Dataset, ImageRecord
-from sniper.data.images.files import open_image
+from sniper.data.reader import open_record
 from sniper.data.spec import ReadSpec
-from sniper.errors import ImageError
+from sniper.errors import ImageError, printable
 from sniper.files import atomic_write
 from sniper.geometry.boxes import size
 from sniper.planning.cost import USEFUL_SIZES, CostPlan
@@ -78,6 +79,7 @@ class PlanPage:
             loader=jinja2.PackageLoader("sniper.planning", "."),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
+            finalize=lambda value: printable(value) if type(value) is str else value,  # names of files
         )
         environment.filters["resize"] = resize_rule
         html = environment.get_template("plan.html.j2").render(
@@ -204,9 +206,9 @@ def resize_rule(level: LevelSpec) -> str:
 
 def _thumbnail(record: ImageRecord, read: ReadSpec) -> str | None:
     """Read an image as a base64 JPEG thumbnail; None if there is no file."""
-    if not record.path.is_file():
+    if not os.path.lexists(record.path):
         return None
-    reader = open_image(record.path, read, sides=record.sides)
+    reader = open_record(record, read)
     most = 1 << max(max(record.width, record.height) // (2 * _THUMBNAIL_SIDE), 1).bit_length() - 1
     reduction = reader.largest_reduction(most)
     image = Image.fromarray(reader.read((0, 0, reader.width, reader.height), reduction=reduction))

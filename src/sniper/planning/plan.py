@@ -12,6 +12,7 @@ from sniper.config.loading import dump_changes, load_experiment
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.data.spec import SourceSpec
+from sniper.files import expand_path
 from sniper.inference.proposals import add_negatives, open_proposals
 from sniper.planning.cost import compute_cost, levels_megapixels
 from sniper.planning.page import PlanPage
@@ -26,6 +27,7 @@ def plan(
     *,
     experiment: ExperimentSpec | str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
+    split: str | None = None,
     proposals: str | os.PathLike[str] | None = None,
     num_levels: int | None = None,
     share: float = 0.99,
@@ -35,9 +37,11 @@ def plan(
     """Compute what training on chips would cost, and suggest pyramids.
 
     Args:
-        data: a data set, or its annotation file. The image files are not needed.
+        data: a data set, or its annotation file or folder. The image files are not needed where the annotations have
+            the sides of images.
         experiment: its pyramid is planned with; by default the paper's.
         images: folder that the file names are relative to; see `load_dataset`.
+        split: of the data set; see `load_dataset`.
         proposals: folder that `sniper mine` wrote; negative chips are chosen from it.
         num_levels: suggest a pyramid of this many levels; by default the cheapest of 1 to `MAX_LEVELS`.
         share: fraction of the boxes that a suggested pyramid must bring to a useful size.
@@ -57,10 +61,10 @@ def plan(
         >>> page.cost.mean_chips_per_image  # doctest: +SKIP
         >>> page.save(Path("plans/train"))  # doctest: +SKIP
     """
-    if not isinstance(data, Dataset):
-        data = load_dataset(data, image_root=images, has_images=False)
     if not isinstance(experiment, ExperimentSpec):
         experiment = ExperimentSpec() if experiment is None else load_experiment(os.fspath(experiment))
+    if not isinstance(data, Dataset):
+        data = load_dataset(data, image_root=images, split=split, has_images=False, data=experiment.data)
     boxes = to_image_boxes(data)
     table = choose_chips(data, experiment, proposals=proposals, seed=seed)
     cost = compute_cost(
@@ -70,7 +74,7 @@ def plan(
     suggestions = suggest_pyramids(boxes, base=experiment.pyramid, num_levels=levels, share=share)
     suggested_yaml = ""
     if suggestions:
-        source = _source(data, experiment, images=images)
+        source = _source(data, experiment, images=images, split=split)
         suggested_yaml = dump_changes(experiment.with_pyramid(suggestions[0].cost.pyramid, train=source))
     return PlanPage(
         dataset=data,
@@ -100,16 +104,24 @@ def choose_chips(
     table = choose_positive_chips(dataset, experiment.pyramid, generator=generator)
     if proposals is None:
         return table
-    store = open_proposals(Path(proposals), dataset)
+    store = open_proposals(expand_path(proposals), dataset)
     return add_negatives(table, store, experiment.negatives, pyramid=experiment.pyramid, generator=generator)
 
 
 def _source(
-    dataset: Dataset, experiment: ExperimentSpec, *, images: str | os.PathLike[str] | None
+    dataset: Dataset,
+    experiment: ExperimentSpec,
+    *,
+    images: str | os.PathLike[str] | None,
+    split: str | None,
 ) -> SourceSpec:
-    """Return the planned data set as the training set of an experiment, with the image root that was given."""
+    """Return the planned data set as the training set of an experiment, with image root and split as given."""
     path = dataset.path.absolute()
     root = images
     if images is None and Path(experiment.data.train.annotations) == path:
         root = experiment.data.train.images
-    return SourceSpec(annotations=str(path), images=None if root is None else str(Path(root).absolute()))
+    return SourceSpec(
+        annotations=str(path),
+        images=None if root is None else str(expand_path(root).absolute()),
+        split=split,
+    )

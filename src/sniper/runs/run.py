@@ -14,7 +14,7 @@ import torch
 
 from sniper.data.datasets import Category, DatasetIdentity
 from sniper.errors import CheckpointError, RunError
-from sniper.files import atomic_write
+from sniper.files import atomic_write, check_regular, read_bytes
 from sniper.models.weights import load_tensors
 from sniper.runs.checkpoints import EMA, OPTIMIZER, WEIGHTS, Checkpoint, remove_checkpoint, to_identity
 
@@ -93,6 +93,8 @@ class Run:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in entry.items()
         }
+        if self.metrics_path.exists():
+            check_regular(self.metrics_path)
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -101,7 +103,7 @@ class Run:
         if not self.metrics_path.exists():
             return []
         entries = []
-        for line in self.metrics_path.read_text().splitlines():
+        for line in read_bytes(self.metrics_path).decode().splitlines():
             with suppress(json.JSONDecodeError):
                 entries.append(json.loads(line))
         return entries

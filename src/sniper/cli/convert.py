@@ -1,0 +1,57 @@
+"""`sniper convert`: write a data set in another format."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from sniper.cli.options import Annotations, FollowLinks, Json, default, split_option
+from sniper.cli.output import print_result, print_warnings
+
+
+def convert(
+    source: Annotations,
+    out: Annotated[Path, Parameter(help="Folder to write, new or empty.")],
+    /,
+    *,
+    to: Annotated[Literal["coco", "yolo", "voc"], Parameter(help="Format to write.")],
+    split: Annotated[str | None, split_option("all, each under its name")] = None,
+    images: Annotated[
+        Literal["copy", "link", "none"],
+        Parameter(help="Copy the image files, create hard links to them, or write annotations alone."),
+    ] = "copy",
+    root: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder that the file names in SOURCE are relative to.",
+            show_default=default("the usual folder of its format"),
+        ),
+    ] = None,
+    follow_links: FollowLinks = False,
+    json: Json = False,
+) -> None:
+    """Write a data set as COCO JSON, YOLO or Pascal VOC.
+
+    Boxes are written as they are used: clipped to their images, without those that are dropped. Masks are not written.
+    """
+    started = time.monotonic()
+    from sniper.data.datasets.load import load_splits
+    from sniper.data.datasets.write import write_dataset
+    from sniper.data.spec import DataSpec
+
+    data = DataSpec(follow_links=follow_links)
+    splits = load_splits(source, image_root=root, split=split, has_images=images != "none", data=data)
+    for dataset in splits.values():
+        print_warnings(dataset.warnings)
+    print_warnings(f"{out}: {warning}" for warning in write_dataset(splits, out, to=to, images=images))
+    print_result(
+        {
+            "splits": list(splits) if any(splits) else [],
+            "num_images": sum(len(dataset) for dataset in splits.values()),
+            "num_boxes": sum(len(dataset.boxes) for dataset in splits.values()),
+            "seconds": round(time.monotonic() - started, 3),
+            "output": str(out),
+        },
+        is_json=json,
+    )
