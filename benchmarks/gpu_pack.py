@@ -94,12 +94,13 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         nargs="+",
+        action="extend",
         type=SourceData.parse,
         default=[],
         metavar="NAME=TRAIN.json,TEST.json",
         help="COCO JSON beside a folder `images`, the most important first",
     )
-    parser.add_argument("--weights", nargs="+", type=Path, default=[], help="safetensors")
+    parser.add_argument("--weights", nargs="+", action="extend", type=Path, default=[], help="safetensors")
     parser.add_argument("--provided", type=Path, default=BENCHMARKS / "gpu_provided.txt")
     parser.add_argument("--megabytes", type=float, default=60.0, help="largest size of the pack")
     parser.add_argument("--quality", type=int, default=80, help="of re-encoded JPEG")
