@@ -126,6 +126,8 @@ def build_setup(options: argparse.Namespace) -> Setup:
         train=replace(spec.train, batch_size=options.batch),
     )
     dataset = load_dataset(options.annotations, image_root=options.images)
+    if options.tiny:
+        dataset = dataset.select(np.arange(min(len(dataset), 16)))
     order = order_chips(
         dataset,
         spec.pyramid,
