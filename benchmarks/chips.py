@@ -59,12 +59,12 @@ def main() -> None:
 
 
 def time_coco(images: ImageBoxes) -> dict[str, Any]:
-    num_threads = numba.get_num_threads()
-    numba.set_num_threads(1)
+    config: Any = numba.config
+    num_threads, config.NUMBA_NUM_THREADS = config.NUMBA_NUM_THREADS, 1
     ours = median_seconds(lambda: choose(images)) / len(images)
     sample = images.select(np.flatnonzero(images.has_required)[:NAIVE_IMAGES])
     naive = median_seconds(lambda: choose_naively(sample), repeats=3) / len(sample)
-    numba.set_num_threads(num_threads)
+    config.NUMBA_NUM_THREADS = num_threads
     return {
         "images": len(images),
         "ms_per_image": ours * 1e3,

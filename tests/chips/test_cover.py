@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniper.chips import ChipTable, ImageBoxes, LevelSpec, PyramidSpec
-from sniper.chips.cover import cover, cover_dense, is_coverable
+from sniper.chips.cover import count_chips, cover, cover_dense, is_coverable
 from sniper.chips.pyramid import Level
 from sniper.geometry.boxes import is_inside
 from tests.chips.worlds import SMALL_PYRAMID, boxes_of, build_world, one_image, worlds
@@ -96,13 +96,25 @@ def test_a_box_is_covered_at_each_level_where_a_window_can(world: ImageBoxes) ->
 
 @given(worlds)
 def test_the_coverable_boxes_are_those_that_some_window_can_cover(world: ImageBoxes) -> None:
-    flags = is_coverable(SMALL_PYRAMID, world)
+    grid = {"chip_size": SMALL_PYRAMID.chip_size, "stride": SMALL_PYRAMID.stride}
+    flags = np.stack([is_coverable(level, world, **grid) for level in SMALL_PYRAMID.levels], axis=1)
     for image in range(len(world)):
         rows = slice(world.offsets[image], world.offsets[image + 1])
         for level in SMALL_PYRAMID.at(width=int(world.widths[image]), height=int(world.heights[image])):
             windows = windows_of(level, SMALL_PYRAMID)
             expected = coverage(world.boxes[rows], level, windows, SMALL_PYRAMID.chip_size).any(axis=0)
             np.testing.assert_array_equal(flags[rows, level.index], expected)
+
+
+@given(worlds)
+def test_the_chips_of_one_level_are_counted_as_they_are_chosen(world: ImageBoxes) -> None:
+    # All sizes at one level; the last level covers only what no window of the first can.
+    below = 1000.0
+    levels = (LevelSpec(factor=0.5, below=below), LevelSpec(long_side=64, at_least=below))
+    pyramid = dataclasses.replace(SMALL_PYRAMID, levels=levels)
+    count = count_chips(levels[0], world, chip_size=pyramid.chip_size, stride=pyramid.stride)
+    chosen = [int(cover_world(world, pyramid=pyramid, seed=seed).chips_per_level[0]) for seed in range(20)]
+    assert min(chosen) <= count <= max(chosen)
 
 
 @given(worlds)

@@ -4,9 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
-from sniper.cli.output import print_error, print_progress, print_result, print_warnings
+from sniper.cli.output import (
+    announce_compilation,
+    print_error,
+    print_progress,
+    print_result,
+    print_warnings,
+)
 from tests.cli.commands import SNIPER
 
 HOSTILE = "\x1b]0;title\x07[red]x[/red][/]:car:\x9b1m\udcb2\r\u202e"
@@ -31,6 +38,14 @@ def test_json_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.isascii()
     assert "\\u001b" in printed
     assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_compilation_is_announced_once(capsys: pytest.CaptureFixture[str], is_shown: bool) -> None:
+    with announce_compilation(is_shown=is_shown):
+        for number in range(2):
+            numba.njit(lambda value, number=number: value + number)(1)
+    assert capsys.readouterr().err.count("compiling kernels") == int(is_shown)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

@@ -39,13 +39,14 @@ def test_a_plan_is_printed_as_tables(
     folder: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    out = sniper.text("plan", "train.json", "--share", "0.9", "--levels", "2").out
+    out = sniper.text("plan", "train.json", "--config", "experiment.yaml").out
     plan = Path("plans") / f"{folder.name}_train"
     for text in (
         "12 boxes to cover",
-        "×1.667",
+        "up to",
         "one pass at 800×1333",
-        "as planned",
+        "suggested",
+        "in the experiment",
         str(plan / "plan.html"),
     ):
         assert text in out
@@ -56,6 +57,7 @@ def test_a_plan_is_printed_as_tables(
     ("options", "message"),
     [
         ("-o train.json", "exists"),
+        ("--useful-sizes 48 32", "--useful-sizes: expected two sizes, the smaller first, not 48 32"),
         ("--images none", "--images none: no such folder"),
         ("--proposals images -o plan", "no proposals"),
     ],
@@ -65,3 +67,12 @@ def test_options_that_cannot_be_used_are_refused(
 ) -> None:
     monkeypatch.chdir(folder)
     assert message in sniper.error("plan", "train.json", *options.split())
+
+
+def test_steps_are_measured_on_request(
+    folder: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    options = ("--config", "experiment.yaml", "--measure", "--device", "cpu")
+    assert sniper.json("plan", "train.json", *options)["measured"]["seconds_per_step"] > 0
+    assert "minutes per epoch" in sniper.text("plan", "train.json", *options).out

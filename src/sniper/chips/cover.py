@@ -7,13 +7,13 @@ window by one position. So the cost is linear in boxes plus grid cells, whatever
 not connected through shared windows are covered separately: in a large image only windows near boxes are visited.
 """
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sniper.chips.image_boxes import ImageBoxes
-from sniper.chips.pyramid import PyramidSpec
+from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
+from sniper.geometry.kernels import kernel, run_in_threads
 
 _IMAGES_AT_ONCE = 65_536
 _TOLERANCE = 1e-6  # level pixels; rounding errors of a box edge
@@ -74,32 +74,62 @@ def cover_dense(
     return _choose(pyramid, images, is_excluded=is_excluded, min_boxes=min_boxes, generator=generator)
 
 
-def is_coverable(pyramid: PyramidSpec, images: ImageBoxes) -> Bool[np.ndarray, "n l"]:
-    """Check which boxes some window of each level can cover, with the grid at offset 0.
+def count_chips(level: LevelSpec, images: ImageBoxes, *, chip_size: int, stride: int) -> int:
+    """Count the chips of one level that cover the required boxes whose size is in its range; see `cover`.
+
+    Boxes that no window can cover are left out.
 
     Args:
-        pyramid: levels, chip size and stride.
+        level: the level.
         images: the images and their boxes.
+        chip_size: side of a chip, level pixels.
+        stride: spacing of the grid, level pixels.
 
     Returns:
-        (n, l) one flag for each box and level.
+        The number of chips of all images. Equal arguments give equal numbers.
     """
-    flags = []
-    for level in pyramid.levels:
-        resized = level.resized(images.widths, images.heights)
-        is_inside = np.ones(len(images.boxes), dtype=np.bool_)
-        for axis, (sides, old) in enumerate(zip(resized, (images.widths, images.heights), strict=True)):
-            scale, side = (sides / old)[images.image_of_box], sides[images.image_of_box]
-            low, high = images.boxes[:, axis] * scale, np.minimum(images.boxes[:, axis + 2] * scale, side)
-            max_start = np.maximum(side - pyramid.chip_size, 0)
-            last = -(-max_start // pyramid.stride)
-            first_fit = np.clip(np.ceil((high - pyramid.chip_size - _TOLERANCE) / pyramid.stride), 0, last)
-            last_fit = np.where(
-                low + _TOLERANCE >= max_start, last, np.floor((low + _TOLERANCE) / pyramid.stride)
-            )
-            is_inside &= first_fit <= last_fit
-        flags.append(is_inside)
-    return np.stack(flags, axis=1)
+    counts, _ = _choose_in_group(
+        np.stack(level.resized(images.widths, images.heights))[None],
+        np.stack([images.widths, images.heights]).astype(np.int64),
+        images.offsets,
+        np.ascontiguousarray(images.boxes, dtype=np.float64),
+        images.is_required,
+        np.array([[level.at_least, level.below]]),
+        (chip_size, stride, 0, 0),
+        np.uint64(0),
+        np.zeros((len(images.boxes), 1), dtype=np.bool_),
+        np.ones(1, dtype=np.int64),
+        np.full(len(images.boxes), -1, dtype=np.int8),
+    )
+    return int(counts.sum())
+
+
+def is_coverable(
+    level: LevelSpec, images: ImageBoxes, *, chip_size: int, stride: int
+) -> Bool[np.ndarray, " n"]:
+    """Check which boxes some window of a level can cover, with the grid at offset 0.
+
+    Args:
+        level: the level.
+        images: the images and their boxes.
+        chip_size: side of a chip, level pixels.
+        stride: spacing of the grid, level pixels.
+
+    Returns:
+        (n,) one flag for each box, whatever its size.
+    """
+    image_of_box = images.image_of_box
+    is_inside = np.ones(len(images.boxes), dtype=np.bool_)
+    resized = level.resized(images.widths, images.heights)
+    for axis, (sides, old) in enumerate(zip(resized, (images.widths, images.heights), strict=True)):
+        scale, side = (sides / old)[image_of_box], sides[image_of_box]
+        low, high = images.boxes[:, axis] * scale, np.minimum(images.boxes[:, axis + 2] * scale, side)
+        max_start = np.maximum(side - chip_size, 0)
+        last = -(-max_start // stride)
+        first_fit = np.clip(np.ceil((high - chip_size - _TOLERANCE) / stride), 0, last)
+        last_fit = np.where(low + _TOLERANCE >= max_start, last, np.floor((low + _TOLERANCE) / stride))
+        is_inside &= first_fit <= last_fit
+    return is_inside
 
 
 def _choose(
@@ -171,17 +201,21 @@ def _choose_in_group(
     # Every chip covers at least one box of its level that no other chip does.
     buffer = np.empty((num_levels * len(boxes), 3), dtype=np.int32)
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
-    _cover_all(
-        level_sides, image_sides, offsets, boxes, is_required, bounds, grid, seed, is_excluded, min_boxes, moved_to,
-        buffer, counts,
-    )  # fmt: skip
+
+    def cover_slice(first: int, last: int) -> None:
+        _cover_images(
+            first, last, level_sides, image_sides, offsets, boxes, is_required, bounds, grid, seed, is_excluded,
+            min_boxes, moved_to, buffer, counts,
+        )  # fmt: skip
+
+    run_in_threads(cover_slice, offsets)
     starts = num_levels * offsets[:-1]
     firsts = np.cumsum(counts) - counts
     index = np.arange(counts.sum()) + np.repeat(starts - firsts, counts)
     return counts, buffer[index]
 
 
-@numba.njit(cache=True)
+@kernel
 def _mix(state: np.uint64) -> np.uint64:
     """Mix 64 bits (the finalizer of SplitMix64)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -189,20 +223,20 @@ def _mix(state: np.uint64) -> np.uint64:
     return state ^ (state >> np.uint64(31))
 
 
-@numba.njit(cache=True)
+@kernel
 def _num_positions(side: int, chip_size: int, stride: int, shift: int) -> int:
     """Count the windows along one axis: those on the grid, and those flush with the borders."""
     max_start = side - chip_size
     return 1 if max_start <= 0 else (max_start + shift + stride - 1) // stride + 1
 
 
-@numba.njit(cache=True)
+@kernel
 def _position(index: int, side: int, chip_size: int, stride: int, shift: int) -> int:
     """Return the left or top edge of a window."""
     return min(max(index * stride - shift, 0), max(side - chip_size, 0))
 
 
-@numba.njit(cache=True)
+@kernel
 def _interval(low: float, high: float, side: int, chip_size: int, stride: int, shift: int) -> tuple[int, int]:
     """Return the first and last window along one axis that contain [low, high]; first > last if none does."""
     last = _num_positions(side, chip_size, stride, shift) - 1
@@ -213,7 +247,7 @@ def _interval(low: float, high: float, side: int, chip_size: int, stride: int, s
     return first_fit, last_fit
 
 
-@numba.njit(cache=True)
+@kernel
 def _count_boxes(rects: np.ndarray, num_x: int, num_y: int) -> tuple[np.ndarray, np.ndarray]:
     """Count the boxes inside each window, and for each such count the windows that have it.
 
@@ -237,7 +271,7 @@ def _count_boxes(rects: np.ndarray, num_x: int, num_y: int) -> tuple[np.ndarray,
     return counts[:num_y, :num_x], num_windows
 
 
-@numba.njit(cache=True)
+@kernel
 def _sort_by_count(counts: np.ndarray, num_windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sort the windows that contain a box by their counts.
 
@@ -261,7 +295,7 @@ def _sort_by_count(counts: np.ndarray, num_windows: np.ndarray) -> tuple[np.ndar
     return windows, position, starts
 
 
-@numba.njit(cache=True)
+@kernel
 def _remove_box(
     rect: np.ndarray, counts: np.ndarray, windows: np.ndarray, position: np.ndarray, starts: np.ndarray
 ) -> None:
@@ -279,14 +313,14 @@ def _remove_box(
             counts[y, x] = count - 1
 
 
-@numba.njit(cache=True)
+@kernel
 def _draw(state: np.uint64, count: int) -> tuple[np.uint64, np.int64]:
     """Draw an integer below `count`; return the new random state and the integer."""
     state += np.uint64(0x9E3779B97F4A7C15)
     return state, np.int64(_mix(state) % np.uint64(count))
 
 
-@numba.njit(cache=True)
+@kernel
 def _pick_common(rects: np.ndarray, pick: np.ndarray, state: np.uint64) -> tuple[bool, np.uint64]:
     """Draw one of the windows that contain all boxes into `pick`; return whether there is any, and the new state."""
     left, right, top, bottom = rects[0]
@@ -301,7 +335,7 @@ def _pick_common(rects: np.ndarray, pick: np.ndarray, state: np.uint64) -> tuple
     return True, state
 
 
-@numba.njit(cache=True)
+@kernel
 def _drop_covered(rects: np.ndarray, num_left: int, x: int, y: int) -> int:
     """Move the boxes inside a window behind the remaining ones; return the number of remaining boxes."""
     r = 0
@@ -315,7 +349,7 @@ def _drop_covered(rects: np.ndarray, num_left: int, x: int, y: int) -> int:
     return num_left
 
 
-@numba.njit(cache=True)
+@kernel
 def _cover_group(
     rects: np.ndarray, min_boxes: int, picked: np.ndarray, state: np.uint64
 ) -> tuple[int, np.uint64]:
@@ -358,7 +392,7 @@ def _cover_group(
     return num_picked, state
 
 
-@numba.njit(cache=True)
+@kernel
 def _group(rects: np.ndarray) -> np.ndarray:
     """Sort boxes into groups, such that no window contains boxes of two groups.
 
@@ -408,7 +442,7 @@ def _group(rects: np.ndarray) -> np.ndarray:
     return starts[: num_groups + 1]
 
 
-@numba.njit(cache=True)
+@kernel
 def _pop_cell(
     newest: np.ndarray, older: np.ndarray, x: int, y: int, order: np.ndarray, num_ordered: int
 ) -> int:
@@ -422,7 +456,7 @@ def _pop_cell(
     return num_ordered
 
 
-@numba.njit(cache=True)
+@kernel
 def _cover_level(
     rects: np.ndarray, min_boxes: int, picked: np.ndarray, state: np.uint64
 ) -> tuple[int, np.uint64]:
@@ -435,8 +469,10 @@ def _cover_level(
     return num_picked, state
 
 
-@numba.njit(cache=True, parallel=True)
-def _cover_all(
+@kernel
+def _cover_images(
+    first_image: int,
+    last_image: int,
     level_sides: np.ndarray,
     image_sides: np.ndarray,
     offsets: np.ndarray,
@@ -451,11 +487,11 @@ def _cover_all(
     buffer: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    """Cover every image at every level; fill `moved_to`, `buffer` and `counts`."""
+    """Cover some images at every level; fill `moved_to`, `buffer` and `counts`."""
     chip_size, stride, shift_x, shift_y = grid
     num_levels = len(bounds)
     may_move = len(is_excluded) == 0
-    for image in numba.prange(len(counts)):
+    for image in range(first_image, last_image):
         first, last = offsets[image], offsets[image + 1]
         if first == last:
             continue

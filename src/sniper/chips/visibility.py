@@ -2,12 +2,12 @@
 
 from enum import IntEnum
 
-import numba
 import numpy as np
 from jaxtyping import Int
 
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.table import ChipTable
+from sniper.geometry.kernels import kernel, run_in_threads
 
 _TOLERANCE = 2e-6  # level pixels; rounding errors of a box edge
 
@@ -45,15 +45,22 @@ def chip_visibility(
     scales = np.stack([np.stack([w / images.widths, h / images.heights]) for w, h in resized])  # (l, 2, m)
     visibility = np.zeros((len(images.boxes), len(resized)), dtype=np.int8)
     num_boxes = np.zeros(len(table), dtype=np.int32)
-    _fill_visibility(
-        table.offsets, table.level, table.x, table.y, table.widths, table.heights, scales, images.offsets,
-        np.ascontiguousarray(images.boxes, dtype=np.float64), visibility, num_boxes,
-    )  # fmt: skip
+    boxes = np.ascontiguousarray(images.boxes, dtype=np.float64)
+
+    def fill_slice(first: int, last: int) -> None:
+        _fill_visibility(
+            first, last, table.offsets, table.level, table.x, table.y, table.widths, table.heights, scales,
+            images.offsets, boxes, visibility, num_boxes,
+        )  # fmt: skip
+
+    run_in_threads(fill_slice, images.offsets)
     return visibility, num_boxes
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel
 def _fill_visibility(
+    first_image: int,
+    last_image: int,
     chip_offsets: np.ndarray,
     levels: np.ndarray,
     lefts: np.ndarray,
@@ -66,8 +73,8 @@ def _fill_visibility(
     visibility: np.ndarray,
     num_boxes: np.ndarray,
 ) -> None:
-    """Fill `visibility` and `num_boxes`, see `chip_visibility`."""
-    for image in numba.prange(len(offsets) - 1):
+    """Fill `visibility` and `num_boxes` of some images, see `chip_visibility`."""
+    for image in range(first_image, last_image):
         for chip in range(chip_offsets[image], chip_offsets[image + 1]):
             level, width, height = levels[chip], widths[chip], heights[chip]
             scale_x, scale_y = scales[level, 0, image], scales[level, 1, image]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from sniper.cli.inputs import check_parent, load_annotations, load_config
 from sniper.cli.options import Annotations, Config, Images, Json, Proposals, Seed, TrainSplit, output_option
-from sniper.cli.output import print_result
+from sniper.cli.output import announce_compilation, print_result
 
 
 def chips(
@@ -32,7 +32,8 @@ def chips(
 
     spec = load_config(config)
     dataset = load_annotations(annotations, images=images, split=split, data=spec.data)
-    table = choose_chips(dataset, spec, proposals=proposals, seed=seed)
+    with announce_compilation():
+        table = choose_chips(dataset, spec, proposals=proposals, seed=seed)
     check_parent(output)
     table.save(output, pyramid=spec.pyramid, digest=dataset.digest)
     cost = compute_cost(

@@ -1,7 +1,8 @@
 """What commands print: their result on standard output, everything else on standard error."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -52,3 +53,27 @@ def print_warnings(messages: Iterable[str]) -> None:
     """Print warnings, one line each."""
     for message in messages:
         console.print(f"warning: {printable(message)}", soft_wrap=True)
+
+
+@contextmanager
+def announce_compilation(*, is_shown: bool = True) -> Iterator[None]:
+    """Print a line if kernels are compiled while the context is open: once after an installation or an update.
+
+    Args:
+        is_shown: False for all but the first of several processes.
+    """
+    from numba.core import event
+
+    class Announcement(event.Listener):
+        is_printed = not is_shown
+
+        def on_start(self, event: event.Event) -> None:
+            if not self.is_printed:
+                print_progress("compiling kernels; this takes half a minute, once")
+            self.is_printed = True
+
+        def on_end(self, event: event.Event) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Announcement()):
+        yield

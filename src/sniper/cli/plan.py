@@ -1,5 +1,6 @@
 """`sniper plan`: report what training on chips costs, and suggest a pyramid."""
 
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from sniper.cli.options import (
     Annotations,
     Config,
     Count,
+    Device,
     FollowLinks,
     Images,
     Json,
@@ -19,14 +21,16 @@ from sniper.cli.options import (
     Seed,
     TrainSplit,
     default,
+    flag,
     output_option,
 )
-from sniper.cli.output import console, print_line, print_result, print_table
+from sniper.cli.output import announce_compilation, console, print_line, print_result, print_table
+from sniper.errors import ConfigError
 
 if TYPE_CHECKING:
     from sniper.planning.page import PlanPage
 
-_MOST_LEVELS = 4
+_TEXT_WIDTH = 100  # characters; of a paragraph, about that of the tables
 
 
 def plan(
@@ -51,44 +55,59 @@ def plan(
     levels: Annotated[
         Count | None,
         Parameter(
-            help="Number of levels to suggest.", show_default=default(f"the cheapest of 1 to {_MOST_LEVELS}")
+            help="Number of levels to suggest.",
+            show_default=default("the fewest of 1 to 4 within 5 % of the least cost"),
         ),
     ] = None,
     share: Annotated[
-        float,
+        float | None,
         Parameter(
             validator=validators.Number(gt=0, lte=1),
             help="Fraction of the boxes that the suggested pyramid must bring to a useful size.",
+            show_default=default("0.95, or 0.99 where that costs at most 5 % more"),
         ),
-    ] = 0.99,
+    ] = None,
+    useful_sizes: Annotated[
+        tuple[float, float],
+        Parameter(help="Sizes from and to which detectors do well, chip pixels."),
+    ] = (32.0, 480.0),
+    measure: Annotated[bool, flag("Train three steps, and report minutes and memory.")] = False,
+    device: Device = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Report what training on chips would cost, and suggest a pyramid.
+    """Suggest a pyramid, and report what training on its chips would cost.
 
-    Writes plan.html, a page with figures and pictures, and suggested.yaml, an experiment with the suggested pyramid.
-    The image files are not needed; pictures are drawn if they are there.
+    Writes plan.html, a page with figures and pictures, and suggested.yaml, an experiment that trains as it is. With
+    `--config`, the cost is that of the experiment's pyramid. The image files are needed only by `--measure` and by
+    formats without the sides of images; pictures are drawn if they are there.
     """
     started = time.monotonic()
     from sniper.planning import plan as planning
 
+    if not 0 < useful_sizes[0] < useful_sizes[1]:
+        raise ConfigError(
+            f"--useful-sizes: expected two sizes, the smaller first, not {useful_sizes[0]:g} {useful_sizes[1]:g}"
+        )
     spec = load_config(config)
-    if batch_size is not None:
-        spec = replace(spec, train=replace(spec.train, batch_size=batch_size))
     if follow_links:
         spec = replace(spec, data=replace(spec.data, follow_links=True))
-    dataset = load_annotations(annotations, images=images, split=split, data=spec.data)
+    dataset = load_annotations(annotations, images=images, split=split, data=spec.data, has_images=measure)
     folder = output or Path("plans") / f"{annotations.absolute().parent.name}_{annotations.stem}"
-    with console.status("searching for a pyramid"):
+    with console.status("searching for a pyramid"), announce_compilation():
         page = planning.plan(
             dataset,
-            experiment=spec,
+            experiment=None if config is None else spec,
             images=images,
             split=split,
             proposals=proposals,
             num_levels=levels,
             share=share,
+            useful_sizes=useful_sizes,
+            batch_size=batch_size,
             crowded_above=crowded_above,
+            is_measured=measure,
+            device=device,
             seed=seed,
         )
     page.save(folder)
@@ -107,18 +126,25 @@ def _show(page: "PlanPage", folder: Path) -> None:
     parts = [
         f"{cost.num_images:,} images, {cost.num_images_with_boxes:,} with boxes",
         f"{cost.num_required:,} boxes to cover, {cost.num_uncovered} covered by no chip",
-        f"{cost.num_steps(page.batch_size):,} steps of {page.batch_size} chips per epoch",
+        f"{page.num_steps:,} steps of {page.batch_size} chips per epoch",
         f"{page.num_crowded:,} chips show more than {page.crowded_above} boxes",
     ]
     if cost.num_negatives:
         parts.append(
             f"{cost.num_negatives_per_epoch:,} negative chips per epoch, out of {cost.num_negatives:,}"
         )
+    if page.measurement is not None:
+        parts.append(
+            f"{page.measurement.minutes_per_epoch:.1f} minutes per epoch, {page.measurement.minutes:.0f} in all, and "
+            f"{page.measurement.peak_memory / 1e9:.1f} GB on {page.measurement.device}"
+        )
     print_line("; ".join(parts))
     for table in (draw_levels(cost), draw_pixels(cost), draw_suggestions(page)):
         print_table(table)
+    if page.suggestion is not None:
+        print_line(f"{textwrap.fill(page.suggestion.reason, width=_TEXT_WIDTH)}\n")
     print_line(f"page:   {folder / 'plan.html'}")
     if page.suggested_yaml:
         print_line(f"train:  sniper train {folder / 'suggested.yaml'}")
     else:
-        print_line("no pyramid brings that many boxes to a useful size; try a lower --share")
+        print_line("no box to learn from, so there is nothing to suggest")

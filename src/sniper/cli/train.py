@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from sniper.cli.options import Count, Device, Json, default, flag
-from sniper.cli.output import print_result, print_warnings
+from sniper.cli.output import announce_compilation, print_result, print_warnings
 from sniper.cli.progress import show_progress
 from sniper.errors import ConfigError
 
@@ -54,7 +54,7 @@ def train(
 
     last: dict[str, Any] = {}
     is_first = Processes.from_environment().is_first
-    with show_progress(is_shown=is_first) as bars:
+    with show_progress(is_shown=is_first) as bars, announce_compilation(is_shown=is_first):
 
         def report_step(report: "StepReport") -> None:
             last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))

@@ -9,11 +9,11 @@ import math
 from dataclasses import replace
 from typing import Literal
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Int
 
 from sniper.geometry.detections import Detections
+from sniper.geometry.kernels import kernel
 
 Decay = Literal["gaussian", "linear", "hard"]
 
@@ -169,7 +169,7 @@ def _class_starts(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " c"]:
     return np.concatenate([[0], np.cumsum(np.bincount(labels))]).astype(np.int64)
 
 
-@numba.njit(cache=True)
+@kernel
 def _iou(boxes: np.ndarray, i: int, j: int) -> float:
     width = min(boxes[i, 2], boxes[j, 2]) - max(boxes[i, 0], boxes[j, 0])
     if width <= 0.0:
@@ -183,7 +183,7 @@ def _iou(boxes: np.ndarray, i: int, j: int) -> float:
     return float(shared / (area_i + area_j - shared))
 
 
-@numba.njit(cache=True)
+@kernel
 def _are_contained(
     boxes: np.ndarray,
     scores: np.ndarray,
@@ -212,7 +212,7 @@ def _are_contained(
     return is_contained
 
 
-@numba.njit(cache=True)
+@kernel
 def _sift_down(heap: np.ndarray, size: int, position: int, scores: np.ndarray) -> None:
     """Restore the heap below a position; the best score is on top, and the lowest index among equal scores."""
     entry = heap[position]
@@ -235,7 +235,7 @@ def _sift_down(heap: np.ndarray, size: int, position: int, scores: np.ndarray) -
     heap[position] = entry
 
 
-@numba.njit(cache=True)
+@kernel
 def _soft_nms(
     boxes: np.ndarray,
     scores: np.ndarray,
@@ -289,7 +289,7 @@ def _soft_nms(
     return kept[:num_kept]
 
 
-@numba.njit(cache=True)
+@kernel
 def _fuse(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, starts: np.ndarray, iou_threshold: float
 ) -> np.ndarray:

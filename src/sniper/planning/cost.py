@@ -75,8 +75,8 @@ class CostPlan:
         num_boxes: all boxes.
         num_required: boxes to cover: no crowds, and no boxes under 1 px a side.
         num_uncovered: required boxes that no chip covers.
-        share_useful: share of the required boxes that have a useful size in a chip where they are valid; 1 if
-            there are none.
+        useful_sizes: the sizes, from and to, that count as useful, chip pixels.
+        is_useful: (n,) required boxes that have a useful size in a chip of a level that learns from them.
         num_negatives: negative chips to draw from.
         num_negatives_per_epoch: negative chips drawn for an epoch.
         levels: the levels, finest first.
@@ -91,7 +91,8 @@ class CostPlan:
     num_boxes: int
     num_required: int
     num_uncovered: int
-    share_useful: float
+    useful_sizes: tuple[float, float]
+    is_useful: Bool[np.ndarray, " n"]
     num_negatives: int
     num_negatives_per_epoch: int
     levels: tuple[LevelCost, ...]
@@ -108,6 +109,11 @@ class CostPlan:
     def num_moved(self) -> int:
         """The number of boxes that moved to a coarser level."""
         return sum(level.num_moved_here for level in self.levels)
+
+    @property
+    def share_useful(self) -> float:
+        """The share of the required boxes that have a useful size in some chip; 1 if there are none."""
+        return int(self.is_useful.sum()) / self.num_required if self.num_required else 1.0
 
     @cached_property
     def mean_chips_per_image(self) -> float:
@@ -138,7 +144,12 @@ class CostPlan:
 
 
 def compute_cost(
-    table: ChipTable, images: ImageBoxes, *, pyramid: PyramidSpec, negatives_per_image: int = 0
+    table: ChipTable,
+    images: ImageBoxes,
+    *,
+    pyramid: PyramidSpec,
+    negatives_per_image: int = 0,
+    useful_sizes: tuple[float, float] = USEFUL_SIZES,
 ) -> CostPlan:
     """Compute what the chips of a data set cost, from every chip and every box.
 
@@ -147,6 +158,7 @@ def compute_cost(
         images: the images and boxes that the chips were chosen for.
         pyramid: the pyramid that the chips are cut from.
         negatives_per_image: the most negative chips of an image that are drawn for an epoch.
+        useful_sizes: the sizes, from and to, that count as useful, chip pixels.
 
     Example:
         >>> from sniper.chips.cover import cover
@@ -166,8 +178,8 @@ def compute_cost(
     visibility, boxes_per_chip = chip_visibility(table, images)
     is_whole, is_required = visibility == Visibility.WHOLE, images.is_required
     is_partial = (visibility == Visibility.PARTIAL) & is_required[:, None]
-    is_valid, sizes = learned_boxes(pyramid, images, np.full(len(images.boxes), -1))
-    is_learned, _ = learned_boxes(pyramid, images, table.moved_to)
+    is_valid, sizes = _learned_boxes(pyramid, images, np.full(len(images.boxes), -1))
+    is_learned, _ = _learned_boxes(pyramid, images, table.moved_to)
     is_covered = is_learned & is_whole  # (n, l)
     levels = tuple(
         LevelCost(
@@ -188,7 +200,8 @@ def compute_cost(
         num_boxes=len(images.boxes),
         num_required=int(is_required.sum()),
         num_uncovered=int((is_required & ~is_whole.any(axis=1)).sum()),
-        share_useful=share_useful(is_covered, sizes, is_required),
+        useful_sizes=useful_sizes,
+        is_useful=((sizes >= useful_sizes[0]) & (sizes <= useful_sizes[1]) & is_covered).any(axis=1),
         num_negatives=int(negatives.sum()),
         num_negatives_per_epoch=int(np.minimum(negatives, negatives_per_image).sum()),
         levels=levels,
@@ -198,7 +211,7 @@ def compute_cost(
     )
 
 
-def learned_boxes(
+def _learned_boxes(
     pyramid: PyramidSpec, images: ImageBoxes, moved_to: Int[np.ndarray, " n"]
 ) -> tuple[Bool[np.ndarray, "n l"], Float[np.ndarray, "n l"]]:
     """Compute which boxes each level learns from, and their sizes there.
@@ -220,14 +233,6 @@ def learned_boxes(
         for index, level in enumerate(pyramid.levels)
     ]
     return np.stack(is_learned, axis=1) & images.is_required[:, None], (scales * image_sizes).T
-
-
-def share_useful(
-    is_learned: Bool[np.ndarray, "n l"], sizes: Float[np.ndarray, "n l"], is_required: Bool[np.ndarray, " n"]
-) -> float:
-    """Compute the share of the required boxes that some level learns from at a useful size; 1 if there are none."""
-    is_useful = (sizes >= USEFUL_SIZES[0]) & (sizes <= USEFUL_SIZES[1]) & is_learned
-    return float(is_useful.any(axis=1)[is_required].mean()) if is_required.any() else 1.0
 
 
 def chips_megapixels(pyramid: PyramidSpec, num_chips: int) -> float:

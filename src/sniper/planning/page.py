@@ -4,35 +4,40 @@ import base64
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
-from jaxtyping import Float
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from sniper.chips import ChipTable
-from sniper.chips.pyramid import LevelSpec
+from sniper.chips import Chip, ChipTable, PyramidSpec
+from sniper.chips.pyramid import Level, LevelSpec
+from sniper.chips.targets import is_learnable
+from sniper.config.experiment import ExperimentSpec
 from sniper.data.datasets import Dataset, ImageRecord
-from sniper.data.reader import open_record
+from sniper.data.reader import ChipReader, open_record
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError, printable
 from sniper.files import atomic_write
 from sniper.geometry.boxes import size
-from sniper.planning.cost import USEFUL_SIZES, CostPlan
+from sniper.planning.cost import CostPlan
 from sniper.planning.suggest import Suggestion
 from sniper.reports.palette import PALETTE
 
-_QUANTILES = (0.1, 0.5, 0.75, 0.9, 0.99, 1.0)  # of chips per image: the images that are shown
+if TYPE_CHECKING:
+    from sniper.planning.measure import Measurement
+
+_QUANTILES = (0.1, 0.5, 0.9, 1.0)  # of chips per image: the images that are shown
+_OBJECT_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the sizes at a level: the objects that are shown
+_OBJECT_MARGIN, _MIN_CROP = 1.6, 96  # side of a crop over that of its box; smallest side, chip pixels
 _THUMBNAIL_SIDE = 900  # pixels; of the longer side
-_GREY, _BAND, _BOX_COLOR = "#8a8f98", "#eef3e6", "#d0021b"
+_MAX_BARS = 40  # of a histogram
+_BOX_COLOR = "#d0021b"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +46,61 @@ class PlanPage:
 
     Attributes:
         dataset: the data set.
+        experiment: that the plan is of.
         table: its chips, ordered by image.
         cost: the cost of these chips.
-        suggestions: pyramids that suit the data set, the suggested one first. May be empty.
+        suggestion: the pyramid that suits the data set; None if no object is to be covered.
         test_megapixels: of the whole images at the experiment's test levels, per image.
-        batch_size: chips in a step.
         crowded_above: a chip that shows more boxes than this is counted as crowded.
         suggested_yaml: the experiment with the suggested pyramid; empty if there is none.
-        read: how image files are read.
+        measurement: of a few training steps of the experiment, if they were measured.
     """
 
     dataset: Dataset
+    experiment: ExperimentSpec
     table: ChipTable
     cost: CostPlan
-    suggestions: Sequence[Suggestion]
+    suggestion: Suggestion | None
     test_megapixels: float
-    batch_size: int
     crowded_above: int
     suggested_yaml: str
-    read: ReadSpec = ReadSpec()
+    measurement: "Measurement | None" = None
+
+    @property
+    def batch_size(self) -> int:
+        """Chips in a step."""
+        return self.experiment.train.batch_size
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in an epoch."""
+        return self.cost.num_steps(self.batch_size)
+
+    @property
+    def is_suggested(self) -> bool:
+        """Whether the plan is of the suggested pyramid."""
+        return self.suggestion is not None and self.cost.pyramid == self.suggestion.pyramid
+
+    @cached_property
+    def classes(self) -> list["ClassFacts"]:
+        """The classes and their boxes to cover, most boxes first."""
+        dataset = self.dataset
+        is_required = ~dataset.is_crowd & is_learnable(dataset.boxes)
+        image_of_box = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+        sizes = size(dataset.boxes)
+        facts = []
+        for label, category in enumerate(dataset.categories):
+            rows = np.flatnonzero(is_required & (dataset.labels == label))
+            facts.append(
+                ClassFacts(
+                    name=category.name,
+                    num_boxes=len(rows),
+                    num_images=len(np.unique(image_of_box[rows])),
+                    median_size=float(np.median(sizes[rows])) if len(rows) else None,
+                    share_useful=float(self.cost.is_useful[rows].mean()) if len(rows) else None,
+                )
+            )
+        return sorted(facts, key=lambda fact: -fact.num_boxes)
 
     @property
     def num_crowded(self) -> int:
@@ -79,20 +120,26 @@ class PlanPage:
             loader=jinja2.PackageLoader("sniper.planning", "."),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
-            finalize=lambda value: printable(value) if type(value) is str else value,  # names of files
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=lambda value: (
+                printable(value) if type(value) is str else value
+            ),  # names of files and classes
         )
-        environment.filters["resize"] = resize_rule
+        environment.filters |= {"resize": resize_rule, "sizes": sizes_text, "thousands": "{:,}".format}
         html = environment.get_template("plan.html.j2").render(
             page=self,
             cost=self.cost,
-            infinity=math.inf,
-            level_colors=PALETTE,
+            name="/".join(self.dataset.path.absolute().parts[-2:]),
+            run=f"runs/{folder.name}",
+            suggested=str(folder / "suggested.yaml"),
+            level_colors=[PALETTE[index % len(PALETTE)] for index in range(len(self.cost.levels))],
             box_color=_BOX_COLOR,
-            useful=USEFUL_SIZES,
             examples=self._examples(),
-            pixel_chart=_draw_pixels(self.cost),
-            size_chart=_draw_sizes(self.cost, size(self.dataset.boxes[~self.dataset.is_crowd])),
-            count_chart=_draw_counts(self.cost),
+            objects=list(self._objects()),
+            histograms=self._histograms(),
+            pixel_rows=pixel_rows(self.cost),
+            pyramid_rows=pyramid_rows(self),
         )
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "plan.html") as file:
@@ -125,21 +172,78 @@ class PlanPage:
                 for level in cost.levels
             ],
             "batch_size": self.batch_size,
-            "steps_per_epoch": cost.num_steps(self.batch_size),
+            "steps_per_epoch": self.num_steps,
             "crowded_chips": self.num_crowded,
+            "classes": [
+                {"name": fact.name, "boxes": fact.num_boxes, "images": fact.num_images}
+                for fact in self.classes
+            ],
             "suggestions": [
                 {
-                    "goal": suggestion.goal,
-                    "chip_size": suggestion.cost.pyramid.chip_size,
-                    "levels": [resize_rule(spec) for spec in suggestion.cost.pyramid.levels],
-                    "share_useful": round(suggestion.cost.share_useful, 4),
-                    "chips_per_image": round(suggestion.cost.mean_chips_per_image, 4),
-                    "megapixels_per_image": round(suggestion.cost.megapixels.chips, 4),
-                    "megapixels_pyramid": round(suggestion.cost.megapixels.pyramid, 4),
+                    "goal": row.goal,
+                    "chip_size": row.pyramid.chip_size,
+                    "levels": [f"{resize_rule(spec)}: {sizes_text(spec)}" for spec in row.pyramid.levels],
+                    "share_useful": round(row.share_useful, 4),
+                    "chips_per_image": round(row.chips_per_image, 4),
+                    "megapixels_per_image": round(row.megapixels, 4),
+                    "megapixels_pyramid": round(row.test_megapixels, 4),
                 }
-                for suggestion in self.suggestions
+                for row in pyramid_rows(self)
+                if row.goal is not None
             ],
+            "reason": self.suggestion.reason if self.suggestion else None,
+            **({"measured": self._measured()} if self.measurement else {}),
         }
+
+    def _measured(self) -> dict[str, Any]:
+        assert self.measurement is not None
+        return {
+            "device": self.measurement.device,
+            "seconds_per_step": round(self.measurement.seconds_per_step, 4),
+            "peak_memory_gb": round(self.measurement.peak_memory / 1e9, 3),
+            "minutes_per_epoch": round(self.measurement.minutes_per_epoch, 2),
+            "minutes": round(self.measurement.minutes, 1),
+        }
+
+    def _histograms(self) -> list["Histogram"]:
+        """Return the histograms of box sizes in the images and in the chips, and of two counts."""
+        cost, useful = self.cost, self.cost.useful_sizes
+        sizes = size(self.dataset.boxes[~self.dataset.is_crowd])
+        in_chips = np.concatenate([level.sizes for level in cost.levels])
+        return [
+            Histogram.of_sizes(sizes, "Objects by size in the images", unit="image pixels"),
+            Histogram.of_sizes(
+                in_chips,
+                "Objects by size in the chips",
+                unit="chip pixels; green: detectors do well",
+                band=useful,
+            ),
+            Histogram.of_counts(cost.chips_per_image, "Images by number of chips", unit="chips"),
+            Histogram.of_counts(cost.boxes_per_chip, "Chips by number of objects", unit="objects"),
+        ]
+
+    def _objects(self) -> Iterator["_LevelObjects"]:
+        """Choose objects of each level from small to large, and cut them at the scale that they are trained at."""
+        dataset, reader = self.dataset, ChipReader(self.experiment.data.read)
+        sizes, is_required = size(dataset.boxes), ~dataset.is_crowd & is_learnable(dataset.boxes)
+        longest = np.max(dataset.boxes[:, 2:] - dataset.boxes[:, :2], axis=1, initial=0)
+        image_of_box = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+        for index, spec in enumerate(self.cost.pyramid.levels):
+            rows = np.flatnonzero(is_required & (sizes >= spec.at_least) & (sizes < spec.below))
+            rows = rows[np.argsort(sizes[rows], kind="stable")]
+            ranks = [round(quantile * (len(rows) - 1)) for quantile in _OBJECT_QUANTILES]
+            objects = []
+            for row in rows[list(dict.fromkeys(ranks))].tolist() if len(rows) else ():
+                record = dataset[int(image_of_box[row])]
+                level = spec.at(width=record.width, height=record.height, index=index)
+                if longest[row] * level.scale <= self.cost.pyramid.chip_size:
+                    label = dataset.categories[int(dataset.labels[row])].name
+                    objects.append(
+                        _cut_object(record, dataset.boxes[row], level=level, label=label, reader=reader)
+                    )
+            shown = [shown for shown in objects if shown is not None]
+            if shown:
+                yield _LevelObjects(spec=spec, index=index, objects=shown)
 
     def _examples(self) -> list["_Example"]:
         """Choose images with few, some and many chips."""
@@ -162,7 +266,7 @@ class PlanPage:
             )
         record = self.dataset[image_index]
         try:
-            jpeg, problem = _thumbnail(record, self.read), ""
+            jpeg, problem = _thumbnail(record, self.experiment.data.read), ""
         except ImageError as error:
             jpeg, problem = None, str(error)
         return _Example(record=record, jpeg=jpeg, problem=problem, outlines=outlines)
@@ -194,6 +298,237 @@ class _Example:
     outlines: list[_Outline]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PyramidRow:
+    """A pyramid in the table of pyramids to choose from; costs are per image with boxes.
+
+    Attributes:
+        name: what it is.
+        goal: the share of the boxes that it must bring to a useful size; None for the experiment's.
+        pyramid: its levels.
+        share_useful: the share that it brings.
+        chips_per_image: positive chips.
+        megapixels: to train on.
+        test_megapixels: to search in prediction.
+    """
+
+    name: str
+    goal: float | None
+    pyramid: PyramidSpec
+    share_useful: float
+    chips_per_image: float
+    megapixels: float
+    test_megapixels: float
+
+
+def pyramid_rows(page: PlanPage) -> list[PyramidRow]:
+    """Return the suggested pyramid, its alternatives and, if it is another, that of the experiment."""
+    rows = []
+    if page.suggestion is not None:
+        goal = page.suggestion.goal
+        rows.append(_row("suggested", goal, page.suggestion.cost, page.suggestion.cost.megapixels.pyramid))
+        for other in page.suggestion.alternatives:
+            name = f"{len(other.pyramid.levels)} level{'s' if len(other.pyramid.levels) > 1 else ''}"
+            if other.goal != goal:
+                name = f"{'more' if other.goal > goal else 'fewer'} small objects: {100 * other.goal:g} %"
+            rows.append(
+                PyramidRow(
+                    name=name,
+                    goal=other.goal,
+                    pyramid=other.pyramid,
+                    share_useful=other.share_useful,
+                    chips_per_image=other.chips_per_image,
+                    megapixels=other.megapixels,
+                    test_megapixels=other.test_megapixels,
+                )
+            )
+    if not page.is_suggested:
+        rows.append(_row("in the experiment", None, page.cost, page.test_megapixels))
+    return rows
+
+
+def _row(name: str, goal: float | None, cost: CostPlan, test_megapixels: float) -> PyramidRow:
+    return PyramidRow(
+        name=name,
+        goal=goal,
+        pyramid=cost.pyramid,
+        share_useful=cost.share_useful,
+        chips_per_image=cost.mean_chips_per_image,
+        megapixels=cost.megapixels.chips,
+        test_megapixels=test_megapixels,
+    )
+
+
+def pixel_rows(cost: CostPlan) -> list[tuple[str, float]]:
+    """Return the megapixels per image of the chips and of the alternatives, by name."""
+    return [
+        ("these chips", cost.megapixels.chips),
+        ("the whole image, one pass at 800×1333", cost.megapixels.single),
+        (f"tiles of {cost.pyramid.chip_size} px at ×1", cost.megapixels.grid),
+        ("the whole image at every level", cost.megapixels.pyramid),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFacts:
+    """A class of a data set.
+
+    Attributes:
+        name: of the class.
+        num_boxes: boxes to cover.
+        num_images: images with such a box.
+        median_size: of these boxes, image pixels; None if there are none.
+        share_useful: share of these boxes at a useful size in some chip; None if there are none.
+    """
+
+    name: str
+    num_boxes: int
+    num_images: int
+    median_size: float | None
+    share_useful: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """A histogram for the page.
+
+    Attributes:
+        title: what is counted.
+        unit: of the horizontal axis.
+        bars: the height of each bar, 0 to 100.
+        labels: the range of each bar and its count, as text.
+        ticks: positions along the axis, 0 to 100, and their labels.
+        band: a part of the axis to highlight, from and to, 0 to 100.
+    """
+
+    title: str
+    unit: str
+    bars: list[float]
+    labels: list[str]
+    ticks: list[tuple[float, str]]
+    band: tuple[float, float] | None = None
+
+    @classmethod
+    def of_sizes(
+        cls,
+        sizes: Float[np.ndarray, " n"],
+        title: str,
+        *,
+        unit: str,
+        band: tuple[float, float] | None = None,
+    ) -> "Histogram":
+        """Count sizes in bins of equal ratio, four for each factor of 2."""
+        logs = np.log2(np.maximum(sizes, 1.0))
+        low, high = math.floor(logs.min(initial=4.0)), math.ceil(logs.max(initial=5.0) + 1e-9)
+        counts, edges = np.histogram(logs, bins=4 * (high - low), range=(low, high))
+
+        def position(value: float) -> float:
+            return 100 * (min(max(math.log2(value), low), high) - low) / (high - low)
+
+        return cls(
+            title=title,
+            unit=unit,
+            bars=_heights(counts),
+            labels=[
+                f"{2**start:.3g} to {2**stop:.3g} px: {count:,}"
+                for start, stop, count in zip(edges, edges[1:], counts.tolist(), strict=False)
+            ],
+            ticks=[(position(2.0**power), f"{2**power}") for power in range(low, high + 1)],
+            band=(position(band[0]), position(band[1])) if band else None,
+        )
+
+    @classmethod
+    def of_counts(cls, values: Int[np.ndarray, " n"], title: str, *, unit: str) -> "Histogram":
+        """Count whole numbers in bins of equal width."""
+        most = int(values.max(initial=1))
+        step = -(-(most + 1) // _MAX_BARS)
+        num_bins = -(-(most + 1) // step)
+        counts = np.bincount(values // step, minlength=num_bins)
+        every = -(-num_bins // 8)
+        return cls(
+            title=title,
+            unit=unit,
+            bars=_heights(counts),
+            labels=[
+                f"{start}{f' to {start + step - 1}' if step > 1 else ''}: {count:,}"
+                for start, count in zip(range(0, num_bins * step, step), counts.tolist(), strict=True)
+            ],
+            ticks=[
+                (100 * (index + 0.5) / num_bins, str(index * step)) for index in range(0, num_bins, every)
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Object:
+    """An object as it is trained on.
+
+    Attributes:
+        jpeg: the crop as base64 JPEG.
+        width: of the crop, chip pixels.
+        height: of the crop, chip pixels.
+        box: xyxy, crop pixels.
+        text: class, and size in the image and in the chip.
+    """
+
+    jpeg: str
+    width: int
+    height: int
+    box: list[float]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LevelObjects:
+    """Objects of one level, small to large."""
+
+    spec: LevelSpec
+    index: int
+    objects: list[_Object]
+
+
+def _cut_object(
+    record: ImageRecord, box: Float[np.ndarray, "4"], *, level: Level, label: str, reader: ChipReader
+) -> _Object | None:
+    """Cut an object with its surroundings at the scale of a level; None if the image cannot be read."""
+    level_box = level.to_level(box[None])[0]
+    center = (level_box[:2] + level_box[2:]) / 2
+    side = max(_MIN_CROP, round(_OBJECT_MARGIN * float((level_box[2:] - level_box[:2]).max())))
+    width, height = min(side, level.width), min(side, level.height)
+    x = int(np.clip(round(center[0] - width / 2), 0, level.width - width))
+    y = int(np.clip(round(center[1] - height / 2), 0, level.height - height))
+    chip = Chip(level=level, x=x, y=y, width=width, height=height)
+    try:
+        pixels = reader.read_record(record, chip)
+    except ImageError:
+        return None  # reported in the caption of an example image, or by `sniper check`
+    before, after = size(box[None])[0], size(level_box[None])[0]
+    return _Object(
+        jpeg=_to_jpeg(pixels),
+        width=width,
+        height=height,
+        box=[round(float(value), 1) for value in chip.to_chip(box[None])[0]],
+        text=f"{label}: {before:.0f} px, in the chip {after:.0f} px",
+    )
+
+
+def _heights(counts: Int[np.ndarray, " k"]) -> list[float]:
+    return [round(height, 1) for height in (100 * counts / max(int(counts.max(initial=1)), 1)).tolist()]
+
+
+def _to_jpeg(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def sizes_text(level: LevelSpec) -> str:
+    """Return the valid range of a level as text."""
+    if math.isinf(level.below):
+        return "all sizes" if level.at_least == 0 else f"{level.at_least:g} px and more"
+    return f"up to {level.below:g} px" if level.at_least == 0 else f"{level.at_least:g} to {level.below:g} px"
+
+
 def resize_rule(level: LevelSpec) -> str:
     """Return the resize rule of a level as text."""
     if level.factor is not None:
@@ -212,99 +547,5 @@ def _thumbnail(record: ImageRecord, read: ReadSpec) -> str | None:
     most = 1 << max(max(record.width, record.height) // (2 * _THUMBNAIL_SIDE), 1).bit_length() - 1
     reduction = reader.largest_reduction(most)
     image = Image.fromarray(reader.read((0, 0, reader.width, reader.height), reduction=reduction))
-    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _to_svg(figure: Figure, *, name: str) -> str:
-    file = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):  # deterministic ids, distinct between charts
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _hide_frame(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_pixels(cost: CostPlan) -> str:
-    """Draw bars: the megapixels of the chips and of the alternatives."""
-    megapixels = cost.megapixels
-    names = (
-        "chips of this pyramid",
-        "one pass at 800 × 1333",
-        f"tiles of {cost.pyramid.chip_size} px at × 1",
-        "the whole image at every level",
-    )
-    values = (megapixels.chips, megapixels.single, megapixels.grid, megapixels.pyramid)
-    figure = Figure(figsize=(8, 2.1), layout="constrained")
-    axes = figure.subplots()
-    bars = axes.barh(names, values, color=[PALETTE[0], _GREY, _GREY, _GREY])
-    axes.bar_label(bars, labels=[f"{value:.2f}" for value in values], padding=4)
-    axes.invert_yaxis()
-    axes.set_xlabel("megapixels per image with boxes")
-    axes.margins(x=0.1)
-    _hide_frame(axes)
-    return _to_svg(figure, name="pixels")
-
-
-def _draw_sizes(cost: CostPlan, image_sizes: Float[np.ndarray, " n"]) -> str:
-    """Draw histograms of box sizes: in the images with the valid ranges, and in the chips of each level."""
-    levels = cost.pyramid.levels
-    figure = Figure(figsize=(8, 1.9 * (len(levels) + 1)), layout="constrained")
-    top, *rest = figure.subplots(len(levels) + 1, 1)
-    largest = max(image_sizes.max(initial=1.0), 1.0)
-    top.hist(
-        image_sizes, bins=_log_bins(max(min(1.0, image_sizes.min(initial=1.0)), 1e-3), largest), color=_GREY
-    )
-    height = top.get_ylim()[1]
-    for index, level in enumerate(levels):
-        right = min(level.below, largest)
-        y = height * (1.06 + 0.1 * (len(levels) - 1 - index))
-        top.plot([max(level.at_least, 1), max(right, 1)], [y, y], lw=4, color=PALETTE[index % len(PALETTE)])
-    top.set_title("in the images (image pixels); lines: the valid range of each level", loc="left")
-    _size_axis(top)
-    for index, (axes, level, level_cost) in enumerate(zip(rest, levels, cost.levels, strict=True)):
-        axes.axvspan(*USEFUL_SIZES, color=_BAND, zorder=0)
-        axes.hist(
-            level_cost.sizes,
-            bins=_log_bins(min(4.0, level_cost.sizes.min(initial=4.0)), cost.pyramid.chip_size),
-            color=PALETTE[index % len(PALETTE)],
-        )
-        axes.set_title(f"in the chips of level {index + 1}: {resize_rule(level)} (chip pixels)", loc="left")
-        _size_axis(axes)
-    return _to_svg(figure, name="sizes")
-
-
-def _log_bins(low: float, high: float) -> Float[np.ndarray, " k"]:
-    return np.geomspace(low, max(high, 2 * low), 61)
-
-
-def _size_axis(axes: Axes) -> None:
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
-    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.set_ylabel("boxes")
-    _hide_frame(axes)
-
-
-def _draw_counts(cost: CostPlan) -> str:
-    """Draw two histograms: chips per image, and boxes per chip."""
-    figure = Figure(figsize=(8, 2.5), layout="constrained")
-    pairs = (
-        (cost.chips_per_image, "chips per image", "images"),
-        (cost.boxes_per_chip, "boxes per chip", "chips"),
-    )
-    for axes, (counts, x_label, y_label) in zip(figure.subplots(1, 2), pairs, strict=True):
-        most = int(counts.max(initial=1))
-        step = -(-most // 60)
-        axes.hist(counts, bins=np.arange(0.5, most + step + 0.5, step), color=_GREY)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        _hide_frame(axes)
-    return _to_svg(figure, name="counts")
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return _to_jpeg(np.asarray(image))

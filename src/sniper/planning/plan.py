@@ -1,8 +1,10 @@
-"""`plan`: the chips of a data set, their cost, and the pyramids that suit it, before any training."""
+"""`plan`: the pyramid that suits a data set, its chips and their cost, before any training."""
 
 import os
-from collections.abc import Sequence
+import textwrap
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,16 +12,19 @@ from sniper.chips import ChipTable
 from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import dump_changes, load_experiment
 from sniper.data.datasets import Dataset, load_dataset
+from sniper.data.datasets.load import find_splits
+from sniper.data.datasets.splits import choose_splits, scored_split
 from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.data.spec import SourceSpec
+from sniper.errors import AnnotationError
 from sniper.files import expand_path
-from sniper.inference.proposals import add_negatives, open_proposals
-from sniper.planning.cost import compute_cost, levels_megapixels
+from sniper.planning.cost import USEFUL_SIZES, compute_cost, levels_megapixels
+from sniper.planning.experiment import suggest_experiment
 from sniper.planning.page import PlanPage
-from sniper.planning.suggest import suggest_pyramids
+from sniper.planning.suggest import Suggestion, suggest_pyramid
 
-MAX_LEVELS = 4
-"""Pyramids of 1 to this many levels are tried."""
+if TYPE_CHECKING:
+    import torch
 
 
 def plan(
@@ -30,62 +35,102 @@ def plan(
     split: str | None = None,
     proposals: str | os.PathLike[str] | None = None,
     num_levels: int | None = None,
-    share: float = 0.99,
+    share: float | None = None,
+    useful_sizes: tuple[float, float] = USEFUL_SIZES,
+    batch_size: int | None = None,
     crowded_above: int = 100,
+    is_measured: bool = False,
+    device: "str | torch.device | None" = None,
     seed: int = 0,
 ) -> PlanPage:
-    """Compute what training on chips would cost, and suggest pyramids.
+    """Suggest a pyramid, and compute what training on its chips costs, or on those of a given experiment.
 
     Args:
-        data: a data set, or its annotation file or folder. The image files are not needed where the annotations have
-            the sides of images.
-        experiment: its pyramid is planned with; by default the paper's.
+        data: a data set, or its annotation file or folder. The image files are needed only if `is_measured`, or where
+            the annotations lack the sides of images.
+        experiment: its pyramid is planned with, and compared with the suggestion; None plans with the suggestion.
         images: folder that the file names are relative to; see `load_dataset`.
         split: of the data set; see `load_dataset`.
         proposals: folder that `sniper mine` wrote; negative chips are chosen from it.
-        num_levels: suggest a pyramid of this many levels; by default the cheapest of 1 to `MAX_LEVELS`.
-        share: fraction of the boxes that a suggested pyramid must bring to a useful size.
+        num_levels: suggest a pyramid of this many levels; see `suggest_pyramid`.
+        share: fraction of the boxes that the suggested pyramid must bring to a useful size; see `suggest_pyramid`.
+        useful_sizes: the sizes, from and to, at which a detector does well, chip pixels.
+        batch_size: chips per step; None takes that of the experiment.
         crowded_above: chips that show more boxes are counted as crowded.
+        is_measured: whether to train for a few steps, to measure minutes and memory.
+        device: where to measure; by default a GPU if there is one.
         seed: breaks ties between equally good chips.
 
     Returns:
-        The plan: figures, suggestions and the page; `save` writes it.
+        The plan: figures, suggestion and the page; `save` writes it.
 
     Raises:
         AnnotationError: if the data set cannot be used.
         ConfigError: if the experiment cannot be used.
         ProposalsError: if the proposals cannot be used.
+        SniperError: if steps are measured and cannot be trained; see `sniper.planning.measure.measure`.
 
     Example:
         >>> page = sniper.plan("train.json")  # doctest: +SKIP
         >>> page.cost.mean_chips_per_image  # doctest: +SKIP
         >>> page.save(Path("plans/train"))  # doctest: +SKIP
     """
-    if not isinstance(experiment, ExperimentSpec):
-        experiment = ExperimentSpec() if experiment is None else load_experiment(os.fspath(experiment))
+    if experiment is not None and not isinstance(experiment, ExperimentSpec):
+        experiment = load_experiment(os.fspath(experiment))
+    if experiment is not None and batch_size is not None:
+        experiment = replace(experiment, train=replace(experiment.train, batch_size=batch_size))
+    base = ExperimentSpec() if experiment is None else experiment
     if not isinstance(data, Dataset):
-        data = load_dataset(data, image_root=images, split=split, has_images=False, data=experiment.data)
+        data = load_dataset(data, image_root=images, split=split, has_images=is_measured, data=base.data)
     boxes = to_image_boxes(data)
-    table = choose_chips(data, experiment, proposals=proposals, seed=seed)
-    cost = compute_cost(
-        table, boxes, pyramid=experiment.pyramid, negatives_per_image=experiment.negatives.per_image
+    suggestion = suggest_pyramid(
+        boxes,
+        base=base.pyramid,
+        num_levels=num_levels,
+        share=share,
+        useful_sizes=useful_sizes,
+        seed=seed,
     )
-    levels: Sequence[int] = [num_levels] if num_levels else range(1, MAX_LEVELS + 1)
-    suggestions = suggest_pyramids(boxes, base=experiment.pyramid, num_levels=levels, share=share)
-    suggested_yaml = ""
-    if suggestions:
-        source = _source(data, experiment, images=images, split=split)
-        suggested_yaml = dump_changes(experiment.with_pyramid(suggestions[0].cost.pyramid, train=source))
+    suggested, is_scored = None, False
+    if suggestion is not None:
+        source = _source(data, base, images=images, split=split)
+        is_scored = bool(base.data.test.annotations) or _has_other_split(data, split)
+        if experiment is None:
+            suggested = suggest_experiment(
+                suggestion.cost,
+                data=replace(base.data, train=source, follow_links=data.follow_links),
+                is_scored=is_scored,
+                batch_size=batch_size,
+            )
+        else:
+            suggested = experiment.with_pyramid(suggestion.pyramid, train=source)
+    planned = experiment or suggested or base
+    if suggestion is not None and planned is suggested and proposals is None:
+        table, cost = suggestion.table, suggestion.cost
+    else:
+        table = choose_chips(data, planned, proposals=proposals, seed=seed)
+        cost = compute_cost(
+            table,
+            boxes,
+            pyramid=planned.pyramid,
+            negatives_per_image=planned.negatives.per_image,
+            useful_sizes=useful_sizes,
+        )
+    measurement = None
+    if is_measured:
+        from sniper.planning.measure import measure
+
+        measurement = measure(planned, data, device=device)
     return PlanPage(
         dataset=data,
+        experiment=planned,
         table=table,
         cost=cost,
-        suggestions=suggestions,
-        test_megapixels=levels_megapixels(experiment.predict.levels, boxes) / max(cost.num_images, 1),
-        batch_size=experiment.train.batch_size,
+        suggestion=suggestion,
+        test_megapixels=levels_megapixels(planned.predict.levels, boxes) / max(cost.num_images, 1),
         crowded_above=crowded_above,
-        suggested_yaml=suggested_yaml,
-        read=experiment.data.read,
+        suggested_yaml=_to_yaml(suggested, suggestion, is_scored=is_scored),
+        measurement=measurement,
     )
 
 
@@ -104,8 +149,31 @@ def choose_chips(
     table = choose_positive_chips(dataset, experiment.pyramid, generator=generator)
     if proposals is None:
         return table
+    from sniper.inference.proposals import add_negatives, open_proposals  # imports torch
+
     store = open_proposals(expand_path(proposals), dataset)
     return add_negatives(table, store, experiment.negatives, pyramid=experiment.pyramid, generator=generator)
+
+
+def _to_yaml(experiment: ExperimentSpec | None, suggestion: Suggestion | None, *, is_scored: bool) -> str:
+    """Write the suggested experiment as YAML, with the reason as a comment; empty if there is none."""
+    if experiment is None or suggestion is None:
+        return ""
+    reason = textwrap.wrap(suggestion.reason, width=108)
+    lines = ["Suggested by `sniper plan`; fields that are not listed have their defaults.", *reason]
+    if not is_scored:
+        lines.append("For scores after training, name validation data in data.test.annotations.")
+    return "".join(f"# {line}\n" for line in lines) + dump_changes(experiment)
+
+
+def _has_other_split(dataset: Dataset, split: str | None) -> bool:
+    """Check whether a data set on disk has a split to score on, besides the one that is trained on."""
+    try:
+        available = find_splits(dataset.path)
+    except AnnotationError:  # the data set is in memory alone
+        return False
+    scored = scored_split(available)
+    return scored is not None and scored not in choose_splits(dataset.path, available, split)
 
 
 def _source(

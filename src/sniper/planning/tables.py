@@ -1,73 +1,60 @@
 """A plan as tables for the terminal: the levels, the pixels, and the suggested pyramids."""
 
-import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from sniper.planning.cost import USEFUL_SIZES, CostPlan
-from sniper.planning.page import PlanPage, resize_rule
+from sniper.planning.cost import CostPlan
+from sniper.planning.page import PlanPage, pixel_rows, pyramid_rows, resize_rule, sizes_text
 
 
 def draw_levels(cost: CostPlan) -> Table:
     """Build the table of the levels: their boxes and chips."""
-    columns = ("#", "resize", "sizes", "boxes", "share", "moved", "covered", "cropped", "chips", "/img")
-    table = _table("Levels", columns)
-    for index, (spec, level) in enumerate(zip(cost.pyramid.levels, cost.levels, strict=True), start=1):
+    table = _table(
+        f"Chips of {cost.pyramid.chip_size} px",
+        ("level", "objects of", "objects", "share", "chips", "/image", "moved", "cropped"),
+    )
+    for spec, level in zip(cost.pyramid.levels, cost.levels, strict=True):
         share = 100 * level.num_valid / max(cost.num_required, 1)
         table.add_row(
-            str(index),
             resize_rule(spec),
-            _sizes(spec.at_least, spec.below),
+            sizes_text(spec),
             f"{level.num_valid:,}",
             f"{share:.0f} %",
-            f"{level.num_moved_here:,}",
-            f"{level.num_covered:,}",
-            f"{level.num_cropped:,}",
             f"{level.num_chips:,}",
-            f"{level.num_chips / max(cost.num_images_with_boxes, 1):.3f}",
+            f"{level.num_chips / max(cost.num_images_with_boxes, 1):.2f}",
+            f"{level.num_moved_here:,}",
+            f"{level.num_cropped:,}",
         )
     return table
 
 
 def draw_pixels(cost: CostPlan) -> Table:
     """Build the table of the pixels of the chips and of the alternatives."""
-    table = _table("Pixels", ("input", "MP per image", "vs. single pass"))
-    inputs = {
-        "chips of this pyramid": cost.megapixels.chips,
-        "one pass at 800×1333": cost.megapixels.single,
-        f"tiles of {cost.pyramid.chip_size} px at ×1": cost.megapixels.grid,
-        "the whole image at every level": cost.megapixels.pyramid,
-    }
-    single = cost.megapixels.single
-    for name, megapixels in inputs.items():
-        ratio = megapixels / single if single else 0.0
-        table.add_row(name, _megapixels(megapixels), f"{ratio:.2f}")
+    table = _table("Pixels to train on", ("input", "MP/image", "vs. one pass"))
+    for name, megapixels in pixel_rows(cost):
+        single = cost.megapixels.single
+        table.add_row(name, _megapixels(megapixels), f"{megapixels / single if single else 0.0:.2f}")
     return table
 
 
 def draw_suggestions(page: PlanPage) -> Table:
-    """Build the table of the experiment's pyramid and of the suggestions, the first of which is written."""
+    """Build the table of the suggested pyramid, its alternatives and, if it is another, that of the experiment."""
+    low, high = page.cost.useful_sizes
     table = _table(
-        f"Suggested pyramids (useful: {USEFUL_SIZES[0]:g}–{USEFUL_SIZES[1]:g} px in a chip; MP: per image)",
-        ("goal", "levels: sizes", "chip", "useful", "chips/img", "train MP", "test MP"),
+        f"Pyramids to choose from (useful: {low:g} to {high:g} px in a chip; per image: chips, megapixels)",
+        ("pyramid", "chip", "useful", "chips", "train", "predict"),
     )
-    rows = [("as planned", page.cost, page.test_megapixels)]
-    rows += [
-        (f"{100 * suggestion.goal:g} %", suggestion.cost, suggestion.cost.megapixels.pyramid)
-        for suggestion in page.suggestions
-    ]
-    for name, cost, test_megapixels in rows:
-        specs = cost.pyramid.levels
+    for row in pyramid_rows(page):
+        specs = row.pyramid.levels
         table.add_row(
-            name,
-            "\n".join(f"{resize_rule(spec)}: {_sizes(spec.at_least, spec.below)}" for spec in specs),
-            str(cost.pyramid.chip_size),
-            f"{100 * cost.share_useful:.1f} %" if cost.num_required else "–",
-            f"{cost.mean_chips_per_image:.2f}",
-            _megapixels(cost.megapixels.chips),
-            _megapixels(test_megapixels),
+            "\n".join([row.name, *(f"  {resize_rule(spec)}: {sizes_text(spec)}" for spec in specs)]),
+            str(row.pyramid.chip_size),
+            f"{100 * row.share_useful:.1f} %" if page.cost.num_required else "–",
+            f"{row.chips_per_image:.2f}",
+            _megapixels(row.megapixels),
+            _megapixels(row.test_megapixels),
         )
     return table
 
@@ -82,14 +69,10 @@ def _table(title: str, columns: Sequence[str]) -> Table:
         collapse_padding=True,
     )
     for index, column in enumerate(columns):
-        is_text = index == 0 or column in ("resize", "levels: sizes")
+        is_text = index == 0 or column == "objects of"
         table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     return table
 
 
 def _megapixels(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
-
-
-def _sizes(at_least: float, below: float) -> str:
-    return f"{at_least:g}–{'∞' if math.isinf(below) else f'{below:g}'}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"

@@ -117,13 +117,22 @@ def load_splits(
     return {name: check_dataset(raw, has_images=has_images, data=data) for name, raw in raws.items()}
 
 
+def find_splits(path: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the splits of a data set; empty where there are none.
+
+    Raises:
+        AnnotationError: if there is no data set, or its splits cannot be read.
+    """
+    return list(_open(expand_path(path), None).list_splits())
+
+
 def find_scored_split(path: str | os.PathLike[str]) -> str | None:
     """Return the split of a data set that scores are computed on: val, else test; None where there is neither.
 
     Raises:
         AnnotationError: if there is no data set, or its splits cannot be read.
     """
-    return scored_split(_open(expand_path(path), None).list_splits())
+    return scored_split(find_splits(path))
 
 
 def _open(path: Path, image_root: Path | None) -> _Source:

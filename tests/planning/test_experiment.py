@@ -1,0 +1,82 @@
+"""The suggested experiment fits the chips of a plan."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sniper.chips import PyramidSpec
+from sniper.chips.cover import cover
+from sniper.data.spec import DataSpec, SourceSpec
+from sniper.planning.cost import CostPlan, compute_cost
+from sniper.planning.experiment import fit_anchors, suggest_experiment
+from tests.chips.worlds import build_world
+
+DATA = DataSpec(train=SourceSpec(annotations="/data/train.json"), follow_links=True)
+
+
+def cost_of(num_images: int, *, chip_size: int = 512) -> CostPlan:
+    world = build_world(0, num_images=num_images, longest=600)
+    levels = (*PyramidSpec().levels[:-1], dataclasses.replace(PyramidSpec().levels[-1], long_side=chip_size))
+    pyramid = PyramidSpec(chip_size=chip_size, levels=levels)
+    return compute_cost(cover(pyramid, world, generator=np.random.default_rng(0)), world, pyramid=pyramid)
+
+
+def cost_of_sizes(sizes: list[float]) -> CostPlan:
+    """Return a plan whose chips show boxes of these sizes."""
+    cost = cost_of(1)
+    level = dataclasses.replace(cost.levels[0], sizes=np.repeat(np.array(sizes), 50))
+    return dataclasses.replace(cost, levels=(level,))
+
+
+@pytest.mark.parametrize("num_images", [1, 100, 3000])
+def test_the_warm_up_is_a_small_share_of_the_steps(num_images: int) -> None:
+    cost = cost_of(num_images)
+    train = suggest_experiment(cost, data=DATA, is_scored=True).train
+    steps = train.epochs * cost.num_steps(train.batch_size)
+    assert train.warmup_steps <= 0.05 * steps + 0.5
+    assert all(0 < milestone < train.epochs for milestone in train.milestones)
+
+
+def test_small_sets_are_trained_for_more_epochs_within_bounds() -> None:
+    epochs = [suggest_experiment(cost_of(number), data=DATA).train.epochs for number in (1, 100, 200, 3000)]
+    assert epochs[0] == 50
+    assert 12 < epochs[2] < 50
+    assert epochs[-1] == 12
+    assert epochs == sorted(epochs, reverse=True)
+
+
+@pytest.mark.parametrize(("chip_size", "batch_size"), [(256, 16), (384, 8), (512, 8), (768, 4), (1024, 4)])
+def test_large_chips_come_in_small_batches(chip_size: int, batch_size: int) -> None:
+    spec = suggest_experiment(cost_of(3, chip_size=chip_size), data=DATA)
+    assert spec.train.batch_size == spec.train.reference_batch_size == batch_size
+
+
+def test_test_images_are_evaluated_while_it_trains() -> None:
+    spec = suggest_experiment(cost_of(3), data=DATA, is_scored=True)
+    assert spec.data == DATA
+    assert spec.train.evaluate_every is not None
+    assert suggest_experiment(cost_of(3), data=DATA).train.evaluate_every is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "anchors"),
+    [
+        ([32.0], (32,)),
+        ([20.0, 90.0], (16, 32, 64)),  # 22.6 and 90.5 px are half-way
+        ([24.0, 100.0], (32, 64, 128)),
+        ([40.0, 480.0], (32, 64, 128, 256, 512)),
+        ([512.0, 512.0], (512,)),
+        ([], (32, 64, 128, 256, 384)),
+    ],
+)
+def test_anchors_are_powers_of_2_around_the_sizes(sizes: list[float], anchors: tuple[float, ...]) -> None:
+    assert fit_anchors(cost_of_sizes(sizes)) == anchors
+
+
+def test_nearly_every_square_has_an_anchor_of_at_least_half_its_union() -> None:
+    cost = cost_of(50)
+    sizes = np.concatenate([level.sizes for level in cost.levels])
+    ratios = sizes[:, None] / np.array(fit_anchors(cost))
+    best = (np.minimum(ratios, 1 / ratios) ** 2).max(axis=1)
+    assert (best >= 0.499).mean() >= 0.88
