@@ -88,7 +88,7 @@ def test_the_defaults_are_those_of_the_papers_recipes(name: str) -> None:
     assert spec.model.roi_head.box_loss_weight == 1.6
     # An epoch of the paper has every chip and its mirrored copy.
     assert spec.train.epochs == 2 * 6
-    assert spec.train.milestones == (pytest.approx(2 * 5.33, abs=0.01),)
+    assert spec.train.milestones == pytest.approx([2 * 5.33], abs=0.01)
     assert spec.mine.rpn_epochs == 2 * 2
     # More than 25 proposals at the finest level, more than 10 at the others.
     assert spec.negatives.min_proposals == (26, 11)

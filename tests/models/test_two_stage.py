@@ -61,7 +61,7 @@ def test_the_box_loss_of_the_head_is_weighted() -> None:
     weighted = dataclasses.replace(TINY, roi_head=dataclasses.replace(TINY.roi_head, box_loss_weight=1.6))
     plain, heavier = (build_tiny(spec).losses(batch) for spec in (TINY, weighted))
     assert plain["head_box"] > 0
-    assert heavier["head_box"] == pytest.approx(1.6 * float(plain["head_box"]), rel=1e-5)
+    torch.testing.assert_close(heavier["head_box"], 1.6 * plain["head_box"])
     assert heavier["head_class"] == plain["head_class"]
 
 
