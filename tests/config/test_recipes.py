@@ -78,13 +78,34 @@ def test_a_recipe_has_finite_losses(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["coco_r101_paper", "coco_mobilenetv2_paper"])
-def test_the_defaults_are_those_of_the_papers_recipe(name: str) -> None:
+def test_the_defaults_are_those_of_the_papers_recipes(name: str) -> None:
     spec, defaults = load_experiment(name), ExperimentSpec()
     assert spec.pyramid == defaults.pyramid
-    assert spec.train == defaults.train
     assert spec.predict == defaults.predict
     assert spec.mine == defaults.mine
-    assert spec.model.rpn == defaults.model.rpn
+    assert spec.negatives == dataclasses.replace(defaults.negatives, source="mined")
+    assert spec.model.rpn == dataclasses.replace(defaults.model.rpn, anchor_sizes=spec.model.rpn.anchor_sizes)
+    assert spec.model.roi_head.box_loss_weight == 1.6
+    # An epoch of the paper has every chip and its mirrored copy.
+    assert spec.train.epochs == 2 * 6
+    assert spec.train.milestones == pytest.approx([2 * 5.33], abs=0.01)
+    assert spec.mine.rpn_epochs == 2 * 2
+    # More than 25 proposals at the finest level, more than 10 at the others.
+    assert spec.negatives.min_proposals == (26, 11)
+
+
+def test_resnet_101_has_the_papers_anchors_and_optimizer() -> None:
+    spec = load_experiment("coco_r101_paper")
+    assert spec.train == ExperimentSpec().train
+    assert len(spec.model.rpn.anchor_sizes) * len(spec.model.rpn.aspect_ratios) == 21
+
+
+def test_mobilenetv2_has_its_own_rate_and_warmup() -> None:
+    train = load_experiment("coco_mobilenetv2_paper").train
+    assert train.learning_rate == pytest.approx(8 * 0.025)
+    assert train.batch_size == train.reference_batch_size == 8 * 42
+    assert train.warmup_steps == 9000
+    assert train.learning_rate * train.warmup_start_factor == pytest.approx(8 * 0.0005)
 
 
 def write_eight_images(folder: Path) -> Dataset:

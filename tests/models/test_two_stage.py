@@ -56,6 +56,15 @@ def test_a_chip_without_boxes_has_box_losses_of_exactly_zero() -> None:
     assert losses["head_class"] > 0
 
 
+def test_the_box_loss_of_the_head_is_weighted() -> None:
+    batch = build_batch(build_sample([[20, 20, 60, 60]], [V]))
+    weighted = dataclasses.replace(TINY, roi_head=dataclasses.replace(TINY.roi_head, box_loss_weight=1.6))
+    plain, heavier = (build_tiny(spec).losses(batch) for spec in (TINY, weighted))
+    assert plain["head_box"] > 0
+    torch.testing.assert_close(heavier["head_box"], 1.6 * plain["head_box"])
+    assert heavier["head_class"] == plain["head_class"]
+
+
 def test_a_negative_chip_has_no_box_loss() -> None:
     batch = build_batch(build_sample([[20, 20, 60, 60]], [IN_NEGATIVE]), build_sample([], []))
     losses = build_tiny().losses(batch)

@@ -17,8 +17,8 @@ PAPER = TrainSpec()
         (0, 0.0, 0.004),
         (500, 0.05, (0.004 + 0.12) / 2),
         (1000, 0.09, 0.12),
-        (50_000, 5.3299, 0.12),
-        (50_001, 5.33, 0.012),
+        (50_000, 10.6699, 0.12),
+        (50_001, 10.67, 0.012),
     ],
 )
 def test_the_learning_rate_follows_the_papers_schedule(step: int, epoch: float, rate: float) -> None:

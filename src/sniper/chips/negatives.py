@@ -31,7 +31,7 @@ class NegativeSpec:
     """
 
     source: Literal["none", "mined"] = "none"
-    min_proposals: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (11, 26)
+    min_proposals: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (26, 11)
     rule: Literal["cover", "overlap"] = "cover"
     per_image: NonNegativeInt = 2
 

@@ -20,7 +20,8 @@ class TrainSpec:
     Learning rates are for gradients averaged over a batch of `reference_batch_size` chips, and are scaled to the actual
     batch: linearly with SGD, with the square root of the ratio with AdamW. The paper's rates of 0.015 and 0.0005 and
     weight decay of 1e-4 are for gradients summed over eight devices: here the rates are eight times as high, and the
-    weight decay is an eighth.
+    weight decay is an eighth. An epoch of the paper shows every image and its mirrored copy, an epoch here shows each
+    chip once, mirrored at random: the paper's 6 epochs are 12.
 
     Attributes:
         epochs: passes over the training set; fractions allowed.
@@ -48,7 +49,7 @@ class TrainSpec:
         rpn_only: train the region proposal network alone, on positive chips, for mining.
     """
 
-    epochs: PositiveFloat = 6.0
+    epochs: PositiveFloat = 12.0
     batch_size: PositiveInt = 128
     accumulation_steps: PositiveInt = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -56,7 +57,7 @@ class TrainSpec:
     reference_batch_size: PositiveInt = 128
     warmup_steps: NonNegativeInt = 1000
     warmup_start_factor: NonNegativeFloat = 1 / 30
-    milestones: tuple[NonNegativeFloat, ...] = (5.33,)
+    milestones: tuple[NonNegativeFloat, ...] = (10.67,)
     gamma: PositiveFloat = 0.1
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     weight_decay: NonNegativeFloat = 1.25e-5
@@ -93,7 +94,7 @@ class MineSpec:
         batch_megapixels: millions of pixels per batch, padding included.
     """
 
-    rpn_epochs: PositiveFloat = 2.0
+    rpn_epochs: PositiveFloat = 4.0
     every_epochs: PositiveInt | None = None
     nms_iou: Fraction = 0.7
     batch_megapixels: PositiveFloat = 8.0

@@ -80,7 +80,7 @@ class RoIHead(nn.Module):
 
         Returns:
             `head_class`, the mean over the proposals of a chip that are not ignored, and `head_box`, the sum over its
-            positives divided by the same number; both averaged over chips.
+            positives divided by the same number and times `box_loss_weight`; both averaged over chips.
         """
         logits, deltas = self(maps, proposals)
         boxes, labels = targets.boxes, targets.labels
@@ -105,7 +105,7 @@ class RoIHead(nn.Module):
         box_losses = functional.smooth_l1_loss(deltas, target_deltas, reduction="none").sum(dim=1)
         return {
             "head_class": torch.where(is_counted, class_losses * weights, 0).sum(),
-            "head_box": torch.where(has_box, box_losses * weights, 0).sum(),
+            "head_box": torch.where(has_box, box_losses * weights, 0).sum() * self.spec.box_loss_weight,
         }
 
     def detect(

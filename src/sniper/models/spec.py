@@ -88,6 +88,7 @@ class RoIHeadSpec:
         pooling: `align` for RoIAlign, `deformable` for deformable RoI pooling.
         hidden_dim: of the two fully connected layers.
         positive_iou: a proposal with at least this IoU with an object is positive, with the label of that object.
+        box_loss_weight: factor of the loss of boxes, relative to that of classes; the paper's code has 1.6.
         score_threshold: detections with a lower score are dropped.
     """
 
@@ -96,6 +97,7 @@ class RoIHeadSpec:
     pooling: Literal["align", "deformable"] = "align"
     hidden_dim: PositiveInt = 1024
     positive_iou: Annotated[float, Gt(0), Lt(1)] = 0.5
+    box_loss_weight: PositiveFloat = 1.0
     score_threshold: Annotated[float, Ge(0), Lt(1)] = 0.001
 
 
