@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.cli.commands import CommandLine
+from tests.data.datasets.layouts import write_files
 
 
 def test_a_good_data_set_is_counted(folder: Path, sniper: CommandLine) -> None:
@@ -18,6 +19,16 @@ def test_all_bad_images_are_reported_at_once(folder: Path, sniper: CommandLine) 
     assert "2 bad images" in message
     assert "train_1.png: cannot be read as an image" in message
     assert "train_3.png does not exist" in message
+
+
+def test_bad_images_of_formats_without_sides_are_reported_too(tmp_path: Path, sniper: CommandLine) -> None:
+    files: dict[str, str | None] = {"images/a.jpg": None, "images/b.jpg": "no image", "classes.txt": "cat\n"}
+    labels = {f"labels/{name}.txt": "0 0.5 0.5 0.2 0.4\n" for name in "ab"}
+    message = sniper.error("check", write_files(tmp_path, {**files, **labels}))
+    assert "1 bad image " in message
+    assert "images/b.jpg: cannot be read as an image" in message
+    (tmp_path / "images" / "a.jpg").write_bytes(b"")
+    assert "2 bad images " in sniper.error("check", tmp_path)
 
 
 def test_an_absent_image_folder_is_refused(folder: Path, sniper: CommandLine) -> None:

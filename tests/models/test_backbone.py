@@ -92,6 +92,18 @@ def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
         Backbone(BackboneSpec(name="test_resnet", weights=str(tmp_path / "w.safetensors")))
 
 
+def test_weights_that_cannot_be_downloaded_are_refused_with_the_alternatives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **options: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(WeightsError, match=r"no connection\); model.backbone.weights takes a file") as caught:
+        Backbone(BackboneSpec(name="test_resnet"))
+    assert "model.backbone.pretrained: false" in str(caught.value)
+
+
 def test_a_feature_pyramid_has_five_maps_of_halving_size() -> None:
     spec = BackboneSpec(name="test_resnet", pretrained=False, neck="fpn")
     backbone = Backbone(spec, pyramid_channels=24).eval()

@@ -34,8 +34,10 @@ def check(
         data = replace(data, follow_links=True)
     # The boxes may show that sides have to be exchanged, which takes the headers of the files.
     skipping = replace(data, on_bad_image="skip")
-    dataset = load_annotations(annotations, images=images, split=split, data=skipping, has_images=True)
-    results = find_bad_images(dataset, data.read)
+    dataset = load_annotations(
+        annotations, images=images, split=split, data=skipping, has_images=True, warns_of_left_out=False
+    )
+    results = find_bad_images(dataset, data.read) if len(dataset) else []
     shown = track(
         results,
         "check",
@@ -45,6 +47,7 @@ def check(
         disable=not console.is_terminal,
     )
     problems = [problem for problem in shown if problem is not None]
+    problems += dataset.left_out
     if problems:
         plural = "s" if len(problems) > 1 else ""
         listed = "\n  ".join(problems)

@@ -27,10 +27,12 @@ def load_annotations(
     split: str | None = None,
     data: "DataSpec | None" = None,
     has_images: bool = False,
+    warns_of_left_out: bool = True,
 ) -> "Dataset":
     """Load a data set, and print its warnings except those of image files that are skipped."""
     from sniper.data.datasets import load_dataset
     from sniper.data.datasets.check import SKIPPED
+    from sniper.data.datasets.collect import LEFT_OUT
     from sniper.data.spec import DataSpec
 
     if images is not None and not images.is_dir():
@@ -38,7 +40,8 @@ def load_annotations(
     dataset = load_dataset(
         annotations, image_root=images, split=split, has_images=has_images, data=data or DataSpec()
     )
-    print_warnings(line for line in dataset.warnings if SKIPPED not in line)
+    hidden = (SKIPPED,) if warns_of_left_out else (SKIPPED, LEFT_OUT)
+    print_warnings(line for line in dataset.warnings if not any(part in line for part in hidden))
     return dataset
 
 

@@ -123,7 +123,14 @@ def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
         trunk = build(pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm, the hub, the network and the file raise unrelated exceptions
         source = spec.weights or f"timm's weights for {spec.name}"
-        raise WeightsError(f"{source}: cannot be loaded into {spec.name} ({error})") from error
+        hint = (
+            ""
+            if spec.weights
+            else (
+                "; model.backbone.weights takes a file, model.backbone.pretrained: false starts from random weights"
+            )
+        )
+        raise WeightsError(f"{source}: cannot be loaded into {spec.name} ({error}){hint}") from error
     if spec.weights is not None:
         torch.set_rng_state(rng_state)
         _check_all_loaded(trunk, spec, initial=build())

@@ -43,6 +43,15 @@ def test_folders_of_dota_are_found(tmp_path: Path, labels: str) -> None:
     assert only_boxes(load_dataset(folder)) == [BOX]
 
 
+def test_images_that_are_not_there_are_named_with_the_suffix_of_the_others(tmp_path: Path) -> None:
+    write_files(tmp_path, {f"labelTxt/P{number}.txt": PLANE for number in (1, 2)} | {"images/P1.tif": None})
+    expected = tmp_path / "images" / "P2.tif"
+    with pytest.raises(
+        AnnotationError, match=f"\n  images/P2.tif does not exist, expected {expected}; the ann"
+    ):
+        load_dataset(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -114,6 +114,22 @@ def test_an_unknown_folder_lists_what_was_looked_for_and_what_is_there(tmp_path:
     assert message.endswith(f"did you mean {tmp_path / 'inner'}?")
 
 
+def test_the_notes_of_label_studio_beside_labels_of_yolo_are_no_coco_json(tmp_path: Path) -> None:
+    notes = json.dumps({"categories": [{"id": 0, "name": "cat"}], "info": {"contributor": "Label Studio"}})
+    files: dict[str, str | None] = {"images/a.jpg": None, "labels/a.txt": "0 0.5 0.5 0.2 0.4\n"}
+    dataset = load_dataset(write_files(tmp_path, {**files, "classes.txt": "cat\n", "notes.json": notes}))
+    assert not dataset.warnings
+    assert [category.name for category in dataset.categories] == ["cat"]
+    assert len(dataset.boxes) == 1
+
+
+def test_a_large_coco_file_of_any_name_is_recognized_by_its_categories(tmp_path: Path) -> None:
+    content = json.loads(coco("a.jpg"))
+    large = {"categories": [{**content.pop("categories")[0], "description": "x" * 70_000}], **content}
+    write_files(tmp_path, {"any name.json": json.dumps(large), "a.jpg": None})
+    assert len(load_dataset(tmp_path).boxes) == 1
+
+
 def test_a_folder_of_several_formats_is_read_with_a_warning(tmp_path: Path) -> None:
     write_files(
         tmp_path, {"train.json": coco("a.jpg"), "images/a.jpg": None, "labels/a.txt": "", "classes.txt": "x"}

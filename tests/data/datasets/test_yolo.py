@@ -260,6 +260,60 @@ def test_images_that_cannot_be_read_are_refused_or_left_out(tmp_path: Path) -> N
     assert any("1 image that cannot be read, left out with their boxes" in text for text in dataset.warnings)
 
 
+@pytest.mark.parametrize(
+    ("description", "named", "found"),
+    [
+        ("train: /home/me/set/images/train\nval: images/val\n", "/home/me/set/images/train", "images/train"),
+        (
+            "path: C:\\set\ntrain: x\\images\\train\nval: x/images/val\n",
+            "C:/set/x/images/train",
+            "images/train",
+        ),
+        (
+            "path: /home/me/set\ntrain: ../x/train.txt\nval: /home/images/val\n",
+            "/home/me/set/x/train.txt",
+            "train.txt",
+        ),
+        ("path: ./set\ntrain: ../images/train\nval: ../images/val\n", "set/images/train", "images/train"),
+    ],
+)
+def test_paths_of_another_machine_are_found_by_their_end_with_a_warning(
+    tmp_path: Path, description: str, named: str, found: str
+) -> None:
+    files = {**SPLITS, "data.yaml": description + NAMES, "train.txt": "images/train/a.jpg\n"}
+    dataset = load_dataset(write_files(tmp_path, files))
+    assert boxes_by_file(dataset) == {"images/train/a.jpg": [("dog", BOX, False)]}
+    (warning,) = dataset.warnings
+    assert warning.endswith(f"{named} is not there, {tmp_path / found} is used")
+    assert load_dataset(tmp_path, split="val").image_ids.tolist() == ["b"]
+
+
+def test_images_of_a_list_from_another_machine_are_found_by_their_end(tmp_path: Path) -> None:
+    content = "/content/set/images/train/a.jpg\nC:\\set\\images\\val\\b.png\n"
+    write_files(tmp_path, {**SPLITS, "train.txt": content, "data.yaml": "train: train.txt\n" + NAMES})
+    dataset = load_dataset(tmp_path)
+    assert sorted(boxes_by_file(dataset)) == ["images/train/a.jpg", "images/val/b.png"]
+    assert "2 images listed under a path that is not there (/content/set" in dataset.warnings[0]
+
+
+def test_the_last_part_of_a_path_alone_is_not_taken_for_a_split(tmp_path: Path) -> None:
+    files = {"images/a.jpg": None, "labels/a.txt": LINE}
+    write_files(tmp_path, {**files, "data.yaml": "train: images\nval: /home/me/val/images\n" + NAMES})
+    with pytest.raises(AnnotationError, match="val: /home/me/val/images is not there"):
+        load_dataset(tmp_path, split="val")
+
+
+def test_a_description_whose_splits_are_all_missing_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, {**SPLITS, "data.yaml": "train: a/b\nval: c/d\n" + NAMES})
+    message = (
+        f"train: {tmp_path}/a/b is not there, .*\n  val: {tmp_path}/c/d is not there, .*\n  --images names"
+    )
+    with pytest.raises(AnnotationError, match=message):
+        load_dataset(tmp_path, split="all")
+    with pytest.raises(AnnotationError, match=r"train: .*a/b is not there, .*\n  --images names"):
+        load_splits(tmp_path)
+
+
 def test_a_linked_folder_of_images_is_read(tmp_path: Path) -> None:
     write_files(tmp_path, {"elsewhere/a.jpg": None, "x/labels/a.txt": LINE, "x/classes.txt": "cat\ndog\n"})
     (tmp_path / "x" / "images").symlink_to(tmp_path / "elsewhere")

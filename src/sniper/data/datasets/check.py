@@ -481,5 +481,6 @@ def _assemble(
         is_crowd=raw.is_crowd[box_order],
         areas=areas[box_order],
         num_dropped=num_dropped,
+        left_out=raw.left_out,
         warnings=warnings,
     )

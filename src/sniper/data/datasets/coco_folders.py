@@ -22,6 +22,7 @@ _SINGLE = (
     "coco.json",
     "_annotations.coco.json",
 )
+_NUM_START_BYTES = 65_536  # of a file, by which COCO JSON is recognized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +79,17 @@ def _split_of(file: Path) -> str:
 
 
 def _is_coco(file: Path) -> bool:
-    """Check whether a JSON file of any name has one of COCO's keys near its start."""
+    """Check whether a JSON file of any name has one of COCO's keys near its start.
+
+    Label Studio writes a file with categories alone, notes.json, beside the labels of YOLO.
+    """
     try:
-        start = read_start(file, num_bytes=65_536)
+        start = read_start(file, num_bytes=_NUM_START_BYTES)
     except AnnotationError:
         return False
-    return any(key in start for key in (b'"images"', b'"annotations"', b'"categories"'))
+    is_whole = file.stat().st_size <= _NUM_START_BYTES
+    keys = (b'"images"', b'"annotations"', *([] if is_whole else [b'"categories"']))
+    return any(key in start for key in keys)
 
 
 def _is_other(file: Path) -> bool:
@@ -150,6 +156,7 @@ def join(path: Path, parts: Mapping[str, RawDataset]) -> RawDataset:
         name_box=name_box,
         show_box=show_box,
         dropped=tuple(findings for raw in raws for findings in raw.dropped),
+        left_out=tuple(f"{raw.path.name}: {line}" for raw in raws for line in raw.left_out),
         problems=tuple(f"{raw.path.name}: {problem}" for raw in raws for problem in raw.problems),
         warnings=tuple(f"{raw.path.name}: {warning}" for raw in raws for warning in raw.warnings),
     )

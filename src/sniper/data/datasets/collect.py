@@ -1,6 +1,7 @@
 """Collect the images and boxes that a reader of a format finds, and the problems of its files."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -17,6 +18,9 @@ from sniper.data.images.formats import EXTRAS, image_suffixes
 from sniper.data.spec import DataSpec
 from sniper.errors import ImageError
 from sniper.geometry.boxes import Sides
+
+LEFT_OUT = "that cannot be read, left out with their boxes"
+"""Part of the warning that lists images that are not in the data set, as their file cannot be read."""
 
 _NUM_THREADS = 8  # that wait for the headers of image files
 _FILES_AT_ONCE = 64  # that a thread reads before it takes others
@@ -153,7 +157,7 @@ class Collector:
         """
         raise_for(self.path, self.problems)
         root, _ = relative_names(self._files, root)
-        is_kept = self._read_sides(root, data)
+        is_kept, left_out = self._read_sides(root, data)
         kept = np.flatnonzero(is_kept)
         if order is not None:
             kept = np.array([i for i in order if is_kept[i]], dtype=np.int64)
@@ -192,6 +196,7 @@ class Collector:
             name_image=lambda image: f"image {names[image]}",
             name_box=name_box,
             dropped=tuple(self._list(kind, examples, self._noun) for kind, examples in self._dropped.items()),
+            left_out=tuple(left_out),
             warnings=(*self.warnings, *map(str, self._list_corrections())),
         )
 
@@ -205,8 +210,8 @@ class Collector:
         listed = tuple(examples[:MAX_LISTED])
         return Findings(problem=kind, count=len(examples), examples=listed, noun=noun, plural=f"{noun}s")
 
-    def _read_sides(self, root: Path, data: DataSpec) -> np.ndarray:
-        """Read the sides of images that have none; return whether each image can be used."""
+    def _read_sides(self, root: Path, data: DataSpec) -> tuple[np.ndarray, list[str]]:
+        """Read the sides of images that have none; return whether each image can be used, and why the others cannot."""
         is_kept = np.ones(len(self._files), dtype=np.bool_)
         missing = [i for i, sides in enumerate(self._sides) if sides is None]
         problems = []
@@ -219,8 +224,8 @@ class Collector:
         if problems and data.on_bad_image == "refuse":
             raise_for(self.path, problems)
         for problem in problems:
-            self.note("image", "that cannot be read, left out with their boxes", problem)
-        return is_kept
+            self.note("image", LEFT_OUT, problem)
+        return is_kept, problems
 
     def _image_ids(self, kept: np.ndarray, names: Sequence[str]) -> Shaped[np.ndarray, " m"]:
         ids = [self._ids[i] for i in kept.tolist()]
@@ -234,7 +239,9 @@ def read_sides(files: Sequence[Path], root: Path, data: DataSpec) -> list[Sides 
     def read_one(file: Path) -> Sides | str:
         problem = find_path_problem(file, root, follow_links=data.follow_links)
         if problem is not None:
-            return f"{file} {problem}; the annotations do not have the sides of the image"
+            return (
+                f"{os.path.relpath(file, root)} {problem}; the annotations do not have the sides of the image"
+            )
         try:
             return read_image_sides(file, data.read)
         except ImageError as error:
@@ -332,6 +339,9 @@ class ImageIndex:
                     self._by_name.setdefault(name, folder / name)
                     self._by_stem.setdefault(os.path.splitext(name)[0], folder / name)
 
+        suffixes = Counter(os.path.splitext(name)[1] for name in self._by_name)
+        self._suffix = max(suffixes, key=suffixes.__getitem__, default=".jpg")
+
     def __bool__(self) -> bool:
         return bool(self._by_name)
 
@@ -345,7 +355,7 @@ class ImageIndex:
         Without either, return the path where it was expected.
         """
         file = self.get(stem) or self.get(name.replace("\\", "/").rsplit("/", 1)[-1])
-        return file or (self._folders[0] if self._folders else Path()) / (name or f"{stem}.jpg")
+        return file or (self._folders[0] if self._folders else Path()) / (name or f"{stem}{self._suffix}")
 
 
 def sorted_stems(folder: Path, suffix: str) -> list[str]:

@@ -97,6 +97,7 @@ class Dataset:
         is_crowd: (n,) whether each box is a crowd rather than one object.
         areas: (n,) of the objects, square image pixels: as in the file, or of the box where the file has none.
         num_dropped: number of boxes that could not be used, and were left out.
+        left_out: one line for each image that is not in the data set, as its file cannot be read.
         warnings: what was corrected or cannot be used, one line for each kind.
     """
 
@@ -115,6 +116,7 @@ class Dataset:
     is_crowd: Bool[np.ndarray, " n"]
     areas: Float[np.ndarray, " n"]
     num_dropped: int = 0
+    left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -194,6 +196,7 @@ class Dataset:
             is_crowd=self.is_crowd[rows],
             areas=self.areas[rows],
             num_dropped=self.num_dropped,
+            left_out=self.left_out,
             warnings=self.warnings,
         )
 

@@ -35,6 +35,7 @@ class YoloSource:
         names: of the classes by number; None where no file has them.
         splits: folders, lists and patterns of image files by canonical name; under an empty name where there are none.
         missing: entries of splits that are not there, such as the test images that Roboflow always names.
+        moved: folder or file that an entry was found as, by the path in the file; of each split.
         names_file: that has the names, for messages.
         num_keypoint_values: that follow the box in a line; 0 without keypoints.
     """
@@ -45,6 +46,7 @@ class YoloSource:
     splits: Mapping[str, Sequence[Path]]
     names_file: Path | None
     missing: Mapping[str, Path] = field(default_factory=dict)
+    moved: Mapping[str, Mapping[Path, Path]] = field(default_factory=dict)
     num_keypoint_values: int = 0
 
     @property
@@ -91,11 +93,16 @@ def read_yolo(source: YoloSource, *, split: str | None, data: DataSpec) -> RawDa
         AnnotationError: listing the problems of the files.
     """
     wanted = canonical(split or "train")
-    if wanted in source.missing:
+    if wanted in source.missing or not source.splits:
         raise AnnotationError(_describe_missing(source, wanted))
     chosen = choose_splits(source.path, source.split_names, split)
-    images = _list_images(source, chosen or list(source.splits))
     collector = Collector(source.path, noun="line", are_fractions=True)
+    images = _list_images(source, chosen or list(source.splits), collector)
+    collector.warnings += [
+        f"{name}: {file} is not there, {found} is used"
+        for name in chosen
+        for file, found in source.moved.get(name, {}).items()
+    ]
     if wanted == ALL:
         collector.warnings += [
             f"{name}: {file} is not there, left out" for name, file in source.missing.items()
@@ -174,6 +181,14 @@ def _parse(path: Path, content: Mapping[str, Any], *, base: Path | None) -> Yolo
         ]
         for key, value in given.items()
     }
+    folder = base if base.is_dir() else path.parent
+    moved = {
+        name: {file: found for file in files if (found := _find_moved(file, folder, split=name)) is not None}
+        for name, files in splits.items()
+    }
+    if any(moved.values()):
+        base = folder
+    splits = {name: [moved[name].get(file, file) for file in files] for name, files in splits.items()}
     missing = {
         name: files[0] for name, files in splits.items() if files and not any(map(os.path.lexists, files))
     }
@@ -184,6 +199,7 @@ def _parse(path: Path, content: Mapping[str, Any], *, base: Path | None) -> Yolo
         names_file=path,
         splits={name: files for name, files in splits.items() if name not in missing},
         missing=missing,
+        moved=moved,
         num_keypoint_values=_count_keypoint_values(path, content),
     )
 
@@ -238,7 +254,7 @@ def _find_base(path: Path, content: Mapping[str, Any], given: Mapping[str, Any])
     named = content.get("path")
     if not isinstance(named, str) or named in _ABSENT:
         return path.parent
-    candidates = [path.parent / expand_path(named, folder=path.parent), path.parent]
+    candidates = [path.parent / expand_path(named.replace("\\", "/"), folder=path.parent), path.parent]
     entries = [
         str(entry) for value in given.values() for entry in (value if isinstance(value, list) else [value])
     ]
@@ -258,6 +274,27 @@ def _resolve(base: Path, entry: str, *, kind: str, source: Path) -> list[Path]:
     if not path.exists() and any(mark in entry for mark in "*?["):
         return _match(path)
     return [path]
+
+
+def _find_moved(file: Path, folder: Path, *, split: str | None = None) -> Path | None:
+    """Return what there is in a folder under the longest end of a path that is not there; None if there is nothing.
+
+    Such paths were written on another machine. A last part alone, such as `images`, could be that of another split.
+
+    Args:
+        file: the path.
+        folder: searched.
+        split: canonical name, whose folder or list the path is; None for an image.
+    """
+    if os.path.lexists(file):
+        return None
+    parts = Path(os.path.normpath(file)).parts
+    for end in (parts[first:] for first in range(1, len(parts))):
+        if split is not None and len(end) == 1 and not end[0].endswith(".txt") and canonical(end[0]) != split:
+            return None
+        if end[0] != ".." and (found := folder.joinpath(*end)).exists():
+            return found
+    return None
 
 
 def _match(pattern: Path) -> list[Path]:
@@ -317,11 +354,13 @@ def _read_names(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).strip().split("\n")]
 
 
-def _list_images(source: YoloSource, splits: Sequence[str]) -> list[Path]:
+def _list_images(source: YoloSource, splits: Sequence[str], collector: Collector) -> list[Path]:
     """Return the image files of splits, each once, sorted."""
     files: dict[str, None] = {}
     for split in splits:
-        expanded = [file for entry in source.splits[split] for file in _expand(source, split, entry)]
+        expanded = [
+            file for entry in source.splits[split] for file in _expand(source, split, entry, collector)
+        ]
         files |= dict.fromkeys(expanded)
         if not expanded:
             listed = ", ".join(map(str, source.splits[split])) or "a pattern"
@@ -329,12 +368,12 @@ def _list_images(source: YoloSource, splits: Sequence[str]) -> list[Path]:
     return [Path(file) for file in sorted(files)]
 
 
-def _expand(source: YoloSource, split: str, entry: Path) -> list[str]:
+def _expand(source: YoloSource, split: str, entry: Path, collector: Collector) -> list[str]:
     """Return the image files that a folder or a list stands for."""
     if entry.is_dir():
         return list(_walk(entry))
     if entry.suffix.lower() == ".txt":
-        return _read_list(entry, base=source.base)
+        return _read_list(entry, base=source.base, collector=collector)
     if has_image_suffix(entry.name) and entry.exists():
         return [str(entry)]
     raise AnnotationError(
@@ -343,10 +382,15 @@ def _expand(source: YoloSource, split: str, entry: Path) -> list[str]:
 
 
 def _describe_missing(source: YoloSource, split: str) -> str:
-    return f"{source.path}: {split}: {source.missing[split]} is not there, expected a folder, or a .txt file"
+    missing = {split: source.missing[split]} if split in source.missing else source.missing
+    lines = [
+        f"{name}: {file} is not there, expected a folder, or a .txt file" for name, file in missing.items()
+    ]
+    hint = "names another folder that train, val and test are relative to"
+    return f"{source.path}: " + "\n  ".join([*lines, f"--images {hint}"])
 
 
-def _read_list(path: Path, *, base: Path) -> list[str]:
+def _read_list(path: Path, *, base: Path, collector: Collector) -> list[str]:
     """Read a list of image files: relative to the data set, to the list, or to its folder with a leading `./`."""
     files = []
     for line in read_text(path).split("\n"):
@@ -355,7 +399,10 @@ def _read_list(path: Path, *, base: Path) -> list[str]:
             continue
         candidates = [path.parent / name] if name.startswith("./") else [base / name, path.parent / name]
         candidates += [base / name, path.parent / name.removeprefix("data/")]
-        files.append(os.path.normpath(next((file for file in candidates if file.exists()), candidates[0])))
+        file = next((file for file in candidates if file.exists()), None)
+        if file is None and (file := _find_moved(candidates[0], base)) is not None:
+            collector.note("image", "listed under a path that is not there", f"{name}, {file} is used")
+        files.append(os.path.normpath(file or candidates[0]))
     return files
 
 
