@@ -36,11 +36,11 @@ def found(*pairs: tuple[int | str, str | None]) -> list[dict[str, Any]]:
     [
         (
             [entry(image_id=5), entry(image_id=5), entry(image_id=4)],
-            r": no image has id 5, 4 \(3 detections\)$",
+            r": no image has id 5, 4 \(3 detections\); are they of another split \(--split\)\?$",
         ),
         ([entry(category_id=9)], r": no category has id 9 \(1 detection\)$"),
         ([entry(image_id=5, category_id=9)], "no image has id 5 .*; no category has id 9 "),
-        ([entry(image_id=10 + i) for i in range(23)], r" 28, 29, and 3 more \(23 detections\)$"),
+        ([entry(image_id=10 + i) for i in range(23)], r" 28, 29, and 3 more \(23 detections\); are they"),
         ([entry(image_id="1x"), entry(image_id="1")], r"no image has id 1x \(1 detection\)$"),
         ([entry(image_id="9" * 5000)], "no image has id 999"),
     ],

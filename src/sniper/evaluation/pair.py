@@ -151,7 +151,12 @@ class EvaluationPair:
             if len(ids)
         ]
         if problems:
-            raise DetectionsError("The detections do not match the annotations: " + "; ".join(problems))
+            hint = (
+                "; are they of another split (--split)?"
+                if len(image_indices) and (image_indices < 0).all()
+                else ""
+            )
+            raise DetectionsError(f"The detections do not match the annotations: {'; '.join(problems)}{hint}")
         pair = cls(
             truth=truth,
             image_indices=image_indices,

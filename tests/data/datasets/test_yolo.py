@@ -9,8 +9,10 @@ import pytest
 
 from sniper.data.datasets import load_dataset
 from sniper.data.datasets.load import load_splits
-from sniper.data.spec import DataSpec
+from sniper.data.images.files import read_image_sides
+from sniper.data.spec import DataSpec, ReadSpec
 from sniper.errors import AnnotationError
+from sniper.geometry.boxes import Sides
 from tests.data.datasets.layouts import boxes_by_file, only_boxes, write_files
 
 LINE = "1 0.5 0.5 0.2 0.4\n"
@@ -312,6 +314,19 @@ def test_a_description_whose_splits_are_all_missing_is_refused(tmp_path: Path) -
         load_dataset(tmp_path, split="all")
     with pytest.raises(AnnotationError, match=r"train: .*a/b is not there, .*\n  --images names"):
         load_splits(tmp_path)
+
+
+def test_each_image_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def read(path: Path, spec: ReadSpec) -> Sides:
+        opened.append(path)
+        return read_image_sides(path, spec)
+
+    monkeypatch.setattr("sniper.data.datasets.collect.read_image_sides", read)
+    monkeypatch.setattr("sniper.data.datasets.image_files.read_image_sides", read)
+    load_dataset(write_files(tmp_path, SPLITS), split="all")
+    assert sorted(path.name for path in opened) == ["a.jpg", "b.png"]
 
 
 def test_a_linked_folder_of_images_is_read(tmp_path: Path) -> None:

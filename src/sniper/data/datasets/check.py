@@ -68,7 +68,7 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
     )
     raw, side_problems, side_findings = _complete_sides(raw, files, data)
     problems = [*raw.problems, *side_problems]
-    found = _find_bad_files(raw, files, data) if has_images else []
+    found = _find_bad_files(raw, files, data) if has_images and not raw.are_files_checked else []
     raw, found, turned_findings, advice = _exchange_stored_sides(raw, found)
     bad_files = [_name_file_problem(raw, *problem) for problem in found]
     if data.on_bad_image == "refuse":

@@ -156,6 +156,7 @@ def join(path: Path, parts: Mapping[str, RawDataset]) -> RawDataset:
         name_box=name_box,
         show_box=show_box,
         dropped=tuple(findings for raw in raws for findings in raw.dropped),
+        are_files_checked=all(raw.are_files_checked for raw in raws),
         left_out=tuple(f"{raw.path.name}: {line}" for raw in raws for line in raw.left_out),
         problems=tuple(f"{raw.path.name}: {problem}" for raw in raws for problem in raw.problems),
         warnings=tuple(f"{raw.path.name}: {warning}" for raw in raws for warning in raw.warnings),

@@ -157,6 +157,7 @@ class Collector:
         """
         raise_for(self.path, self.problems)
         root, _ = relative_names(self._files, root)
+        have_no_sides = all(sides is None for sides in self._sides)
         is_kept, left_out = self._read_sides(root, data)
         kept = np.flatnonzero(is_kept)
         if order is not None:
@@ -196,6 +197,7 @@ class Collector:
             name_image=lambda image: f"image {names[image]}",
             name_box=name_box,
             dropped=tuple(self._list(kind, examples, self._noun) for kind, examples in self._dropped.items()),
+            are_files_checked=have_no_sides,
             left_out=tuple(left_out),
             warnings=(*self.warnings, *map(str, self._list_corrections())),
         )

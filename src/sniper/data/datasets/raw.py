@@ -87,6 +87,7 @@ class RawDataset:
         show_box: returns the numbers of a box as the file has them, by index, such as `bbox is [1, 2, 3, 4]`; None
             shows the corners.
         dropped: boxes that the reader could not read, and left out.
+        are_files_checked: whether the reader has opened the header of every image file, so that it need not be again.
         left_out: one line for each image that is not in the data set, as its file cannot be read.
         problems: for which the data set is refused, one line each.
         warnings: of the reader, one line for each kind, without the path.
@@ -108,6 +109,7 @@ class RawDataset:
     name_box: Callable[[int], str]
     show_box: Callable[[int], str] | None = None
     dropped: tuple[Findings, ...] = ()
+    are_files_checked: bool = False
     left_out: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
