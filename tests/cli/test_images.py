@@ -89,6 +89,22 @@ def test_hidden_files_thumbnails_and_trash_are_passed_over(
         assert warning.startswith(f"{argument}: passed over 6 hidden with images (shots/$RECYCLE.BIN, ")
 
 
+def test_patterns_pass_over_thumbnails_and_trash_in_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "a/b.jpg", "#recycle/c.jpg", "@eaDir/d.jpg", ".own/e.jpg", "@eaDir/f.txt")
+    found = find_image_files([str(tmp_path / "*" / "*")])
+    assert found.images == [tmp_path / "a" / "b.jpg"]
+    listed = f"{tmp_path}/#recycle/c.jpg, {tmp_path}/@eaDir/d.jpg"
+    assert found.warnings == [f"{tmp_path}/*/*: passed over 2 hidden with images ({listed})"]
+    assert find_image_files([str(tmp_path / ".o*" / "*")]).images == [tmp_path / ".own" / "e.jpg"]
+    assert find_image_files([str(tmp_path / "@eaDir" / "*.jpg")]).images == [tmp_path / "@eaDir" / "d.jpg"]
+
+
+def test_a_targa_file_is_recognized_by_its_suffix(tmp_path: Path) -> None:
+    for name in ("a.tga", "b.jpg", "c"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "TGA")
+    assert find_image_files([str(tmp_path)]).images == [tmp_path / "a.tga"]
+
+
 def test_a_hidden_folder_that_is_named_is_searched(tmp_path: Path) -> None:
     touch(tmp_path / ".cache", "a.jpg")
     assert find_image_files([str(tmp_path / ".cache")]).images == [tmp_path / ".cache" / "a.jpg"]
@@ -117,7 +133,7 @@ def test_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
-@pytest.mark.parametrize("argument", ["", "**", "**/*.jpg", "*/**/*.jpg", "**/**/**/*.jpg"])
+@pytest.mark.parametrize("argument", ["", "**", "**/*.jpg", "*/**/*.jpg", "**/**/**/*.jpg", "*/*/*.jpg"])
 def test_links_in_a_circle_are_followed_once(tmp_path: Path, argument: str) -> None:
     touch(tmp_path, "shots/deep/a.jpg")
     for name in ("one", "two", "three"):

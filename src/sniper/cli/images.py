@@ -116,6 +116,11 @@ class _Walk:
                 else:
                     (links if entry.is_symlink() else folders).append(entry.path)
 
+    def count_hidden(self, path: Path) -> None:
+        """Count a file that is passed over, if its suffix is that of an image."""
+        if path.suffix.lower() in self._suffixes:
+            self._others[_HIDDEN].append(str(path))
+
     def is_image(self, path: os.DirEntry[str] | Path) -> bool:
         """Check whether a file is an image; count it as something else if it is not."""
         from sniper.data.images.encoded import has_image_content
@@ -178,8 +183,7 @@ def _match(pattern: Path, walk: _Walk) -> Iterator[Path]:
     while parts and (not has_magic(parts[0]) or os.path.lexists(base / parts[0])):
         base /= parts.pop(0)
     if "**" not in parts:
-        files = (base / name for name in glob(os.path.join(*parts), root_dir=base))
-        yield from (path for path in files if not path.is_dir() and walk.is_image(path))
+        yield from _match_names(base, parts, walk)
         return
     start = parts.index("**")
     folders = (
@@ -194,6 +198,21 @@ def _match(pattern: Path, walk: _Walk) -> Iterator[Path]:
             path = Path(entry.path)
             if matches_pattern(path.relative_to(folder).parts, parts[start:]) and walk.is_image(entry):
                 yield path
+
+
+def _match_names(base: Path, parts: Sequence[str], walk: _Walk) -> Iterator[Path]:
+    """Yield the image files that match a pattern without `**`, those of each folder under one name."""
+    paths: dict[str, str] = {}  # of folders by the real path
+    for name in sorted(glob(os.path.join(*parts), root_dir=base)):
+        path = base / name
+        folder = str(path.parent)
+        if path.is_dir() or paths.setdefault(os.path.realpath(folder), folder) != folder:
+            continue
+        matched = zip(Path(name).parts, parts, strict=False)
+        if any(_is_ignored(part) and has_magic(pattern) and pattern[0] != "." for part, pattern in matched):
+            walk.count_hidden(path)
+        elif walk.is_image(path):
+            yield path
 
 
 def _read_list(path: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sniper.data.images.formats import FORMATS, has_heif
 from sniper.errors import ImageError
-from sniper.files import open_regular
+from sniper.files import describe_other_content, open_regular
 
 _MAX_NAME = 240  # characters of a file name in an error
 _MAX_REASON = 300  # characters of a decoder's error in ours
@@ -118,6 +118,10 @@ class EncodedImage:
         try:
             return Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
+            file.seek(0)
+            other = describe_other_content(file.read(64))
+            if other is not None:
+                raise ImageError(f"{self.name}: cannot be read as an image (it is {other})") from error
             raise ImageError(
                 f"{self.name}: cannot be read as an image (cannot identify an intact header of {', '.join(FORMATS)})"
             ) from error
@@ -139,7 +143,8 @@ def has_image_content(path: Path) -> bool:
             if file.read(4) in TIFF_STARTS:
                 return True  # Pillow does not open all that are read
         with image.open_pillow() as opened:
-            return opened.format != "TGA"  # many a file without a signature looks like one
+            # Many a file looks like a TGA, which has no signature.
+            return opened.format != "TGA" or path.suffix.lower() in FORMATS["TGA"]
     except (ImageError, OSError):
         return False
 
