@@ -38,6 +38,10 @@ def write(root: Path, *names: str) -> Path:
         ("d/annotations/instances_val2017.json", "d/images/val2017"),
         ("d/train.json", "d/images/train"),
         ("d/train.json", "d/train"),
+        ("d/labels.json", "d/data"),
+        ("d/a.json", "d/JPEGImages"),
+        ("d/annotations/a.json", "d/img"),
+        ("d/a.json", "d/images/batch"),
     ],
 )
 def test_the_image_root_is_the_one_with_the_files(
@@ -115,6 +119,11 @@ def test_an_image_root_that_is_given_is_the_only_one(tmp_path: Path) -> None:
         ("0a1b2c3d-a.jpg", "a.jpg", "the prefix of an upload"),
         ("/home/me/set/sub/a.jpg", "sub/a.jpg", "the folder before it"),
         ("../a.jpg", "a.jpg", "the folder before it"),
+        ("images/v1/patch0/a.jpg", "patch0/a.jpg", "the folder before it"),
+        ("images/a.jpg", "a.jpg", "the folder before it"),
+        ("s3://bucket/set/images/a.jpg", "images/a.jpg", "URL encoding and the folder before it"),
+        ("https://host/my%20set/a%20b.jpg?key=1&x=a.jpg", "a b.jpg", "URL encoding and the folder before it"),
+        (r"train\a.jpg", "a.jpg", "backslashes and the folder before it"),
         (r"C:\Users\me\a.jpg", "a.jpg", "backslashes and the folder before it"),
     ],
 )
@@ -153,7 +162,9 @@ def test_an_absolute_name_below_the_image_root_is_accepted(tmp_path: Path) -> No
         (["a"], ["a.jpg", "a.png"], ["a"]),
         (["a"], ["a.txt"], ["a"]),
         (["a.jpg"], ["a.png"], ["a.jpg"]),
-        (["x/a.jpg"], ["a.jpg"], ["x/a.jpg"]),
+        (["x/a.jpg"], ["a.jpg", "x/b.jpg"], ["x/a.jpg"]),
+        (["x/a.jpg", "y/b.jpg"], ["a.jpg"], ["x/a.jpg", "y/b.jpg"]),
+        (["x/y/a.jpg", "x/z/a.jpg"], ["a.jpg"], ["x/y/a.jpg", "x/z/a.jpg"]),
         (["A"], ["a/b.jpg"], ["A"]),  # a folder
     ],
 )
@@ -315,3 +326,20 @@ def test_a_pattern_of_a_yolo_data_set_follows_links_once(tmp_path: Path) -> None
         (tmp_path / "images" / "deep" / name).symlink_to("..")
     (tmp_path / "data.yaml").write_text("train: images/**/*.jpg\nnames: [cat]\n")
     assert [record.path.name for record in load_dataset(tmp_path / "data.yaml")] == ["a.jpg"]
+
+
+def test_other_folders_are_tried_only_without_a_usual_one(tmp_path: Path) -> None:
+    write(tmp_path / "data", *NAMES)
+    write(tmp_path / ".trash", *NAMES)
+    write(tmp_path / "images", NAMES[0])
+    files = locate_image_files(tmp_path / "a.json", NAMES, image_root=None)
+    assert (files.root, files.warnings) == (tmp_path / "data", ())
+    write(tmp_path / "images", *NAMES)
+    assert locate_image_files(tmp_path / "a.json", NAMES, image_root=None).root == tmp_path / "images"
+
+
+def test_files_in_two_other_folders_are_reported(tmp_path: Path) -> None:
+    write(tmp_path / "raw", *NAMES)
+    write(tmp_path / "small", *NAMES)
+    (warning,) = locate_image_files(tmp_path / "a.json", NAMES, image_root=None).warnings
+    assert f"are in {tmp_path / 'raw'} and in {tmp_path / 'small'}; the former are used" in warning

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,15 +42,17 @@ class FileNames:
 
     Args:
         root: the folder.
+        shared: folders that all names start with; the files may be without them, unless the first is there.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, shared: Sequence[str] = ()) -> None:
         self._root = root
+        self._num_optional = 0 if shared and (root / shared[0]).is_dir() else len(shared)
         self._listings: dict[str, _Listing] = {}
 
     def match(self, name: str) -> Match | None:
         """Find the one file that a name stands for; None if there is none, or if there are several."""
-        for variant, kinds in _variants(name):
+        for variant, kinds in _variants(name, self._num_optional):
             walked = self._walk(variant)
             if walked is not None:
                 found, differences = walked
@@ -59,7 +61,7 @@ class FileNames:
 
     def nearest(self, name: str) -> list[str]:
         """Return the names most similar to one that `match` does not find: of files, or of a folder on the way."""
-        for variant, _ in reversed(list(_variants(name))):
+        for variant, _ in reversed(list(_variants(name, self._num_optional))):
             folder = ""
             parts = _parts(variant) or []
             for part in parts:
@@ -141,22 +143,40 @@ class _Listing:
         return sorted(self.names)
 
 
-def _variants(name: str) -> Iterator[tuple[str, list[str]]]:
+def shared_folders(names: Sequence[str]) -> list[str]:
+    """Return the leading folders that all names have in common.
+
+    Example:
+        >>> shared_folders(["images/v1/patch0/a.jpg", "images/v1/patch1/b.jpg"])
+        ['images', 'v1']
+    """
+    folders = {posixpath.dirname(posixpath.normpath(name.replace("\\", "/"))) for name in names}
+    try:
+        shared = posixpath.commonpath(folders)
+    except ValueError:  # there are no names, or some are absolute and others relative
+        return []
+    return [folder for folder in shared.split("/") if folder]
+
+
+def _variants(name: str, num_optional: int) -> Iterator[tuple[str, list[str]]]:
     """Yield a name as it is, then as it may have been meant, each with the kinds of its changes."""
     kinds: list[str] = []
     yield name, []
     if "\\" in name:
         name, kinds = name.replace("\\", "/"), [*kinds, "backslashes"]
         yield name, kinds
-    if "%" in name or "://" in name or "?d=" in name:
-        path = name.partition("?d=")[2] or name.partition("://")[2] or name
+    is_url = "://" in name
+    if "%" in name or is_url or "?d=" in name:
+        path = name.partition("?d=")[2] or name.partition("://")[2].partition("?")[0] or name
         name, kinds = unquote(path), [*kinds, "URL encoding"]
         yield name, kinds
-    if not leaves_root(name):
-        return
     kinds = [*kinds, "the folder before it"]
     parts = [part for part in posixpath.normpath(_DRIVE.sub("", name)).split("/") if part not in ("", "..")]
-    for start in range(len(parts)):
+    if is_url or leaves_root(name):
+        starts = range(len(parts))
+    else:
+        starts = range(1, min(num_optional + 1, len(parts)))
+    for start in starts:
         yield "/".join(parts[start:]), kinds
 
 

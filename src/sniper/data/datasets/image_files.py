@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from sniper.data.datasets.file_names import FileNames, Match, leaves_root
+from sniper.data.datasets.file_names import FileNames, Match, leaves_root, shared_folders
 from sniper.data.images.files import read_image_sides
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError, count_and_list
@@ -18,6 +18,7 @@ from sniper.geometry.boxes import Sides
 AS_STORED = ", which are its sides as stored, before its EXIF orientation is applied"
 """End of the problem of an image file that has the annotated sides before it is oriented."""
 
+_ANNOTATION_FOLDERS = frozenset({"annotations", "labels"})
 _SAMPLE = 64  # file names by which an image root is recognized
 _MAX_EXPLAINED = 20  # missing files for which similar names are searched
 _MAX_EXAMPLES = 3  # listed in a warning
@@ -52,13 +53,19 @@ def locate_image_files(
         file_names: as in the annotations.
         image_root: folder that they are relative to; None tries `images` beside the annotations, the folder of the
             annotations, the folder above, and in each of them `images` and the folder that the annotations are named
-            after. The first that has all files is used, or else the one that has the most.
+            after; and if none of these has all files, the other folders beside the annotations. The first that has all
+            files is used, or else the one that has the most.
         is_complete: whether every name is looked up; else only as many as recognize the folder, if all of these are
             there, or none.
     """
     roots = _candidates(path) if image_root is None else [image_root]
     sample = file_names[:: max(len(file_names) // _SAMPLE, 1)]
-    complete = [root for root in roots if all(has_file(root, name) for name in sample)]
+    complete = _with_all(roots, sample)
+    if not complete and image_root is None:
+        roots += [
+            root for root in _folders_beside(path, roots) if any(has_file(root, name) for name in sample)
+        ]
+        complete = _with_all(roots, sample)
     for root in complete:
         if not is_complete or all(has_file(root, name) for name in file_names):
             return ImageFiles(root=root, names=file_names, warnings=_ambiguity(complete, sample=sample))
@@ -94,6 +101,29 @@ def _candidates(path: Path) -> list[Path]:
     return sorted(existing.values(), key=folders.index) or [beside]
 
 
+def _folders_beside(path: Path, candidates: Sequence[Path]) -> Iterator[Path]:
+    """Yield the folders beside an annotation file and in `images`, such as `data`, that are no usual image roots.
+
+    Those beside a folder of annotations belong to the data set, too.
+    """
+    known = {os.path.realpath(folder) for folder in candidates}
+    parents = [path.parent]
+    if path.absolute().parent.name.lower() in _ANNOTATION_FOLDERS:
+        parents.append(Path(os.path.normpath(path.absolute().parent.parent)))
+    for parent in (folder for parent in parents for folder in (parent, parent / "images")):
+        try:
+            names = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir())
+        except OSError:
+            continue
+        for name in names:
+            if not name.startswith(".") and os.path.realpath(parent / name) not in known:
+                yield parent / name
+
+
+def _with_all(roots: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    return [root for root in roots if all(has_file(root, name) for name in names)]
+
+
 def has_file(root: Path, name: str) -> bool:
     """Check whether there is anything but a folder under a name, be it a broken link."""
     try:
@@ -107,7 +137,7 @@ def _match_all(root: Path, file_names: Sequence[str], *, sample: Sequence[str]) 
 
     A file that a corrected name and another name stand for is left to the names that need no correction.
     """
-    known = FileNames(root)
+    known = FileNames(root, shared=shared_folders(file_names))
     if not any(_match_as_written(root, name) or known.match(name) for name in sample):
         return {}
     matches: dict[int, Match] = {}
@@ -174,7 +204,8 @@ def find_bad_files(
     """
     if not files.root.is_dir():
         return [(None, f"the image root {files.root} is not a folder")]
-    known, num_missing = FileNames(files.root), 0
+    known = FileNames(files.root, shared=shared_folders(file_names))
+    num_missing = 0
     problems: list[tuple[int | None, str]] = []
     for index, (file_name, name, expected) in enumerate(zip(file_names, files.names, sides, strict=True)):
         path = files.root / name
