@@ -66,7 +66,15 @@ def test_json_is_read(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, r"file\.json: cannot be read \(No such file or directory\)"),
-        (b"", r"file\.json: is not JSON \(Expecting value in line 1, column 1\)"),
+        (b"", r"file\.json: is not JSON, but empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "but a pointer of Git LFS; git lfs pull",
+        ),
+        (b"/annex/objects/MD5-s1--0\n", "but a pointer of git-annex; git annex get"),
+        (b"\n<!DOCTYPE html>", "but a web page"),
+        (b"\x1f\x8b\x08\x00", "but compressed with gzip"),
+        (b"PK\x03\x04\x14\x00", "but a zip archive"),
         (b"{\n 1: 2}", r"file\.json: is not JSON \(.* in line 2, column 2\)"),
         (b"\xff\xfe\xfa", r"file\.json: is not JSON"),
         (b"[" * 200_000, r"file\.json: is not JSON"),

@@ -26,6 +26,14 @@ _T = TypeVar("_T")
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """Errors that NumPy raises for an `.npz` file that is missing, truncated, damaged or of another format."""
 
+_OTHER_CONTENT = (
+    (b"version https://git-lfs", "a pointer of Git LFS; git lfs pull fetches the file"),
+    (b"/annex/objects/", "a pointer of git-annex; git annex get fetches the file"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"\x1f\x8b", "compressed with gzip"),
+    (b"pk\x03\x04", "a zip archive"),
+)
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}/]+)\})", re.ASCII)
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -127,6 +135,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def describe_other_content(content: bytes) -> str | None:
+    """Describe content that stands in for that of a file, such as the pointer of Git LFS to it; None if it is none.
+
+    Args:
+        content: of the file, or its first 64 bytes.
+
+    Example:
+        >>> describe_other_content(b"<html><title>404 Not Found</title>")
+        'a web page'
+    """
+    start = content[:64].lstrip().lower()
+    if not start:
+        return "empty"
+    return next((name for signature, name in _OTHER_CONTENT if start.startswith(signature)), None)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears under its name only once it is complete and on disk.
@@ -159,9 +183,14 @@ def read_json(path: Path, *, error: type[SniperError]) -> Any:
         SniperError: an `error`, if the file cannot be read or is not JSON.
     """
     try:
-        return json.loads(read_bytes(path))
+        content = read_bytes(path)
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror})") from problem
+    other = describe_other_content(content)
+    if other is not None:
+        raise error(f"{path}: is not JSON, but {other}")
+    try:
+        return json.loads(content)
     except json.JSONDecodeError as problem:
         raise error(
             f"{path}: is not JSON ({problem.msg} in line {problem.lineno}, column {problem.colno})"

@@ -92,7 +92,8 @@ LIES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         "JPEG, PNG",
     ),
-    "a page": (lambda: b"<!DOCTYPE html><html></html>", "cannot identify an intact header of JPEG, PNG"),
+    "a page": (lambda: b"<!DOCTYPE html><html></html>", "(it is a web page)"),
+    "a pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid", "(it is a pointer of Git LFS"),
     "nothing": (lambda: b"", "it is empty"),
 }
 
