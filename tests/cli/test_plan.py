@@ -1,5 +1,6 @@
 """`sniper plan`: a page, tables, and an experiment that trains."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,10 @@ def test_steps_are_measured_on_request(
     options = ("--config", "experiment.yaml", "--measure", "--device", "cpu")
     assert sniper.json("plan", "train.json", *options)["measured"]["seconds_per_step"] > 0
     assert "minutes per epoch" in sniper.text("plan", "train.json", *options).out
+
+
+def test_a_plan_of_images_without_boxes_gives_the_reason(folder: Path, sniper: CommandLine) -> None:
+    content = json.loads((folder / "train.json").read_text())
+    (folder / "empty.json").write_text(json.dumps(content | {"annotations": []}))
+    out = sniper.text("plan", folder / "empty.json", "-o", folder / "plan").out
+    assert "no pyramid is suggested: there are no boxes to learn from" in out

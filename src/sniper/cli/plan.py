@@ -146,5 +146,7 @@ def _show(page: "PlanPage", folder: Path) -> None:
     print_line(f"page:   {folder / 'plan.html'}")
     if page.suggested_yaml:
         print_line(f"train:  sniper train {folder / 'suggested.yaml'}")
+    elif not cost.num_required:
+        print_line("no pyramid is suggested: there are no boxes to learn from")
     else:
         print_line("no box to learn from, so there is nothing to suggest")

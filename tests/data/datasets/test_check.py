@@ -70,6 +70,39 @@ def test_corners_instead_of_sides_are_refused(
     assert "(annotation " in line
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [-5.0, -5.0, 20.0, 20.0],  # beside the image
+        [-3.0, 5.0, WIDTH + 3.0, 20.0],
+        [10.0, 10.0, 10.0, 10.0],
+        [50.0, 50.0, 20.0, 20.0],
+    ],
+)
+def test_corners_are_recognised_among_some_bad_boxes(folder: Path, bad: list[float]) -> None:
+    corners = [*draw_boxes(57).tolist(), *([bad] * 3)]
+    with pytest.raises(AnnotationError, match="look like corners"):
+        load_boxes(folder, corners)
+
+
+def test_fractions_are_recognised_among_some_boxes_in_pixels(folder: Path) -> None:
+    fractions = draw_boxes(57) / (WIDTH, HEIGHT, WIDTH, HEIGHT)
+    with pytest.raises(AnnotationError, match="57 of 60 boxes have no number above 1"):
+        load_boxes(folder, [*fractions.tolist(), *[[10.0, 10.0, 20.0, 20.0]] * 3])
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "is_reported"),
+    [("a.jpg", "./a.jpg", True), ("sub/a.jpg", "sub/x/../a.jpg", True), ("a.jpg", "sub/a.jpg", False)],
+)
+def test_one_file_under_two_names_is_reported(folder: Path, name: str, other: str, is_reported: bool) -> None:
+    content = coco([[1, 2, 3, 4]])
+    content["images"][0]["file_name"], content["images"][1]["file_name"] = name, other
+    dataset = load(folder, content, has_images=False)
+    reported = f"1 image with the file of an earlier image (image 2: {other})"
+    assert words(dataset) == ([reported] if is_reported else [])
+
+
 @settings(max_examples=20)
 @given(st.integers(1, 60), st.integers(0, 99))
 def test_boxes_with_sides_are_accepted(

@@ -57,16 +57,16 @@ def test_files_named_after_splits_are_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "box", "warning"),
     [
-        (CAR.replace("/>", ' rotation="90"/>'), [5, 15, 25, 25], "that are rotated boxes, used as their boxes"),
+        (CAR.replace("/>", ' rotation="90"/>'), [5, 15, 25, 25], "drawn as rotated boxes, used as their boxes"),
         (CAR.replace("/>", ' rotation="360.0"/>'), BOX, None),
-        ('<polygon label="car" points="10,10;20,10;15,30"/>', BOX, "that are polygons, used as their boxes"),
-        ('<ellipse label="car" cx="15" cy="20" rx="5" ry="10"/>', BOX, "that are ellipses, used as their boxes"),
-        ('<mask label="car" rle="1, 2" left="10" top="10" width="10" height="20"/>', BOX, "that are masks"),
+        ('<polygon label="car" points="10,10;20,10;15,30"/>', BOX, "drawn as polygons, used as their boxes"),
+        ('<ellipse label="car" cx="15" cy="20" rx="5" ry="10"/>', BOX, "drawn as ellipses, used as their boxes"),
+        ('<mask label="car" rle="1, 2" left="10" top="10" width="10" height="20"/>', BOX, "drawn as masks"),
         ('<polyline label="car" points="1,1;2,2"/>', None, "of the kind polyline, which has no box, not used"),
         ('<tag label="car"/>', None, "of the kind tag"),
         (CAR.replace("/>", ' outside="1"/>'), None, "marked as outside, not used"),
         (CAR.replace('"20"', '"x"'), None, 'dropped (image 7 (a.jpg), shape 1: is a box with label="car"'),
-        ('<polygon label="car" points="10,10"/>', None, "that are not numbers, dropped"),
+        ('<polygon label="car" points="10,10"/>', None, "with text in place of numbers, dropped"),
         (CAR.replace("car", "cab"), BOX, "of the label 'cab', which the list of labels lacks (image 7 (a.jpg)"),
     ],
 )  # fmt: skip

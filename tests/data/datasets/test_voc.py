@@ -123,7 +123,7 @@ def test_sides_that_are_missing_are_those_of_the_file(tmp_path: Path, size: str)
         (item(1, 1, 5), "object 2: ymax is '', expected a number"),
         (item(1, 1, 5, 5, name=" "), "1 object without a name, dropped (a.xml, object 2: has no name)"),
         (item(20, 5, 10, 9), "1 box without width or height, dropped (a.xml, object 2: "),
-        (item("nan", 5, 10, 9), "1 box that are not finite, dropped (a.xml, object 2: "),
+        (item("nan", 5, 10, 9), "1 box with numbers that are not finite, dropped (a.xml, object 2: "),
     ],
 )
 def test_objects_that_are_no_box_are_dropped_or_refused(tmp_path: Path, wrong: str, problem: str) -> None:

@@ -143,23 +143,23 @@ def test_label_files_of_any_system_are_read(tmp_path: Path, encoding: str, end: 
     [
         (
             "1 0.5 0.5 0.2",
-            "that are no box, dropped (labels/a.txt, line 2: has 4 numbers, expected a class and a box of 4",
+            "without a box, dropped (labels/a.txt, line 2: has 4 numbers, expected a class and a box of 4",
         ),
         ("1 0.5 0.5 0.2 0.4 0.1 0.2 0.3", "has 8 numbers, expected a class and a box of 4"),
         (
             "dog 0.5 0.5 0.2 0.4",
-            "that are not numbers, dropped (labels/a.txt, line 2: is 'dog 0.5 0.5 0.2 0.4', expected",
+            "with text in place of numbers, dropped (labels/a.txt, line 2: is 'dog 0.5 0.5 0.2 0.4', expected",
         ),
         ("2 0.5 0.5 0.2 0.4", "line 2: the class is 2, expected 0 to 1 as in classes.txt"),
         (
             "-1 0.5 0.5 0.2 0.4",
-            "of classes that are not listed, dropped (labels/a.txt, line 2: the class is -1",
+            "whose class is not listed, dropped (labels/a.txt, line 2: the class is -1",
         ),
         ("0.5 0.5 0.5 0.2 0.4", "the class is 0.5"),
         ("inf 0.5 0.5 0.2 0.4", "the class is inf"),
-        ("1 nan 0.5 0.2 0.4", "that are not finite, dropped (labels/a.txt, line 2"),
+        ("1 nan 0.5 0.2 0.4", "with numbers that are not finite, dropped (labels/a.txt, line 2"),
         ("1 0.5 0.5 0 0.4", "without width or height, dropped (labels/a.txt, line 2"),
-        ("1 0.5 1.5 0.2 0.4", "outside their image, dropped (labels/a.txt, line 2"),
+        ("1 0.5 1.5 0.2 0.4", "outside the image, dropped (labels/a.txt, line 2"),
     ],
 )
 def test_lines_that_are_no_box_are_dropped_or_refused(tmp_path: Path, line: str, problem: str) -> None:

@@ -3,6 +3,7 @@
 `docs/annotations.md` lists what is accepted, corrected, dropped and refused.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -33,11 +34,12 @@ _TOLERANCE = 1e-3  # pixels by which rounded decimals may reach beyond the borde
 _NOTABLE_CROWDS = 0.1  # share of the boxes from which crowds are reported
 
 # Of COCO's boxes, 16 % are inside their image when they are read as corners, and hardly any reaches far over the
-# border; of other data sets, fewer.
+# border; of other data sets, fewer. Files with corners have some bad boxes, too.
 _FAR = 0.1  # share of a side by which a box reaches far over the border
 _MIN_FAR = 3  # number of such boxes from which a data set looks like corners
 _MIN_FAR_SHARE = 0.2
-_MIN_CORNERS_SHARE = 0.99
+_MIN_CORNERS_SHARE = 0.9
+_MIN_FRACTIONS_SHARE = 0.9
 _MIN_FRAME = 16  # pixels, sides of images whose boxes can be recognised as fractions
 
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
@@ -92,7 +94,7 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
     warnings = [
         *raw.warnings,
         *files.warnings,
-        *_list_findings([*side_findings, *turned_findings, _find_shared_files(raw)]),
+        *_list_findings([*side_findings, *turned_findings, _find_shared_files(raw, files)]),
         *_describe_dropped(dropped, num_boxes=num_dropped + len(clipped)),
         *_list_findings(_find_notable(raw, clipped=clipped, frames=frames)),
         *_describe_crowds(raw),
@@ -235,17 +237,17 @@ def _advise_orientation(num_stored: int, num_oriented: int) -> str:
     )
 
 
-def _find_shared_files(raw: RawDataset) -> Findings:
-    names = raw.file_names.tolist()
+def _find_shared_files(raw: RawDataset, files: ImageFiles) -> Findings:
+    names = [name and os.path.normpath(name) for name in files.names]
     is_repeat = np.zeros(len(names), dtype=np.bool_)
     if len(set(names)) < len(names):
-        _, first = np.unique(raw.file_names, return_index=True)
+        _, first = np.unique(names, return_index=True)
         is_repeat[:] = True
         is_repeat[first] = False
     return Findings.collect(
         "with the file of an earlier image",
         is_repeat,
-        lambda i: f"{raw.name_image(i)}: {names[i]}",
+        lambda i: f"{raw.name_image(i)}: {raw.file_names[i]}",
         noun="image",
         plural="images",
     )
@@ -285,12 +287,12 @@ def _find_unusable(
         )
 
     findings = [
-        collect("that are not finite", ~is_finite, lambda _: "expected finite numbers"),
+        collect("with numbers that are not finite", ~is_finite, lambda _: "expected finite numbers"),
         collect(
             "without width or height", is_finite & ~has_extent, lambda _: "expected width and height above 0"
         ),
         collect(
-            "outside their image",
+            "outside the image",
             is_finite & has_extent & is_outside,
             lambda i: f"outside its image of {_show_sides(frames[i])} pixels",
         ),
@@ -341,17 +343,19 @@ def _find_other_formats(raw: RawDataset, frames: Float[np.ndarray, "n 2"]) -> It
 
     is_above_1 = (width > 1) | (height > 1) | (np.abs(x1) > 1) | (np.abs(y1) > 1)
     is_small = (frame_width < _MIN_FRAME) | (frame_height < _MIN_FRAME)
-    if not (is_readable & (is_above_1 | is_small)).any():
+    is_fraction = is_readable & ~(is_above_1 | is_small)
+    num_fractions = int(is_fraction.sum())
+    if num_fractions >= _MIN_FRACTIONS_SHARE * num_boxes:
         yield (
-            f"the boxes look like fractions of their image, expected pixels: no number of {num_boxes} boxes is above 1 "
-            f"({examples(is_readable)})"
+            f"the boxes look like fractions of their image, expected pixels: {num_fractions} of {num_boxes} boxes have "
+            f"no number above 1 ({examples(is_fraction)})"
         )
     is_far = is_readable & ((x2 > (1 + _FAR) * frame_width) | (y2 > (1 + _FAR) * frame_height))
     num_far = int(is_far.sum())
     if num_far < max(_MIN_FAR, _MIN_FAR_SHARE * num_boxes):
         return
-    has_corners = (x1 >= 0) & (width > x1) & (width <= frame_width + 1)
-    has_corners &= (y1 >= 0) & (height > y1) & (height <= frame_height + 1)
+    has_corners = (x1 >= -_FAR * frame_width) & (width > x1) & (width <= (1 + _FAR) * frame_width)
+    has_corners &= (y1 >= -_FAR * frame_height) & (height > y1) & (height <= (1 + _FAR) * frame_height)
     if (is_readable & has_corners).sum() >= _MIN_CORNERS_SHARE * num_boxes:
         yield (
             "the boxes look like corners (x1, y1, x2, y2), expected x, y, width, height: "
@@ -384,9 +388,9 @@ def _find_notable(
 def _find_repeats(raw: RawDataset) -> Bool[np.ndarray, " n"]:
     """Check which boxes have image, category and coordinates of an earlier box."""
     is_repeat = np.zeros(len(raw.boxes), dtype=np.bool_)
-    corners = (raw.boxes + 0.0).view(np.uint64)  # -0.0 + 0.0 is 0.0
+    corners = (raw.boxes[:, [0, 3]] + 0.0).view(np.uint64)  # -0.0 + 0.0 is 0.0
     keys = raw.image_indices.astype(np.uint64)
-    for column in (raw.category_indices.astype(np.uint64), *corners.T):
+    for column in corners.T:  # two numbers select few candidates
         keys = (keys ^ (keys >> np.uint64(29))) * _HASH_FACTOR + column
     in_order = np.sort(keys)
     repeated = in_order[1:][in_order[1:] == in_order[:-1]]

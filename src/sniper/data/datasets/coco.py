@@ -461,7 +461,7 @@ def _read_sides(table: _Table[_Image], key: str) -> tuple[Int64[np.ndarray, " m"
         return np.array(values, dtype=np.int64), []
     sides, problems = [], []
     for index, value in enumerate(values):
-        side = 0 if value in (None, "") else _parse_id(value)
+        side = 0 if value in (None, "") else _parse_side(value)
         if type(side) is not int or side > _MAX_SIDE:
             problems.append(
                 f"{table.name(index)}: {key} is {reprlib.repr(value)}, expected a whole number of pixels"
@@ -470,6 +470,13 @@ def _read_sides(table: _Table[_Image], key: str) -> tuple[Int64[np.ndarray, " m"
         else:
             sides.append(max(side, 0))
     return np.array(sides, dtype=np.int64), problems
+
+
+def _parse_side(value: Any) -> int | str | None:
+    if type(value) is str:
+        with contextlib.suppress(ValueError):
+            return _parse_id(float(value))  # such as "640.0"
+    return _parse_id(value)
 
 
 # Annotations
@@ -517,9 +524,9 @@ def _read_boxes(
             return f"there is no {noun} {reprlib.repr(value) if type(value) is str else value}"
         return f"{noun}_id is {reprlib.repr(value)}, expected the id of the {noun}"
 
-    drop(image < 0, "of images that are not listed", lambda i: describe_reference("image", i))
-    drop(category < 0, "of categories that are not listed", lambda i: describe_reference("category", i))
-    drop(~has_box, "that are not 4 numbers", lambda i: _describe_box(entries[i]))
+    drop(image < 0, "whose image is not listed", lambda i: describe_reference("image", i))
+    drop(category < 0, "whose category is not listed", lambda i: describe_reference("category", i))
+    drop(~has_box, "without 4 numbers", lambda i: _describe_box(entries[i]))
     drop(
         ~has_flag,
         "whose iscrowd is not 0 or 1",
@@ -549,7 +556,7 @@ def _column(entries: list[_Annotation], key: str, kind: type[np.generic]) -> Any
 
 def _describe_others(table: _Table[_Annotation]) -> Findings:
     return Findings(
-        problem="that are not objects", count=len(table.problems), examples=table.problems[:MAX_LISTED]
+        problem="not given as objects", count=len(table.problems), examples=table.problems[:MAX_LISTED]
     )
 
 
@@ -584,10 +591,13 @@ def _read_numbers(
     Returns:
         (n, 4) xywh, and (n,) whether each could be read.
     """
+    num_entries = len(table.entries)
+    if num_entries and not isinstance(table.entries[0], _JSONAnnotation):  # decoded as 4 numbers
+        numbers = chain.from_iterable(map(attrgetter("bbox"), table.entries))
+        return np.fromiter(numbers, np.float64, 4 * num_entries).reshape(-1, 4), np.ones(
+            num_entries, np.bool_
+        )
     values: list[Any] = [entry.bbox for entry in table.entries]
-    if set(map(type, values)) <= {tuple}:  # decoded as 4 numbers
-        numbers = np.fromiter(chain.from_iterable(values), np.float64, 4 * len(values))
-        return numbers.reshape(-1, 4), np.ones(len(values), dtype=np.bool_)
     from_mask = [
         _box_of_mask(entry.segmentation) if isinstance(entry, _JSONAnnotation) and not entry.bbox else None
         for entry in table.entries

@@ -127,11 +127,14 @@ class _Reader:
         except (TypeError, ValueError):
             listed = " ".join(f'{key}="{value[:40]}"' for key, value in shape.items() if key != "rle")
             self.collector.drop(
-                "that are not numbers", image, number, f"is a {shape.tag} with {listed}, expected numbers"
+                "with text in place of numbers",
+                image,
+                number,
+                f"is a {shape.tag} with {listed}, expected numbers",
             )
             return
         if kind:
-            self.collector.correct(f"that are {kind}, used as their boxes", image, number)
+            self.collector.correct(f"drawn as {kind}, used as their boxes", image, number)
         label = shape.get("label", "")
         if label not in self.names:
             if self._has_labels:

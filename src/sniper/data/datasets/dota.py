@@ -128,7 +128,7 @@ def _read_file(
             continue
         if len(fields) not in (9, 10):
             collector.drop(
-                "that are no box",
+                "without a box",
                 image,
                 number,
                 f"has {len(fields)} values, expected 8 coordinates, a class, and whether it is difficult",
@@ -139,7 +139,7 @@ def _read_file(
             is_difficult = len(fields) == 10 and int(fields[9]) != 0
         except ValueError:
             collector.drop(
-                "that are not numbers",
+                "with text in place of numbers",
                 image,
                 number,
                 f"is {line.strip()[:80]!r}, expected 8 numbers, a class, and 0 or 1",

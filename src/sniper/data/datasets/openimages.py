@@ -147,7 +147,7 @@ def _rows(collector: Collector, file: Path) -> Iterator[_Row]:
                 number = reader.line_num
                 if len(fields) < len(header):
                     collector.drop_line(
-                        "that are no box",
+                        "without a box",
                         f"{file.name}, line {number}: has {len(fields)} values, expected {len(header)}",
                     )
                     continue
@@ -156,7 +156,7 @@ def _rows(collector: Collector, file: Path) -> Iterator[_Row]:
                     x1, x2, y1, y2 = map(float, texts)
                 except ValueError:
                     collector.drop_line(
-                        "that are not numbers",
+                        "with text in place of numbers",
                         f"{file.name}, line {number}: the box is {', '.join(texts)[:80]!r}, expected 4 numbers",
                     )
                     continue

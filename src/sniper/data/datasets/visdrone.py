@@ -103,7 +103,7 @@ def _read_file(collector: Collector, path: Path, labels: Path, image_file: Path)
             continue
         if len(fields) != _NUM_FIELDS:
             collector.drop(
-                "that are no box",
+                "without a box",
                 image,
                 number,
                 f"has {len(fields)} values, expected x, y, width, height, score, category, truncation, occlusion",
@@ -114,12 +114,12 @@ def _read_file(collector: Collector, path: Path, labels: Path, image_file: Path)
             category = int(fields[5])
         except ValueError:
             collector.drop(
-                "that are not numbers", image, number, f"is {line.strip()[:80]!r}, expected numbers"
+                "with text in place of numbers", image, number, f"is {line.strip()[:80]!r}, expected numbers"
             )
             continue
         if not 0 <= category <= len(CLASS_NAMES) + 1:
             collector.drop(
-                "of categories that are not listed",
+                "whose category is not listed",
                 image,
                 number,
                 f"the category is {category}, expected 0 to {len(CLASS_NAMES) + 1}",

@@ -459,19 +459,19 @@ class _Labels:
         try:
             label, *values = map(float, fields)
         except ValueError:
-            self._drop("that are not numbers", image, number, f"is {_cut(fields)}, expected numbers")
+            self._drop("with text in place of numbers", image, number, f"is {_cut(fields)}, expected numbers")
             return
         box = self._to_box(values, image=image, number=number)
         if box is None:
             self._drop(
-                "that are no box",
+                "without a box",
                 image,
                 number,
                 f"has {len(fields)} numbers, expected a class and a box of 4, or at least 3 points of 2",
             )
         elif not self._is_class(label):
             self._drop(
-                "of classes that are not listed",
+                "whose class is not listed",
                 image,
                 number,
                 f"the class is {fields[0]}, expected {self._expected_classes()}",
