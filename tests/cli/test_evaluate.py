@@ -39,6 +39,20 @@ def test_detections_are_compared_with_others(
 
 
 @pytest.mark.usefixtures("perfect")
+def test_crowds_are_scored_as_objects_on_request(folder: Path, sniper: CommandLine) -> None:
+    content = json.loads((folder / "train.json").read_text())
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+    (folder / "crowds.json").write_text(json.dumps(content))
+    score = ("evaluate", folder / "found.json", folder / "crowds.json")
+    assert sniper.json(*score)["ap"] == -1
+    assert sniper.json(*score, "--crowds", "objects")["ap"] == pytest.approx(1.0)
+    convert = ("convert", folder / "crowds.json", "--to", "yolo", "--images", "none")
+    assert "crowds" in sniper.text(*convert, folder / "without").err
+    assert sniper.text(*convert, folder / "with", "--crowds", "objects").err == ""
+
+
+@pytest.mark.usefixtures("perfect")
 def test_details_are_one_json_object(folder: Path, sniper: CommandLine) -> None:
     score = ("evaluate", folder / "found.json", folder / "train.json")
     result = sniper.json(*score, "--details", "--sizes", 0, 20, 40, "--curve", folder / "curve.png")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from sniper.cli.options import Annotations, FollowLinks, Json, default, split_option
+from sniper.cli.options import Annotations, Crowds, FollowLinks, Json, default, split_option
 from sniper.cli.output import print_result, print_warnings
 
 
@@ -28,6 +28,7 @@ def convert(
             show_default=default("the usual folder of its format"),
         ),
     ] = None,
+    crowds: Crowds = "ignore",
     follow_links: FollowLinks = False,
     json: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def convert(
     from sniper.data.datasets.write import write_dataset
     from sniper.data.spec import DataSpec
 
-    data = DataSpec(follow_links=follow_links)
+    data = DataSpec(crowds=crowds, follow_links=follow_links)
     splits = load_splits(source, image_root=root, split=split, has_images=images != "none", data=data)
     for dataset in splits.values():
         print_warnings(dataset.warnings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, validators
 
 from sniper.cli.inputs import check_parent, load_annotations, scored_split
-from sniper.cli.options import Annotations, Json, Limit, ScoredSplit, default, flag
+from sniper.cli.options import Annotations, Crowds, Json, Limit, ScoredSplit, default, flag
 from sniper.cli.output import console, print_result, print_table, print_warnings
 from sniper.errors import AnnotationError, ConfigError, DetectionsError
 
@@ -23,6 +23,7 @@ def evaluate(
     /,
     *,
     split: ScoredSplit = None,
+    crowds: Crowds = "ignore",
     limit: Limit = None,
     max_detections: Annotated[
         int,
@@ -60,6 +61,7 @@ def evaluate(
 
     The image files are not needed.
     """
+    from sniper.data.spec import DataSpec
     from sniper.evaluation.coco import score
     from sniper.evaluation.exchanged import find_exchanged_classes
     from sniper.evaluation.pair import GroundTruth
@@ -68,7 +70,9 @@ def evaluate(
     _check_sizes(sizes, details=details)
     if curve is not None:
         _check_curve(curve)
-    dataset = load_annotations(annotations, images=None, split=scored_split(annotations, split))
+    dataset = load_annotations(
+        annotations, images=None, split=scored_split(annotations, split), data=DataSpec(crowds=crowds)
+    )
     with no_garbage_collection():
         truth = GroundTruth.of(dataset)
         pair = _load_pair(detections, truth)

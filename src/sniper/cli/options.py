@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token, convert, validators
 
@@ -75,6 +75,10 @@ Images = Annotated[
 ]
 FollowLinks = Annotated[
     bool, flag("Open image files that are links to files outside the folder of the images.")
+]
+Crowds = Annotated[
+    Literal["ignore", "objects"],
+    Parameter(help="Take boxes that are marked as crowds as regions to ignore, or for objects."),
 ]
 Count = Annotated[int, Parameter(validator=at_least_1)]
 Limit = Annotated[int | None, Parameter(validator=at_least_1, help="Use only the first LIMIT images.")]

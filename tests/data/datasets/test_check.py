@@ -87,7 +87,7 @@ def test_corners_are_recognised_among_some_bad_boxes(folder: Path, bad: list[flo
 
 def test_fractions_are_recognised_among_some_boxes_in_pixels(folder: Path) -> None:
     fractions = draw_boxes(57) / (WIDTH, HEIGHT, WIDTH, HEIGHT)
-    with pytest.raises(AnnotationError, match="57 of 60 boxes have no number above 1"):
+    with pytest.raises(AnnotationError, match="no number is above 1 in 57 of 60 boxes"):
         load_boxes(folder, [*fractions.tolist(), *[[10.0, 10.0, 20.0, 20.0]] * 3])
 
 
@@ -135,7 +135,8 @@ def test_fractions_of_the_image_are_refused(folder: Path, count: int, are_corner
     if not are_corners:
         boxes[:, 2:] -= boxes[:, :2]
     with pytest.raises(
-        AnnotationError, match=rf"fractions of their image, expected pixels: no number of {count} box"
+        AnnotationError,
+        match=rf"fractions of their image, expected pixels: no number is above 1 in {count} of {count} box",
     ):
         load_boxes(folder, boxes)
 
@@ -173,8 +174,8 @@ def test_many_crowds_are_reported_with_their_share(folder: Path, num_crowds: int
     for entry in content["annotations"][:num_crowds]:
         entry["iscrowd"] = 1
     expected = (
-        f"{num_crowds} of 100 boxes ({num_crowds}%) are crowds or regions to ignore, which are not trained on; with "
-        "data.crowds: objects they are objects"
+        f"{num_crowds} of 100 boxes ({num_crowds}%) are crowds or regions to ignore, neither trained nor scored "
+        "on; data.crowds: objects takes them for objects (--crowds objects, to score or convert)"
     )
     assert words(load(folder, content, has_images=False)) == [expected] * is_reported
     dataset = load(folder, content, has_images=False, data=DataSpec(crowds="objects"))

@@ -60,6 +60,27 @@ def test_iscrowd_may_be_of_any_type(folder: Path, change: Change, is_crowd: bool
     assert not any("iscrowd" in warning for warning in dataset.warnings)
 
 
+@pytest.mark.parametrize(
+    ("value", "is_reported"),
+    [
+        (1, True),
+        (True, True),
+        ("1", True),
+        (1.0, True),
+        (0, False),
+        (None, False),
+        ([], False),
+        ("no", False),
+    ],
+)
+@pytest.mark.parametrize("iscrowd", [0, 1])
+def test_the_key_ignore_is_reported(folder: Path, value: Any, is_reported: bool, iscrowd: int) -> None:
+    dataset = load(folder, changed(box(ignore=value, iscrowd=iscrowd)), has_images=False)
+    reported = "1 box with ignore: 1, which is not read, used as objects (expected iscrowd: 1) (annotation "
+    assert any(reported in warning for warning in dataset.warnings) == (is_reported and not iscrowd)
+    assert dataset[1].is_crowd.tolist() == [bool(iscrowd), False]
+
+
 @pytest.mark.parametrize("number", [8, 8.0, "8", "8.0"])
 def test_sides_may_be_floats_or_digits(folder: Path, number: Any) -> None:
     dataset = load(folder, changed(image(width=number)))

@@ -347,8 +347,8 @@ def _find_other_formats(raw: RawDataset, frames: Float[np.ndarray, "n 2"]) -> It
     num_fractions = int(is_fraction.sum())
     if num_fractions >= _MIN_FRACTIONS_SHARE * num_boxes:
         yield (
-            f"the boxes look like fractions of their image, expected pixels: {num_fractions} of {num_boxes} boxes have "
-            f"no number above 1 ({examples(is_fraction)})"
+            "the boxes look like fractions of their image, expected pixels: no number is above 1 in "
+            f"{num_fractions} of {num_boxes} boxes ({examples(is_fraction)})"
         )
     is_far = is_readable & ((x2 > (1 + _FAR) * frame_width) | (y2 > (1 + _FAR) * frame_height))
     num_far = int(is_far.sum())
@@ -439,8 +439,9 @@ def _describe_crowds(raw: RawDataset) -> Iterator[str]:
     if num_crowds == len(raw.is_crowd) > 0 or num_crowds > max(5, _NOTABLE_CROWDS * len(raw.is_crowd)):
         share = num_crowds / len(raw.is_crowd)
         yield (
-            f"{num_crowds} of {len(raw.is_crowd)} boxes ({share:.0%}) are crowds or regions to ignore, which are "
-            "not trained on; with data.crowds: objects they are objects"
+            f"{num_crowds} of {len(raw.is_crowd)} boxes ({share:.0%}) are crowds or regions to ignore, "
+            "neither trained nor scored on; data.crowds: objects takes them for objects (--crowds objects, to score or "
+            "convert)"
         )
 
 

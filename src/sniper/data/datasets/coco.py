@@ -56,6 +56,7 @@ class _StrictAnnotation(msgspec.Struct, gc=False, kw_only=True):
 
     area: float = math.nan
     iscrowd: int | bool = 0
+    ignore: int | bool = 0
     image_id: int
     bbox: tuple[float, float, float, float]
     category_id: int
@@ -67,6 +68,7 @@ class _LooseAnnotation(msgspec.Struct, gc=False):
 
     area: Any = None
     iscrowd: Any = 0
+    ignore: Any = 0
     image_id: Any = UNSET
     bbox: tuple[float, float, float, float] | None = None
     category_id: Any = UNSET
@@ -524,6 +526,7 @@ def _read_boxes(
             return f"there is no {noun} {reprlib.repr(value) if type(value) is str else value}"
         return f"{noun}_id is {reprlib.repr(value)}, expected the id of the {noun}"
 
+    _check_ignored(table, is_crowd, warnings)
     drop(image < 0, "whose image is not listed", lambda i: describe_reference("image", i))
     drop(category < 0, "whose category is not listed", lambda i: describe_reference("category", i))
     drop(~has_box, "without 4 numbers", lambda i: _describe_box(entries[i]))
@@ -654,6 +657,18 @@ def _read_flags(
         np.array([flag is True for flag in flags], dtype=np.bool_),
         np.array([flag is not None for flag in flags], dtype=np.bool_),
     )
+
+
+def _check_ignored(table: _Table[_Annotation], is_crowd: Bool[np.ndarray, " n"], warnings: list[str]) -> None:
+    """Warn of boxes that a key that COCO does not have marks as regions to ignore."""
+    if any(map(attrgetter("ignore"), table.entries)):
+        ignored = Findings.collect(
+            "with ignore: 1, which is not read, used as objects (expected iscrowd: 1)",
+            np.array([entry.ignore in (1, "1") for entry in table.entries], dtype=np.bool_) & ~is_crowd,
+            table.name,
+        )
+        if ignored.count:
+            warnings.append(str(ignored))
 
 
 def _read_areas(

@@ -172,11 +172,8 @@ def _variants(name: str, num_optional: int) -> Iterator[tuple[str, list[str]]]:
         yield name, kinds
     kinds = [*kinds, "the folder before it"]
     parts = [part for part in posixpath.normpath(_DRIVE.sub("", name)).split("/") if part not in ("", "..")]
-    if is_url or leaves_root(name):
-        starts = range(len(parts))
-    else:
-        starts = range(1, min(num_optional + 1, len(parts)))
-    for start in starts:
+    is_relative = not is_url and not leaves_root(name)
+    for start in range(1, min(num_optional + 1, len(parts))) if is_relative else range(len(parts)):
         yield "/".join(parts[start:]), kinds
 
 

@@ -1,5 +1,6 @@
 """The image files of a data set: where they are, which may be opened, and whether each is the annotated image."""
 
+import itertools
 import os
 import stat
 from collections import Counter, defaultdict
@@ -110,14 +111,14 @@ def _folders_beside(path: Path, candidates: Sequence[Path]) -> Iterator[Path]:
     parents = [path.parent]
     if path.absolute().parent.name.lower() in _ANNOTATION_FOLDERS:
         parents.append(Path(os.path.normpath(path.absolute().parent.parent)))
-    for parent in (folder for parent in parents for folder in (parent, parent / "images")):
+    for folder in itertools.chain.from_iterable((parent, parent / "images") for parent in parents):
         try:
-            names = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir())
+            names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         except OSError:
             continue
         for name in names:
-            if not name.startswith(".") and os.path.realpath(parent / name) not in known:
-                yield parent / name
+            if not name.startswith(".") and os.path.realpath(folder / name) not in known:
+                yield folder / name
 
 
 def _with_all(roots: Sequence[Path], names: Sequence[str]) -> list[Path]:
