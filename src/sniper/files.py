@@ -34,6 +34,12 @@ _OTHER_CONTENT = (
     (b"\x1f\x8b", "compressed with gzip"),
     (b"pk\x03\x04", "a zip archive"),
 )
+_IGNORED = frozenset(
+    {"@eadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", "system volume information", "desktop.ini"}
+    | {"thumbs.db"}
+)
+"""Names, in lower case, that systems give to thumbnails, attributes and trash; others of these start with a dot."""
+
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}/]+)\})", re.ASCII)
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -121,6 +127,11 @@ def matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return any(matches_pattern(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and matches_pattern(parts[1:], pattern[1:])
+
+
+def is_ignored(name: str) -> bool:
+    """Check whether a file or folder is hidden, or holds thumbnails, attributes or trash, as its name shows."""
+    return name.startswith(".") or name.lower() in _IGNORED
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -10,13 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from sniper.errors import ConfigError, count_and_list
-from sniper.files import expand_path, matches_pattern, read_bytes
-
-_IGNORED = frozenset(
-    {"@eadir", "@recycle", "#recycle", "$recycle.bin", "__macosx", "system volume information", "desktop.ini"}
-    | {"thumbs.db"}
-)
-"""Names, in lower case, that systems give to thumbnails, attributes and trash; others of these start with a dot."""
+from sniper.files import expand_path, is_ignored, matches_pattern, read_bytes
 
 _HIDDEN, _UNREADABLE = "hidden with images", "folders that cannot be read"
 _BROKEN, _SPECIAL, _BARE = "broken links", "pipes, sockets or devices", "without a suffix"
@@ -108,7 +102,7 @@ class _Walk:
                 continue
             seen.add((status.st_dev, status.st_ino))
             for entry in entries:
-                if _is_ignored(entry.name):
+                if is_ignored(entry.name):
                     if self._has_images(entry):
                         self._others[_HIDDEN].append(entry.path)
                 elif not _is_folder(entry):
@@ -160,10 +154,6 @@ class _Walk:
         return any(os.path.splitext(name)[1].lower() in self._suffixes for name in islice(names, _MAX_HIDDEN))
 
 
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _IGNORED
-
-
 def _is_file(path: os.DirEntry[str] | Path) -> bool:
     """Check for a regular file, or a link to one; most entries of a folder need no call of the system."""
     is_plain = isinstance(path, os.DirEntry) and path.is_file(follow_symlinks=False)
@@ -209,7 +199,7 @@ def _match_names(base: Path, parts: Sequence[str], walk: _Walk) -> Iterator[Path
         if path.is_dir() or paths.setdefault(os.path.realpath(folder), folder) != folder:
             continue
         matched = zip(Path(name).parts, parts, strict=False)
-        if any(_is_ignored(part) and has_magic(pattern) and pattern[0] != "." for part, pattern in matched):
+        if any(is_ignored(part) and has_magic(pattern) and pattern[0] != "." for part, pattern in matched):
             walk.count_hidden(path)
         elif walk.is_image(path):
             yield path

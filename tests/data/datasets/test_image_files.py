@@ -1,5 +1,6 @@
 """Where image files are looked for, which names are corrected, and which files may be opened."""
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -163,7 +164,7 @@ def test_an_absolute_name_below_the_image_root_is_accepted(tmp_path: Path) -> No
         (["a"], ["a.txt"], ["a"]),
         (["a.jpg"], ["a.png"], ["a.jpg"]),
         (["x/a.jpg"], ["a.jpg", "x/b.jpg"], ["x/a.jpg"]),
-        (["x/a.jpg", "y/b.jpg"], ["a.jpg"], ["x/a.jpg", "y/b.jpg"]),
+        (["x/a.jpg", "y/a.jpg"], ["a.jpg"], ["x/a.jpg", "y/a.jpg"]),
         (["x/y/a.jpg", "x/z/a.jpg"], ["a.jpg"], ["x/y/a.jpg", "x/z/a.jpg"]),
         (["A"], ["a/b.jpg"], ["A"]),  # a folder
     ],
@@ -343,3 +344,41 @@ def test_files_in_two_other_folders_are_reported(tmp_path: Path) -> None:
     write(tmp_path / "small", *NAMES)
     (warning,) = locate_image_files(tmp_path / "a.json", NAMES, image_root=None).warnings
     assert f"are in {tmp_path / 'raw'} and in {tmp_path / 'small'}; the former are used" in warning
+
+
+def test_leading_folders_without_which_names_are_distinct_are_dropped(tmp_path: Path) -> None:
+    write(tmp_path / "train", "patch0/a.jpg", "patch16/a.jpg")
+    names = ["images/v1/patch0/a.jpg", "images/v2/patch16/a.jpg"]
+    files = locate_image_files(tmp_path / "objects365_train.json", names, image_root=None)
+    assert (files.root, list(files.names)) == (tmp_path / "train", ["patch0/a.jpg", "patch16/a.jpg"])
+
+
+def test_names_in_a_folder_of_annotations_are_corrected(tmp_path: Path) -> None:
+    for split, name in (("train", r"C:\set\a.jpg"), ("valid", "../../upload/3/0a1b2c3d-b.jpg")):
+        (tmp_path / split).mkdir()
+        content = changed(lambda coco: None)
+        content["images"] = [{"id": 10, "file_name": name, "width": 20, "height": 50}]
+        content["annotations"] = []
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content))
+    Image.new("RGB", (20, 50)).save(tmp_path / "train" / "a.jpg")
+    Image.new("RGB", (20, 50)).save(tmp_path / "valid" / "0a1b2c3d-b.jpg")
+    dataset = load_dataset(tmp_path, split="all")
+    assert [record.path for record in dataset] == [
+        tmp_path / "train" / "a.jpg",
+        tmp_path / "valid" / "0a1b2c3d-b.jpg",
+    ]
+    assert "backslashes and the folder before it, corrected" in dataset.warnings[0]
+    assert "0a1b2c3d-b.jpg is 0a1b2c3d-b.jpg" in dataset.warnings[1]
+    (tmp_path / "valid" / "0a1b2c3d-b.jpg").unlink()
+    with pytest.raises(
+        AnnotationError, match=r"upload/3/0a1b2c3d-b\.jpg does not exist, expected .*/valid/upload"
+    ):
+        load_dataset(tmp_path, split="val")
+
+
+def test_thumbnails_beside_images_of_yolo_are_passed_over(tmp_path: Path) -> None:
+    for name in ("images/a.jpg", "images/@eaDir/a.jpg/thumb.jpg", "images/#recycle/b.jpg", "images/._a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 50)).save(tmp_path / name)
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
+    assert load_dataset(tmp_path).file_names.tolist() == ["images/a.jpg"]

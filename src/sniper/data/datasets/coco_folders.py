@@ -1,5 +1,6 @@
 """Find the COCO JSON files in a folder, and join those of several splits."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 
 from sniper.data.datasets.collect import relative_names
 from sniper.data.datasets.dataset import Category
-from sniper.data.datasets.image_files import locate_image_files
+from sniper.data.datasets.file_names import leaves_root
+from sniper.data.datasets.image_files import ImageFiles, locate_image_files
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import by_split, canonical, find_split_folders
 from sniper.data.datasets.text_files import read_start
@@ -110,11 +112,11 @@ def join(path: Path, parts: Mapping[str, RawDataset]) -> RawDataset:
     raws = list(parts.values())
     if len(raws) == 1 and raws[0].path == path:
         return raws[0]
-    roots = [_find_root(raw) for raw in raws]
+    located = [_locate(raw) for raw in raws]
     categories = _join_categories(raws)
     index_of = {category.name: index for index, category in enumerate(categories)}
-    files = [root / str(name) for raw, root in zip(raws, roots, strict=True) for name in raw.file_names]
-    root, names = relative_names(files, roots[0] if len(roots) == 1 else path)
+    paths = [files.root / _without_climb(name) for files in located for name in files.names]
+    root, names = relative_names(paths, located[0].root if len(raws) == 1 else path)
     ids = np.concatenate([raw.image_ids.astype(object) for raw in raws]).tolist()
     if len(set(ids)) < len(ids):
         ids = [f"{name}/{image_id}" for name, raw in parts.items() for image_id in raw.image_ids.tolist()]
@@ -159,14 +161,22 @@ def join(path: Path, parts: Mapping[str, RawDataset]) -> RawDataset:
         are_files_checked=all(raw.are_files_checked for raw in raws),
         left_out=tuple(f"{raw.path.name}: {line}" for raw in raws for line in raw.left_out),
         problems=tuple(f"{raw.path.name}: {problem}" for raw in raws for problem in raw.problems),
-        warnings=tuple(f"{raw.path.name}: {warning}" for raw in raws for warning in raw.warnings),
+        warnings=tuple(
+            f"{raw.path.name}: {warning}"
+            for raw, files in zip(raws, located, strict=True)
+            for warning in (*raw.warnings, *files.warnings)
+        ),
     )
 
 
-def _find_root(raw: RawDataset) -> Path:
-    if raw.image_root is not None:
-        return raw.image_root
-    return locate_image_files(raw.path, raw.file_names.tolist(), image_root=None, is_complete=False).root
+def _locate(raw: RawDataset) -> ImageFiles:
+    names = raw.file_names.tolist()
+    return locate_image_files(raw.path, names, image_root=raw.image_root, is_complete=False)
+
+
+def _without_climb(name: str) -> str:
+    """Return a name that stays below its root. One that leaves it stands for no file, or it would be corrected."""
+    return os.path.normpath(f"/{name}").lstrip("/") if leaves_root(name) else name
 
 
 def _map_categories(raw: RawDataset, index_of: Mapping[str, int]) -> np.ndarray:

@@ -17,6 +17,7 @@ from sniper.data.images.files import read_image_sides
 from sniper.data.images.formats import EXTRAS, image_suffixes
 from sniper.data.spec import DataSpec
 from sniper.errors import ImageError
+from sniper.files import is_ignored
 from sniper.geometry.boxes import Sides
 
 LEFT_OUT = "that cannot be read, left out with their boxes"
@@ -261,7 +262,7 @@ def read_sides(files: Sequence[Path], root: Path, data: DataSpec) -> list[Sides 
 
 def has_image_suffix(name: str) -> bool:
     """Check whether a file name is that of an image, and not hidden."""
-    return os.path.splitext(name)[1].lower() in _known_suffixes() and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in _known_suffixes() and not is_ignored(name)
 
 
 @lru_cache(maxsize=1)
@@ -365,5 +366,5 @@ def sorted_stems(folder: Path, suffix: str) -> list[str]:
     return sorted(
         name[: -len(suffix)]
         for name in os.listdir(folder)
-        if name.lower().endswith(suffix) and not name.startswith(".")
+        if name.lower().endswith(suffix) and not is_ignored(name)
     )

@@ -42,12 +42,12 @@ class FileNames:
 
     Args:
         root: the folder.
-        shared: folders that all names start with; the files may be without them, unless the first is there.
+        names: that are to be found, by which leading folders that no file needs are recognized.
     """
 
-    def __init__(self, root: Path, *, shared: Sequence[str] = ()) -> None:
+    def __init__(self, root: Path, *, names: Sequence[str] = ()) -> None:
         self._root = root
-        self._num_optional = 0 if shared and (root / shared[0]).is_dir() else len(shared)
+        self._num_optional = _count_optional_folders(names, root)
         self._listings: dict[str, _Listing] = {}
 
     def match(self, name: str) -> Match | None:
@@ -143,19 +143,15 @@ class _Listing:
         return sorted(self.names)
 
 
-def shared_folders(names: Sequence[str]) -> list[str]:
-    """Return the leading folders that all names have in common.
-
-    Example:
-        >>> shared_folders(["images/v1/patch0/a.jpg", "images/v1/patch1/b.jpg"])
-        ['images', 'v1']
-    """
-    folders = {posixpath.dirname(posixpath.normpath(name.replace("\\", "/"))) for name in names}
-    try:
-        shared = posixpath.commonpath(folders)
-    except ValueError:  # there are no names, or some are absolute and others relative
-        return []
-    return [folder for folder in shared.split("/") if folder]
+def _count_optional_folders(names: Sequence[str], root: Path) -> int:
+    """Return how many leading folders names can lack and remain distinct; 0 if one of the first folders is there."""
+    paths = {tuple(posixpath.normpath(name.replace("\\", "/")).split("/")) for name in names}
+    if any((root / first).is_dir() for first in {path[0] for path in paths if len(path) > 1}):
+        return 0
+    count, most = 0, max((len(path) - 1 for path in paths), default=0)
+    while count < most and len({path[min(count + 1, len(path) - 1) :] for path in paths}) == len(paths):
+        count += 1
+    return count
 
 
 def _variants(name: str, num_optional: int) -> Iterator[tuple[str, list[str]]]:

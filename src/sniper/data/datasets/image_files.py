@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from sniper.data.datasets.file_names import FileNames, Match, leaves_root, shared_folders
+from sniper.data.datasets.file_names import FileNames, Match, leaves_root
 from sniper.data.images.files import read_image_sides
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError, count_and_list
@@ -138,7 +138,7 @@ def _match_all(root: Path, file_names: Sequence[str], *, sample: Sequence[str]) 
 
     A file that a corrected name and another name stand for is left to the names that need no correction.
     """
-    known = FileNames(root, shared=shared_folders(file_names))
+    known = FileNames(root, names=file_names)
     if not any(_match_as_written(root, name) or known.match(name) for name in sample):
         return {}
     matches: dict[int, Match] = {}
@@ -205,7 +205,7 @@ def find_bad_files(
     """
     if not files.root.is_dir():
         return [(None, f"the image root {files.root} is not a folder")]
-    known = FileNames(files.root, shared=shared_folders(file_names))
+    known = FileNames(files.root, names=file_names)
     num_missing = 0
     problems: list[tuple[int | None, str]] = []
     for index, (file_name, name, expected) in enumerate(zip(file_names, files.names, sides, strict=True)):

@@ -17,7 +17,7 @@ from sniper.data.datasets.splits import ALL, by_split, canonical, choose_splits,
 from sniper.data.datasets.text_files import read_text
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
-from sniper.files import expand_path, matches_pattern
+from sniper.files import expand_path, is_ignored, matches_pattern
 
 YAML_SUFFIXES = (".yaml", ".yml")
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
@@ -415,7 +415,7 @@ def _walk(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_ignored(name))
         for name in names:
             if has_image_suffix(name):
                 yield os.path.join(directory, name)
@@ -546,7 +546,7 @@ class _Labels:
         for folder, used in self._used.items():
             names = {name for _, names in self._listings(folder) for name in names}
             for name in sorted(names - used):
-                if name not in _NAME_FILES and not name.startswith("."):
+                if name not in _NAME_FILES and not is_ignored(name):
                     self._collector.note(
                         "label file", "without an image, not used", self._shorten(os.path.join(folder, name))
                     )
