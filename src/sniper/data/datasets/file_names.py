@@ -145,6 +145,9 @@ class _Listing:
 
 def _count_optional_folders(names: Sequence[str], root: Path) -> int:
     """Return how many leading folders names can lack and remain distinct; 0 if one of the first folders is there."""
+    all_names = "".join(names)
+    if "/" not in all_names and "\\" not in all_names:
+        return 0
     paths = {tuple(posixpath.normpath(name.replace("\\", "/")).split("/")) for name in names}
     if any((root / first).is_dir() for first in {path[0] for path in paths if len(path) > 1}):
         return 0
