@@ -55,7 +55,7 @@ def test_folders_patterns_and_lists_are_expanded(
     [
         ("", "an image file has an empty name"),
         ("photos/*.webp", r"photos/\*\.webp: no image is there"),
-        ("photos/*.md", r"photos/\*\.md: no image is there; there are 1 \.md"),
+        ("photos/*.md", r"photos/\*\.md: no image is there; passed over 1 \.md"),
         ("empty", "empty: no image is there"),
         ("none.txt", r"none.txt: cannot be read as a list of images \(No such file"),
         ("pipe.txt", r"pipe.txt: cannot be read as a list of images \(a pipe, not a regular file\)"),

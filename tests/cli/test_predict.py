@@ -192,7 +192,7 @@ def test_files_of_any_name_are_searched_or_named(
     assert len(list(drawn.iterdir())) == 1
     (folder / name).write_bytes(b"no image")
     message = sniper.error("predict", trained_folder / "run", folder, "-o", output)
-    assert "no image is there; there are 1 with the suffix but not the content of an image" in message
+    assert "no image is there; passed over 1 with the suffix but not the content of an image" in message
     assert "\x1b" not in message
     assert printable(name) in message
 

@@ -167,4 +167,5 @@ def test_a_name_of_any_bytes_is_searched_and_reported(
     assert sniper.json("predict", "run", "good")["num_images"] == 1
     sniper.text("predict", "run", "good")
     (Path("good") / name).write_bytes(b"no image")
-    assert "cannot be read as an image" in sniper.error("predict", "run", "good")
+    assert r"(good/\xb2\xe2.png)" in sniper.error("predict", "run", "good")
+    assert r"good/\xb2\xe2.png: cannot be read as an image" in sniper.error("predict", "run", f"good/{name}")
