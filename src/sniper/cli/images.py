@@ -53,7 +53,9 @@ def find_image_files(arguments: Sequence[str]) -> SearchedFiles:
         paths = _expand(expand_path(argument), walk)
         others = walk.describe_others()
         if not paths:
-            raise ConfigError(f"{argument}: no image is there" + (f"; passed over {others}" if others else ""))
+            raise ConfigError(
+                f"{argument}: no image is there" + (f"; passed over {others}" if others else "")
+            )
         if others:
             warnings.append(f"{argument}: passed over {others}")
         images |= dict.fromkeys(paths)

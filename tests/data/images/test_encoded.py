@@ -93,7 +93,10 @@ LIES: dict[str, tuple[Callable[[], bytes], str]] = {
         "JPEG, PNG",
     ),
     "a page": (lambda: b"<!DOCTYPE html><html></html>", "(it is a web page)"),
-    "a pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS; git lfs pull"),
+    "a pointer": (
+        lambda: b"version https://git-lfs.github.com/spec/v1\noid",
+        "it is a pointer of Git LFS; git lfs pull",
+    ),
     "nothing": (lambda: b"", "it is empty"),
 }
 

@@ -70,9 +70,10 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
     )
     raw, side_problems, side_findings = _complete_sides(raw, files, data)
     problems = [*raw.problems, *side_problems]
-    found = _find_bad_files(raw, files, data) if has_images and not raw.are_files_checked else []
-    raw, found, turned_findings, advice = _exchange_stored_sides(raw, found)
-    bad_files = [_name_file_problem(raw, *problem) for problem in found]
+    is_checked = not has_images or raw.are_files_checked
+    file_problems = [] if is_checked else _find_bad_files(raw, files, data)
+    raw, file_problems, turned_findings, advice = _exchange_stored_sides(raw, file_problems)
+    bad_files = [_name_file_problem(raw, *problem) for problem in file_problems]
     if data.on_bad_image == "refuse":
         problems += [*bad_files, *advice]
         bad_files, advice = [], []
@@ -297,7 +298,7 @@ def _find_unusable(
             lambda i: f"outside its image of {_show_sides(frames[i])} pixels",
         ),
     ]
-    return is_finite & has_extent & ~is_outside, [found for found in findings if found.count]
+    return is_finite & has_extent & ~is_outside, [each for each in findings if each.count]
 
 
 def _clip(boxes: Float[np.ndarray, "n 4"], frames: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 4"]:
@@ -423,13 +424,13 @@ def _select(raw: RawDataset, is_kept: Bool[np.ndarray, " n"]) -> RawDataset:
 
 
 def _list_findings(findings: Sequence[Findings]) -> list[str]:
-    return [str(found) for found in findings if found.count]
+    return [str(each) for each in findings if each.count]
 
 
 def _describe_dropped(dropped: Sequence[Findings], *, num_boxes: int) -> Iterator[str]:
-    for found in dropped:
-        yield str(replace(found, problem=f"{found.problem}, dropped"))
-    num_dropped = sum(found.count for found in dropped)
+    for findings in dropped:
+        yield str(replace(findings, problem=f"{findings.problem}, dropped"))
+    num_dropped = sum(findings.count for findings in dropped)
     if 2 * num_dropped > num_boxes:
         yield f"{num_dropped} of {num_boxes} boxes are dropped"
 

@@ -428,14 +428,14 @@ def _read_file_names(
             "/".join(entry.coco_url.split("/")[-2:]) if from_url else name
             for name, from_url, entry in zip(names, is_lvis, table.entries, strict=True)
         ]
-        found = Findings.collect(
+        findings = Findings.collect(
             "without file_name, named by the end of coco_url",
             np.array(is_lvis, dtype=np.bool_),
             lambda index: f"{table.name(index)}: {names[index]}",
             noun="image",
             plural="images",
         )
-        warnings.append(str(found))
+        warnings.append(str(findings))
     problems = []
     for index, name in enumerate(names):
         if not _is_file_name(name):

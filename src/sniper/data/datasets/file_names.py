@@ -55,8 +55,8 @@ class FileNames:
         for variant, kinds in _variants(name, self._num_optional):
             walked = self._walk(variant)
             if walked is not None:
-                found, differences = walked
-                return Match(name=found, kind=" and ".join(dict.fromkeys([*kinds, *differences])))
+                actual, differences = walked
+                return Match(name=actual, kind=" and ".join(dict.fromkeys([*kinds, *differences])))
         return None
 
     def nearest(self, name: str) -> list[str]:
@@ -77,18 +77,18 @@ class FileNames:
         parts = _parts(name)
         if not parts:
             return None
-        found, differences = "", []
+        path, differences = "", []
         for depth, part in enumerate(parts):
-            listing = self._list(found)
+            listing = self._list(path)
             actual, kind = part, ""
             if part not in listing.names:
                 similar = listing.similar(part, is_last=depth == len(parts) - 1)
                 if similar is None:
                     return None
                 actual, kind = similar
-            found = posixpath.join(found, actual)
+            path = posixpath.join(path, actual)
             differences += [kind] if kind else []
-        return None if os.path.isdir(self._root / found) else (found, differences)
+        return None if os.path.isdir(self._root / path) else (path, differences)
 
     def _list(self, folder: str) -> "_Listing":
         if folder not in self._listings:

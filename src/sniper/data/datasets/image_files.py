@@ -75,7 +75,7 @@ def locate_image_files(
     }
     best = max(roots, key=lambda root: _num_matches(matches[root]))  # the first of several
     matched = matches[best]
-    counts = {root: len(found) for root, found in matches.items()}
+    counts = {root: len(matched_here) for root, matched_here in matches.items()}
     if image_root is not None and len(matched) < len(file_names):
         others = [root for root in [*_candidates(path), *_candidates(image_root / "_")] if root not in counts]
         counts |= {root: len(_match_all(root, file_names, sample=sample)) for root in others}
