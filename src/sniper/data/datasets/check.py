@@ -70,8 +70,8 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
     )
     raw, side_problems, side_findings = _complete_sides(raw, files, data)
     problems = [*raw.problems, *side_problems]
-    is_checked = not has_images or raw.are_files_checked
-    file_problems = [] if is_checked else _find_bad_files(raw, files, data)
+    has_unchecked_files = has_images and not raw.are_files_checked
+    file_problems = _find_bad_files(raw, files, data) if has_unchecked_files else []
     raw, file_problems, turned_findings, advice = _exchange_stored_sides(raw, file_problems)
     bad_files = [_name_file_problem(raw, *problem) for problem in file_problems]
     if data.on_bad_image == "refuse":
