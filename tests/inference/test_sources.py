@@ -1,5 +1,6 @@
 """An image is the same in whatever form it is given."""
 
+import inspect
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -263,6 +264,35 @@ def test_damaged_bytes_are_refused() -> None:
             pixels_of(bad)
 
 
+def test_a_pillow_image_whose_file_is_closed_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as file:
+        image = Image.open(file)
+    with pytest.raises(
+        ImageError, match=r"^Pillow image: cannot be read as an image \(I/O operation on closed"
+    ):
+        pixels_of(image)
+
+
+def test_a_pillow_image_without_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="Pillow image: has 0x5 pixels"):
+        pixels_of(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("bad", [None, 3, PIXELS.tolist(), io.BytesIO(), bytearray(3)])
+def test_anything_else_is_refused_by_its_type(bad: Any) -> None:
+    with pytest.raises(TypeError, match=f"an image must be a path, .* not {type(bad).__name__}"):
+        inspect.unwrap(open_source)(bad, ReadSpec())  # without the checks of types that tests add
+
+
+def test_pixels_that_are_masked_in_all_channels_are_black() -> None:
+    mask = np.zeros(PIXELS.shape, dtype=bool)
+    mask[3, 4] = mask[5, 6, 0] = True
+    expected = PIXELS.copy()
+    expected[3, 4] = 0
+    np.testing.assert_array_equal(pixels_of(np.ma.masked_array(PIXELS, mask)), expected)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -286,6 +316,13 @@ def test_arrays_of_another_type_or_shape_are_refused(bad: np.ndarray) -> None:
 def test_images_without_pixels_are_refused(bad: np.ndarray | torch.Tensor) -> None:
     with pytest.raises(ValueError, match="an image must have pixels"):
         pixels_of(bad)
+
+
+def test_tensors_without_values_in_memory_are_refused() -> None:
+    pixels = torch.zeros(3, 4, 5, dtype=torch.uint8)
+    for bad in (pixels.to("meta"), pixels.to_sparse()):
+        with pytest.raises(ValueError, match="an image tensor must be dense and have values"):
+            pixels_of(bad)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ without a configured intensity range, or has more pixels than the limit. Files o
 images go through the same functions.
 """
 
+import warnings
 from pathlib import Path
 from threading import Lock
 from typing import Protocol, runtime_checkable
@@ -43,6 +44,7 @@ _DEFAULT = ReadSpec()
 
 cv2.setNumThreads(1)  # loader processes run in parallel; threads within them would only compete
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our errors say what failed
+warnings.filterwarnings("ignore", module=r"PIL\.\w+ImagePlugin")  # of damage: what matters becomes an error
 
 
 @runtime_checkable
@@ -199,10 +201,14 @@ def load_pillow_image(image: Image.Image, spec: ReadSpec = _DEFAULT) -> UInt8[np
     Raises:
         ImageError: as `load_image`.
     """
-    content = _content_of(image)
-    if content is not None:
-        return load_image(content, spec)
     with naming_errors(_PILLOW_IMAGE):
+        content = _content_of(image)
+        if content is not None:
+            return load_image(content, spec)
+        if 0 in image.size:
+            raise ImageError(
+                f"{_PILLOW_IMAGE}: has {image.width}x{image.height} pixels, expected at least one"
+            )
         _check_num_pixels(_PILLOW_IMAGE, Sides(image.width, image.height), spec)
         _check_depth_is_kept(image)
         orientation = _remaining_orientation(image, spec)
