@@ -210,7 +210,8 @@ class Collector:
 
     def _list(self, kind: str, examples: Sequence[str], noun: str) -> Findings:
         listed = tuple(examples[:MAX_LISTED])
-        return Findings(problem=kind, count=len(examples), examples=listed, noun=noun, plural=f"{noun}s")
+        plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+        return Findings(problem=kind, count=len(examples), examples=listed, noun=noun, plural=plural)
 
     def _read_sides(self, root: Path, data: DataSpec) -> tuple[np.ndarray, list[str]]:
         """Read the sides of images that have none; return whether each image can be used, and why the others cannot."""
@@ -356,14 +357,22 @@ class ImageIndex:
 
         Without either, return the path where it was expected.
         """
-        file = self.get(stem) or self.get(name.replace("\\", "/").rsplit("/", 1)[-1])
+        name = name.replace("\\", "/").rsplit("/", 1)[-1]
+        file = self.get(stem) or self.get(name)
         return file or (self._folders[0] if self._folders else Path()) / (name or f"{stem}{self._suffix}")
 
 
-def sorted_stems(folder: Path, suffix: str) -> list[str]:
-    """Return the names of the files in a folder with a suffix, without it, sorted; hidden files are passed over."""
-    return sorted(
-        name[: -len(suffix)]
-        for name in os.listdir(folder)
+def names_by_stem(folder: str | Path, suffix: str) -> dict[str, str]:
+    """Return the names of the files in a folder that have a suffix, in lower or upper case, by the name without it.
+
+    They are sorted. Hidden files are passed over; a folder that does not exist has none.
+    """
+    try:
+        names = sorted(os.listdir(folder))  # a.txt after a.TXT
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {
+        name[: -len(suffix)]: name
+        for name in names
         if name.lower().endswith(suffix) and not name.startswith(".")
-    )
+    }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sniper.data.datasets.collect import Collector, ImageIndex, envelope, numbered, sorted_stems
+from sniper.data.datasets.collect import Collector, ImageIndex, envelope, names_by_stem, numbered
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import choose_splits, find_split_folders
 from sniper.data.datasets.text_files import read_text
@@ -38,7 +38,9 @@ class LabelFolders:
         for name in names:
             labels, folders = self.splits[name]
             images = ImageIndex([image_root] if image_root is not None else folders)
-            files += [(labels / f"{stem}.txt", images.find(stem)) for stem in sorted_stems(labels, ".txt")]
+            files += [
+                (labels / name, images.find(stem)) for stem, name in names_by_stem(labels, ".txt").items()
+            ]
         return files
 
 

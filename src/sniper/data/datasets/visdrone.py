@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sniper.data.datasets.collect import Collector, numbered, sorted_stems
+from sniper.data.datasets.collect import Collector, names_by_stem, numbered
 from sniper.data.datasets.dota import LabelFolders
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import canonical, choose_splits, find_split_folders
@@ -78,11 +78,9 @@ def read_visdrone(
 
 def _has_labels(folder: Path) -> bool:
     """Check whether a folder has text files of VisDrone, by the first line in them."""
-    if not folder.is_dir():
-        return False
-    for stem in sorted_stems(folder, ".txt"):
+    for name in names_by_stem(folder, ".txt").values():
         try:
-            line = read_text(folder / f"{stem}.txt").strip().split("\n")[0]
+            line = read_text(folder / name).strip().split("\n")[0]
         except AnnotationError:
             continue
         if line:
