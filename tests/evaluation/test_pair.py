@@ -2,12 +2,25 @@
 
 from typing import Any
 
+import hypothesis.strategies as st
+import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from sniper.errors import AnnotationError, DetectionsError
 from sniper.evaluation.coco import score
-from sniper.evaluation.pair import EvaluationPair
+from sniper.evaluation.pair import EvaluationPair, look_up_ids
 from tests.evaluation.entries import entry, ground_truth_of
+
+
+IDS = st.integers(-20, 20) | st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(deadline=None)
+@given(st.lists(IDS), st.lists(IDS, unique=True))
+def test_ids_are_looked_up_whatever_their_range(ids: list[int], known: list[int]) -> None:
+    indices = look_up_ids(np.array(ids, dtype=np.int64), np.array(known, dtype=np.int64))
+    assert indices.tolist() == [known.index(each) if each in known else -1 for each in ids]
 
 
 def truth_of(categories: dict[int | str, str]) -> dict[str, Any]:

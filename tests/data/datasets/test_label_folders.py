@@ -109,6 +109,16 @@ def test_open_images_are_read_with_groups_as_crowds(tmp_path: Path) -> None:
     assert only_boxes(of_file) == [BOX, BOX]
 
 
+def test_groups_of_open_images_may_be_true_and_boxes_in_pixels_are_refused(tmp_path: Path) -> None:
+    header = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n"
+    rows = "".join(f"a,Dog,0.1,0.2,0.2,0.6,{flag}\n" for flag in ("True", "false", "1", "0", "-1"))
+    write_files(tmp_path, {"labels.csv": header + rows, "a.jpg": None})
+    assert load_dataset(tmp_path).is_crowd.tolist() == [True, False, True, False, False]
+    write_files(tmp_path, {"labels.csv": header + "a,Dog,10,20,20,30,0\n"})
+    with pytest.raises(AnnotationError, match=r"1 of 1 boxes have their centre beyond 1; .*look like pixels"):
+        load_dataset(tmp_path)
+
+
 def test_columns_of_open_images_have_any_order_and_labels_may_be_names(tmp_path: Path) -> None:
     text = "LabelName,XMin,YMin,XMax,YMax,ImageID\nDog,0.1,0.2,0.2,0.6,a.jpg\nCat,0.1,x,0.2,0.6,a\nCat,0.1\n"
     dataset = load_dataset(write_files(tmp_path, {"labels.csv": text, "a.jpg": None}))

@@ -99,6 +99,14 @@ def test_a_coordinate_of_0_anywhere_shows_that_they_start_at_0(tmp_path: Path) -
     assert "(val/b.xml, object 1: [0.0, 3.0, 5.0, 6.0])" in dataset.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "is_crowd"), [("1", True), ("True", True), ("0", False), ("Unspecified", False)]
+)
+def test_difficult_is_a_number_or_true(tmp_path: Path, text: str, is_crowd: bool) -> None:
+    files = {"a.xml": element(item(11, 11, 20, 30, extra=f"<difficult>{text}</difficult>")), "a.jpg": None}
+    assert load_dataset(write_files(tmp_path, files)).is_crowd.tolist() == [is_crowd]
+
+
 def test_difficult_objects_are_crowds_and_parts_are_passed_over(tmp_path: Path) -> None:
     part = f"<part><name>head</name>{item(1, 1, 2, 2)}</part>"
     objects = item(11, 11, 20, 30, extra="<difficult>1</difficult>"), item(11, 11, 20, 30, extra=part)

@@ -123,13 +123,13 @@ class Collector:
         self._noted.setdefault((noun, kind), []).append(example)
 
     @property
-    def fractions(self) -> np.ndarray:
+    def _as_added(self) -> np.ndarray:
         """(n, 4) the boxes as they were added."""
         return np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
 
     def shift(self, offset: Sequence[float]) -> None:
         """Add an offset of 4 numbers to all boxes."""
-        self._boxes = (self.fractions + np.asarray(offset)).ravel().tolist()
+        self._boxes = (self._as_added + np.asarray(offset)).ravel().tolist()
 
     def replace_categories(self, index_of: Mapping[int, int]) -> None:
         """Replace the category of every box by what it stands for."""
@@ -155,6 +155,8 @@ class Collector:
         Raises:
             AnnotationError: listing the problems of the files.
         """
+        if self._are_fractions:
+            self._check_fractions()
         raise_for(self.path, self.problems)
         root, _ = relative_names(self._files, root)
         have_no_sides = all(sides is None for sides in self._sides)
@@ -170,7 +172,7 @@ class Collector:
             [(0, 0) if sides is None else (sides.width, sides.height) for sides in self._sides],
             dtype=np.int64,
         ).reshape(-1, 2)
-        boxes = self.fractions
+        boxes = self._as_added
         if self._are_fractions and len(boxes):
             # Decimal fractions are inexact in binary: without rounding, a box of 1 pixel may be narrower than 1.
             boxes = np.round(boxes * np.tile(sides[images], (1, 2)), _DECIMALS)
@@ -201,6 +203,16 @@ class Collector:
             left_out=tuple(left_out),
             warnings=(*self.warnings, *map(str, self._list_corrections())),
         )
+
+    def _check_fractions(self) -> None:
+        boxes = self._as_added
+        with np.errstate(invalid="ignore", over="ignore"):
+            are_pixels = (boxes[:, :2] + boxes[:, 2:] > 2.5).any(axis=1)
+        if len(boxes) and are_pixels.mean() > 0.5:
+            self.problems.append(
+                f"{are_pixels.sum()} of {len(boxes)} boxes have their centre beyond 1; the numbers of this format are "
+                "fractions of the sides of the image, these look like pixels"
+            )
 
     def _list_corrections(self) -> Iterable[Findings]:
         for kind, examples in self._corrected.items():

@@ -136,7 +136,7 @@ def find_scored_split(path: str | os.PathLike[str]) -> str | None:
 
 
 def _open(path: Path, image_root: Path | None) -> _Source:
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_folder(path, image_root)
     try:
         suffix = path.suffix.lower()

@@ -9,7 +9,7 @@ from pathlib import Path
 from sniper.data.datasets.collect import Collector, ImageIndex, numbered
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import by_split, choose_splits, find_split_folders
-from sniper.data.datasets.text_files import naming, read_start, read_text
+from sniper.data.datasets.text_files import flag_of, naming, read_start, read_text
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
 from sniper.files import open_regular
@@ -160,7 +160,7 @@ def _rows(collector: Collector, file: Path) -> Iterator[_Row]:
                         f"{file.name}, line {number}: the box is {', '.join(texts)[:80]!r}, expected 4 numbers",
                     )
                     continue
-                is_group = group is not None and fields[group].strip() == "1"
+                is_group = group is not None and flag_of(fields[group])
                 yield _Row(
                     number=number, image_id=image_id, label=label, box=(x1, y1, x2, y2), is_group=is_group
                 )

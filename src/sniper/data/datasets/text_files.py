@@ -112,6 +112,11 @@ def number_of(value: Any) -> float | None:
         return None
 
 
+def flag_of(text: str) -> bool:
+    """Check whether a text is a number above 0, or `true`."""
+    return text.strip().lower() == "true" or (number_of(text) or 0) > 0
+
+
 def sides_of(width: str | None, height: str | None) -> Sides | None:
     """Return the sides of an image from text; None if they are missing, or 0 as some tools write, or no such number."""
     numbers = number_of(width), number_of(height)

@@ -9,7 +9,15 @@ from xml.etree import ElementTree
 from sniper.data.datasets.collect import Collector, ImageIndex, has_image_suffix, names_by_stem, numbered
 from sniper.data.datasets.raw import RawDataset, raise_for
 from sniper.data.datasets.splits import canonical, choose_splits, find_split_folders
-from sniper.data.datasets.text_files import iterate_xml, number_of, read_text, read_xml, sides_of, text_of
+from sniper.data.datasets.text_files import (
+    flag_of,
+    iterate_xml,
+    number_of,
+    read_text,
+    read_xml,
+    sides_of,
+    text_of,
+)
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
 
@@ -202,7 +210,7 @@ class _Reader:
             return
         if min(box[:2]) < 1:
             self.from_zero.append(f"{source}, object {number}: {list(box)}")
-        is_difficult = number_of(text_of(item, "difficult") or 0) not in (0, None)
+        is_difficult = flag_of(text_of(item, "difficult"))
         collector.add_box(image, category, box, number=number, is_crowd=is_difficult)
 
     def _find_image(self, file: Path, folders: Sequence[Path], name: str) -> Path:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from sniper.data.datasets.collect import Collector, envelope, has_image_suffix, names_by_stem
@@ -530,7 +529,6 @@ class _Labels:
 
     def finish(self) -> tuple[Category, ...]:
         """Check the labels as a whole; return the categories, by class number."""
-        self._check_scale()
         names = self._source.names
         if names is None:
             count = int(max(self._classes, default=-1)) + 1
@@ -548,16 +546,6 @@ class _Labels:
         index_of = {number: index for index, number in enumerate(names)}
         self._collector.replace_categories(index_of)
         return tuple(categories)
-
-    def _check_scale(self) -> None:
-        boxes = self._collector.fractions
-        with np.errstate(invalid="ignore", over="ignore"):
-            are_pixels = (boxes[:, :2] + boxes[:, 2:] > 2.5).any(axis=1)
-        if len(boxes) and are_pixels.mean() > 0.5:
-            self._collector.problems.append(
-                f"{are_pixels.sum()} of {len(boxes)} boxes have their centre beyond 1; YOLO's numbers are fractions of "
-                "the sides of the image, these look like pixels"
-            )
 
     def note_unused(self, entries: Sequence[Path]) -> None:
         """Count label files that belong to no image, where whole folders are read."""
