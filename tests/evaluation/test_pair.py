@@ -12,7 +12,6 @@ from sniper.evaluation.coco import score
 from sniper.evaluation.pair import EvaluationPair, look_up_ids
 from tests.evaluation.entries import entry, ground_truth_of
 
-
 IDS = st.integers(-20, 20) | st.integers(-(2**63), 2**63 - 1)
 
 
