@@ -92,6 +92,13 @@ def test_detections_with_names_are_matched_by_name_whatever_their_ids() -> None:
 def test_detections_without_names_are_matched_by_id() -> None:
     pair = EvaluationPair.of(found((2, None), (1, None)), truth_of({1: "disc", 2: "square"}))
     assert (pair.labels.tolist(), pair.warnings) == ([1, 0], ())
+    pair = EvaluationPair.of(found((2, ""), (1, "disc")), truth_of({1: "disc", 2: "square"}))
+    assert pair.labels.tolist() == [1, 0]
+
+
+def test_long_ids_are_shortened_in_errors() -> None:
+    with pytest.raises(DetectionsError, match=r"no category has id x{60}\.\.\. \(1 detection\)"):
+        EvaluationPair.of(found(("x" * 5000, None)), truth_of({1: "disc"}))
 
 
 def test_equal_names_and_ids_give_no_warning() -> None:
