@@ -90,6 +90,16 @@ def test_visdrone_is_read_with_ignored_regions_as_crowds(tmp_path: Path) -> None
         assert "line 7: has 2 values, expected x, y, width, height, score, category" in warnings
 
 
+@pytest.mark.parametrize(
+    ("labels", "line"), [("labelTxt", "0 0 9 0 9 9 0 9 dog 0"), ("annotations", "0,0,9,9,1,4,0,0")]
+)
+def test_images_without_a_label_file_are_counted(tmp_path: Path, labels: str, line: str) -> None:
+    write_files(tmp_path, {f"{labels}/a.txt": line, "images/a.jpg": None, "images/b.jpg": None})
+    dataset = load_dataset(tmp_path)
+    assert dataset.image_ids.tolist() == ["a"]
+    assert "1 image without a label file, not used (images/b.jpg)" in " ".join(dataset.warnings)
+
+
 def test_open_images_are_read_with_groups_as_crowds(tmp_path: Path) -> None:
     files = {
         "validation-annotations-bbox.csv": COLUMNS

@@ -188,6 +188,15 @@ def test_a_list_may_have_suffixes_and_folders(tmp_path: Path) -> None:
         assert not dataset.warnings
 
 
+def test_images_without_xml_are_counted_where_no_list_names_them(tmp_path: Path) -> None:
+    files = {"Annotations/a.xml": element(DOG), "JPEGImages/a.jpg": None, "JPEGImages/b.jpg": None}
+    dataset = load_dataset(write_files(tmp_path, files))
+    assert dataset.file_names.tolist() == ["JPEGImages/a.jpg"]
+    assert "1 image without an XML file, not used (JPEGImages/b.jpg)" in dataset.warnings[0]
+    write_files(tmp_path, {"ImageSets/Main/train.txt": "a\n"})
+    assert not load_dataset(tmp_path).warnings
+
+
 def test_a_file_name_does_not_leave_the_folders_of_images(tmp_path: Path) -> None:
     (tmp_path / "secret.jpg").write_bytes(b"")
     files = {"Annotations/b.xml": element(DOG, name="../../secret.jpg"), "JPEGImages/a.jpg": None}

@@ -122,6 +122,11 @@ class Collector:
         """Count something else than a box that is not used as it is; `kind` completes "N images" in the warning."""
         self._noted.setdefault((noun, kind), []).append(example)
 
+    def note_unused(self, images: "ImageIndex", *, kind: str) -> None:
+        """Count the files of an index that no image of the data set has."""
+        for file in sorted(images.files.difference(self._files)):
+            self.note("image", kind, os.path.relpath(file, self.path))
+
     @property
     def _as_added(self) -> np.ndarray:
         """(n, 4) the boxes as they were added."""
@@ -353,12 +358,13 @@ class ImageIndex:
                 if has_image_suffix(name):
                     self._by_name.setdefault(name, folder / name)
                     self._by_stem.setdefault(os.path.splitext(name)[0], folder / name)
-
         suffixes = Counter(os.path.splitext(name)[1] for name in self._by_name)
         self._suffix = max(suffixes, key=suffixes.__getitem__, default=".jpg")
 
-    def __bool__(self) -> bool:
-        return bool(self._by_name)
+    @property
+    def files(self) -> set[Path]:
+        """All files; of several with one name, the first."""
+        return set(self._by_name.values())
 
     def get(self, name: str) -> Path | None:
         """Return the file of a name, with or without suffix; None if there is none."""

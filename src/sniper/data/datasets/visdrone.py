@@ -1,5 +1,6 @@
 """Read VisDrone's detection data sets: one text file of comma-separated boxes for each image."""
 
+from functools import partial
 from pathlib import Path
 
 from sniper.data.datasets.collect import Collector, names_by_stem, numbered
@@ -71,8 +72,7 @@ def read_visdrone(
     """
     chosen = choose_splits(source.path, source.split_names, split) or list(source.splits)
     collector = Collector(source.path, noun="line")
-    for labels, image in source.files(chosen, image_root):
-        _read_file(collector, source.path, labels, image)
+    source.read(chosen, image_root, collector, partial(_read_file, collector, source.path))
     return collector.build(numbered(CLASS_NAMES), root=image_root or source.path, data=data)
 
 

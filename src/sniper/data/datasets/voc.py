@@ -93,6 +93,8 @@ def read_voc(source: VocSource, *, image_root: Path | None, split: str | None, d
     reader = _Reader(source, image_root)
     for stem, (file, images) in source.files.items():
         reader.read(file, images, is_used=stem in stems)
+    if not source.splits:
+        reader.note_unlabelled()
     reader.add_unlabelled(stem for stem in stems if stem not in source.files)
     raise_for(source.path, reader.collector.problems)
     reader.collector.shift(_find_origin(reader))
@@ -184,6 +186,11 @@ class _Reader:
         )
         for number, item in enumerate(root.findall("object"), start=1):
             self._read_object(collector, image, number, item, source)
+
+    def note_unlabelled(self) -> None:
+        """Count images without an XML file, where no list names them."""
+        for images in self._indices.values():
+            self.collector.note_unused(images, kind="without an XML file, not used")
 
     def add_unlabelled(self, stems: Iterable[str]) -> None:
         """Add images that the list of a split names and that have no XML file."""
