@@ -76,9 +76,9 @@ def find_yolo(path: Path, *, base: Path | None = None) -> YoloSource | None:
         return _parse(path, _read_darknet(path), base=base)
     if not path.is_dir():
         return None
-    found = _find_yaml(path)
-    if found is not None:
-        return find_yolo(found, base=base)
+    description = _find_yaml(path)
+    if description is not None:
+        return find_yolo(description, base=base)
     return _find_folders(path)
 
 
