@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from sniper.data.images.files import load_image
 from sniper.data.spec import ReadSpec
@@ -63,18 +63,36 @@ def write_with_opencv(path: Path) -> None:
     assert cv2.imwrite(str(path), DEEP)
 
 
+def write_late_exif(path: Path) -> None:
+    """Write a PNG with its orientation after the pixels."""
+    content = content_of(Image.fromarray(PIXELS), "PNG", exif=rotated(6))
+    start = content.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    path.write_bytes(content[:start] + content[stop:-12] + content[start:stop] + content[-12:])
+
+
+def write_profile(path: Path) -> None:
+    """Write a PNG with its orientation in a text, as ImageMagick does."""
+    exif = b"Exif\0\0" + rotated(6).tobytes().removeprefix(b"Exif\0\0")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(exif):8}\n{exif.hex()}\n")
+    Image.fromarray(PIXELS).save(path, pnginfo=text)
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "rgb.png": saved("PNG"),
     "palette.png": saved("PNG", mode="P"),
     "alpha.png": saved("PNG", mode="RGBA"),
     "bits.png": saved("PNG", mode="1"),
     "rotated.png": saved("PNG", exif=rotated(6)),
+    "rotated late.png": write_late_exif,
+    "rotated as a profile.png": write_profile,
     "rotated.jpg": saved("JPEG", exif=rotated(5)),
     "cmyk.jpg": saved("JPEG", mode="CMYK"),
     "grey.jpg": saved("JPEG", mode="L"),
     "rotated.webp": saved("WEBP", exif=rotated(8)),
     "rotated.tif": saved("TIFF", exif=rotated(7)),
-    "rotated.avif": saved("AVIF", exif=rotated(6)),
+    "rotated.avif": saved("AVIF", exif=rotated(6).tobytes()),  # Pillow takes the orientation out of an `Exif`
     "plain.jp2": saved("JPEG2000"),
     "frame.gif": saved("GIF", mode="P"),
     "deep_grey.png": write_deep_grey,
@@ -135,6 +153,7 @@ def test_a_decoded_pillow_image_is_in_the_frame_of_its_path(name: str, tmp_path:
     with Image.open(tmp_path / name) as image:
         image.load()
         np.testing.assert_array_equal(pixels_of(image), load_image(tmp_path / name))
+        assert load_image(tmp_path / name).shape == (50, 30, 3)
         copied = image.copy()
     np.testing.assert_array_equal(pixels_of(copied), load_image(tmp_path / name))
 
