@@ -92,7 +92,11 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: if it is not, or cannot be read; `strerror` is the reason.
     """
-    _refuse_special(os.stat(path).st_mode, path)
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a zero byte, or a character that file names cannot have
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from error
+    _refuse_special(mode, path)
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:

@@ -2,12 +2,24 @@
 
 from typing import Any
 
+import hypothesis.strategies as st
+import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from sniper.errors import AnnotationError, DetectionsError
 from sniper.evaluation.coco import score
-from sniper.evaluation.pair import EvaluationPair
+from sniper.evaluation.pair import EvaluationPair, look_up_ids
 from tests.evaluation.entries import entry, ground_truth_of
+
+IDS = st.integers(-20, 20) | st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(deadline=None)
+@given(st.lists(IDS), st.lists(IDS, unique=True))
+def test_ids_are_looked_up_whatever_their_range(ids: list[int], known: list[int]) -> None:
+    indices = look_up_ids(np.array(ids, dtype=np.int64), np.array(known, dtype=np.int64))
+    assert indices.tolist() == [known.index(each) if each in known else -1 for each in ids]
 
 
 def truth_of(categories: dict[int | str, str]) -> dict[str, Any]:
@@ -80,6 +92,13 @@ def test_detections_with_names_are_matched_by_name_whatever_their_ids() -> None:
 def test_detections_without_names_are_matched_by_id() -> None:
     pair = EvaluationPair.of(found((2, None), (1, None)), truth_of({1: "disc", 2: "square"}))
     assert (pair.labels.tolist(), pair.warnings) == ([1, 0], ())
+    pair = EvaluationPair.of(found((2, ""), (1, "disc")), truth_of({1: "disc", 2: "square"}))
+    assert pair.labels.tolist() == [1, 0]
+
+
+def test_long_ids_are_shortened_in_errors() -> None:
+    with pytest.raises(DetectionsError, match=r"no category has id x{60}\.\.\. \(1 detection\)"):
+        EvaluationPair.of(found(("x" * 5000, None)), truth_of({1: "disc"}))
 
 
 def test_equal_names_and_ids_give_no_warning() -> None:
@@ -91,7 +110,7 @@ def test_equal_names_and_ids_give_no_warning() -> None:
 def test_detections_of_categories_that_the_file_lacks_are_left_out_with_a_count() -> None:
     pair = EvaluationPair.of(found((1, "disc"), (5, "ring"), (5, "ring")), truth_of({1: "disc"}))
     assert (len(pair), score(pair).num_detections) == (1, 1)
-    assert any("lacks 1 category of the detections: 'ring'" in warning for warning in pair.warnings)
+    assert any("lacks 1 category of the set of detections: 'ring'" in warning for warning in pair.warnings)
     assert any("2 detections of those categories left out" in warning for warning in pair.warnings)
 
 

@@ -1,5 +1,6 @@
 """An image is the same in whatever form it is given."""
 
+import inspect
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from sniper.data.images.files import load_image
 from sniper.data.spec import ReadSpec
@@ -62,18 +63,36 @@ def write_with_opencv(path: Path) -> None:
     assert cv2.imwrite(str(path), DEEP)
 
 
+def write_late_exif(path: Path) -> None:
+    """Write a PNG with its orientation after the pixels."""
+    content = content_of(Image.fromarray(PIXELS), "PNG", exif=rotated(6))
+    start = content.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    path.write_bytes(content[:start] + content[stop:-12] + content[start:stop] + content[-12:])
+
+
+def write_profile(path: Path) -> None:
+    """Write a PNG with its orientation in a text, as ImageMagick does."""
+    exif = b"Exif\0\0" + rotated(6).tobytes().removeprefix(b"Exif\0\0")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(exif):8}\n{exif.hex()}\n")
+    Image.fromarray(PIXELS).save(path, pnginfo=text)
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "rgb.png": saved("PNG"),
     "palette.png": saved("PNG", mode="P"),
     "alpha.png": saved("PNG", mode="RGBA"),
     "bits.png": saved("PNG", mode="1"),
     "rotated.png": saved("PNG", exif=rotated(6)),
+    "rotated late.png": write_late_exif,
+    "rotated as a profile.png": write_profile,
     "rotated.jpg": saved("JPEG", exif=rotated(5)),
     "cmyk.jpg": saved("JPEG", mode="CMYK"),
     "grey.jpg": saved("JPEG", mode="L"),
     "rotated.webp": saved("WEBP", exif=rotated(8)),
     "rotated.tif": saved("TIFF", exif=rotated(7)),
-    "rotated.avif": saved("AVIF", exif=rotated(6)),
+    "rotated.avif": saved("AVIF", exif=rotated(6).tobytes()),  # Pillow takes the orientation out of an `Exif`
     "plain.jp2": saved("JPEG2000"),
     "frame.gif": saved("GIF", mode="P"),
     "deep_grey.png": write_deep_grey,
@@ -134,6 +153,7 @@ def test_a_decoded_pillow_image_is_in_the_frame_of_its_path(name: str, tmp_path:
     with Image.open(tmp_path / name) as image:
         image.load()
         np.testing.assert_array_equal(pixels_of(image), load_image(tmp_path / name))
+        assert load_image(tmp_path / name).shape == (50, 30, 3)
         copied = image.copy()
     np.testing.assert_array_equal(pixels_of(copied), load_image(tmp_path / name))
 
@@ -263,6 +283,35 @@ def test_damaged_bytes_are_refused() -> None:
             pixels_of(bad)
 
 
+def test_a_pillow_image_whose_file_is_closed_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as file:
+        image = Image.open(file)
+    with pytest.raises(
+        ImageError, match=r"^Pillow image: cannot be read as an image \(I/O operation on closed"
+    ):
+        pixels_of(image)
+
+
+def test_a_pillow_image_without_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="Pillow image: has 0x5 pixels"):
+        pixels_of(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("bad", [None, 3, PIXELS.tolist(), io.BytesIO(), bytearray(3)])
+def test_anything_else_is_refused_by_its_type(bad: Any) -> None:
+    with pytest.raises(TypeError, match=f"an image must be a path, .* not {type(bad).__name__}"):
+        inspect.unwrap(open_source)(bad, ReadSpec())  # without the checks of types that tests add
+
+
+def test_pixels_that_are_masked_in_all_channels_are_black() -> None:
+    mask = np.zeros(PIXELS.shape, dtype=bool)
+    mask[3, 4] = mask[5, 6, 0] = True
+    expected = PIXELS.copy()
+    expected[3, 4] = 0
+    np.testing.assert_array_equal(pixels_of(np.ma.masked_array(PIXELS, mask)), expected)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -286,6 +335,13 @@ def test_arrays_of_another_type_or_shape_are_refused(bad: np.ndarray) -> None:
 def test_images_without_pixels_are_refused(bad: np.ndarray | torch.Tensor) -> None:
     with pytest.raises(ValueError, match="an image must have pixels"):
         pixels_of(bad)
+
+
+def test_tensors_without_values_in_memory_are_refused() -> None:
+    pixels = torch.zeros(3, 4, 5, dtype=torch.uint8)
+    for bad in (pixels.to("meta"), pixels.to_sparse()):
+        with pytest.raises(ValueError, match="an image tensor must be dense and have values"):
+            pixels_of(bad)
 
 
 @pytest.mark.parametrize(

@@ -241,12 +241,12 @@ def _to_name(entry: Mapping[str, Any]) -> str | None:
 
 
 def _to_class_names(pairs: set[tuple[int | str, str | None]]) -> dict[int | str, str]:
-    """Return names by category id.
+    """Return names by category id; an empty name is none.
 
     Raises:
         ValueError: if a category has several names.
     """
-    named = sorted(((category_id, name) for category_id, name in pairs if name is not None), key=str)
+    named = sorted(((category_id, name) for category_id, name in pairs if name), key=str)
     names: dict[int | str, str] = {}
     for category_id, name in named:
         if names.setdefault(category_id, name) != name:

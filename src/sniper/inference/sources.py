@@ -34,7 +34,8 @@ def open_source(source: ImageSource, spec: ReadSpec, *, channels: Channels = "RG
     """Open an image: in every form, the same pixels are mapped to 8 bits, oriented and ordered in the same way.
 
     Args:
-        source: the image. A fourth channel of an array or tensor is dropped. A Pillow image is oriented by the EXIF
+        source: the image. A fourth channel of an array or tensor is dropped; pixels that a masked array masks in all
+            channels are black. A Pillow image is oriented by the EXIF
             data that it still has; `ImageOps.exif_transpose` removes the orientation from them.
         spec: how images become pixels.
         channels: order of the colours in an array or tensor; files and Pillow images state theirs.
@@ -43,6 +44,7 @@ def open_source(source: ImageSource, spec: ReadSpec, *, channels: Channels = "RG
         ImageError: if a file, or the content of one, cannot be read, or an image has more than 8 bits a channel and no
             intensity range is configured.
         ValueError: if an array or tensor has another type or shape.
+        TypeError: if it is none of these.
     """
     if channels not in get_args(Channels):
         raise ValueError(f"channels must be RGB or BGR, not {channels!r}")
@@ -54,7 +56,12 @@ def open_source(source: ImageSource, spec: ReadSpec, *, channels: Channels = "RG
         return ArrayImageReader(load_pillow_image(source, spec))
     if isinstance(source, torch.Tensor | np.ndarray):
         return ArrayImageReader(_convert(source, spec, channels))
-    return source
+    if isinstance(source, ImageReader):
+        return source
+    raise TypeError(
+        "an image must be a path, bytes, a Pillow image, an array, a tensor or a record of a data set, "
+        f"not {type(source).__name__}"
+    )
 
 
 def _convert(
@@ -76,12 +83,19 @@ def _convert(
         if image.shape[2] not in (3, 4):
             raise ValueError(f"channels: BGR is of 3 or 4 channels, not {image.shape[2]}")
         image = image[..., [2, 1, 0, *range(3, image.shape[2])]]
-    return to_rgb(image, spec, name=f"image {noun}")
+    rgb = to_rgb(np.ma.getdata(image), spec, name=f"image {noun}")
+    if isinstance(image, np.ma.MaskedArray):
+        rgb[np.ma.getmaskarray(image).all(axis=2)] = 0
+    return rgb
 
 
 def _to_array(tensor: torch.Tensor) -> np.ndarray:
     """Return the values of a tensor, channels last."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise ValueError(
+            f"an image tensor must be dense and have values, not {tensor.layout} on {tensor.device}"
+        )
     values = tensor.detach().cpu()
-    if values.dtype == torch.bfloat16:  # NumPy has no such type
-        values = values.float()
+    if values.is_floating_point() and values.dtype not in (torch.float16, torch.float32, torch.float64):
+        values = values.float()  # NumPy has no such type
     return values.movedim(0, -1).numpy() if values.ndim == 3 else values.numpy()

@@ -37,6 +37,29 @@ def test_a_file_and_its_folder_are_read(tmp_path: Path, name: str) -> None:
         assert not dataset.warnings
 
 
+def test_a_file_in_gbk_is_read(tmp_path: Path) -> None:
+    labels = LABELS.replace("car", "车")
+    content = export(image(CAR.replace("car", "车")), meta=labels).replace("utf-8", "gbk").encode("gbk")
+    write_files(tmp_path, {"annotations.xml": content, "images/a.jpg": None})
+    assert boxes_by_file(load_dataset(tmp_path)) == {"a.jpg": [("车", BOX, False)]}
+
+
+def test_sides_beyond_64_bits_are_those_of_the_file(tmp_path: Path) -> None:
+    write_files(
+        tmp_path, {"annotations.xml": export(image(CAR).replace('"100"', '"1e30"')), "images/a.jpg": None}
+    )
+    assert load_dataset(tmp_path)[0].width == 100
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "/etc/a.jpg"])
+def test_a_name_that_leaves_the_image_root_is_refused(tmp_path: Path, name: str) -> None:
+    write_files(
+        tmp_path, {"annotations.xml": export(image(CAR, name=name)), "a.jpg": None, "images/b.jpg": None}
+    )
+    with pytest.raises(AnnotationError, match=rf"image 7 \({name}\): leaves the image root"):
+        load_dataset(tmp_path / "annotations.xml")
+
+
 def test_subsets_are_splits(tmp_path: Path) -> None:
     images = image(CAR, subset="Train"), image(number=8, name="b.jpg", subset="Validation")
     write_files(

@@ -90,6 +90,16 @@ def test_visdrone_is_read_with_ignored_regions_as_crowds(tmp_path: Path) -> None
         assert "line 7: has 2 values, expected x, y, width, height, score, category" in warnings
 
 
+@pytest.mark.parametrize(
+    ("labels", "line"), [("labelTxt", "0 0 9 0 9 9 0 9 dog 0"), ("annotations", "0,0,9,9,1,4,0,0")]
+)
+def test_images_without_a_label_file_are_counted(tmp_path: Path, labels: str, line: str) -> None:
+    write_files(tmp_path, {f"{labels}/a.txt": line, "images/a.jpg": None, "images/b.jpg": None})
+    dataset = load_dataset(tmp_path)
+    assert dataset.image_ids.tolist() == ["a"]
+    assert "1 image without a label file, not used (images/b.jpg)" in " ".join(dataset.warnings)
+
+
 def test_open_images_are_read_with_groups_as_crowds(tmp_path: Path) -> None:
     files = {
         "validation-annotations-bbox.csv": COLUMNS
@@ -107,6 +117,16 @@ def test_open_images_are_read_with_groups_as_crowds(tmp_path: Path) -> None:
     images = tmp_path / "validation"
     of_file = load_dataset(tmp_path / "validation-annotations-bbox.csv", image_root=images)
     assert only_boxes(of_file) == [BOX, BOX]
+
+
+def test_groups_of_open_images_may_be_true_and_boxes_in_pixels_are_refused(tmp_path: Path) -> None:
+    header = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n"
+    rows = "".join(f"a,Dog,0.1,0.2,0.2,0.6,{flag}\n" for flag in ("True", "false", "1", "0", "-1"))
+    write_files(tmp_path, {"labels.csv": header + rows, "a.jpg": None})
+    assert load_dataset(tmp_path).is_crowd.tolist() == [True, False, True, False, False]
+    write_files(tmp_path, {"labels.csv": header + "a,Dog,10,20,20,30,0\n"})
+    with pytest.raises(AnnotationError, match=r"1 of 1 boxes have their centre beyond 1; .*look like pixels"):
+        load_dataset(tmp_path)
 
 
 def test_columns_of_open_images_have_any_order_and_labels_may_be_names(tmp_path: Path) -> None:

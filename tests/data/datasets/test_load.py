@@ -179,3 +179,9 @@ def test_pipes_inside_a_data_set_are_passed_over_or_refused(tmp_path: Path, name
 def test_an_absent_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"none: cannot be read \(No such file or directory\)"):
         load_dataset(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["a\0b.json", "x" * 10_000, "\ud800.json"])
+def test_names_that_no_file_can_have_are_refused(name: str) -> None:
+    with pytest.raises(AnnotationError, match="cannot be read"):
+        load_dataset(name)

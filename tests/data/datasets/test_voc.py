@@ -99,6 +99,14 @@ def test_a_coordinate_of_0_anywhere_shows_that_they_start_at_0(tmp_path: Path) -
     assert "(val/b.xml, object 1: [0.0, 3.0, 5.0, 6.0])" in dataset.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "is_crowd"), [("1", True), ("True", True), ("0", False), ("Unspecified", False)]
+)
+def test_difficult_is_a_number_or_true(tmp_path: Path, text: str, is_crowd: bool) -> None:
+    files = {"a.xml": element(item(11, 11, 20, 30, extra=f"<difficult>{text}</difficult>")), "a.jpg": None}
+    assert load_dataset(write_files(tmp_path, files)).is_crowd.tolist() == [is_crowd]
+
+
 def test_difficult_objects_are_crowds_and_parts_are_passed_over(tmp_path: Path) -> None:
     part = f"<part><name>head</name>{item(1, 1, 2, 2)}</part>"
     objects = item(11, 11, 20, 30, extra="<difficult>1</difficult>"), item(11, 11, 20, 30, extra=part)
@@ -107,7 +115,13 @@ def test_difficult_objects_are_crowds_and_parts_are_passed_over(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "size", ["", "<width>0</width><height>0</height>", "<width>?</width><height>50</height>"]
+    "size",
+    [
+        "",
+        "<width>0</width><height>0</height>",
+        "<width>?</width><height>50</height>",
+        "<width>1e30</width><height>50</height>",
+    ],
 )
 def test_sides_that_are_missing_are_those_of_the_file(tmp_path: Path, size: str) -> None:
     write_files(tmp_path, {"a.xml": element(DOG, size=size), "a.jpg": None})
@@ -155,6 +169,39 @@ def test_files_that_are_not_xml_of_voc_are_refused_together(
     with pytest.raises(AnnotationError, match="2 problems\n") as caught:
         load_dataset(tmp_path)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "GB2312", "Shift_JIS", "big5", "utf-16", "iso-8859-1"])
+def test_any_encoding_may_be_declared(tmp_path: Path, encoding: str) -> None:
+    name = "dog" if encoding.startswith("iso") else "犬"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + element(item(11, 11, 20, 30, name=name))
+    write_files(tmp_path, {"Annotations/a.XML": text.encode(encoding), "JPEGImages/a.jpg": None})
+    assert boxes_by_file(load_dataset(tmp_path)) == {"JPEGImages/a.jpg": [(name, BOX, False)]}
+
+
+def test_a_list_may_have_suffixes_and_folders(tmp_path: Path) -> None:
+    files = {"Annotations/a.xml": element(DOG), "JPEGImages/a.jpg": None}
+    for line in ("a.jpg", "a.xml", "/home/me/JPEGImages/a.jpg", "C:\\data\\a.jpg"):
+        write_files(tmp_path, {**files, "ImageSets/Main/train.txt": f"{line}\r\n"})
+        dataset = load_dataset(tmp_path)
+        assert only_boxes(dataset) == [BOX]
+        assert not dataset.warnings
+
+
+def test_images_without_xml_are_counted_where_no_list_names_them(tmp_path: Path) -> None:
+    files = {"Annotations/a.xml": element(DOG), "JPEGImages/a.jpg": None, "JPEGImages/b.jpg": None}
+    dataset = load_dataset(write_files(tmp_path, files))
+    assert dataset.file_names.tolist() == ["JPEGImages/a.jpg"]
+    assert "1 image without an XML file, not used (JPEGImages/b.jpg)" in dataset.warnings[0]
+    write_files(tmp_path, {"ImageSets/Main/train.txt": "a\n"})
+    assert not load_dataset(tmp_path).warnings
+
+
+def test_a_file_name_does_not_leave_the_folders_of_images(tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(b"")
+    files = {"Annotations/b.xml": element(DOG, name="../../secret.jpg"), "JPEGImages/a.jpg": None}
+    with pytest.raises(AnnotationError, match=r"JPEGImages/secret\.jpg does not exist"):
+        load_dataset(write_files(tmp_path / "voc", files))
 
 
 def test_images_of_a_list_without_xml_are_images_without_objects(tmp_path: Path) -> None:

@@ -205,6 +205,33 @@ def test_images_without_labels_and_labels_without_images_are_counted(tmp_path: P
     ]
 
 
+def test_label_files_are_counted_also_where_no_image_has_one(tmp_path: Path) -> None:
+    dataset = load_dataset(write_files(tmp_path, {"images/a.jpg": None, "labels/b.txt": LINE}))
+    assert "1 label file without an image, not used (labels/b.txt)" in dataset.warnings[-1]
+
+
+def test_suffixes_may_be_in_upper_case(tmp_path: Path) -> None:
+    write_files(tmp_path, {"images/A.JPG": None, "labels/A.TXT": LINE, "classes.txt": "cat\ndog"})
+    assert only_boxes(load_dataset(tmp_path)) == [BOX]
+
+
+@pytest.mark.parametrize("number", ["100000", "1e300", "inf", "nan"])
+def test_class_numbers_without_names_are_bounded(tmp_path: Path, number: str) -> None:
+    write_files(tmp_path, {"images/a.jpg": None, "labels/a.txt": LINE.replace("1", number, 1)})
+    dataset = load_dataset(tmp_path)
+    assert len(dataset.boxes) == len(dataset.categories) == 0
+    assert f"the class is {number}, expected a whole number from 0 to 99999" in dataset.warnings[0]
+
+
+def test_classes_without_a_name_or_of_one_name_are_reported(tmp_path: Path) -> None:
+    write_files(tmp_path, {"images/a.jpg": None, "labels/a.txt": LINE, "classes.txt": "cat\n\ncat\n"})
+    dataset = load_dataset(tmp_path)
+    assert [category.name for category in dataset.categories] == ["cat", "1", "cat"]
+    unnamed, repeated = dataset.warnings
+    assert "1 class without a name, named by the number (1)" in unnamed
+    assert "2 categories have the name 'cat' and remain separate classes: ids 0, 2" in repeated
+
+
 def test_keypoints_are_not_used(tmp_path: Path) -> None:
     description = f"train: images/train\nkpt_shape: [2, 3]\n{NAMES}"
     line = LINE.strip() + " 0.1 0.2 2 0.3 0.4 1\n"
@@ -212,6 +239,12 @@ def test_keypoints_are_not_used(tmp_path: Path) -> None:
     dataset = load_dataset(tmp_path)
     assert only_boxes(dataset) == [BOX]
     assert "1 line with keypoints, which are not used" in dataset.warnings[0]
+
+
+ENDLESS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefghij", "bcdefghijk", strict=True)
+)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +261,13 @@ def test_keypoints_are_not_used(tmp_path: Path) -> None:
         ("train: images/*.gif\n" + NAMES, "train: no image is in a pattern"),
         ("val: images/val\ntest: images/val\n" + NAMES, "has the splits val, test and no training split"),
         ("train: images/train\nkpt_shape: 3\n" + NAMES, "kpt_shape is '3', expected two numbers"),
+        ("train: images/train\nnc: 1000000000\n", "nc is '1000000000', expected at most 100,000 classes"),
+        ("train: images/train\nnc: " + "9" * 5000, r"nc is '9+\.\.\.9+', expected at most 100,000 classes"),
+        ("train: images/train\nnames: {0: a, 00: b}\n", "names has a class number twice"),
+        ("train: images/train\nnames: {0: a, 0: b}\n", "is not YAML .the key '0' occurs twice"),
+        ("train: images/train\nnames: {10000000000: a}\n", "expected a list of names"),
+        (ENDLESS + "train: images/train\nnames: *k\n", r"names is \[\[.{,150}, expected a list of names"),
+        (ENDLESS + "path: x\ntrain: *k\n" + NAMES, r"train is \[\[.{,150}, expected a folder"),
     ],
 )
 def test_a_description_that_cannot_be_used_is_refused(tmp_path: Path, description: str, message: str) -> None:

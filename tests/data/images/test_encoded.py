@@ -4,13 +4,15 @@ import base64
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sniper.data.images import encoded
 from sniper.data.images.files import load_image, load_pillow_image, read_image_sides
@@ -98,6 +100,7 @@ LIES: dict[str, tuple[Callable[[], bytes], str]] = {
         "it is a pointer of Git LFS; git lfs pull",
     ),
     "nothing": (lambda: b"", "it is empty"),
+    "a byte": (lambda: b"{", "cannot identify an intact header of JPEG, PNG"),
 }
 
 
@@ -155,6 +158,19 @@ def test_memory_that_does_not_suffice_is_an_error_of_the_image(
 def test_a_pillow_image_of_more_pixels_than_the_limit_is_refused() -> None:
     with pytest.raises(ImageError, match=r"Pillow image: has 64x48 pixels, expected at most 1,000"):
         load_pillow_image(Image.fromarray(PIXELS), ReadSpec(max_pixels=1000))
+
+
+def test_damage_that_pillow_warns_of_is_not_on_standard_error(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "x" * 100
+    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=exif)
+    damaged = (tmp_path / "a.jpg").read_bytes().replace(b"\0\0\0\x65", b"\0\0\xff\xff")  # length of the text
+    (tmp_path / "a.jpg").write_bytes(damaged)
+    code = (
+        f"from sniper.data.images.files import *; print(load_image(Path({str(tmp_path / 'a.jpg')!r})).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(48, 64, 3)\n", "")
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])

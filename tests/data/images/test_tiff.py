@@ -162,6 +162,21 @@ def test_pixels_without_data_are_black(tmp_path: Path, nodata: float, dtype: typ
     assert (levels[:, 40:] > 0).all()
 
 
+@pytest.mark.parametrize("options", [{"tiled": True, "blockxsize": 16, "blockysize": 16}, {}])
+def test_blocks_that_are_not_stored_are_black(tmp_path: Path, options: dict[str, Any]) -> None:
+    pixels = NOISE.copy()
+    pixels[16:48, :64] = 0
+    pixels[48:96] = 0
+    write_tiff(tmp_path / "sparse.tif", pixels, SPARSE_OK=True, compress="deflate", **options)
+    np.testing.assert_array_equal(load_image(tmp_path / "sparse.tif"), pixels)
+
+
+def test_a_bigtiff_of_either_byte_order_is_read(tmp_path: Path) -> None:
+    for order in ("BIG", "LITTLE"):
+        write_tiff(tmp_path / f"{order}.tif", NOISE, BIGTIFF="YES", ENDIANNESS=order)
+        np.testing.assert_array_equal(load_image(tmp_path / f"{order}.tif"), NOISE)
+
+
 def test_complex_values_are_refused(tmp_path: Path) -> None:
     write_tiff(tmp_path / "radar.tif", RAMP[..., :1].astype(np.complex64))
     with pytest.raises(ImageError, match=r"radar\.tif: has values of type complex64, expected integers"):
@@ -185,6 +200,9 @@ def test_palettes_are_read_as_their_colours(tmp_path: Path, compress: str) -> No
         file.write_colormap(1, {number: (*color, 255) for number, color in enumerate(colors.tolist())})
         file.write(NOISE[..., 0], 1)
     np.testing.assert_array_equal(load_image(path), colors[NOISE[..., 0]])
+    path.write_bytes(path.read_bytes()[:-200])  # GDAL writes palettes last, and reads grey without
+    with pytest.raises(ImageError, match=r"palette\.tif: cannot be read as an image"):
+        load_image(path)
 
 
 def test_a_tiff_that_needs_rasterio_says_so_where_it_is_absent(

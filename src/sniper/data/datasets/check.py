@@ -4,6 +4,7 @@
 """
 
 import os
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -94,6 +95,7 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
     num_dropped = sum(findings.count for findings in dropped)
     warnings = [
         *raw.warnings,
+        *_describe_repeated_names(raw),
         *files.warnings,
         *_list_findings([*side_findings, *turned_findings, _find_shared_files(raw, files)]),
         *_describe_dropped(dropped, num_boxes=num_dropped + len(clipped)),
@@ -110,6 +112,19 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
         num_dropped=num_dropped,
         warnings=tuple(f"{raw.path}: {line}" for line in warnings),
     )
+
+
+def _describe_repeated_names(raw: RawDataset) -> Iterator[str]:
+    """Yield a line for each name that several categories have."""
+    ids_of: dict[str, list[int | str]] = {}
+    for category in raw.categories:
+        ids_of.setdefault(category.name, []).append(category.category_id)
+    for name, ids in ids_of.items():
+        if len(ids) > 1:
+            yield (
+                f"{len(ids)} categories have the name {reprlib.repr(name)} and remain separate classes: ids "
+                f"{', '.join(map(str, ids))}"
+            )
 
 
 # Images

@@ -378,15 +378,6 @@ def _read_categories(
         Category(category_id=one, name=str(one if unnamed else name))
         for one, unnamed, name in zip(ids.tolist(), is_unnamed.tolist(), names, strict=True)
     )
-    indices_of: dict[str, list[int]] = {}
-    for index, category in enumerate(categories):
-        indices_of.setdefault(category.name, []).append(index)
-    warnings += [
-        f"{len(indices)} categories have the name {reprlib.repr(name)} and remain separate classes: ids "
-        + ", ".join(str(categories[index].category_id) for index in indices)
-        for name, indices in indices_of.items()
-        if len(indices) > 1
-    ]
     return categories, ids, problems
 
 

@@ -123,14 +123,19 @@ class Collector:
         """Count something else than a box that is not used as it is; `kind` completes "N images" in the warning."""
         self._noted.setdefault((noun, kind), []).append(example)
 
+    def note_unused(self, images: "ImageIndex", *, kind: str) -> None:
+        """Count the files of an index that no image of the data set has."""
+        for file in sorted(images.files.difference(self._files)):
+            self.note("image", kind, os.path.relpath(file, self.path))
+
     @property
-    def fractions(self) -> np.ndarray:
+    def _as_added(self) -> np.ndarray:
         """(n, 4) the boxes as they were added."""
         return np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
 
     def shift(self, offset: Sequence[float]) -> None:
         """Add an offset of 4 numbers to all boxes."""
-        self._boxes = (self.fractions + np.asarray(offset)).ravel().tolist()
+        self._boxes = (self._as_added + np.asarray(offset)).ravel().tolist()
 
     def replace_categories(self, index_of: Mapping[int, int]) -> None:
         """Replace the category of every box by what it stands for."""
@@ -156,6 +161,8 @@ class Collector:
         Raises:
             AnnotationError: listing the problems of the files.
         """
+        if self._are_fractions:
+            self._check_fractions()
         raise_for(self.path, self.problems)
         root, _ = relative_names(self._files, root)
         have_no_sides = all(sides is None for sides in self._sides)
@@ -171,7 +178,7 @@ class Collector:
             [(0, 0) if sides is None else (sides.width, sides.height) for sides in self._sides],
             dtype=np.int64,
         ).reshape(-1, 2)
-        boxes = self.fractions
+        boxes = self._as_added
         if self._are_fractions and len(boxes):
             # Decimal fractions are inexact in binary: without rounding, a box of 1 pixel may be narrower than 1.
             boxes = np.round(boxes * np.tile(sides[images], (1, 2)), _DECIMALS)
@@ -203,6 +210,16 @@ class Collector:
             warnings=(*self.warnings, *map(str, self._list_corrections())),
         )
 
+    def _check_fractions(self) -> None:
+        boxes = self._as_added
+        with np.errstate(invalid="ignore", over="ignore"):
+            are_pixels = (boxes[:, :2] + boxes[:, 2:] > 2.5).any(axis=1)
+        if len(boxes) and are_pixels.mean() > 0.5:
+            self.problems.append(
+                f"{are_pixels.sum()} of {len(boxes)} boxes have their centre beyond 1; the numbers of this format are "
+                "fractions of the sides of the image, these look like pixels"
+            )
+
     def _list_corrections(self) -> Iterable[Findings]:
         for kind, examples in self._corrected.items():
             yield self._list(kind, examples, self._noun)
@@ -211,7 +228,8 @@ class Collector:
 
     def _list(self, kind: str, examples: Sequence[str], noun: str) -> Findings:
         listed = tuple(examples[:MAX_LISTED])
-        return Findings(problem=kind, count=len(examples), examples=listed, noun=noun, plural=f"{noun}s")
+        plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+        return Findings(problem=kind, count=len(examples), examples=listed, noun=noun, plural=plural)
 
     def _read_sides(self, root: Path, data: DataSpec) -> tuple[np.ndarray, list[str]]:
         """Read the sides of images that have none; return whether each image can be used, and why the others cannot."""
@@ -341,12 +359,13 @@ class ImageIndex:
                 if has_image_suffix(name):
                     self._by_name.setdefault(name, folder / name)
                     self._by_stem.setdefault(os.path.splitext(name)[0], folder / name)
-
         suffixes = Counter(os.path.splitext(name)[1] for name in self._by_name)
         self._suffix = max(suffixes, key=suffixes.__getitem__, default=".jpg")
 
-    def __bool__(self) -> bool:
-        return bool(self._by_name)
+    @property
+    def files(self) -> set[Path]:
+        """All files; of several with one name, the first."""
+        return set(self._by_name.values())
 
     def get(self, name: str) -> Path | None:
         """Return the file of a name, with or without suffix; None if there is none."""
@@ -357,14 +376,20 @@ class ImageIndex:
 
         Without either, return the path where it was expected.
         """
-        file = self.get(stem) or self.get(name.replace("\\", "/").rsplit("/", 1)[-1])
+        name = name.replace("\\", "/").rsplit("/", 1)[-1]
+        file = self.get(stem) or self.get(name)
         return file or (self._folders[0] if self._folders else Path()) / (name or f"{stem}{self._suffix}")
 
 
-def sorted_stems(folder: Path, suffix: str) -> list[str]:
-    """Return the names of the files in a folder with a suffix, without it, sorted; hidden files are passed over."""
-    return sorted(
-        name[: -len(suffix)]
-        for name in os.listdir(folder)
-        if name.lower().endswith(suffix) and not is_ignored(name)
-    )
+def names_by_stem(folder: str | Path, suffix: str) -> dict[str, str]:
+    """Return the names of the files in a folder that have a suffix, in lower or upper case, by the name without it.
+
+    They are sorted. Hidden files are passed over; a folder that does not exist has none.
+    """
+    try:
+        names = sorted(os.listdir(folder))  # a.txt after a.TXT
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {
+        name[: -len(suffix)]: name for name in names if name.lower().endswith(suffix) and not is_ignored(name)
+    }

@@ -6,12 +6,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from sniper.data.datasets.collect import Collector, envelope, numbered
+from sniper.data.datasets.file_names import leaves_root
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import canonical, choose_splits
-from sniper.data.datasets.text_files import iterate_xml, number_of
+from sniper.data.datasets.text_files import iterate_xml, sides_of
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
-from sniper.geometry.boxes import Sides
 
 Box = tuple[float, float, float, float]
 
@@ -102,8 +102,14 @@ class _Reader:
             self.collector.problems.append(f"{source}: has no name")
             return
         subset = element.get("subset", "")
+        if leaves_root(name):
+            self.collector.problems.append(f"{source}: leaves the image root {self._root}")
+            return
         image = self.collector.add_image(
-            self._find_image(name, subset), source=source, sides=_sides(element), image_id=_id(element)
+            self._find_image(name, subset),
+            source=source,
+            sides=sides_of(element.get("width"), element.get("height")),
+            image_id=_id(element),
         )
         self.subsets.append(canonical(subset))
         for number, shape in enumerate(element, start=1):
@@ -195,13 +201,6 @@ _CONVERTERS: dict[str, Callable[[ElementTree.Element], tuple[Box, str]]] = {
     "ellipse": _convert_ellipse,
     "mask": _convert_mask,
 }
-
-
-def _sides(element: ElementTree.Element) -> Sides | None:
-    width, height = number_of(element.get("width")), number_of(element.get("height"))
-    if width is None or height is None or not (1 <= width < math.inf and 1 <= height < math.inf):
-        return None
-    return Sides(int(width), int(height))
 
 
 def _id(element: ElementTree.Element) -> int | None:

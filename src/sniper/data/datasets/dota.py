@@ -1,10 +1,11 @@
 """Read DOTA data sets: one text file of oriented boxes for each image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from sniper.data.datasets.collect import Collector, ImageIndex, envelope, numbered, sorted_stems
+from sniper.data.datasets.collect import Collector, ImageIndex, envelope, names_by_stem, numbered
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import choose_splits, find_split_folders
 from sniper.data.datasets.text_files import read_text
@@ -32,14 +33,27 @@ class LabelFolders:
         """Canonical names of the splits; empty where there are none."""
         return [name for name in self.splits if name]
 
-    def files(self, names: Sequence[str], image_root: Path | None) -> "list[tuple[Path, Path]]":
-        """Return the label files of some splits, and the image of each."""
-        files = []
+    def read(
+        self,
+        names: Sequence[str],
+        image_root: Path | None,
+        collector: Collector,
+        read_file: Callable[[Path, Path], None],
+    ) -> None:
+        """Read the label files of some splits, and count images without one.
+
+        Args:
+            names: of the splits.
+            image_root: folder of the images; None looks in the usual ones.
+            collector: that the images are added to.
+            read_file: adds an image to it, from its label file and its image file.
+        """
         for name in names:
             labels, folders = self.splits[name]
             images = ImageIndex([image_root] if image_root is not None else folders)
-            files += [(labels / f"{stem}.txt", images.find(stem)) for stem in sorted_stems(labels, ".txt")]
-        return files
+            for stem, file in names_by_stem(labels, ".txt").items():
+                read_file(labels / file, images.find(stem))
+            collector.note_unused(images, kind="without a label file, not used")
 
 
 def find_dota(path: Path) -> LabelFolders | None:
@@ -93,8 +107,7 @@ def read_dota(
     names: dict[str, int] = {}
     for name in source.splits:
         target = collector if name in chosen else Collector(source.path, noun="line")
-        for labels, image in source.files([name], image_root):
-            _read_file(target, source.path, labels, image, names)
+        source.read([name], image_root, target, partial(_read_file, target, source.path, names))
     ordered = sorted(names)
     collector.replace_categories({number: ordered.index(name) for name, number in names.items()})
     return collector.build(numbered(ordered), root=image_root or source.path, data=data)
@@ -114,7 +127,7 @@ def _find_labels(path: Path) -> Path | None:
 
 
 def _read_file(
-    collector: Collector, path: Path, labels: Path, image_file: Path, names: dict[str, int]
+    collector: Collector, path: Path, names: dict[str, int], labels: Path, image_file: Path
 ) -> None:
     image = collector.add_image(image_file, source=labels.relative_to(path).as_posix())
     try:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sniper.data.datasets.check import check_dataset
 from sniper.data.datasets.coco import read_coco
@@ -136,7 +137,7 @@ def find_scored_split(path: str | os.PathLike[str]) -> str | None:
 
 
 def _open(path: Path, image_root: Path | None) -> _Source:
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_folder(path, image_root)
     try:
         suffix = path.suffix.lower()
@@ -169,10 +170,12 @@ def _known(path: Path, source: _Source | None) -> _Source:
 
 def _open_folder(path: Path, image_root: Path | None) -> _Source:
     """Open the data set in a folder; where it fits several formats, the first is read, with a warning."""
-    found = [(name, source) for name, _, open_ in _FORMATS if (source := open_(path, image_root)) is not None]
-    if not found:
+    fitting = [
+        (name, source) for name, _, open_ in _FORMATS if (source := open_(path, image_root)) is not None
+    ]
+    if not fitting:
         raise AnnotationError(f"{path}: {_describe_nothing(path)}")
-    (first, source), *others = found
+    (first, source), *others = fitting
     if not others:
         return source
     warning = f"is read as {first}, but also looks like {' and '.join(name for name, _ in others)}"
@@ -271,45 +274,22 @@ def _open_cvat_folder(path: Path, image_root: Path | None) -> _Source | None:
     return _Source(read=read, list_splits=lambda: list(named))
 
 
-def _open_voc(path: Path, image_root: Path | None) -> _Source | None:
-    source = find_voc(path)
-    if source is None:
-        return None
-    return _Source(
-        read=lambda split, data: read_voc(source, image_root=image_root, split=split, data=data),
-        list_splits=lambda: source.split_names,
-    )
+def _opener(find: Callable[[Path], Any], read: Callable[..., RawDataset]) -> _Open:
+    """Return the function that opens a format, made of those that find its parts and read them."""
+
+    def open_(path: Path, image_root: Path | None) -> _Source | None:
+        source = find(path)
+        if source is None:
+            return None
+        return _Source(
+            read=lambda split, data: read(source, image_root=image_root, split=split, data=data),
+            list_splits=lambda: source.split_names,
+        )
+
+    return open_
 
 
-def _open_dota(path: Path, image_root: Path | None) -> _Source | None:
-    source = find_dota(path)
-    if source is None:
-        return None
-    return _Source(
-        read=lambda split, data: read_dota(source, image_root=image_root, split=split, data=data),
-        list_splits=lambda: source.split_names,
-    )
-
-
-def _open_visdrone(path: Path, image_root: Path | None) -> _Source | None:
-    source = find_visdrone(path)
-    if source is None:
-        return None
-    return _Source(
-        read=lambda split, data: read_visdrone(source, image_root=image_root, split=split, data=data),
-        list_splits=lambda: source.split_names,
-    )
-
-
-def _open_open_images(path: Path, image_root: Path | None) -> _Source | None:
-    source = find_open_images(path)
-    if source is None:
-        return None
-    return _Source(
-        read=lambda split, data: read_open_images(source, image_root=image_root, split=split, data=data),
-        list_splits=lambda: source.split_names,
-    )
-
+_open_open_images = _opener(find_open_images, read_open_images)
 
 _FORMATS: tuple[tuple[str, str, _Open], ...] = (
     (
@@ -318,10 +298,10 @@ _FORMATS: tuple[tuple[str, str, _Open], ...] = (
         _open_coco_folder,
     ),
     ("YOLO", "data.yaml or dataset.yaml, or images/ and labels/, or classes.txt", _open_yolo),
-    ("DOTA", "labelTxt/*.txt", _open_dota),
-    ("VisDrone", "annotations/*.txt with 8 numbers between commas", _open_visdrone),
+    ("DOTA", "labelTxt/*.txt", _opener(find_dota, read_dota)),
+    ("VisDrone", "annotations/*.txt with 8 numbers between commas", _opener(find_visdrone, read_visdrone)),
     ("CVAT", "annotations.xml, or other XML files of CVAT", _open_cvat_folder),
-    ("Pascal VOC", "Annotations/*.xml, or XML files beside the images", _open_voc),
+    ("Pascal VOC", "Annotations/*.xml, or XML files beside the images", _opener(find_voc, read_voc)),
     ("Open Images", "*-annotations-bbox.csv", _open_open_images),
 )
 """Name, what is looked for in a folder, and the function that opens it; in the order of precedence."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from sniper.data.datasets.collect import Collector, ImageIndex, numbered
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import by_split, choose_splits, find_split_folders
-from sniper.data.datasets.text_files import naming, read_start, read_text
+from sniper.data.datasets.text_files import flag_of, naming, read_start, read_text
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
 from sniper.files import open_regular
@@ -114,7 +114,7 @@ def read_open_images(
 def _split_folders(folder: Path, split: str) -> list[Path]:
     """Return the folders of images that are named after a split."""
     existing = [base for base in (folder, folder / "images") if base.is_dir()]
-    return [found[split] for base in existing if split in (found := find_split_folders(base))]
+    return [folders[split] for folders in map(find_split_folders, existing) if split in folders]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def _rows(collector: Collector, file: Path) -> Iterator[_Row]:
                         f"{file.name}, line {number}: the box is {', '.join(texts)[:80]!r}, expected 4 numbers",
                     )
                     continue
-                is_group = group is not None and fields[group].strip() == "1"
+                is_group = group is not None and flag_of(fields[group])
                 yield _Row(
                     number=number, image_id=image_id, label=label, box=(x1, y1, x2, y2), is_group=is_group
                 )
@@ -186,9 +186,11 @@ def _read_descriptions(source: OpenImagesSource) -> dict[str, str]:
     """Read the names of classes by label, such as Tortoise for /m/011k07; empty where there is no such file."""
     folder = source.path if source.path.is_dir() else source.path.parent
     patterns = ("*class-descriptions*.csv", "classes.csv")
-    folders = [base / name for base in (folder, folder.parent) for name in (".", "annotations", "metadata")]
+    folders = [
+        parent / name for parent in (folder, folder.parent) for name in (".", "annotations", "metadata")
+    ]
     file = next(
-        (file for place in folders for pattern in patterns for file in sorted(place.glob(pattern))), None
+        (file for base in folders for pattern in patterns for file in sorted(base.glob(pattern))), None
     )
     if file is None:
         return {}

@@ -1,5 +1,8 @@
 """Annotation files that are text or XML: reading them, with one clear line where that fails."""
 
+import codecs
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +11,11 @@ from xml.etree import ElementTree
 
 from sniper.errors import AnnotationError
 from sniper.files import open_regular, read_bytes
+from sniper.geometry.boxes import Sides
 
+_LARGEST_SIDE = 2**62
+_DECLARATION = re.compile(rb"<\?xml[^>]*\sencoding=[\"']([A-Za-z0-9._-]+)[\"']")
+_MULTI_BYTE = ("gb", "hz", "big5", "shift_jis", "euc_", "iso2022", "johab", "cp932", "cp949", "cp950")
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
@@ -47,9 +54,11 @@ def read_xml(path: Path) -> ElementTree.Element:
     """
     with naming(path):
         content = read_bytes(path)
-    _check_entities(path, content)
     try:
-        return ElementTree.fromstring(content)
+        encoding = _multi_byte_encoding(content)
+        text = content if encoding is None else content.decode(encoding)
+        _check_entities(path, text.encode() if isinstance(text, str) else text)
+        return ElementTree.fromstring(text)
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise AnnotationError(f"{path}: is not XML ({error})") from error
 
@@ -62,11 +71,27 @@ def iterate_xml(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
     """
     try:
         with naming(path), open_regular(path) as file:
-            _check_entities(path, file.read(4096))
+            start = file.read(4096)
+            _check_entities(path, start)
             file.seek(0)
-            yield from ElementTree.iterparse(file, events=("start", "end"))
+            encoding = _multi_byte_encoding(start)
+            stream = file if encoding is None else io.TextIOWrapper(file, encoding=encoding)
+            yield from ElementTree.iterparse(stream, events=("start", "end"))
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise AnnotationError(f"{path}: is not XML ({error})") from error
+
+
+def _multi_byte_encoding(content: bytes) -> str | None:
+    """Return the encoding that an XML file declares if it is one that the parser does not decode, such as GBK.
+
+    Raises:
+        LookupError: if there is no such encoding.
+    """
+    declared = _DECLARATION.match(content)
+    if declared is None:
+        return None
+    name = codecs.lookup(declared[1].decode()).name
+    return name if name.startswith(_MULTI_BYTE) else None
 
 
 def _check_entities(path: Path, content: bytes) -> None:
@@ -85,6 +110,19 @@ def number_of(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
+
+
+def flag_of(text: str) -> bool:
+    """Check whether a text is a number above 0, or `true`."""
+    return text.strip().lower() == "true" or (number_of(text) or 0) > 0
+
+
+def sides_of(width: str | None, height: str | None) -> Sides | None:
+    """Return the sides of an image from text; None if they are missing, or 0 as some tools write, or no such number."""
+    numbers = number_of(width), number_of(height)
+    if not all(number is not None and 1 <= number < _LARGEST_SIDE for number in numbers):
+        return None
+    return Sides(*(int(number) for number in numbers if number is not None))
 
 
 def read_start(path: Path, *, num_bytes: int = 64) -> bytes:

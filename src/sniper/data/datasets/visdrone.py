@@ -1,8 +1,9 @@
 """Read VisDrone's detection data sets: one text file of comma-separated boxes for each image."""
 
+from functools import partial
 from pathlib import Path
 
-from sniper.data.datasets.collect import Collector, numbered, sorted_stems
+from sniper.data.datasets.collect import Collector, names_by_stem, numbered
 from sniper.data.datasets.dota import LabelFolders
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import canonical, choose_splits, find_split_folders
@@ -71,18 +72,15 @@ def read_visdrone(
     """
     chosen = choose_splits(source.path, source.split_names, split) or list(source.splits)
     collector = Collector(source.path, noun="line")
-    for labels, image in source.files(chosen, image_root):
-        _read_file(collector, source.path, labels, image)
+    source.read(chosen, image_root, collector, partial(_read_file, collector, source.path))
     return collector.build(numbered(CLASS_NAMES), root=image_root or source.path, data=data)
 
 
 def _has_labels(folder: Path) -> bool:
     """Check whether a folder has text files of VisDrone, by the first line in them."""
-    if not folder.is_dir():
-        return False
-    for stem in sorted_stems(folder, ".txt"):
+    for name in names_by_stem(folder, ".txt").values():
         try:
-            line = read_text(folder / f"{stem}.txt").strip().split("\n")[0]
+            line = read_text(folder / name).strip().split("\n")[0]
         except AnnotationError:
             continue
         if line:

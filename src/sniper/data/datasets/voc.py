@@ -1,19 +1,25 @@
 """Read Pascal VOC data sets: one XML file for each image."""
 
-import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from sniper.data.datasets.collect import Collector, ImageIndex, numbered, sorted_stems
+from sniper.data.datasets.collect import Collector, ImageIndex, has_image_suffix, names_by_stem, numbered
 from sniper.data.datasets.raw import RawDataset, raise_for
 from sniper.data.datasets.splits import canonical, choose_splits, find_split_folders
-from sniper.data.datasets.text_files import number_of, read_text, read_xml, text_of
+from sniper.data.datasets.text_files import (
+    flag_of,
+    iterate_xml,
+    number_of,
+    read_text,
+    read_xml,
+    sides_of,
+    text_of,
+)
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
-from sniper.files import open_regular
-from sniper.geometry.boxes import Sides
 
 _ANNOTATION_FOLDERS = ("Annotations", "annotations", "annotations/xmls", "xmls", "xml", "labels", ".")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
@@ -54,7 +60,7 @@ def find_voc(path: Path) -> VocSource | None:
     folder = _find_annotations(path)
     if folder is not None:
         images = [path / name for name in _IMAGE_FOLDERS] + [folder]
-        files |= {stem: (folder / f"{stem}.xml", images) for stem in sorted_stems(folder, ".xml")}
+        files |= {stem: (folder / name, images) for stem, name in names_by_stem(folder, ".xml").items()}
         return VocSource(path=path, files=files, splits=_read_lists(path))
     splits: dict[str, Sequence[str]] = {}
     for split, split_folder in find_split_folders(path).items():
@@ -87,6 +93,8 @@ def read_voc(source: VocSource, *, image_root: Path | None, split: str | None, d
     reader = _Reader(source, image_root)
     for stem, (file, images) in source.files.items():
         reader.read(file, images, is_used=stem in stems)
+    if not source.splits:
+        reader.note_unlabelled()
     reader.add_unlabelled(stem for stem in stems if stem not in source.files)
     raise_for(source.path, reader.collector.problems)
     reader.collector.shift(_find_origin(reader))
@@ -99,8 +107,8 @@ def _find_annotations(path: Path) -> Path | None:
     """Return the folder that has the XML files."""
     for name in _ANNOTATION_FOLDERS:
         folder = path / name
-        stems = sorted_stems(folder, ".xml") if folder.is_dir() else []
-        if stems and root_tag(folder / f"{stems[0]}.xml") != "annotations":  # CVAT's
+        names = list(names_by_stem(folder, ".xml").values())
+        if names and root_tag(folder / names[0]) != "annotations":  # CVAT's
             return folder
     return None
 
@@ -108,24 +116,28 @@ def _find_annotations(path: Path) -> Path | None:
 def root_tag(path: Path) -> str:
     """Return the name of the outermost element of an XML file; empty if it has none."""
     try:
-        with open_regular(path) as file:
-            for _, element in ElementTree.iterparse(file, events=("start",)):
-                return str(element.tag)
-    except (ElementTree.ParseError, LookupError, ValueError, OSError):
-        pass
-    return ""
+        return next((str(element.tag) for _, element in iterate_xml(path)), "")
+    except AnnotationError:
+        return ""
 
 
 def _read_lists(path: Path) -> dict[str, list[str]]:
     """Read the lists of the splits, in `ImageSets/Main`."""
     folder = path / "ImageSets" / "Main"
     splits: dict[str, list[str]] = {}
-    for name in sorted_stems(folder, ".txt") if folder.is_dir() else []:
-        lines = [line.split() for line in read_text(folder / f"{name}.txt").split("\n") if line.strip()]
+    for stem, name in names_by_stem(folder, ".txt").items():
+        lines = [line.split() for line in read_text(folder / name).split("\n") if line.strip()]
         if all(len(fields) == 1 for fields in lines):  # others are of one class, with a column of -1, 0 and 1
-            splits[canonical(name)] = [fields[0] for fields in lines]
+            splits[canonical(stem)] = [_to_stem(fields[0]) for fields in lines]
     order = {"train": 0, "val": 1, "test": 2}
     return dict(sorted(splits.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _to_stem(name: str) -> str:
+    """Return the name of an XML file without suffix; some lists have paths, or the names of images."""
+    name = name.replace("\\", "/").rsplit("/", 1)[-1]
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() == ".xml" or has_image_suffix(name) else name
 
 
 def _find_origin(reader: "_Reader") -> tuple[float, float, float, float]:
@@ -166,11 +178,19 @@ class _Reader:
             )
             return
         collector = self.collector if is_used else Collector(self._path, noun="object")
+        size = root.find("size")
         image = collector.add_image(
-            self._find_image(file, folders, text_of(root, "filename")), source=source, sides=_sides(root)
+            self._find_image(file, folders, text_of(root, "filename")),
+            source=source,
+            sides=sides_of(text_of(size, "width"), text_of(size, "height")),
         )
         for number, item in enumerate(root.findall("object"), start=1):
             self._read_object(collector, image, number, item, source)
+
+    def note_unlabelled(self) -> None:
+        """Count images without an XML file, where no list names them."""
+        for images in self._indices.values():
+            self.collector.note_unused(images, kind="without an XML file, not used")
 
     def add_unlabelled(self, stems: Iterable[str]) -> None:
         """Add images that the list of a split names and that have no XML file."""
@@ -197,7 +217,7 @@ class _Reader:
             return
         if min(box[:2]) < 1:
             self.from_zero.append(f"{source}, object {number}: {list(box)}")
-        is_difficult = number_of(text_of(item, "difficult") or 0) not in (0, None)
+        is_difficult = flag_of(text_of(item, "difficult"))
         collector.add_box(image, category, box, number=number, is_crowd=is_difficult)
 
     def _find_image(self, file: Path, folders: Sequence[Path], name: str) -> Path:
@@ -205,15 +225,6 @@ class _Reader:
         if key not in self._indices:
             self._indices[key] = ImageIndex(key)
         return self._indices[key].find(file.stem, name=name)
-
-
-def _sides(root: ElementTree.Element) -> Sides | None:
-    """Return the sides of an image; None if they are missing or 0, as some tools write."""
-    size = root.find("size")
-    width, height = number_of(text_of(size, "width")), number_of(text_of(size, "height"))
-    if width is None or height is None or not (width >= 1 and height >= 1 and math.isfinite(width * height)):
-        return None
-    return Sides(int(width), int(height))
 
 
 def _read_box(item: ElementTree.Element) -> tuple[tuple[float, float, float, float] | None, str]:

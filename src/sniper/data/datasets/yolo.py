@@ -2,15 +2,15 @@
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from sniper.data.datasets.collect import Collector, envelope, has_image_suffix
+from sniper.data.datasets.collect import Collector, envelope, has_image_suffix, names_by_stem
 from sniper.data.datasets.dataset import Category
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import ALL, by_split, canonical, choose_splits, find_split_folders
@@ -23,6 +23,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 _NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels.txt")
 _ABSENT = ("", "~", "null", "None")
+_MAX_CLASSES = 100_000  # without names: a larger number is a mistake, and its names would fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,9 @@ def find_yolo(path: Path, *, base: Path | None = None) -> YoloSource | None:
         return _parse(path, _read_darknet(path), base=base)
     if not path.is_dir():
         return None
-    found = _find_yaml(path)
-    if found is not None:
-        return find_yolo(found, base=base)
+    description = _find_yaml(path)
+    if description is not None:
+        return find_yolo(description, base=base)
     return _find_folders(path)
 
 
@@ -97,16 +98,14 @@ def read_yolo(source: YoloSource, *, split: str | None, data: DataSpec) -> RawDa
         raise AnnotationError(_describe_missing(source, wanted))
     chosen = choose_splits(source.path, source.split_names, split)
     collector = Collector(source.path, noun="line", are_fractions=True)
-    images = _list_images(source, chosen or list(source.splits), collector)
     collector.warnings += [
         f"{name}: {file} is not there, {found} is used"
         for name in chosen
         for file, found in source.moved.get(name, {}).items()
     ]
     if wanted == ALL:
-        collector.warnings += [
-            f"{name}: {file} is not there, left out" for name, file in source.missing.items()
-        ]
+        collector.warnings += source.list_missing()
+    images = _list_images(source, chosen or list(source.splits), collector)
     labels = _Labels(source, collector)
     for image in images:
         labels.read(image)
@@ -140,10 +139,25 @@ def _describes_yolo(file: Path) -> bool:
     return isinstance(content.get("names"), list | dict) and bool(_find_images(file.parent, has_names=False))
 
 
+class _TextLoader(yaml.BaseLoader):
+    """Loads all values as text: a class named `no` is no bool. A key that occurs twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Construct a mapping."""
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated!r} occurs twice", node.start_mark
+            )
+        return mapping
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file with text for all values: a class named `no` is no bool."""
+    """Read a YAML file with text for all values."""
     try:
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+        content = yaml.load(read_text(path), Loader=_TextLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise AnnotationError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
@@ -156,7 +170,7 @@ def _read_darknet(path: Path) -> dict[str, Any]:
     pairs = (line.partition("=") for line in read_text(path).split("\n") if "=" in line)
     content: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
     if isinstance(content.get("names"), str):
-        file = _resolve(path.parent, content["names"], kind="names", source=path)[0]
+        file = _resolve(path.parent, content["names"])[0]
         content["names"] = _read_names(file if file.exists() else path.parent / file.name)
         content.pop("classes", None)
     return content
@@ -172,14 +186,11 @@ def _parse(path: Path, content: Mapping[str, Any], *, base: Path | None) -> Yolo
             )
         given = {key: [str(folder) for folder in entries] for key, entries in folders.items()}
     names = _parse_names(path, content)
-    base = base or _find_base(path, content, given)
+    entries_of = {canonical(key): _to_entries(path, key, value) for key, value in given.items()}
+    entries = [entry for some in entries_of.values() for entry in some]
+    base = base or _find_base(path, content, entries)
     splits = {
-        canonical(key): [
-            file
-            for entry in _to_entries(path, key, value)
-            for file in _resolve(base, entry, kind=key, source=path)
-        ]
-        for key, value in given.items()
+        name: [file for entry in some for file in _resolve(base, entry)] for name, some in entries_of.items()
     }
     folder = base if base.is_dir() else path.parent
     moved = {
@@ -208,7 +219,7 @@ def _to_entries(path: Path, key: str, value: Any) -> list[str]:
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) and entry for entry in entries):
         raise AnnotationError(
-            f"{path}: {key} is {value!r}, expected a folder, a list of image files, or a list of these"
+            f"{path}: {key} is {_shorten(value)}, expected a folder, a list of image files, or a list of these"
         )
     return entries
 
@@ -216,18 +227,23 @@ def _to_entries(path: Path, key: str, value: Any) -> list[str]:
 def _parse_names(path: Path, content: Mapping[str, Any]) -> dict[int, str]:
     names, count = content.get("names"), content.get("nc")
     if count is not None and not (isinstance(count, str) and count.isascii() and count.isdigit()):
-        raise AnnotationError(f"{path}: nc is {count!r}, expected the number of classes")
+        raise AnnotationError(f"{path}: nc is {_shorten(count)}, expected the number of classes")
+    if count is not None and (len(count) > 9 or int(count) > _MAX_CLASSES):
+        raise AnnotationError(f"{path}: nc is {_shorten(count)}, expected at most {_MAX_CLASSES:,} classes")
     if names is None and count is not None:
         return {number: f"class_{number}" for number in range(int(count))}
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         parsed = dict(enumerate(names))
     elif isinstance(names, dict) and all(
-        key.isascii() and key.isdigit() and isinstance(name, str) for key, name in names.items()
+        key.isascii() and key.isdigit() and len(key) <= 9 and isinstance(name, str)
+        for key, name in names.items()
     ):
         parsed = {int(key): name for key, name in names.items()}
+        if len(parsed) < len(names):
+            raise AnnotationError(f"{path}: names has a class number twice: {_shorten(names)}")
     else:
         raise AnnotationError(
-            f"{path}: names is {names!r}, expected a list of names, or names by class number"
+            f"{path}: names is {_shorten(names)}, expected a list of names, or names by class number"
         )
     if count is not None and int(count) != len(parsed):
         raise AnnotationError(f"{path}: nc is {count}, but names has {len(parsed)} classes")
@@ -241,11 +257,11 @@ def _count_keypoint_values(path: Path, content: Mapping[str, Any]) -> int:
     try:
         count, values = map(int, shape)
     except (TypeError, ValueError):
-        raise AnnotationError(f"{path}: kpt_shape is {shape!r}, expected two numbers") from None
+        raise AnnotationError(f"{path}: kpt_shape is {_shorten(shape)}, expected two numbers") from None
     return count * values
 
 
-def _find_base(path: Path, content: Mapping[str, Any], given: Mapping[str, Any]) -> Path:
+def _find_base(path: Path, content: Mapping[str, Any], entries: Sequence[str]) -> Path:
     """Return the folder that the splits are relative to.
 
     It is `path`, relative to the file. A `path` that is not there was written on another machine, or is relative to a
@@ -255,16 +271,13 @@ def _find_base(path: Path, content: Mapping[str, Any], given: Mapping[str, Any])
     if not isinstance(named, str) or named in _ABSENT:
         return path.parent
     candidates = [path.parent / expand_path(named.replace("\\", "/"), folder=path.parent), path.parent]
-    entries = [
-        str(entry) for value in given.values() for entry in (value if isinstance(value, list) else [value])
-    ]
     for base in candidates:
         if any((base / entry).exists() for entry in entries):
             return base
     return candidates[0]
 
 
-def _resolve(base: Path, entry: str, *, kind: str, source: Path) -> list[Path]:
+def _resolve(base: Path, entry: str) -> list[Path]:
     """Return the paths that an entry stands for: itself, or the files of a pattern."""
     entry = str(expand_path(entry.replace("\\", "/"), folder=base))
     path = base / entry
@@ -426,10 +439,10 @@ class _Labels:
 
     def __init__(self, source: YoloSource, collector: Collector) -> None:
         self._source, self._collector = source, collector
-        self._folders: dict[str, list[tuple[str, set[str]]]] = {}
+        self._folders: dict[str, list[tuple[str, dict[str, str]]]] = {}
         self._used: dict[str, set[str]] = {}
         self._classes: list[float] = []
-        self._num_files = 0
+
         self._base = os.path.join(os.path.abspath(source.base), "")
 
     def read(self, image: Path) -> None:
@@ -442,7 +455,7 @@ class _Labels:
             self._collector.note("image", "without a label file, taken as without objects", f"no {expected}")
             self._collector.add_image(image, source=expected)
             return
-        self._num_files += 1
+
         name = self._shorten(file)
         index = self._collector.add_image(image, source=name)
         try:
@@ -502,12 +515,13 @@ class _Labels:
     def _is_class(self, label: float) -> bool:
         if not label.is_integer() or label < 0:
             return False
-        return self._source.names is None or int(label) in self._source.names
+        names = self._source.names
+        return label < _MAX_CLASSES if names is None else int(label) in names
 
     def _expected_classes(self) -> str:
         names = self._source.names
         if names is None:
-            return "a whole number from 0"
+            return f"a whole number from 0 to {_MAX_CLASSES - 1}"
         known = list(names)
         is_gapless = known == list(range(len(known)))
         listed = f"0 to {len(known) - 1}" if is_gapless and known else ", ".join(map(str, known)) or "none"
@@ -515,55 +529,43 @@ class _Labels:
 
     def finish(self) -> tuple[Category, ...]:
         """Check the labels as a whole; return the categories, by class number."""
-        self._check_scale()
         names = self._source.names
         if names is None:
             count = int(max(self._classes, default=-1)) + 1
             names = {number: f"class_{number}" for number in range(count)}
-            self._collector.warnings.append(
+            self._collector.warnings += [
                 f"the {count} classes have no names, as there is no data.yaml and none of "
                 f"{', '.join(_NAME_FILES)}; they are named class_0, class_1, ..."
-            )
-        categories = [Category(category_id=number, name=name) for number, name in names.items()]
+            ] * (count > 0)
+        categories = [
+            Category(category_id=number, name=name or str(number)) for number, name in names.items()
+        ]
+        for number, name in names.items():
+            if not name:
+                self._collector.note("class", "without a name, named by the number", str(number))
         index_of = {number: index for index, number in enumerate(names)}
         self._collector.replace_categories(index_of)
         return tuple(categories)
 
-    def _check_scale(self) -> None:
-        boxes = self._collector.fractions
-        with np.errstate(invalid="ignore"):
-            are_pixels = (boxes[:, :2] + boxes[:, 2:] > 2.5).any(axis=1)
-        if len(boxes) and are_pixels.mean() > 0.5:
-            self._collector.problems.append(
-                f"{are_pixels.sum()} of {len(boxes)} boxes have their centre beyond 1; YOLO's numbers are fractions of "
-                "the sides of the image, these look like pixels"
-            )
-
     def note_unused(self, entries: Sequence[Path]) -> None:
-        """Count label files beside the used ones that belong to no image, where whole folders are read."""
+        """Count label files that belong to no image, where whole folders are read."""
         if not all(entry.is_dir() for entry in entries):
             return
         for folder, used in self._used.items():
-            names = {name for _, names in self._listings(folder) for name in names}
-            for name in sorted(names - used):
-                if name not in _NAME_FILES and not is_ignored(name):
+            for stem, name in sorted(names_by_stem(folder, ".txt").items()):
+                if stem not in used and name not in _NAME_FILES:
                     self._collector.note(
                         "label file", "without an image, not used", self._shorten(os.path.join(folder, name))
                     )
 
-    def _listings(self, folder: str) -> Iterator[tuple[str, set[str]]]:
-        for candidates in self._folders.values():
-            yield from (candidate for candidate in candidates if candidate[0] == folder)
-
     def _find(self, image: Path) -> str | None:
-        name = f"{image.stem}.txt"
         for folder, names in self._candidates(str(image.parent)):
-            if name in names:
-                self._used.setdefault(folder, set()).add(name)
-                return os.path.join(folder, name)
+            if image.stem in names:
+                self._used.setdefault(folder, set()).add(image.stem)
+                return os.path.join(folder, names[image.stem])
         return None
 
-    def _candidates(self, folder: str) -> list[tuple[str, set[str]]]:
+    def _candidates(self, folder: str) -> list[tuple[str, dict[str, str]]]:
         """Return where the labels of a folder of images may be, with the label files there.
 
         They are in `labels` where the path has `images`, the last one, or else beside the images.
@@ -571,8 +573,9 @@ class _Labels:
         if folder not in self._folders:
             head, images, tail = f"{os.path.abspath(folder)}/".rpartition("/images/")
             folders = [os.path.normpath(f"{head}/labels/{tail}")] if images else []
+            self._used |= {path: self._used.get(path, set()) for path in folders}
             self._folders[folder] = [
-                (path, _list_labels(path)) for path in (*folders, os.path.abspath(folder))
+                (path, names_by_stem(path, ".txt")) for path in (*folders, os.path.abspath(folder))
             ]
         return self._folders[folder]
 
@@ -580,11 +583,10 @@ class _Labels:
         return os.path.abspath(file).removeprefix(self._base)
 
 
-def _list_labels(folder: str) -> set[str]:
-    try:
-        return {name for name in os.listdir(folder) if name.endswith(".txt")}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+def _shorten(value: Any) -> str:
+    """Return a value as text of bounded length; YAML can repeat values without end."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def _cut(fields: Sequence[str]) -> str:

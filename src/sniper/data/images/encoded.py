@@ -195,7 +195,7 @@ def _starts_with(file: BinaryFile, signature: bytes) -> bool:
 def _is_heif(file: BinaryFile) -> bool:
     """Check whether a file is a HEIF container of other codecs than AV1, which is Pillow's own AVIF."""
     file.seek(0)
-    start = file.read(64)
+    start = file.read(64).ljust(4, b"\0")
     brands = {start[8:12]} | {start[i : i + 4] for i in range(16, min(len(start), start[3]), 4)}
     return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS and not brands & {b"avif", b"avis"}
 

@@ -5,6 +5,8 @@ without a configured intensity range, or has more pixels than the limit. Files o
 images go through the same functions.
 """
 
+import io
+import warnings
 from pathlib import Path
 from threading import Lock
 from typing import Protocol, runtime_checkable
@@ -37,12 +39,16 @@ _MAX_JPEG_REDUCTION = 8
 _JPEG2000_SIZES = b"\xff\x4f\xff\x51"  # start of a codestream, and of its sizes
 _JPEG2000_HEADER = 1_000_000  # bytes, colour profiles included, before which the codestream starts
 
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MAX_EXIF = 1_000_000  # bytes
+
 _PILLOW_IMAGE = "Pillow image"  # its name in errors
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _DEFAULT = ReadSpec()
 
 cv2.setNumThreads(1)  # loader processes run in parallel; threads within them would only compete
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our errors say what failed
+warnings.filterwarnings("ignore", module=r"PIL\.\w+ImagePlugin")  # of damage: what matters becomes an error
 
 
 @runtime_checkable
@@ -199,10 +205,14 @@ def load_pillow_image(image: Image.Image, spec: ReadSpec = _DEFAULT) -> UInt8[np
     Raises:
         ImageError: as `load_image`.
     """
-    content = _content_of(image)
-    if content is not None:
-        return load_image(content, spec)
     with naming_errors(_PILLOW_IMAGE):
+        content = _content_of(image)
+        if content is not None:
+            return load_image(content, spec)
+        if 0 in image.size:
+            raise ImageError(
+                f"{_PILLOW_IMAGE}: has {image.width}x{image.height} pixels, expected at least one"
+            )
         _check_num_pixels(_PILLOW_IMAGE, Sides(image.width, image.height), spec)
         _check_depth_is_kept(image)
         orientation = _remaining_orientation(image, spec)
@@ -279,13 +289,27 @@ def _remaining_orientation(image: Image.Image, spec: ReadSpec) -> int:
         orientation = _tiff_tag(image, ExifTags.Base.Orientation, 1)
         is_applied = True
     else:
-        # In a PNG, EXIF may also follow the pixels; looking there would decode the image to read its header.
-        has_exif = image.format != "PNG" or "exif" in image.info
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if has_exif else 1
+        orientation = _exif_of(image).get(ExifTags.Base.Orientation, 1)
         is_applied = False
     if orientation not in range(1, 9) or is_applied == (spec.exif_orientation == "apply"):
         return 1
     return _INVERSE_ORIENTATION.get(orientation, orientation) if is_applied else orientation
+
+
+def _exif_of(image: Image.Image) -> Image.Exif:
+    """Return the EXIF data of an image; those of a PNG may follow its pixels, which Pillow would decode to read on."""
+    if image.format != "PNG":
+        return image.getexif()
+    file = getattr(image, "fp", None)
+    if "exif" not in image.info and file is not None:
+        position = file.tell()
+        file.seek(len(_PNG_SIGNATURE))
+        while len(header := file.read(8)) == 8 and header[4:] not in (b"eXIf", b"IEND"):
+            file.seek(int.from_bytes(header[:4], "big") + 4, io.SEEK_CUR)
+        if header[4:] == b"eXIf":
+            image.info["exif"] = b"Exif\0\0" + file.read(min(int.from_bytes(header[:4], "big"), _MAX_EXIF))
+        file.seek(position)
+    return Image.Image.getexif(image)
 
 
 def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:

@@ -8,7 +8,7 @@ import os
 import struct
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -41,9 +41,11 @@ _MAX_COMPRESSION = (
 )
 
 _MAX_TAGS = 4096
-_MAX_VALUES = 4096  # of a tag that is read
+_MAX_VALUES = 100_000  # of a tag that is read
 _VALUE_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # by TIFF type: BYTE, SHORT, LONG, LONG8
 _NODATA, _DNG_VERSION = 42113, 50706  # TIFF tags
+_STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES = _BLOCK_TAGS = (273, 279, 324, 325)
+_VALUE_TAGS = (254, 256, 257, 258, 259, 262, 274, 277, 338, 339, *_BLOCK_TAGS)
 
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # photometric
 _UNCOMPRESSED, _JPEG = 1, 7
@@ -79,6 +81,8 @@ class TiffHeader:
         compression: TIFF's number for it.
         orientation: 1 to 8, as in EXIF.
         has_nodata: whether a value stands for absent pixels (GDAL's tag).
+        has_absent_blocks: whether a strip or tile is not stored, as GDAL leaves out those without data.
+        is_big_endian_bigtiff: whether it is a BigTIFF in the byte order that Pillow does not open.
     """
 
     width: int
@@ -91,6 +95,8 @@ class TiffHeader:
     compression: int
     orientation: int
     has_nodata: bool
+    has_absent_blocks: bool
+    is_big_endian_bigtiff: bool
 
     @property
     def is_deep(self) -> bool:
@@ -121,7 +127,7 @@ class TiffHeader:
         num_samples = _PILLOW_SAMPLES.get(self.photometric, ())
         return (
             is_unsigned
-            and not self.has_nodata
+            and self.is_complete_for_pillow
             and self.compression in _PILLOW_COMPRESSIONS
             and (self.samples in num_samples or (has_alpha and self.is_grey))
         )
@@ -135,7 +141,13 @@ class TiffHeader:
     def is_deep_grey(self) -> bool:
         """Check whether Pillow reads all bits of it, if rasterio is absent."""
         is_grey = self.samples == 1 and self.is_grey
-        return self.is_deep and is_grey and not self.has_nodata and self.compression in _PILLOW_COMPRESSIONS
+        is_compressed_so = self.compression in _PILLOW_COMPRESSIONS
+        return self.is_deep and is_grey and self.is_complete_for_pillow and is_compressed_so
+
+    @property
+    def is_complete_for_pillow(self) -> bool:
+        """Check whether Pillow opens the file, and every pixel is stored in it and has data."""
+        return not (self.has_nodata or self.has_absent_blocks or self.is_big_endian_bigtiff)
 
     def needs_rasterio(self, spec: ReadSpec) -> bool:
         """Check whether Pillow would not read the pixels, or not those of the configured bands."""
@@ -157,7 +169,8 @@ def read_tiff_header(image: EncodedImage) -> TiffHeader | None:
             image is a preview.
     """
     with naming_errors(image.name), image.open() as file:
-        if file.read(4) not in TIFF_STARTS:
+        start = file.read(4)
+        if start not in TIFF_STARTS:
             return None
         tags = _read_tags(file)
         missing = [name for tag, name in ((256, "width"), (257, "height")) if not tags.get(tag, (0,))[0]]
@@ -181,11 +194,13 @@ def read_tiff_header(image: EncodedImage) -> TiffHeader | None:
             compression=tags.get(259, (_UNCOMPRESSED,))[0],
             orientation=tags.get(274, (1,))[0] if tags.get(274, (1,))[0] in range(1, 9) else 1,
             has_nodata=_NODATA in tags,
+            has_absent_blocks=_has_absent_blocks(tags),
+            is_big_endian_bigtiff=start == TIFF_STARTS[-1],
         )
 
 
 def _read_tags(file: BinaryFile) -> dict[int, tuple[int, ...]]:
-    """Read the tags of the first directory whose values are integers; others are 0."""
+    """Read the tags of the first directory: the values of those that matter here, 0 for the others."""
     file.seek(0)
     start = file.read(16).ljust(16, b"\0")
     order = "<" if start.startswith(b"II") else ">"
@@ -200,7 +215,10 @@ def _read_tags(file: BinaryFile) -> dict[int, tuple[int, ...]]:
     for tag, kind, num_values, inline in struct.iter_unpack(
         f"{order}{entry}", entries[: len(entries) // size * size]
     ):
-        tags.setdefault(tag, _read_values(file, order, kind, num_values, inline, offset_code))
+        is_readable = tag in _VALUE_TAGS and kind in _VALUE_CODES and 0 < num_values <= _MAX_VALUES
+        if is_readable or tag not in _BLOCK_TAGS:
+            values = _read_values(file, order, kind, num_values, inline, offset_code) if is_readable else (0,)
+            tags.setdefault(tag, values)
     return tags
 
 
@@ -208,15 +226,20 @@ def _read_values(
     file: BinaryFile, order: str, kind: int, num_values: int, inline: bytes, offset_code: str
 ) -> tuple[int, ...]:
     """Read the values of a tag, which are in its entry if they fit, else where it points to."""
-    code = _VALUE_CODES.get(kind)
-    if code is None or not 0 < num_values <= _MAX_VALUES:
-        return (0,)
-    layout = f"{order}{num_values}{code}"
+    layout = f"{order}{num_values}{_VALUE_CODES[kind]}"
     size = struct.calcsize(layout)
     if size > len(inline):
         file.seek(struct.unpack(f"{order}{offset_code}", inline)[0])
         inline = file.read(size)
     return struct.unpack(layout, inline[:size]) if len(inline) >= size else (0,)
+
+
+def _has_absent_blocks(tags: Mapping[int, tuple[int, ...]]) -> bool:
+    """Check whether a strip or tile has neither a place in the file nor a size."""
+    return any(
+        (0, 0) in zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=False)
+        for offsets, sizes in ((_STRIP_OFFSETS, _STRIP_SIZES), (_TILE_OFFSETS, _TILE_SIZES))
+    )
 
 
 def has_rasterio() -> bool:
@@ -252,6 +275,10 @@ class TiffReader:
         with naming_errors(self._image.name), _open_tiff(image) as file:
             self._check_layout(file, header)
             self._palette = _palette_of(file, image.name)
+            if header.photometric == _PALETTE and self._palette is None:
+                raise ImageError(
+                    f"{image.name}: cannot be read as an image (its palette is absent or damaged)"
+                )
             self.is_windowed = header.is_large and header.is_windowable and self._palette is None
             self._bands = self._select_bands(file)
             self._nodata = [file.nodatavals[band] for band in self._bands]
@@ -396,7 +423,7 @@ def _open_tiff(image: EncodedImage) -> Iterator[Any]:
             stat = image.data.stat()
             yield _cached_tiff((os.getpid(), get_ident()), image.data, stat.st_size, stat.st_mtime_ns)
         else:
-            with MemoryFile(image.read()) as memory, _opened(memory.name) as file:
+            with MemoryFile(image.read(), filename="image.tif") as memory, _opened(memory.name) as file:
                 yield file
 
 
