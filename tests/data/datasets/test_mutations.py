@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.data.datasets.small import COCO
 
 NUM_FILES = 500
 MAX_SECONDS = 5
+MAX_KILOBYTES = 4_000_000  # of the whole process
 ODD_VALUES: list[Any] = [
     None,
     True,
@@ -122,6 +124,7 @@ def test_a_mutated_file_is_read_or_refused(folder: Path, mutate: Any, has_images
         again.write_text(json.dumps(result.to_coco()))
         assert load_dataset(again, has_images=False).digest == result.digest, seed
     assert 0 < num_read < NUM_FILES
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < MAX_KILOBYTES
 
 
 def read(path: Path, **options: Any) -> Dataset | AnnotationError:
