@@ -3,9 +3,10 @@
 Each stage continues where it was stopped, and is not repeated while its inputs are the same.
 """
 
+import json
 import os
 import shutil
-import time
+import time as clock
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +23,10 @@ from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
 from sniper.config.loading import (
     check_resumable,
     dump_experiment,
+    is_experiment,
     load_experiment,
+    load_partial,
+    merge_experiment,
     parse_experiment,
     to_plain,
 )
@@ -31,16 +35,20 @@ from sniper.data.datasets import Category, Dataset, DatasetIdentity, load_datase
 from sniper.data.datasets.categories import CategoryMatch, match_categories
 from sniper.data.datasets.load import find_scored_split
 from sniper.data.epoch import EpochOrder, choose_positive_chips
+from sniper.data.holdout import hold_out
 from sniper.data.spec import SourceSpec
 from sniper.errors import ConfigError, count_and_list
 from sniper.evaluation.coco import score
 from sniper.evaluation.pair import EvaluationPair, GroundTruth
-from sniper.files import expand_path
+from sniper.files import atomic_write, expand_path
 from sniper.inference.detector import Detector, to_coco
 from sniper.inference.mining import mine
 from sniper.inference.proposals import add_negatives
 from sniper.inference.store import BoxStore
+from sniper.models.backbone import check_available
 from sniper.models.two_stage import TwoStageDetector
+from sniper.planning.auto import Given, choose_validation, derive, parse_time
+from sniper.planning.experiment import BACKBONE
 from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
 from sniper.runs.run import Run
 from sniper.training import loop
@@ -48,6 +56,8 @@ from sniper.training.callbacks import Callbacks
 from sniper.training.epochs import load_configured_chips, order_epoch
 from sniper.training.learner import check_divisible
 from sniper.training.tensorboard import check_tensorboard
+
+_SILENT = Callbacks(on_warning=lambda _: None)
 
 
 def train(
@@ -57,25 +67,36 @@ def train(
     resume: bool = False,
     step: int | None = None,
     device: str | torch.device | None = None,
+    val: str | os.PathLike[str] | None = None,
     epochs: float | None = None,
+    time: float | str | None = None,
+    config: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     transform: ChipTransform | None = None,
     callbacks: Callbacks = Callbacks(),
 ) -> Run:
-    """Train a detector: all stages that an experiment configures.
+    """Train a detector on a data set, or run all stages that an experiment configures.
+
+    From a data set, every field that is not set is derived from the data and the machine, and written to the
+    `config.yaml` of the run. An experiment states its fields; nothing in it is derived.
 
     With `negatives.source: mined` these are a short training of the RPN, mining with it, and the training of the
     detector on positive and negative chips. With `train.evaluate_every` the detector is scored on `data.test` while it
     trains. Under torchrun each process takes its share of every batch.
 
     Args:
-        experiment: a YAML file, the name of a recipe of the package, or a specification.
-        run: folder of the run; by default `runs/NAME`, after the file or the recipe.
-        resume: continue a run that was stopped; fields that neither the file nor `overrides` set keep their values. An
-            `ExperimentSpec` sets all fields.
+        experiment: a data set that `load_dataset` reads; or an experiment: a YAML file, the name of a recipe of the
+            package, or a specification.
+        run: folder of the run; by default `runs/NAME`, after the file, the folder or the recipe.
+        resume: continue a run that was stopped; fields that neither the file nor `overrides` set keep their values, and
+            nothing is derived anew. An `ExperimentSpec` sets all fields.
         step: with `resume`, continue from the checkpoint of this step; later ones are renamed to end in `.old`.
         device: where to compute, such as `cpu` or `cuda:0`; by default a GPU if there is one.
+        val: data set to validate on; short for `{"data.test.annotations": ...}`.
         epochs: number of epochs; short for `{"train.epochs": ...}`.
+        time: seconds, or text such as `10m`, that training on a data set may take, evaluation included; steps are
+            measured first, to find how many epochs fit.
+        config: with a data set, a YAML file of some fields of an experiment, which are not derived.
         overrides: values of other fields by dotted name, such as `{"train.batch_size": 16}`; text is read as YAML.
         transform: applied to each training chip; see `ChipDataset`.
         callbacks: called in the first process while the training runs.
@@ -91,23 +112,50 @@ def train(
         SniperError: for everything else that a user can correct; see `sniper.training.loop.train`.
 
     Example:
+        >>> run = sniper.train("data.yaml", time="30m")  # doctest: +SKIP
         >>> run = sniper.train("mine.yaml", epochs=12, overrides={"train.batch_size": 16})  # doctest: +SKIP
         >>> detector = sniper.Detector.load(run)  # doctest: +SKIP
     """
     if step is not None and not resume:
         raise ConfigError("step: needs resume; it selects the checkpoint to continue from")
+    started = clock.monotonic()
     folder = _default_folder(experiment) if run is None else expand_path(run)
-    changes = dict(overrides or {}) | ({} if epochs is None else {"train.epochs": epochs})
-    spec = _load_experiment(experiment, _to_yaml(changes), resumed=Run.open(folder) if resume else None)
+    changes = _with_shortcuts(overrides or {}, {"train.epochs": epochs, "data.test.annotations": val})
+    texts = _to_yaml(changes)
     processes = Processes.from_environment()
-    callbacks = callbacks if processes.is_first else Callbacks(on_warning=lambda _: None)
-    dataset = load_split(spec, "train", callbacks=callbacks)
-    test = _load_test(spec, dataset, callbacks=callbacks)
+    callbacks = callbacks if processes.is_first else _SILENT
     chosen = select_device(device)
+    if isinstance(experiment, ExperimentSpec) or is_experiment(expand_path(experiment)):
+        for name, value in (("time", time), ("config", config)):
+            if value is not None:
+                raise ConfigError(f"--{name}: needs a data set; an experiment states its fields itself")
+        spec = _load_experiment(experiment, texts, resumed=Run.open(folder) if resume else None)
+        dataset = load_split(spec, "train", callbacks=callbacks)
+        test = _load_test(spec, dataset, callbacks=callbacks)
+    elif resume:
+        if time is not None:
+            raise ConfigError("--time: the length of a run is fixed at its start; set --epochs to change it")
+        spec = _load_resumed(experiment, texts, config=config, run=Run.open(folder))
+        dataset = load_split(spec, "train", callbacks=callbacks)
+        test = _load_test(spec, dataset, callbacks=callbacks)
+    else:
+        Run.check_absent(folder)
+        seconds = parse_time(time) if isinstance(time, str) else time
+        spec, dataset, test = _derive(
+            experiment,
+            texts,
+            config=config,
+            deadline=None if seconds is None else started + seconds,
+            device=chosen,
+            callbacks=callbacks,
+            processes=processes,
+        )
     _check_inputs(spec, dataset, folder=folder, resume=resume, device=chosen, processes=processes)
     with processes.process_group(chosen):
         if processes.is_first:
             _prepare_run(folder, spec, resume=resume, step=step)
+            if spec.data.holdout:
+                _save_validation(folder, spec, test=test)
         processes.barrier()
         opened = Run.open(folder)
         run_stages(
@@ -196,17 +244,27 @@ def load_split(
         has_images=has_images,
         data=spec.data,
     )
+    if spec.data.holdout:
+        trained, held_out = hold_out(dataset, share=spec.data.holdout, seed=spec.seed)
+        dataset = trained if split == "train" else held_out
     for warning in dataset.warnings:
         callbacks.on_warning(warning)
     return dataset
+
+
+def has_test_images(spec: ExperimentSpec) -> bool:
+    """Check whether an experiment has images to evaluate on."""
+    return _find_source(spec, "test") is not None
 
 
 def _find_source(spec: ExperimentSpec, split: Literal["train", "test"]) -> SourceSpec | None:
     """Return a data set of an experiment and its split; None if the experiment has none.
 
     The split of the test images is val or else test. They are those of the training data set if it has such a split
-    and no other is named.
+    and no other is named, or a part of it that is held out.
     """
+    if spec.data.holdout:
+        split = "train"
     source: SourceSpec = getattr(spec.data, split)
     if split == "train":
         return source if source.annotations else None
@@ -223,7 +281,15 @@ def _load_test(spec: ExperimentSpec, dataset: Dataset, *, callbacks: Callbacks) 
         return None
     if _find_source(spec, "test") is None:
         raise ConfigError("train.evaluate_every: data.test.annotations is missing")
-    test = load_split(spec, "test", callbacks=callbacks)
+    return _load_scored(spec, dataset, callbacks=callbacks)
+
+
+def _load_scored(spec: ExperimentSpec, dataset: Dataset, *, callbacks: Callbacks) -> Dataset | None:
+    """Load the test images, if there are any, and warn where they do not fit the training set."""
+    if _find_source(spec, "test") is None:
+        return None
+    # Held-out images have the warnings of the training images, of which they are a part.
+    test = load_split(spec, "test", callbacks=_SILENT if spec.data.holdout else callbacks)
     _warn_of_shared_images(dataset, test, callbacks)
     match = _match(dataset, test)
     for warning in match.warnings:
@@ -284,7 +350,101 @@ def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
 def _default_folder(experiment: ExperimentSpec | str | os.PathLike[str]) -> Path:
     if isinstance(experiment, ExperimentSpec):
         raise ConfigError("run: name the folder of the run; an ExperimentSpec has no file to name it after")
-    return Path("runs") / expand_path(experiment).stem
+    path = expand_path(experiment)
+    return Path("runs") / (path.resolve().name if path.is_dir() else path.stem)
+
+
+def _with_shortcuts(overrides: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the values of options with a short name to those of the fields that they set.
+
+    Raises:
+        ConfigError: if a field is set twice.
+    """
+    given = {
+        name: json.dumps(os.fspath(value)) if isinstance(value, str | os.PathLike) else value
+        for name, value in shortcuts.items()
+        if value is not None
+    }
+    twice = sorted(given.keys() & overrides.keys())
+    if twice:
+        raise ConfigError(f"--{twice[0]}: is set twice, once by its short option")
+    return {**overrides, **given}
+
+
+def _derive(
+    source: str | os.PathLike[str],
+    overrides: Mapping[str, str],
+    *,
+    config: str | os.PathLike[str] | None,
+    deadline: float | None,
+    device: torch.device,
+    callbacks: Callbacks,
+    processes: Processes,
+) -> tuple[ExperimentSpec, Dataset, Dataset | None]:
+    """Derive the experiment for a data set; return it with the images to train and to validate on.
+
+    Raises:
+        ConfigError: if a time is given to several processes, which would measure different lengths.
+    """
+    if deadline is not None and processes.world_size > 1:
+        raise ConfigError("--time: needs a single process; set --epochs")
+    path = None if config is None else expand_path(config)
+    _, names = load_partial(path, overrides=overrides)
+    if "data.train.annotations" in names:
+        raise ConfigError(
+            "data.train.annotations: is the data set that is trained on, which was named already"
+        )
+    texts = {**overrides, "data.train.annotations": _absolute(source)}
+    spec, names = load_partial(path, overrides=texts)
+    given = Given(config=path, overrides=texts, spec=spec, names=names)
+    data, reason = choose_validation(given)
+    spec = replace(spec, data=data)
+    if not given.has("model.backbone.name"):
+        backbone = replace(spec.model.backbone, name=BACKBONE)
+        spec = replace(spec, model=replace(spec.model, backbone=backbone))
+    check_available(spec.model.backbone)
+    dataset = load_split(spec, "train", callbacks=callbacks)
+    test = None
+    if spec.train.evaluate_every is not None or not given.has("train.evaluate_every"):
+        test = _load_scored(spec, dataset, callbacks=callbacks)
+    derived = derive(
+        dataset,
+        given,
+        data=data,
+        validation=reason,
+        device=device,
+        deadline=deadline,
+        num_scored=0 if test is None else len(test),
+    )
+    callbacks.on_derived(derived.settings)
+    return derived.experiment, dataset, test
+
+
+def _load_resumed(
+    source: str | os.PathLike[str],
+    overrides: Mapping[str, str],
+    *,
+    config: str | os.PathLike[str] | None,
+    run: Run,
+) -> ExperimentSpec:
+    """Load the experiment of a run that was derived from a data set, with other values of some fields."""
+    old = load_experiment(run.config_path)
+    texts = {**overrides, "data.train.annotations": _absolute(source)}
+    spec = merge_experiment(old, None if config is None else expand_path(config), overrides=texts)
+    check_resumable(old, spec, source=run.config_path)
+    return spec
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """Return an absolute path as YAML."""
+    return json.dumps(str(expand_path(path).absolute()))
+
+
+def _save_validation(folder: Path, spec: ExperimentSpec, *, test: Dataset | None) -> None:
+    """Write the held-out images as COCO JSON, to evaluate the detections of the run with."""
+    held_out = load_split(spec, "test", callbacks=_SILENT) if test is None else test
+    with atomic_write(folder / "validation.json") as file:
+        file.write(json.dumps(held_out.to_coco()).encode())
 
 
 def _to_yaml(changes: Mapping[str, Any]) -> dict[str, str]:
@@ -406,7 +566,7 @@ class _Stages:
 
     def _mine(self, miner: Run, path: Path, *, first_epoch: int) -> None:
         """Mine with the newest weights of a run, and write the chips of a round."""
-        started = time.monotonic()
+        started = clock.monotonic()
         store = mine(
             miner,
             self.spec,
@@ -434,7 +594,7 @@ class _Stages:
                 "images": len(self.dataset),
                 "positive_chips": len(positives),
                 "negative_chips_pool": len(table) - len(positives),
-                "seconds": round(time.monotonic() - started, 3),
+                "seconds": round(clock.monotonic() - started, 3),
             }
         )
 

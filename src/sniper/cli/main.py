@@ -49,7 +49,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     check: "ANNOTATIONS",
     convert: "SOURCE OUT --to FORMAT",
     chips: "ANNOTATIONS",
-    train: "CONFIG [--SECTION.FIELD VALUE]...",
+    train: "DATA [--SECTION.FIELD VALUE]...",
     mine: "RUN [ANNOTATIONS]",
     predict: "RUN [FILES]...",
     evaluate: "DETECTIONS ANNOTATIONS",

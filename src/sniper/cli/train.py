@@ -1,35 +1,76 @@
 """`sniper train`: run all stages of an experiment, or continue them."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
-from sniper.cli.options import Count, Device, Json, default, flag
-from sniper.cli.output import announce_compilation, print_result, print_warnings
+from sniper.cli.options import ANNOTATIONS_HELP, OTHER_NAMES, Count, Device, Json, default, flag
+from sniper.cli.output import announce_compilation, console, print_line, print_result, print_warnings
 from sniper.cli.progress import show_progress
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, printable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sniper.config.derived import DerivedSetting
+    from sniper.runs.run import Run
     from sniper.training.callbacks import StepReport
 
 
 def train(
-    config: Annotated[
-        str, Parameter(help="Experiment file (YAML), or the name of a recipe (`sniper recipes`).")
+    data: Annotated[
+        str,
+        Parameter(
+            help=f"Data set: {ANNOTATIONS_HELP} Or an experiment file (YAML), or the name of a recipe "
+            "(`sniper recipes`)."
+        ),
     ],
     /,
     *overrides: Annotated[
         str,
         Parameter(
             allow_leading_hyphen=True,
-            help="Fields of the experiment to set, as --SECTION.FIELD VALUE, such as --train.epochs 12.",
+            help="Fields of the experiment to set, as --SECTION.FIELD VALUE, such as --train.batch_size 8.",
         ),
     ],
+    val: Annotated[
+        Path | None,
+        Parameter(
+            help="Data set to validate on.",
+            show_default=default("the split val or test, or else a tenth of the images"),
+        ),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        Parameter(
+            validator=validators.Number(gt=0),
+            help="Epochs to train for.",
+            show_default=default("by the size of the data set"),
+        ),
+    ] = None,
+    time: Annotated[
+        str | None,
+        Parameter(
+            help="Instead of --epochs: the time that the whole command may take, such as 90s, 10m or 1h30m. Some steps "
+            "are measured first.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        Parameter(
+            help="With a data set: YAML file of some fields of an experiment, which are not derived.",
+            show_default=False,
+        ),
+    ] = None,
     run: Annotated[
         Path | None,
-        Parameter(help="Folder of the run.", show_default=default("runs/NAME, for NAME.yaml or recipe NAME")),
+        Parameter(
+            help="Folder of the run.", show_default=default("runs/NAME, for a file, folder or recipe NAME")
+        ),
     ] = None,
     resume: Annotated[
         bool, flag("Continue a stopped run; fields that are not set keep the values of the run.")
@@ -46,6 +87,9 @@ def train(
 ) -> None:
     """Train a detector.
 
+    From a data set, every field that is not set is derived from the data and the machine, and listed with its reason
+    before the first step. An experiment states its fields.
+
     Under torchrun, each process trains on its share of every batch.
     """
     from sniper.pipeline import train as train_experiment
@@ -60,23 +104,57 @@ def train(
             last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
             bars.step(report)
 
+        def report_scores(epoch: float, scores: Mapping[str, float]) -> None:
+            last.update({name: round(scores[name], 4) for name in ("ap", "ap50", "ap75")})
+            bars.scores(epoch, scores)
+
         trained = train_experiment(
-            config,
+            data,
             run=run,
             resume=resume,
             step=step,
             device=device,
+            val=val,
+            epochs=epochs,
+            time=time,
+            config=config,
             overrides=parse_overrides(overrides),
             callbacks=Callbacks(
                 on_step=report_step,
                 on_mining=bars.mining,
-                on_scores=bars.scores,
+                on_scores=report_scores,
+                on_derived=lambda settings: console.print(draw_settings(settings)),
                 on_warning=lambda message: print_warnings([message]),
             ),
         )
     if is_first:
         step_of_run = int(trained.checkpoints[-1].name)
         print_result({"run": str(trained.folder), "step": step_of_run, **last}, is_json=json)
+        if not json:
+            print_line(f"next: {_next_command(trained)}")
+
+
+def draw_settings(settings: Sequence["DerivedSetting"]) -> "Table":
+    """Build the table of derived settings: value, reason, and the option that sets another value."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    for column in ("setting", "value", "reason", "option"):
+        table.add_column(column, no_wrap=column == "option", overflow="fold")
+    for setting in settings:
+        table.add_row(setting.name, printable(setting.value), setting.reason, setting.option)
+    return table
+
+
+def _next_command(run: "Run") -> str:
+    """Return the command that searches the validation images of a run, or others if it has none."""
+    from sniper.config.loading import load_experiment
+    from sniper.pipeline import has_test_images
+
+    folder = shlex.quote(str(run.folder))
+    images = "" if has_test_images(load_experiment(run.config_path)) else " IMAGES"
+    return f"sniper predict {folder}{images} --draw {shlex.quote(str(run.folder / 'pictures'))}"
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
@@ -90,6 +168,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     while rest:
         argument = rest.pop(0)
         name, has_value, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("-"):
+            _check_name(name.lstrip("-"))
         if not argument.startswith("--"):
             raise ConfigError(f"{argument}: expected --section.field VALUE")
         if not has_value:
@@ -98,3 +178,19 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
             value = rest.pop(0)
         overrides[name] = value
     return overrides
+
+
+def _check_name(name: str) -> None:
+    """Refuse the name of a field without its section, or the name of another library, with ours.
+
+    Raises:
+        ConfigError: naming the option to use.
+    """
+    from sniper.config.loading import find_fields
+
+    if "." in name or name == "seed":
+        return
+    other = OTHER_NAMES.get(name.replace("_", "-"))
+    names = [other] if other else find_fields(name.replace("-", "_"))
+    if names:
+        raise ConfigError(f"--{name}: no such option; use {' or '.join(f'--{field}' for field in names)}")

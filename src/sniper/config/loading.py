@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -13,7 +13,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from sniper.config.experiment import ExperimentSpec
+from sniper.chips import PyramidSpec
+from sniper.config.experiment import ExperimentSpec, widened
 from sniper.config.recipes import find_recipe
 from sniper.errors import ConfigError
 from sniper.files import expand_path, read_bytes
@@ -119,7 +120,8 @@ def load_experiment(
             file start from its folder. `~` and `$NAME` are expanded.
         overrides: values by dotted name, such as `train.epochs`, written as in YAML. Relative paths among them start
             from the working folder.
-        base: values of the fields that neither the file nor the overrides give; by default those of `ExperimentSpec`.
+        base: values of the fields that neither the file nor the overrides give; by default those of `ExperimentSpec`,
+            and for `predict.levels` the levels of the pyramid, widened, if it is not the default one.
 
     Raises:
         ConfigError: naming all problems of the file and the overrides, with the nearest known name for unknown ones.
@@ -141,24 +143,127 @@ def parse_experiment(
     base: ExperimentSpec | None = None,
 ) -> ExperimentSpec:
     """Parse an experiment from YAML text; `source` is the file it comes from. See `load_experiment`."""
+    overrides = overrides or {}
+    values = _parse_values(text, source=source, overrides=overrides)
+    if base is not None:
+        return _validate(_merged(asdict(base), values), source=source, overrides=overrides)
+    spec = _validate(values, source=source, overrides=overrides)
+    has_levels = "predict.levels" in _flat(values)
+    if has_levels or spec.pyramid.levels == PyramidSpec().levels:
+        return spec
+    return replace(spec, predict=replace(spec.predict, levels=widened(spec.pyramid.levels)))
+
+
+def load_partial(
+    path: Path | str | None, *, overrides: Mapping[str, str] | None = None
+) -> tuple[ExperimentSpec, frozenset[str]]:
+    """Load some fields of an experiment.
+
+    Args:
+        path: a YAML file; None loads the overrides alone.
+        overrides: as in `load_experiment`.
+
+    Returns:
+        The experiment, with the defaults for the other fields, and the dotted names of the fields that were given.
+
+    Raises:
+        ConfigError: naming all problems of the file and the overrides.
+    """
+    source = Path("options") if path is None else expand_path(path)
+    try:
+        text = "" if path is None else read_bytes(source).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error})") from error
+    values = _parse_values(text, source=source, overrides=overrides or {})
+    spec = _validate(values, source=source, overrides=overrides or {})
+    return spec, frozenset(_flat(values))
+
+
+def find_fields(name: str) -> list[str]:
+    """Return the dotted names of the fields of an experiment whose last part is a name.
+
+    Example:
+        >>> find_fields("batch_size")
+        ['train.batch_size']
+    """
+    return [field for field in _flat(to_plain(ExperimentSpec())) if field.rpartition(".")[2] == name]
+
+
+def merge_experiment(
+    base: ExperimentSpec, path: Path | None, *, overrides: Mapping[str, str]
+) -> ExperimentSpec:
+    """Put the fields of a file, and overrides, over an experiment; `path` is None if there is no file."""
+    if path is None:
+        return parse_experiment("", source=Path("options"), overrides=overrides, base=base)
+    return load_experiment(path, overrides=overrides, base=base)
+
+
+def is_experiment(path: Path) -> bool:
+    """Check whether a path names an experiment: a file with its sections, or the name of a recipe; else it is data.
+
+    Raises:
+        ConfigError: if it is neither, or has the keys of both.
+    """
+    if path.is_dir():
+        return False
+    if not path.exists():
+        source = find_recipe(path)
+        if source == path:
+            raise ConfigError(
+                f"{path}: no such file; expected a data set (an annotation file or a folder), an experiment (YAML) or "
+                "the name of a recipe"
+            )
+        return True
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return False
+    try:
+        values = _parse_yaml(read_bytes(path).decode(), source=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    keys = set(values) if isinstance(values, dict) else set()
+    sections = {field.name for field in fields(ExperimentSpec)}
+    as_data = sorted(
+        key
+        for key in keys & {"train", "val", "test", "names", "nc"}
+        if not isinstance(values[key], dict) or key == "names"
+    )
+    as_experiment = sorted(key for key in keys & sections if key not in as_data)
+    if as_data and as_experiment:
+        raise ConfigError(
+            f"{path}: has keys of YOLO's data.yaml ({', '.join(as_data)}) and sections of an experiment "
+            f"({', '.join(as_experiment)}); expected one of the two"
+        )
+    if not as_data and not as_experiment and values is not None:
+        raise ConfigError(
+            f"{path}: is neither YOLO's data.yaml (train, val, names) nor an experiment "
+            f"({', '.join(sorted(sections))}); it has {', '.join(sorted(keys)) or 'no keys'}"
+        )
+    return not as_data
+
+
+def _parse_values(text: str, *, source: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of a file and of overrides as nested mappings, with absolute paths."""
     values = _parse_yaml(text, source=str(source))
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections such as data and train, got {type(values).__name__}")
     _resolve_paths(values, folder=source.parent)
-    if base is not None:
-        values = _merged(asdict(base), values)
-    for name, value in (overrides or {}).items():
+    for name, value in overrides.items():
         change = _nested(name, _parse_yaml(value, source=f"--{name}"))
         _resolve_paths(change, folder=Path())
         values = _merged(values, change)
+    return values
+
+
+def _validate(values: Mapping[str, Any], *, source: Path, overrides: Mapping[str, str]) -> ExperimentSpec:
+    """Build an experiment from nested mappings; errors name the file, or the option that a value is from."""
     try:
         _check_encodable(values, source=source)
         # As JSON: a strict spec takes lists for tuples and mappings for dataclasses only there.
         return _VALIDATOR.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise ConfigError(f"{source}: {'; '.join(_problems(error))}") from error
+        raise ConfigError("; ".join(_problems(error, source=source, overrides=overrides))) from error
     except (ValueError, RecursionError) as error:  # an alias within itself
         raise ConfigError(f"{source}: not a valid YAML mapping ({error})") from error
 
@@ -240,19 +345,26 @@ def _resolve_paths(values: dict[str, Any], *, folder: Path) -> None:
             inner[last] = str((folder / expand_path(inner[last], folder=folder)).absolute())
 
 
-def _problems(error: ValidationError) -> list[str]:
-    """Describe the errors of pydantic, each as one phrase."""
+def _problems(error: ValidationError, *, source: Path, overrides: Mapping[str, str]) -> list[str]:
+    """Describe the errors of pydantic, each as one phrase: those of the file after its name, then those of options."""
     faults = error.errors()
     # A list with invalid items is reported as too short, too, since pydantic counts the valid ones.
     sections = {fault["loc"][:length] for fault in faults for length in range(len(fault["loc"]))}
-    return [
-        _describe(fault) for fault in faults if fault["type"] != "too_short" or fault["loc"] not in sections
-    ]
+    in_file: list[str] = []
+    in_options: list[str] = []
+    for fault in faults:
+        if fault["type"] == "too_short" and fault["loc"] in sections:
+            continue
+        name = _without_indices(fault["loc"])
+        is_option = any(name == given or name.startswith(f"{given}.") for given in overrides)
+        (in_options if is_option else in_file).append(_describe(fault))
+    options = [f"--{problem}" for problem in in_options]
+    return [f"{source}: {'; '.join(in_file)}", *options] if in_file else options
 
 
 _PHRASES = {
     "dataclass_type": "must be a mapping",
-    "tuple_type": "must be a list",
+    "tuple_type": "must be a list such as [{0}]",
 }
 
 
@@ -267,7 +379,7 @@ def _describe(fault: ErrorDetails) -> str:
         message = fault["msg"].removeprefix("Value error, ")
         return f"{place}: {message}" if place else message
     message = fault["msg"].replace("Input should", "must", 1).replace("Tuple should", "must", 1)
-    message = _PHRASES.get(kind, message.replace(" after validation", ""))
+    message = _PHRASES.get(kind, message.replace(" after validation", "")).replace("{0}", _shown(value))
     if kind not in ("too_long", "too_short"):  # these give the number of items themselves
         message += f", not {_shown(value)}"
     hint = _value_hint(fault["loc"], value)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from sniper.chips.baselines import TileSpec, WholeSpec
@@ -96,6 +96,8 @@ class DataSpec:
     Attributes:
         train: data set to train on.
         test: data set to evaluate on; without `annotations`, the split val or test of `train`, if it has one.
+        holdout: share of the images of `train` that are held out and evaluated on, instead of `test`. The seed and the
+            file names determine which.
         chips: chip table of the training set, as written by `sniper chips`, used in every epoch; None chooses chips
             for each epoch.
         whole: train on whole images instead of chips.
@@ -121,6 +123,7 @@ class DataSpec:
 
     train: SourceSpec = SourceSpec()
     test: SourceSpec = SourceSpec()
+    holdout: Annotated[float, Ge(0), Lt(1)] = 0.0
     chips: str | None = None
     whole: WholeSpec | None = None
     tiles: TileSpec | None = None
@@ -137,6 +140,10 @@ class DataSpec:
     num_workers: NonNegativeInt = 1
 
     def __post_init__(self) -> None:
+        if self.holdout and (self.test.annotations or self.test.split):
+            raise ValueError(
+                "holdout must be 0 with test.annotations or test.split, whose images are evaluated on"
+            )
         given = [name for name in ("chips", "whole", "tiles") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"only one of chips, whole and tiles can be given, not {' and '.join(given)}")

@@ -6,8 +6,11 @@ Either one feature map at stride 16, conv4 and conv5 concatenated (SNIPER §4), 
 
 import difflib
 import functools
+import urllib.error
+import urllib.request
 from typing import Any, Self
 
+import huggingface_hub
 import timm
 import torch
 from jaxtyping import Float, UInt8
@@ -22,6 +25,12 @@ from sniper.models.deformable import make_deformable
 from sniper.models.spec import BackboneSpec
 
 CONCAT_STRIDE = 16
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's weights
+_SECONDS_TO_ANSWER = 5.0
+_WAYS_OUT = (
+    "name a file (--model.backbone.weights FILE), or start from random weights "
+    "(--model.backbone.pretrained false)"
+)
 PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # the last is a subsampled copy of the one before
 
 
@@ -96,6 +105,37 @@ class Backbone(nn.Module):
         return list(self.fpn({str(i): features for i, features in enumerate(maps)}).values())
 
 
+def check_available(spec: BackboneSpec) -> None:
+    """Check that timm's weights are on this machine, or that the server that has them answers.
+
+    Downloads retry for minutes without a connection, and name none of the ways out.
+
+    Raises:
+        WeightsError: if they must be downloaded and the server does not answer within a few seconds.
+    """
+    if spec.weights is not None or not spec.pretrained or not timm.is_model(spec.name):
+        return
+    config = timm.models.get_pretrained_cfg(spec.name)
+    hub = config and config.hf_hub_id
+    if not hub or any(
+        isinstance(huggingface_hub.try_to_load_from_cache(hub, name), str) for name in _HUB_FILES
+    ):
+        return
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD"),
+            timeout=_SECONDS_TO_ANSWER,
+        ):
+            pass
+    except urllib.error.HTTPError:  # it answers
+        pass
+    except OSError as error:
+        raise WeightsError(
+            f"timm's weights for {spec.name}: must be downloaded, and {huggingface_hub.constants.ENDPOINT} cannot be "
+            f"reached ({getattr(error, 'reason', error)}); {_WAYS_OUT}"
+        ) from error
+
+
 def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
     if not timm.is_model(spec.name):
         similar = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
@@ -115,6 +155,7 @@ def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
             raise ConfigError(
                 f"model.backbone.name: {spec.name} has no features {strides} ({error})"
             ) from error
+    check_available(spec)
     overlay = None if spec.weights is None else {"file": spec.weights}
     rng_state = torch.get_rng_state()
     try:
@@ -123,14 +164,8 @@ def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:
         trunk = build(pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm, the hub, the network and the file raise unrelated exceptions
         source = spec.weights or f"timm's weights for {spec.name}"
-        hint = (
-            ""
-            if spec.weights
-            else (
-                "; model.backbone.weights takes a file, model.backbone.pretrained: false starts from random weights"
-            )
-        )
-        raise WeightsError(f"{source}: cannot be loaded into {spec.name} ({error}){hint}") from error
+        ways = "" if spec.weights else f"; {_WAYS_OUT}"
+        raise WeightsError(f"{source}: cannot be loaded into {spec.name} ({error}){ways}") from error
     if spec.weights is not None:
         torch.set_rng_state(rng_state)
         _check_all_loaded(trunk, spec, initial=build())

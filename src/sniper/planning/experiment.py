@@ -5,6 +5,7 @@ device; only what depends on the pyramid and the number of chips is computed.
 """
 
 import math
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,15 +14,25 @@ from sniper.data.spec import DataSpec
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.planning.cost import CostPlan
 
+BACKBONE = "mobilenetv2_100"
+"""The backbone: small enough to train on a CPU."""
+
 _BATCH_SIDE = 16 * 256  # chips in a batch times their side, pixels; as many as a CPU with 8 GB can train on
 _MIN_STEPS, _EPOCHS = 1_500, (12, 50)  # epochs: of a large set; at most, of a small one
 _WARMUP_SHARE, _MAX_WARMUP = 0.05, 500
+_NUM_EVALUATIONS = 4  # while it trains
 _MILESTONES = (0.75, 0.92)  # shares of the epochs
 _ANCHOR_QUANTILES = (0.05, 0.95)  # of the box sizes in the chips
 
 
 def suggest_experiment(
-    cost: CostPlan, *, data: DataSpec, is_scored: bool = False, batch_size: int | None = None
+    cost: CostPlan,
+    *,
+    data: DataSpec,
+    is_scored: bool = False,
+    batch_size: int | None = None,
+    epochs: float | None = None,
+    optimizer: Literal["sgd", "adamw"] = "adamw",
 ) -> ExperimentSpec:
     """Return an experiment that trains on the chips of a plan and predicts at the same levels.
 
@@ -29,16 +40,20 @@ def suggest_experiment(
         cost: the plan of the training set.
         data: the data sets, and how they are read.
         is_scored: whether there are test images, to score on while it trains.
-        batch_size: chips per step; None chooses by the chip size.
+        batch_size: chips per step; None chooses by the chip size. The learning rate refers to that choice.
+        epochs: to train for; None chooses by the number of chips.
+        optimizer: with the learning rate and weight decay that go with it.
     """
-    batch_size = batch_size or 2 ** round(math.log2(max(_BATCH_SIDE / cost.pyramid.chip_size, 1)))
+    usual_batch_size = 2 ** round(math.log2(max(_BATCH_SIDE / cost.pyramid.chip_size, 1)))
+    batch_size = batch_size or usual_batch_size
     steps = max(cost.num_steps(batch_size), 1)
-    fewest, most = _EPOCHS
-    epochs = min(max(math.ceil(_MIN_STEPS / steps), fewest), most)
+    if epochs is None:
+        fewest, most = _EPOCHS
+        epochs = min(max(math.ceil(_MIN_STEPS / steps), fewest), most)
     return ExperimentSpec(
         data=data,
         model=DetectorSpec(
-            backbone=BackboneSpec(name="mobilenetv2_100"),
+            backbone=BackboneSpec(name=BACKBONE),
             rpn=RPNSpec(
                 channels=128, anchor_sizes=fit_anchors(cost), pre_nms_top_n=1000, post_nms_top_n_train=128
             ),
@@ -47,17 +62,27 @@ def suggest_experiment(
         train=TrainSpec(
             epochs=epochs,
             batch_size=batch_size,
-            reference_batch_size=batch_size,
-            optimizer="adamw",
-            learning_rate=0.0005,
-            weight_decay=0.01,
-            warmup_steps=min(round(_WARMUP_SHARE * epochs * steps), _MAX_WARMUP),
-            warmup_start_factor=0.1,
-            milestones=tuple(round(share * epochs, 1) for share in _MILESTONES),
+            warmup_steps=min(math.floor(_WARMUP_SHARE * epochs * steps), _MAX_WARMUP),
+            milestones=tuple(round(share * epochs, 1 if epochs >= 10 else 3) for share in _MILESTONES),
             clip_grad_norm=10.0,
-            evaluate_every=max(epochs // 4, 1) if is_scored else None,
+            evaluate_every=max(math.floor(epochs / _NUM_EVALUATIONS), 1) if is_scored else None,
+            **_rates(optimizer, batch_size=usual_batch_size),
         ),
     ).with_pyramid(cost.pyramid, train=data.train)
+
+
+def _rates(optimizer: Literal["sgd", "adamw"], *, batch_size: int) -> dict[str, Any]:
+    """Return learning rate, weight decay and start of the warm-up of an optimizer; those of SGD are the paper's."""
+    if optimizer == "sgd":
+        names = ("learning_rate", "reference_batch_size", "weight_decay", "warmup_start_factor")
+        return {"optimizer": optimizer, **{name: getattr(TrainSpec(), name) for name in names}}
+    return {
+        "optimizer": optimizer,
+        "learning_rate": 0.0005,
+        "reference_batch_size": batch_size,
+        "weight_decay": 0.01,
+        "warmup_start_factor": 0.1,
+    }
 
 
 def fit_anchors(cost: CostPlan) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from sniper.runs.processes import select_device
 from sniper.training.epochs import order_epoch
 from sniper.training.learner import Learner
 
-_NUM_STEPS = 3  # after one that is not counted
+_NUM_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,11 @@ class Measurement:
 
 
 def measure(
-    experiment: ExperimentSpec, dataset: Dataset, *, device: str | torch.device | None = None
+    experiment: ExperimentSpec,
+    dataset: Dataset,
+    *,
+    device: str | torch.device | None = None,
+    num_steps: int = _NUM_STEPS,
 ) -> Measurement:
     """Train for a few steps from random weights, and discard the result.
 
@@ -43,6 +47,7 @@ def measure(
         experiment: the experiment.
         dataset: its training set, with image files.
         device: where to compute; by default a GPU if there is one.
+        num_steps: steps to measure, after one that is not counted.
 
     Raises:
         AnnotationError: if the data set has no box to learn from.
@@ -53,7 +58,7 @@ def measure(
     chosen = select_device(device)
     learner = Learner(experiment, num_classes=len(dataset.categories), device=chosen, has_weights=False)
     order = order_epoch(experiment, dataset, epoch=0)
-    steps = range(min(_NUM_STEPS + 1, order.num_steps))
+    steps = range(min(num_steps + 1, order.num_steps))
     batches = load_batches(
         order, replace(experiment.data, num_workers=0), steps=steps, pin_memory=chosen.type == "cuda"
     )

@@ -104,5 +104,6 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).partition("\n")[0]
-        raise ConfigError(f"device {name}: cannot be used ({first_line})") from error
+        hint = "; a GPU is named cuda, cuda:0, cuda:1 and so on" if str(name).startswith("gpu") else ""
+        raise ConfigError(f"device {name}: cannot be used ({first_line}){hint}") from error
     return device

@@ -50,18 +50,27 @@ class Run:
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
 
     @classmethod
+    def check_absent(cls, folder: Path) -> None:
+        """Check that a folder has no run with a checkpoint.
+
+        Raises:
+            RunError: if it has.
+        """
+        if cls(folder).checkpoints:
+            raise RunError(
+                f"{folder}: a run is already there; continue it (--resume, resume=True) or choose another folder "
+                "(--run, run=...)"
+            )
+
+    @classmethod
     def create(cls, folder: Path, *, config: str) -> "Run":
         """Create the folder of a new run; a run there without a checkpoint is started over.
 
         Raises:
             RunError: if a run with a checkpoint is already there, or the folder cannot be created.
         """
+        cls.check_absent(folder)
         run = cls(folder)
-        if run.checkpoints:
-            raise RunError(
-                f"{folder}: a run is already there; continue it (--resume, resume=True) or choose another folder "
-                "(--run, run=...)"
-            )
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,9 +1,10 @@
 """What a training reports while it runs, and the functions that it calls with it."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sniper.config.derived import DerivedSetting
 from sniper.runs.checkpoints import Progress
 
 
@@ -66,10 +67,12 @@ class Callbacks:
         on_mining: called after every mined image with the number of images done and the number of all images. With
             several processes these are the images of the first.
         on_scores: called after every evaluation with the number of epochs trained and the scores by name.
+        on_derived: called before the first step with the settings that were derived from a data set.
         on_warning: called with every warning about the data sets; `warnings.warn` by default.
     """
 
     on_step: Callable[[StepReport], None] = _ignore
     on_mining: Callable[[int, int], None] = _ignore
     on_scores: Callable[[float, Mapping[str, float]], None] = _ignore
+    on_derived: Callable[[Sequence[DerivedSetting]], None] = _ignore
     on_warning: Callable[[str], None] = _warn

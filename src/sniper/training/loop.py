@@ -108,6 +108,8 @@ def train(
         for epoch in range(progress.epoch, math.ceil(spec.train.epochs)):
             with loop.signals.suspended():  # it may mine, and every step is saved
                 order = order_of_epoch(epoch)
+            if progress.step == 0:
+                loop.warn_of_warmup(order)
             progress = loop.train_epoch(order, progress)
             loop.evaluate_if_due(progress)
     return learner.inference_model
@@ -147,6 +149,16 @@ class _Loop:
         self._logger = logger
         self._processes = learner.processes
         self._last_checkpoint = time.monotonic()
+
+    def warn_of_warmup(self, order: EpochOrder) -> None:
+        """Warn if the learning rate never reaches its value, since the run is shorter than its warm-up."""
+        spec = self._spec.train
+        num_steps = max(round(order.num_steps * spec.epochs), 1)
+        if self._processes.is_first and num_steps <= spec.warmup_steps:
+            self._callbacks.on_warning(
+                f"all {num_steps} steps lie inside the warm-up of {spec.warmup_steps} (train.warmup_steps), so the "
+                "learning rate does not reach its value; a twentieth of the steps is usual"
+            )
 
     def train_epoch(self, order: EpochOrder, progress: Progress) -> Progress:
         """Make the remaining steps of an epoch; the last epoch may be a fraction."""

@@ -1,0 +1,386 @@
+"""The experiment that is derived from a data set: every field that the user has not set, with the reason."""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sniper.config.derived import DerivedSetting
+from sniper.config.experiment import ExperimentSpec, PredictSpec, widened
+from sniper.config.loading import merge_experiment
+from sniper.data.datasets import Dataset
+from sniper.data.datasets.load import find_splits
+from sniper.data.datasets.splits import choose_splits, scored_split
+from sniper.data.epoch import choose_positive_chips, order_chips, to_image_boxes
+from sniper.data.spec import DataSpec
+from sniper.errors import ConfigError
+from sniper.planning.cost import CostPlan, compute_cost, levels_megapixels
+from sniper.planning.experiment import suggest_experiment
+from sniper.planning.measure import Measurement, measure
+from sniper.planning.page import resize_rule, sizes_text
+from sniper.planning.suggest import CHIP_SIZES, suggest_pyramid
+
+HOLDOUT = 0.1
+"""The share of the images that are held out of a data set without a split to validate on."""
+
+_MEASURED_STEPS = 8
+_TIME_SHARE = (
+    0.95  # of the time that is planned with; checkpoints and steps slower than those measured take the rest
+)
+_EVALUATION_SHARE = 0.2  # of the time, for all evaluations but the last
+_FORWARD_SHARE = 0.5  # time to search a megapixel, merging included, relative to training on it
+_DETECTIONS_PER_OBJECT = 1.5
+_DETECTIONS_STEP = 100
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """The fields that the user has set.
+
+    Attributes:
+        config: file of some fields; None if there is none.
+        overrides: values of other fields by dotted name, as YAML.
+        spec: an experiment with these values, and the defaults for all other fields.
+        names: dotted names of the fields.
+    """
+
+    config: Path | None
+    overrides: Mapping[str, str]
+    spec: ExperimentSpec
+    names: frozenset[str]
+
+    def has(self, name: str) -> bool:
+        """Check whether a field, or a field within a section, was set."""
+        return any(given == name or given.startswith(f"{name}.") for given in self.names)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DerivedExperiment:
+    """A complete experiment, and where its values come from.
+
+    Attributes:
+        experiment: with the fields that were set, and the others as derived.
+        settings: the settings that decide the most, each with its reason.
+    """
+
+    experiment: ExperimentSpec
+    settings: tuple[DerivedSetting, ...]
+
+
+def choose_validation(given: Given) -> tuple[DataSpec, str]:
+    """Choose the images to validate on: those that were set, the data set's own split, or a tenth held out.
+
+    Returns:
+        The data section with that choice, and the reason.
+
+    Raises:
+        AnnotationError: if there is no data set, or it has no training split.
+        ConfigError: if the section trains on something other than chips that are chosen from the data.
+    """
+    data = given.spec.data
+    for name in ("chips", "whole", "tiles"):
+        if getattr(data, name) is not None:
+            raise ConfigError(
+                f"data.{name}: needs an experiment file; from a data set, chips are chosen and settings derived"
+            )
+    if given.has("data.test") or given.has("data.holdout"):
+        return data, "given"
+    available = find_splits(data.train.annotations)
+    split = scored_split(available)
+    if split is not None and split not in choose_splits(
+        Path(data.train.annotations), available, data.train.split
+    ):
+        return replace(data, test=replace(data.test, split=split)), "the data set has this split"
+    return replace(data, holdout=HOLDOUT), "there is no split to validate on; drawn by the seed"
+
+
+def derive(
+    dataset: Dataset,
+    given: Given,
+    *,
+    data: DataSpec,
+    validation: str,
+    device: torch.device,
+    deadline: float | None = None,
+    num_scored: int = 0,
+) -> DerivedExperiment:
+    """Derive every field of an experiment that was not set, from the data, the machine and the fields that were.
+
+    Args:
+        dataset: the images to train on, with image files if `deadline` is given.
+        given: the fields that were set; what depends on them follows.
+        data: the data section, see `choose_validation`.
+        validation: the reason for the images to validate on.
+        device: where to train.
+        deadline: when training and evaluation must end, in seconds of `time.monotonic`; steps are measured to find how
+            many epochs fit. None chooses the epochs by the size of the data set.
+        num_scored: images to validate on.
+
+    Raises:
+        AnnotationError: if the data set has no box to learn from.
+        ConfigError: if the fields that were set cannot be combined, or no step fits into the time.
+        SniperError: if steps are measured and cannot be trained; see `measure`.
+    """
+    cost = _choose_pyramid(dataset, given)
+    experiment = _complete(dataset, given, cost, data=data, epochs=None, is_scored=num_scored > 0)
+    measured = None
+    if deadline is not None:
+        measured = measure(experiment, dataset, device=device, num_steps=_MEASURED_STEPS)
+        seconds = deadline - time.monotonic()
+        length = _fit_time(experiment, dataset, measured, seconds=seconds, num_scored=num_scored)
+        experiment = _complete(
+            dataset, given, cost, data=data, epochs=length.epochs, is_scored=num_scored > 0
+        )
+        if not given.has("train.evaluate_every") and experiment.train.evaluate_every is not None:
+            every = max(math.ceil(length.epochs / length.num_evaluations), 1)
+            experiment = replace(experiment, train=replace(experiment.train, evaluate_every=every))
+    settings = _describe(
+        dataset,
+        given,
+        cost,
+        experiment,
+        validation=validation,
+        device=device,
+        num_scored=num_scored,
+        measured=measured,
+    )
+    return DerivedExperiment(experiment=experiment, settings=settings)
+
+
+def parse_time(text: str) -> float:
+    """Return the seconds of a time such as `90s`, `10m` or `1h30m`.
+
+    Raises:
+        ConfigError: if it is no such time, or zero.
+
+    Example:
+        >>> [parse_time(text) for text in ("90s", "10m", "1h30m")]
+        [90.0, 600.0, 5400.0]
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise ConfigError(f"--time {text}: expected a time such as 90s, 10m or 1h30m")
+    return total
+
+
+def _choose_pyramid(dataset: Dataset, given: Given) -> CostPlan:
+    """Return the cost of the pyramid that was set, or else of the one that suits the data set."""
+    boxes, base, seed = to_image_boxes(dataset), given.spec.pyramid, given.spec.seed
+    if not given.has("pyramid.levels"):
+        sizes = (base.chip_size,) if given.has("pyramid.chip_size") else CHIP_SIZES
+        suggestion = suggest_pyramid(boxes, base=base, chip_sizes=sizes, seed=seed)
+        if suggestion is not None:
+            return suggestion.cost
+    order_chips(dataset, base, batch_size=1, flip=0.0, seed=seed, epoch=0)  # raises if there is no box
+    table = choose_positive_chips(dataset, base, generator=np.random.default_rng(seed))
+    return compute_cost(table, boxes, pyramid=base)
+
+
+def _complete(
+    dataset: Dataset,
+    given: Given,
+    cost: CostPlan,
+    *,
+    data: DataSpec,
+    epochs: float | None,
+    is_scored: bool,
+) -> ExperimentSpec:
+    """Return the experiment: what was set, over what is derived from it and from the cost of the pyramid."""
+    train = given.spec.train
+    derived = suggest_experiment(
+        cost,
+        data=data,
+        is_scored=is_scored and not train.rpn_only,
+        batch_size=train.batch_size if given.has("train.batch_size") else None,
+        epochs=train.epochs if given.has("train.epochs") else epochs,
+        optimizer=train.optimizer if given.has("train.optimizer") else "adamw",
+    )
+    anchors = derived.model.rpn.anchor_sizes
+    if given.spec.model.backbone.neck == "fpn":  # five maps, each with anchors of one size
+        anchors = tuple(anchors[0] * 2.0**power for power in range(5))
+    derived = replace(
+        derived,
+        model=replace(derived.model, rpn=replace(derived.model.rpn, anchor_sizes=anchors)),
+        predict=replace(derived.predict, max_detections=_max_detections(dataset)),
+    )
+    experiment = merge_experiment(derived, given.config, overrides=given.overrides)
+    if not given.has("predict.levels"):
+        levels = widened(experiment.pyramid.levels)
+        experiment = replace(experiment, predict=replace(experiment.predict, levels=levels))
+    return experiment
+
+
+def _max_objects(dataset: Dataset) -> int:
+    """Return the largest number of objects in an image."""
+    return int(np.diff(dataset.offsets).max(initial=0))
+
+
+def _max_detections(dataset: Dataset) -> int:
+    """Return a number of detections that no image exceeds: half more than its objects, in round numbers."""
+    wanted = _DETECTIONS_STEP * math.ceil(_DETECTIONS_PER_OBJECT * _max_objects(dataset) / _DETECTIONS_STEP)
+    return max(wanted, PredictSpec().max_detections)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Length:
+    """How long to train, and how often to evaluate, the end included."""
+
+    epochs: float
+    num_evaluations: int
+
+
+def _fit_time(
+    experiment: ExperimentSpec, dataset: Dataset, measured: Measurement, *, seconds: float, num_scored: int
+) -> _Length:
+    """Fit epochs and evaluations into a time.
+
+    The time of an evaluation is estimated from the pixels of the images at the test levels.
+
+    Raises:
+        ConfigError: if not one step fits.
+    """
+    train = experiment.train
+    per_epoch = 60 * measured.minutes_per_epoch
+    boxes = to_image_boxes(dataset)
+    megapixels_per_step = train.batch_size * experiment.pyramid.chip_size**2 / 1e6
+    per_megapixel = _FORWARD_SHARE * measured.seconds_per_step / megapixels_per_step
+    searched = levels_megapixels(experiment.predict.levels, boxes) * num_scored / max(len(dataset), 1)
+    evaluation = per_megapixel * searched if train.evaluate_every is not None else 0.0
+    usable = _TIME_SHARE * seconds
+    num_evaluations = 1 + (int(_EVALUATION_SHARE * usable / evaluation) if evaluation else 3)
+    num_evaluations = min(num_evaluations, 4)
+    epochs = (usable - num_evaluations * evaluation) / per_epoch
+    if epochs * per_epoch < measured.seconds_per_step:
+        raise ConfigError(
+            f"--time: no step fits: a step takes {measured.seconds_per_step:.1f} s, an evaluation about "
+            f"{evaluation:.0f} s, and {seconds:.0f} s are left after reading and planning"
+        )
+    return _Length(epochs=math.floor(1000 * epochs) / 1000 or epochs, num_evaluations=num_evaluations)
+
+
+def _describe(
+    dataset: Dataset,
+    given: Given,
+    cost: CostPlan,
+    experiment: ExperimentSpec,
+    *,
+    validation: str,
+    device: torch.device,
+    num_scored: int,
+    measured: Measurement | None,
+) -> tuple[DerivedSetting, ...]:
+    """Describe the settings that decide the most, in the order of the sections."""
+    data, pyramid, train, predict = experiment.data, experiment.pyramid, experiment.train, experiment.predict
+    rpn, steps = experiment.model.rpn, cost.num_steps(train.batch_size)
+    num_steps = max(round(train.epochs * steps), 1)
+    low, high = cost.useful_sizes
+    rows: list[tuple[str, Any, str, str]] = [
+        ("validation", _validation(data, num_scored), validation, "data.test.annotations"),
+        (
+            "chips",
+            f"{pyramid.chip_size} px, {cost.mean_chips_per_image:.1f} per image",
+            f"{100 * cost.share_useful:.0f} % of the objects have {low:g} to {high:g} px in one, at the least cost",
+            "pyramid.chip_size",
+        ),
+        (
+            "levels",
+            _levels(pyramid.levels),
+            "the fewest within 5 % of the least cost",
+            "pyramid.levels",
+        ),
+        ("test levels", _levels(predict.levels), "the levels, with wider ranges", "predict.levels"),
+        (
+            "detections",
+            f"up to {predict.max_detections} per image",
+            f"an image has up to {_max_objects(dataset)} objects",
+            "predict.max_detections",
+        ),
+        (
+            "backbone",
+            experiment.model.backbone.name,
+            "small enough to train on a CPU",
+            "model.backbone.name",
+        ),
+        (
+            "anchors",
+            ", ".join(f"{size:g}" for size in rpn.anchor_sizes) + " px",
+            "powers of 2 around the objects in the chips",
+            "model.rpn.anchor_sizes",
+        ),
+        (
+            "batch",
+            f"{train.batch_size} chips",
+            "as many pixels as 16 chips of 256 px",
+            "train.batch_size",
+        ),
+        (
+            "optimizer",
+            f"{train.optimizer}, rate {train.learning_rate:g} for {train.reference_batch_size} chips",
+            "short trainings converge faster with it than with SGD",
+            "train.optimizer",
+        ),
+        (
+            "length",
+            f"{train.epochs:g} epochs, {num_steps:,} steps",
+            f"a step takes {measured.seconds_per_step:.2f} s"
+            if measured
+            else "at least 1,500 steps, 12 to 50 epochs",
+            "train.epochs",
+        ),
+        (
+            "warm-up",
+            f"{train.warmup_steps} steps",
+            "a twentieth of the steps, at most 500",
+            "train.warmup_steps",
+        ),
+        (
+            "schedule",
+            f"×{train.gamma:g} after {_epochs(train.milestones)} epochs",
+            "at 75 and 92 % of the run",
+            "train.milestones",
+        ),
+        (
+            "evaluation",
+            "none" if train.evaluate_every is None else f"every {train.evaluate_every} epochs and at the end",
+            "up to four times",
+            "train.evaluate_every",
+        ),
+        ("precision", f"{train.precision} on {device}", "bf16 where the device has it", "train.precision"),
+    ]
+    return tuple(
+        DerivedSetting(
+            name=name,
+            value=str(value),
+            reason="given" if given.has(field) else reason,
+            option=_OPTIONS.get(field, f"--{field}"),
+        )
+        for name, value, reason, field in rows
+    )
+
+
+_OPTIONS = {"data.test.annotations": "--val", "train.epochs": "--epochs, --time"}
+"""Short options of `sniper train`, by the field that they set."""
+
+
+def _validation(data: DataSpec, num_scored: int) -> str:
+    if not num_scored:
+        return "none"
+    if data.holdout:
+        return f"{num_scored} images ({100 * data.holdout:g} % held out)"
+    return f"{num_scored} images of {data.test.annotations or f'split {data.test.split}'}"
+
+
+def _levels(levels: Any) -> str:
+    return "\n".join(f"{resize_rule(level)}: {sizes_text(level)}" for level in levels)
+
+
+def _epochs(milestones: tuple[float, ...]) -> str:
+    return " and ".join(f"{milestone:g}" for milestone in milestones) or "no"
