@@ -120,6 +120,8 @@ def train(
         raise ConfigError("step: needs resume; it selects the checkpoint to continue from")
     started = clock.monotonic()
     folder = _default_folder(experiment) if run is None else expand_path(run)
+    if time is not None and epochs is not None:
+        raise ConfigError("--time: and --epochs exclude each other")
     changes = _with_shortcuts(overrides or {}, {"train.epochs": epochs, "data.test.annotations": val})
     texts = _to_yaml(changes)
     processes = Processes.from_environment()
@@ -396,6 +398,8 @@ def _derive(
         )
     texts = {**overrides, "data.train.annotations": _absolute(source)}
     spec, names = load_partial(path, overrides=texts)
+    if deadline is not None and "train.epochs" in names:
+        raise ConfigError("--time: and train.epochs exclude each other")
     given = Given(config=path, overrides=texts, spec=spec, names=names)
     data, reason = choose_validation(given)
     spec = replace(spec, data=data)

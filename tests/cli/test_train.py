@@ -2,12 +2,119 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+import sniper as package
 from sniper.cli.train import parse_overrides
+from sniper.config.experiment import widened
+from sniper.config.loading import load_experiment
 from sniper.errors import ConfigError
+from sniper.pipeline import load_split
+from sniper.runs.run import Run
 from tests.cli.commands import CommandLine
+from tests.data.tiny import write_dataset
+
+SMALL = """
+seed: 1
+data: {num_workers: 0}
+model:
+  backbone: {name: test_resnet, pretrained: false}
+  rpn: {channels: 16, post_nms_top_n_train: 20, post_nms_top_n: 20}
+  roi_head: {channels: 8, hidden_dim: 32}
+train: {batch_size: 4, precision: fp32}
+"""
+"""A partial configuration with which a few steps take a second."""
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the COCO JSON of a tiny data set; `small.yaml` is beside it, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return write_dataset(tmp_path)
+
+
+def names_of(run: Path, split: Literal["train", "test"]) -> set[str]:
+    return set(load_split(load_experiment(run / "config.yaml"), split).file_names.tolist())
+
+
+def test_a_data_set_is_trained_predicted_and_scored_without_an_experiment(
+    data: Path, sniper: CommandLine
+) -> None:
+    printed = sniper.text("train", "train.json", "--config", "small.yaml", "--epochs", 1)
+    assert "held out)" in " ".join(printed.err.split())
+    assert "--predict.levels" in printed.err
+    assert "next: sniper predict runs/train --draw runs/train/pictures" in printed.out
+    assert "ap50" in printed.out
+    spec = load_experiment(Path("runs/train/config.yaml"))
+    assert (spec.train.epochs, spec.train.milestones, spec.data.holdout) == (1, (0.75, 0.92), 0.1)
+    assert spec.predict.levels == widened(spec.pyramid.levels)
+    assert sniper.json("predict", "runs/train", "--draw", "runs/train/pictures")["num_images"] == 1
+    scores = sniper.json("evaluate", "runs/train/detections.json", "runs/train/validation.json")
+    assert scores["num_images"] == 1
+
+
+def test_the_split_of_a_yolo_data_set_is_validated_on(data: Path, sniper: CommandLine) -> None:
+    for split in ("train", "val"):
+        write_dataset(data.parent / "coco" / split, name=f"{split}_image").rename(
+            data.parent / "coco" / split / "_annotations.coco.json"
+        )
+    sniper.json("convert", "coco", "yolo", "--to", "yolo")
+    result = sniper.json("train", "yolo/data.yaml", "--config", "small.yaml", "--epochs", 1)
+    assert result["run"] == "runs/data"
+    assert {"ap", "ap50", "loss"} <= set(result)
+    spec = load_experiment(Path("runs/data/config.yaml"))
+    assert (spec.data.holdout, spec.data.test.split) == (0, "val")
+    assert not names_of(Path("runs/data"), "train") & names_of(Path("runs/data"), "test")
+
+
+def test_another_data_set_is_validated_on(data: Path, sniper: CommandLine) -> None:
+    write_dataset(data.parent, name="val")
+    sniper.json("train", "train.json", "--val", "val.json", "--config", "small.yaml", "--epochs", 0.5)
+    assert names_of(Path("runs/train"), "train") == {f"train_{index}.png" for index in range(4)}
+    assert names_of(Path("runs/train"), "test") == {f"val_{index}.png" for index in range(4)}
+
+
+def test_held_out_images_stay_held_out_when_a_run_is_resumed(data: Path, sniper: CommandLine) -> None:
+    run = Path("runs/train")
+    sniper.json("train", "train.json", "--config", "small.yaml", "--epochs", 1)
+    trained, held_out = names_of(run, "train"), names_of(run, "test")
+    assert trained | held_out == {f"train_{index}.png" for index in range(4)}
+    assert not trained & held_out
+    config = (run / "config.yaml").read_text()
+    resumed = sniper.json("train", "train.json", "--resume", "--epochs", 2)
+    assert resumed["step"] > 1
+    assert (run / "config.yaml").read_text() == config.replace("epochs: 1\n", "epochs: 2\n", 1)
+    assert (names_of(run, "train"), names_of(run, "test")) == (trained, held_out)
+    assert "data.holdout was 0.1, not 0.5" in sniper.error(
+        "train", "train.json", "--resume", "--data.holdout", 0.5
+    )
+    assert "holdout must be 0" in sniper.error("train", "train.json", "--resume", "--val", "train.json")
+    assert "length of a run is fixed" in sniper.error("train", "train.json", "--resume", "--time", "1m")
+
+
+def test_a_time_becomes_a_number_of_epochs(data: Path, sniper: CommandLine) -> None:
+    sniper.json(
+        "train", "train.json", "--config", "small.yaml", "--time", "20s", "--train.evaluate_every", "null"
+    )
+    train = load_experiment(Path("runs/train/config.yaml")).train
+    assert train.evaluate_every is None
+    assert 0 < train.milestones[0] < train.milestones[1] < train.epochs
+    spent = sum(entry["seconds"] for entry in Run(Path("runs/train")).entries())
+    assert 1 < spent < 20
+
+
+def test_the_same_run_is_started_in_python(data: Path, sniper: CommandLine) -> None:
+    sniper.json("train", "train.json", "--config", "small.yaml", "--epochs", 0.5, "--run", "first")
+    second = package.train("train.json", config="small.yaml", epochs=0.5, run="second")
+    assert second.config_path.read_text() == Path("first/config.yaml").read_text()
+
+
+def test_a_run_inside_its_warm_up_is_warned_of(folder: Path, sniper: CommandLine) -> None:
+    start = ("train", folder / "experiment.yaml", "--run", folder / "run", "--train.warmup_steps", 1000)
+    assert "lie inside the warm-up of 1000" in sniper.text(*start, "--epochs", "0.3").err
 
 
 def test_overrides_are_written_with_a_space_or_an_equals_sign() -> None:
@@ -31,9 +138,30 @@ def test_overrides_without_name_or_value_are_refused(arguments: list[str], messa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("none.yaml", "none.yaml: cannot be read"),
+        ("none.yaml", "none.yaml: no such file; expected a data set"),
         ("experiment.yaml --train.epoch 3", "did you mean train.epochs?"),
         ("experiment.yaml --train 3", "train: "),
+        (
+            "experiment.yaml --train.milestones 3",
+            "error: --train.milestones: must be a list, not 3 (such as [3])",
+        ),
+        ("experiment.yaml --lr 3", "--lr: no such option; use --train.learning_rate"),
+        ("train.json --batch 3", "--batch: no such option; use --train.batch_size"),
+        ("train.json --imgsz 3", "--imgsz: no such option; use --pyramid.chip_size"),
+        ("train.json --conf=3", "--conf: no such option; use --predict.score_threshold"),
+        ("train.json --workers 3", "--workers: no such option; use --data.num_workers"),
+        ("train.json --optimizer sgd", "--optimizer: no such option; use --train.optimizer"),
+        ("train.json --num-workers 3", "--num-workers: no such option; use --data.num_workers"),
+        ("train.json --device gpu", "a GPU is named cuda, cuda:0"),
+        ("train.json --time 10", "--time 10: expected a time such as 90s, 10m or 1h30m"),
+        ("train.json --time 1m --epochs 2", "--time: and --epochs exclude each other"),
+        ("train.json --epochs 2 --train.epochs 3", "--train.epochs: is set twice"),
+        ("train.json --train.epoch 3", "error: --train.epoch is not known; did you mean train.epochs?"),
+        ("train.json --data.train.annotations a.json", "data.train.annotations: is the data set"),
+        ("train.json --config none.yaml", "--config none.yaml: cannot be read"),
+        ("train.json --resume --run none", "there is no run"),
+        ("experiment.yaml --time 5m", "--time: needs a data set"),
+        ("experiment.yaml --config other.yaml", "--config: needs a data set"),
         ("experiment.yaml --seed -1", "seed: must be greater than or equal to 0, not -1"),
         ("experiment.yaml --data.train.annotations ''", "data.train.annotations is missing"),
         ("experiment.yaml --run train.json", "the folder of the run cannot be created"),

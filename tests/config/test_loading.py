@@ -15,6 +15,7 @@ from sniper.config.loading import (
     check_resumable,
     dump_changes,
     dump_experiment,
+    is_experiment,
     load_experiment,
     parse_experiment,
 )
@@ -216,10 +217,14 @@ def test_every_renamed_key_and_value_is_in_the_tables() -> None:
 
 @pytest.mark.parametrize(("old", "value", "new"), OLD_KEYS)
 def test_an_old_key_is_refused_with_its_new_name(old: str, value: str, new: str) -> None:
-    for text, overrides in ((as_yaml(old, value), {}), ("", {old: value})):
+    cases: tuple[tuple[str, dict[str, str], str], ...] = (
+        (as_yaml(old, value), {}, "folder/experiment.yaml: "),
+        ("", {old: value}, "--"),
+    )
+    for text, overrides, where in cases:
         with pytest.raises(ConfigError) as caught:
             parse_experiment(text, source=SOURCE, overrides=overrides)
-        assert str(caught.value).startswith(f"folder/experiment.yaml: {old} was renamed to {new}")
+        assert str(caught.value).startswith(f"{where}{old} was renamed to {new}")
 
 
 @pytest.mark.parametrize(("name", "old", "new"), OLD_VALUES)
@@ -300,3 +305,87 @@ def test_a_path_that_is_not_utf8_is_refused_by_its_name() -> None:
     text = dump_experiment(ExperimentSpec(data=DataSpec(train=SourceSpec(annotations="/data/\udcb2.json"))))
     with pytest.raises(ConfigError, match=r"data\.train\.annotations: expected a path in UTF-8"):
         parse_experiment(text, source=SOURCE)
+
+
+def test_mistakes_in_options_are_told_apart_from_those_of_the_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment(
+            "train: {epochs: 0, milestones: 3}",
+            source=SOURCE,
+            overrides={"train.batch_size": "-2", "seed": "x"},
+        )
+    file, *options = str(caught.value).split("; --")
+    assert file.startswith(
+        "folder/experiment.yaml: train.epochs: must be greater than 0, not 0; train.milestones: "
+    )
+    assert file.endswith("must be a list, not 3 (such as [3])")
+    assert sorted(options) == [
+        "seed: must be a valid integer, not 'x'",
+        "train.batch_size: must be greater than 0, not -2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{pyramid: {levels: [{factor: 2, below: 50}, {long_side: 512, at_least: 40}]}}", (60, 25)),
+        ("{train: {epochs: 3}}", (90, 75)),  # the default pyramid keeps the paper's test levels
+        ("{pyramid: {chip_size: 512}}", (90, 75)),
+    ],
+)
+def test_test_levels_follow_the_pyramid_of_a_file(text: str, expected: tuple[float, float]) -> None:
+    levels = parse_experiment(text, source=SOURCE).predict.levels
+    assert (levels[0].below, levels[-1].at_least) == expected
+
+
+def test_test_levels_of_a_file_are_kept() -> None:
+    text = "{pyramid: {levels: [{long_side: 512}]}, predict: {levels: [{factor: 1}]}}"
+    (level,) = parse_experiment(text, source=SOURCE).predict.levels
+    assert level.factor == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{train: {epochs: 3}}", True),
+        ("{data: {}}", True),
+        ("", True),
+        ("{train: images, val: images, names: [a]}", False),
+        ("{path: ., train: [a, b], nc: 1}", False),
+        ("{val: images, names: {0: a}}", False),
+    ],
+)
+def test_experiments_are_told_apart_from_data_sets(tmp_path: Path, text: str, expected: bool) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    assert is_experiment(path) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{names: [a], train: {epochs: 3}}",
+            r"keys of YOLO's data.yaml \(names\) and sections of .* \(train\)",
+        ),
+        ("{epochs: 3}", r"neither YOLO's data.yaml .* nor an experiment .*; it has epochs"),
+        ("[1, 2]", "neither YOLO's data.yaml .*; it has no keys"),
+        ("{", "not YAML"),
+    ],
+)
+def test_a_file_of_both_or_neither_kind_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        is_experiment(path)
+
+
+def test_folders_and_other_files_are_data_sets_and_recipes_are_experiments(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text("{}")
+    assert not is_experiment(tmp_path)
+    assert not is_experiment(tmp_path / "train.json")
+    assert is_experiment(Path("coco_r50_fpn"))
+    with pytest.raises(
+        ConfigError, match=r"no such file; expected a data set .* an experiment .* or the name of a"
+    ):
+        is_experiment(tmp_path / "none.json")

@@ -1,14 +1,17 @@
 """The backbone: features of timm models, frozen layers, pretrained weights."""
 
+import socket
+import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sniper.errors import ConfigError, WeightsError
-from sniper.models.backbone import Backbone
+from sniper.models.backbone import Backbone, check_available
 from sniper.models.spec import BackboneSpec
 
 # The layers of the stem and of the first stage, as timm names them.
@@ -117,3 +120,38 @@ def test_a_feature_pyramid_has_five_maps_of_halving_size() -> None:
 def test_models_without_the_strides_of_a_feature_pyramid_are_refused() -> None:
     with pytest.raises(ConfigError, match="a feature pyramid needs"):
         Backbone(BackboneSpec(name="test_vit", pretrained=False, neck="fpn", frozen_stages=0))
+
+
+def test_weights_that_cannot_be_downloaded_are_one_sentence_with_two_ways_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    started = time.monotonic()
+    with pytest.raises(WeightsError) as caught:
+        Backbone(BackboneSpec(name="mobilenetv2_100"))
+    assert time.monotonic() - started < 10
+    message = str(caught.value)
+    assert (
+        f"timm's weights for mobilenetv2_100: must be downloaded, and http://127.0.0.1:{port} cannot"
+        in message
+    )
+    assert "--model.backbone.weights FILE" in message
+    assert "--model.backbone.pretrained false" in message
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        BackboneSpec(name="mobilenetv2_100", pretrained=False),
+        BackboneSpec(name="mobilenetv2_100", weights="file.safetensors"),
+    ],
+)
+def test_no_server_is_asked_where_nothing_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, spec: BackboneSpec
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    check_available(spec)

@@ -164,7 +164,8 @@ def load_partial(
         overrides: as in `load_experiment`.
 
     Returns:
-        The experiment, with the defaults for the other fields, and the dotted names of the fields that were given.
+        The experiment, with the defaults for the other fields, and the dotted names of the fields that were given. A
+        chip size without levels has one level, the whole image.
 
     Raises:
         ConfigError: naming all problems of the file and the overrides.
@@ -175,7 +176,13 @@ def load_partial(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from error
     values = _parse_values(text, source=source, overrides=overrides or {})
-    spec = _validate(values, source=source, overrides=overrides or {})
+    pyramid = values.get("pyramid")
+    whole = {}
+    if isinstance(pyramid, dict) and isinstance(pyramid.get("chip_size"), int):
+        whole = {
+            "pyramid": {"levels": [{"long_side": pyramid["chip_size"]}]}
+        }  # the default levels do not fit into it
+    spec = _validate(_merged(whole, values), source=source, overrides=overrides or {})
     return spec, frozenset(_flat(values))
 
 
@@ -364,7 +371,7 @@ def _problems(error: ValidationError, *, source: Path, overrides: Mapping[str, s
 
 _PHRASES = {
     "dataclass_type": "must be a mapping",
-    "tuple_type": "must be a list such as [{0}]",
+    "tuple_type": "must be a list",
 }
 
 
@@ -379,10 +386,12 @@ def _describe(fault: ErrorDetails) -> str:
         message = fault["msg"].removeprefix("Value error, ")
         return f"{place}: {message}" if place else message
     message = fault["msg"].replace("Input should", "must", 1).replace("Tuple should", "must", 1)
-    message = _PHRASES.get(kind, message.replace(" after validation", "")).replace("{0}", _shown(value))
+    message = _PHRASES.get(kind, message.replace(" after validation", ""))
     if kind not in ("too_long", "too_short"):  # these give the number of items themselves
         message += f", not {_shown(value)}"
     hint = _value_hint(fault["loc"], value)
+    if kind == "tuple_type" and isinstance(value, int | float | str):
+        hint = f"such as [{value}]"
     return f"{place}: {message}" + (f" ({hint})" if hint else "")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sniper.config.derived import DerivedSetting
-from sniper.config.experiment import ExperimentSpec, PredictSpec, widened
+from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec, widened
 from sniper.config.loading import merge_experiment
 from sniper.data.datasets import Dataset
 from sniper.data.datasets.load import find_splits
@@ -261,7 +261,8 @@ def _fit_time(
     if epochs * per_epoch < measured.seconds_per_step:
         raise ConfigError(
             f"--time: no step fits: a step takes {measured.seconds_per_step:.1f} s, an evaluation about "
-            f"{evaluation:.0f} s, and {seconds:.0f} s are left after reading and planning"
+            f"{evaluation:.0f} s, and {seconds:.0f} s are left after reading and planning "
+            "(--train.evaluate_every null leaves out the evaluation)"
         )
     return _Length(epochs=math.floor(1000 * epochs) / 1000 or epochs, num_evaluations=num_evaluations)
 
@@ -349,8 +350,8 @@ def _describe(
         ),
         (
             "evaluation",
-            "none" if train.evaluate_every is None else f"every {train.evaluate_every} epochs and at the end",
-            "up to four times",
+            _evaluations(train),
+            "four times or fewer",
             "train.evaluate_every",
         ),
         ("precision", f"{train.precision} on {device}", "bf16 where the device has it", "train.precision"),
@@ -373,9 +374,19 @@ _OPTIONS = {"data.test.annotations": "--val", "train.epochs": "--epochs, --time"
 def _validation(data: DataSpec, num_scored: int) -> str:
     if not num_scored:
         return "none"
+    images = f"{num_scored:,} image" + ("" if num_scored == 1 else "s")
     if data.holdout:
-        return f"{num_scored} images ({100 * data.holdout:g} % held out)"
-    return f"{num_scored} images of {data.test.annotations or f'split {data.test.split}'}"
+        return f"{images} ({100 * data.holdout:g} % held out)"
+    return f"{images} of {data.test.annotations or f'split {data.test.split}'}"
+
+
+def _evaluations(train: TrainSpec) -> str:
+    every = train.evaluate_every
+    if every is None:
+        return "none"
+    if every >= train.epochs:
+        return "at the end"
+    return f"every {every} epochs and at the end" if every > 1 else "every epoch and at the end"
 
 
 def _levels(levels: Any) -> str:

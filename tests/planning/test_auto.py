@@ -1,0 +1,231 @@
+"""The experiment derived from a data set: bounds of every value, and what depends on the fields that are set."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given as draw
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from sniper.config.experiment import ExperimentSpec, TrainSpec, widened
+from sniper.config.loading import load_partial
+from sniper.data.datasets import Dataset, load_dataset
+from sniper.errors import AnnotationError, ConfigError
+from sniper.planning import auto
+from sniper.planning.auto import Given, choose_validation, derive, parse_time
+from sniper.planning.experiment import suggest_experiment
+from sniper.planning.measure import Measurement
+from tests.data.tiny import write_dataset
+from tests.planning.test_experiment import DATA, cost_of
+
+CPU = torch.device("cpu")
+
+
+def give(dataset: Dataset, config: Path | None = None, **fields: Any) -> Given:
+    """Set fields; two underscores in a name stand for the dot."""
+    overrides = {name.replace("__", "."): yaml.safe_dump(value) for name, value in fields.items()}
+    overrides["data.train.annotations"] = str(dataset.path)
+    spec, names = load_partial(config, overrides=overrides)
+    return Given(config=config, overrides=overrides, spec=spec, names=names)
+
+
+def derived(dataset: Dataset, *, num_scored: int = 1, **fields: Any) -> ExperimentSpec:
+    given = give(dataset, **fields)
+    data, reason = choose_validation(given)
+    return derive(dataset, given, data=data, validation=reason, device=CPU, num_scored=num_scored).experiment
+
+
+@settings(deadline=None, max_examples=30)
+@draw(
+    num_images=st.integers(1, 300),
+    epochs=st.none() | st.floats(0.01, 500),
+    batch_size=st.none() | st.integers(1, 64),
+)
+def test_warm_up_and_milestones_lie_inside_the_run(
+    num_images: int, epochs: float | None, batch_size: int | None
+) -> None:
+    cost = cost_of(num_images)
+    train = suggest_experiment(cost, data=DATA, is_scored=True, epochs=epochs, batch_size=batch_size).train
+    steps = train.epochs * cost.num_steps(train.batch_size)
+    assert train.warmup_steps <= steps / 20
+    assert 0 < train.milestones[0] < train.milestones[1] < train.epochs
+    assert train.evaluate_every is not None
+    assert train.evaluate_every <= max(train.epochs, 1)
+
+
+@pytest.mark.parametrize("epochs", [0.5, 3, 40])
+def test_the_schedule_follows_the_epochs(dataset: Dataset, epochs: float) -> None:
+    train = derived(dataset, train__epochs=epochs).train
+    assert train.epochs == epochs
+    assert train.milestones == pytest.approx((0.75 * epochs, 0.92 * epochs), abs=0.05)
+
+
+def test_test_levels_follow_the_training_levels_unless_they_are_set(dataset: Dataset) -> None:
+    levels = [{"factor": 2.0, "below": 50}, {"long_side": 128, "at_least": 40}]
+    spec = derived(dataset, pyramid__levels=levels, pyramid__chip_size=128)
+    assert [level.factor for level in spec.pyramid.levels] == [2.0, None]
+    assert spec.predict.levels == widened(spec.pyramid.levels)
+    spec = derived(dataset, predict__levels=[{"factor": 1.0}])
+    assert [level.factor for level in spec.predict.levels] == [1.0]
+    assert derived(dataset).predict.levels == widened(derived(dataset).pyramid.levels)
+
+
+def test_the_rate_refers_to_the_derived_batch_whatever_batch_is_set(dataset: Dataset) -> None:
+    train = derived(dataset, train__batch_size=2).train
+    assert train.batch_size == 2
+    assert train.reference_batch_size == derived(dataset).train.batch_size > 2
+    assert train.learning_rate == derived(dataset).train.learning_rate
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_optimizer_brings_its_rate_and_decay(dataset: Dataset, optimizer: str) -> None:
+    train = derived(dataset, train__optimizer=optimizer).train
+    names = ("learning_rate", "weight_decay", "warmup_start_factor")
+    expected = [getattr(TrainSpec(), name) for name in names] if optimizer == "sgd" else [0.0005, 0.01, 0.1]
+    assert [getattr(train, name) for name in names] == expected
+
+
+@pytest.mark.parametrize("size", [256, 384])
+def test_a_chip_size_that_is_set_is_planned_with(dataset: Dataset, size: int) -> None:
+    pyramid = derived(dataset, pyramid__chip_size=size).pyramid
+    assert pyramid.chip_size == pyramid.levels[-1].long_side == size
+
+
+def test_a_feature_pyramid_has_five_anchor_sizes(dataset: Dataset) -> None:
+    sizes = derived(dataset, model__backbone__neck="fpn").model.rpn.anchor_sizes
+    assert len(sizes) == 5
+    assert sizes[0] == derived(dataset).model.rpn.anchor_sizes[0]
+
+
+@pytest.mark.parametrize(("num_boxes", "most"), [(3, 200), (134, 300), (400, 600)])
+def test_no_image_has_more_objects_than_detections(tmp_path: Path, num_boxes: int, most: int) -> None:
+    dataset = load_dataset(write_dataset(tmp_path, sides=((200, 200),) * 2, boxes_per_image=num_boxes))
+    assert derived(dataset).predict.max_detections == most
+
+
+def test_a_partial_file_and_overrides_win(dataset: Dataset, tmp_path: Path) -> None:
+    config = tmp_path / "partial.yaml"
+    config.write_text("{train: {epochs: 2, clip_grad_norm: 3}, model: {rpn: {channels: 16}}}")
+    given = give(dataset, config, train__epochs=4)
+    data, reason = choose_validation(given)
+    result = derive(dataset, given, data=data, validation=reason, device=CPU, num_scored=1)
+    train = result.experiment.train
+    assert (train.epochs, train.clip_grad_norm, result.experiment.model.rpn.channels) == (4, 3, 16)
+    assert train.milestones == (3.0, 3.68)
+    assert {setting.name: setting.reason for setting in result.settings}["length"] == "given"
+
+
+def test_every_setting_has_a_value_a_reason_and_an_option_that_sets_it(dataset: Dataset) -> None:
+    given = give(dataset)
+    data, reason = choose_validation(given)
+    result = derive(dataset, given, data=data, validation=reason, device=CPU, num_scored=2)
+    short = {"--val", "--epochs, --time"}
+    for setting in result.settings:
+        assert setting.value
+        assert setting.reason
+        if setting.option not in short:
+            section, *names = setting.option.removeprefix("--").split(".")
+            value: Any = getattr(result.experiment, section)
+            for name in names:
+                value = getattr(value, name)
+
+
+def test_images_are_held_out_where_there_is_no_split(dataset: Dataset) -> None:
+    data, _ = choose_validation(give(dataset))
+    assert (data.holdout, data.test.split) == (0.1, None)
+    data, reason = choose_validation(give(dataset, data__holdout=0.0))
+    assert (data.holdout, reason) == (0.0, "given")
+    data, reason = choose_validation(give(dataset, data__test__annotations="val.json"))
+    assert (data.holdout, reason) == (0.0, "given")
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_the_split_of_the_data_set_is_validated_on(tmp_path: Path, name: str) -> None:
+    for split in ("train", name):
+        write_dataset(tmp_path / split, name="_annotations.coco").rename(
+            tmp_path / split / "_annotations.coco.json"
+        )
+    dataset = load_dataset(tmp_path)
+    data, _ = choose_validation(replace(give(dataset), spec=give_folder(tmp_path)))
+    assert (data.holdout, data.test.split) == (0.0, name)
+
+
+def give_folder(folder: Path) -> ExperimentSpec:
+    return load_partial(None, overrides={"data.train.annotations": str(folder)})[0]
+
+
+@pytest.mark.parametrize("field", ["whole", "tiles"])
+def test_training_without_chips_needs_an_experiment(dataset: Dataset, field: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.{field}: needs an experiment file"):
+        choose_validation(give(dataset, **{f"data__{field}": {}}))
+
+
+def test_a_data_set_without_boxes_is_refused(tmp_path: Path) -> None:
+    dataset = load_dataset(write_dataset(tmp_path, boxes_per_image=0))
+    with pytest.raises(AnnotationError, match="has no box to learn from"):
+        derived(dataset)
+
+
+@pytest.mark.parametrize("seconds", [60.0, 600.0, 6000.0])
+@pytest.mark.parametrize("num_scored", [0, 1, 100])
+def test_steps_and_evaluations_fit_into_the_time(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, seconds: float, num_scored: int
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(auto, "measure", lambda *_, **__: measured(seconds_per_step=2.0, num_steps=5))
+    given = give(dataset)
+    data, reason = choose_validation(given)
+    train = derive(
+        dataset, given, data=data, validation=reason, device=CPU, deadline=seconds, num_scored=num_scored
+    ).experiment.train
+    training = train.epochs * 5 * 2.0
+    assert training <= 0.95 * seconds
+    assert training >= 0.3 * seconds
+    assert (train.evaluate_every is None) == (num_scored == 0)
+    if train.evaluate_every is not None:
+        assert train.epochs / train.evaluate_every <= 4
+
+
+def measured(*, seconds_per_step: float, num_steps: int) -> Measurement:
+    minutes = seconds_per_step * num_steps / 60
+    return Measurement(
+        device="cpu",
+        seconds_per_step=seconds_per_step,
+        peak_memory=1,
+        minutes_per_epoch=minutes,
+        minutes=minutes,
+    )
+
+
+def test_a_time_without_room_for_a_step_is_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(auto, "measure", lambda *_, **__: measured(seconds_per_step=9.0, num_steps=5))
+    given = give(dataset)
+    data, reason = choose_validation(given)
+    with pytest.raises(ConfigError, match=r"--time: no step fits: a step takes 9\.0 s"):
+        derive(dataset, given, data=data, validation=reason, device=CPU, deadline=5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400), (" 2m5s ", 125)]
+)
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "0m", "ten minutes", "30m1h", "-5m"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a time such as 90s, 10m or 1h30m"):
+        parse_time(text)
+
+
+def test_the_same_experiment_is_derived_again(dataset: Dataset) -> None:
+    first, second = derived(dataset), derived(dataset)
+    assert first == second
+    assert np.isfinite(first.train.epochs)
