@@ -44,7 +44,7 @@ def test_a_data_set_is_trained_predicted_and_scored_without_an_experiment(
     data: Path, sniper: CommandLine
 ) -> None:
     printed = sniper.text("train", "train.json", "--config", "small.yaml", "--epochs", 1)
-    assert "held out)" in " ".join(printed.err.split())
+    assert "1 image (10 %" in printed.err
     assert "--predict.levels" in printed.err
     assert "next: sniper predict runs/train --draw runs/train/pictures" in printed.out
     assert "ap50" in printed.out

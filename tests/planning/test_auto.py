@@ -163,7 +163,7 @@ def give_folder(folder: Path) -> ExperimentSpec:
 @pytest.mark.parametrize("field", ["whole", "tiles"])
 def test_training_without_chips_needs_an_experiment(dataset: Dataset, field: str) -> None:
     with pytest.raises(ConfigError, match=f"data.{field}: needs an experiment file"):
-        choose_validation(give(dataset, **{f"data__{field}": {}}))
+        choose_validation(give(dataset, None, **{f"data__{field}": {}}))
 
 
 def test_a_data_set_without_boxes_is_refused(tmp_path: Path) -> None:
