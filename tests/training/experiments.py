@@ -55,7 +55,7 @@ def tiny_experiment(annotations: Path) -> ExperimentSpec:
             batch_size=4,
             learning_rate=0.01,
             reference_batch_size=4,
-            warmup_steps=2,
+            warmup_steps=1,
             milestones=(1.0,),
             precision="fp32",
             checkpoint_minutes=1e-9,  # after every step

@@ -154,7 +154,7 @@ class _Loop:
         """Warn if the learning rate never reaches its value, since the run is shorter than its warm-up."""
         spec = self._spec.train
         num_steps = max(round(order.num_steps * spec.epochs), 1)
-        if self._processes.is_first and num_steps <= spec.warmup_steps:
+        if self._processes.is_first and num_steps < spec.warmup_steps:
             self._callbacks.on_warning(
                 f"all {num_steps} steps lie inside the warm-up of {spec.warmup_steps} (train.warmup_steps), so the "
                 "learning rate does not reach its value; a twentieth of the steps is usual"
