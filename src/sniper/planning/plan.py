@@ -167,7 +167,7 @@ def _to_yaml(experiment: ExperimentSpec | None, suggestion: Suggestion | None, *
 
 
 def _has_other_split(dataset: Dataset, split: str | None) -> bool:
-    """Check whether a data set on disk has a split to score on, besides the one that is trained on."""
+    """Check whether a data set on disk has a split to score on other than the one that is trained on."""
     try:
         available = find_splits(dataset.path)
     except AnnotationError:  # the data set is in memory alone
