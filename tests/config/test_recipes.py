@@ -105,6 +105,7 @@ def test_mobilenetv2_has_its_own_rate_and_warmup() -> None:
     assert train.learning_rate == pytest.approx(8 * 0.025)
     assert train.batch_size == train.reference_batch_size == 8 * 42
     assert train.warmup_steps == 9000
+    assert train.learning_rate is not None
     assert train.learning_rate * train.warmup_start_factor == pytest.approx(8 * 0.0005)
 
 

@@ -15,7 +15,7 @@ from sniper.chips import BoxStatus
 from sniper.data.batches import Batch, ChipDataset, ChipTransform, collate, flip_horizontally
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import EpochOrder, choose_positive_chips, order_chips
-from sniper.data.spec import ColorJitterSpec, DataSpec
+from sniper.data.spec import CacheSpec, ColorJitterSpec, DataSpec
 from sniper.errors import AnnotationError, ImageError, TransformError
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.assertions import assert_equal_batches
@@ -274,6 +274,42 @@ def test_color_jitter_leaves_padding_black(tmp_path: Path) -> None:
     for index in range(len(plain)):
         is_padding = (plain[index].pixels == 0).all(axis=2)[:, ::-1].cumprod(axis=1)[:, ::-1].astype(bool)
         assert (jittered[index].pixels[is_padding] == 0).all()
+
+
+def test_scale_jitter_changes_pixels_boxes_and_ranges_alike(dataset: Dataset) -> None:
+    order = order_epoch(dataset, flip=0.0)
+    plain, jittered = ChipDataset(order), ChipDataset(order, spec=DataSpec(scale_jitter=0.5))
+    factors = []
+    for index in range(len(plain)):
+        before, after = plain[index], jittered[index]
+        factor = after.valid_sizes[1] / before.valid_sizes[1] if np.isfinite(before.valid_sizes[1]) else None
+        factors.append(factor)
+        chip, _ = jittered._chip_at(index)
+        rescaled = jittered._rescaled(chip, seed=after.seed)
+        record = dataset[int(order.table.image_indices[order.chip_indices[index]])]
+        expected = rescaled.clip(rescaled.to_chip(record.boxes))
+        shown = expected[(expected[:, 2:] > expected[:, :2]).all(axis=1)]
+        np.testing.assert_allclose(after.target.boxes, shown)
+        np.testing.assert_array_equal(after.pixels, jittered[index].pixels)
+    bounded = [factor for factor in factors if factor is not None]
+    assert all(1 / 1.51 < factor < 1.51 for factor in bounded)
+    assert np.std(bounded) > 0.1
+
+
+def test_scale_jitter_never_enlarges_a_whole_image(tmp_path: Path) -> None:
+    small = load_dataset(write_dataset(tmp_path, sides=[(60, 50)] * 4))
+    chips = ChipDataset(order_epoch(small), spec=DataSpec(scale_jitter=1.0))
+    for index in range(len(chips)):
+        chip, _ = chips._chip_at(index)
+        if chip.level.width <= chip.width and chip.level.height <= chip.height:
+            rescaled = chips._rescaled(chip, seed=chips[index].seed)
+            assert rescaled.level.width <= chip.level.width
+            assert rescaled.visible == (rescaled.level.width, rescaled.level.height)
+
+
+def test_scale_jitter_excludes_a_cache(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"scale_jitter must be 0 with cache\.folder"):
+        DataSpec(scale_jitter=0.1, cache=CacheSpec(folder=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """One chip: a window of a level, and the transforms between its frame and the image frame."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -62,6 +62,22 @@ class Chip:
     def clip(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
         """Clip (n, 4) xyxy boxes of the chip frame to the chip."""
         return clip(boxes, width=self.width, height=self.height)
+
+    def rescaled(self, factor: float) -> "Chip":
+        """Return a chip of the same sides about the same centre, cut from the level enlarged by a factor.
+
+        The window is moved into the level image where it can be. The level keeps its valid range of image pixels.
+        """
+        width, height = (max(round(side * factor), 1) for side in (self.level.width, self.level.height))
+        level = replace(self.level, width=width, height=height)
+        x = round((self.x + self.width / 2) * width / self.level.width - self.width / 2)
+        y = round((self.y + self.height / 2) * height / self.level.height - self.height / 2)
+        return replace(
+            self,
+            level=level,
+            x=min(max(x, 0), max(width - self.width, 0)),
+            y=min(max(y, 0), max(height - self.height, 0)),
+        )
 
     def describe(self) -> str:
         """Return the level and the window as text, in image pixels."""

@@ -12,16 +12,22 @@ from sniper.data.spec import DataSpec, SourceSpec
 from sniper.models.spec import DetectorSpec, Precision
 from sniper.specs import Fraction, spec_dataclass
 
+_OWN_RATES = {"sgd": (0.12, 1.25e-5), "adamw": (0.0014, 0.01)}
+"""Learning rate for a batch of 128 chips and weight decay of each optimizer; those of SGD are the paper's."""
+
+_MAX_ADAMW_RATE = 0.02
+
 
 @spec_dataclass
 class TrainSpec:
     """How to train; the defaults are the paper's, stated for its batch of 128 chips (SNIPER §4).
 
     Learning rates are for gradients averaged over a batch of `reference_batch_size` chips, and are scaled to the actual
-    batch: linearly with SGD, with the square root of the ratio with AdamW. The paper's rates of 0.015 and 0.0005 and
-    weight decay of 1e-4 are for gradients summed over eight devices: here the rates are eight times as high, and the
-    weight decay is an eighth. An epoch of the paper shows every image and its mirrored copy, an epoch here shows each
-    chip once, mirrored at random: the paper's 6 epochs are 12.
+    batch: linearly with SGD, with the square root of the ratio with AdamW. Where they are not set, learning rate and
+    weight decay are the optimizer's own: 0.12 and 1.25e-5 for SGD, 0.0014 and 0.01 for AdamW. The paper's rates of
+    0.015 and 0.0005 and weight decay of 1e-4 are for gradients summed over eight devices: here the rates are eight
+    times as high, and the weight decay is an eighth. An epoch of the paper shows every image and its mirrored copy, an
+    epoch here shows each chip once, mirrored at random: the paper's 6 epochs are 12.
 
     Attributes:
         epochs: passes over the training set; fractions allowed.
@@ -29,14 +35,16 @@ class TrainSpec:
         accumulation_steps: parts into which a device splits its share of a batch, computed one after the other; batch
             norm sees one part at a time.
         optimizer: `sgd`, or `adamw` with torch's defaults for its other settings.
-        learning_rate: after warmup, for the reference batch.
+        learning_rate: after warmup, for the reference batch; None is the optimizer's own.
         reference_batch_size: chips in the batch that the learning rates are stated for.
         warmup_steps: steps over which the learning rate rises linearly.
         warmup_start_factor: the learning rate of the first step as a fraction of `learning_rate`.
-        milestones: epochs at which the learning rate is multiplied by `gamma`; fractions allowed.
-        gamma: factor of the learning rate at each milestone.
+        schedule: of the learning rate after warmup: `steps` multiplies it by `gamma` at the milestones; `cosine` lowers
+            it to 0 at the end along half a cosine (Loshchilov & Hutter 2017).
+        milestones: epochs at which `steps` lowers the learning rate; fractions allowed.
+        gamma: factor of the learning rate at each milestone of `steps`.
         momentum: momentum of SGD.
-        weight_decay: weight decay of either optimizer; not scaled with the batch.
+        weight_decay: of either optimizer, not scaled with the batch; None is the optimizer's own.
         clip_grad_norm: largest norm of the gradients, which are scaled down to it; None does not clip.
         ema_decay: decay per step of an exponential moving average of the weights, which is used after training; the
             decay is smaller in the first steps. None keeps no average.
@@ -53,14 +61,15 @@ class TrainSpec:
     batch_size: PositiveInt = 128
     accumulation_steps: PositiveInt = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: PositiveFloat = 0.12
+    learning_rate: PositiveFloat | None = None
     reference_batch_size: PositiveInt = 128
     warmup_steps: NonNegativeInt = 1000
-    warmup_start_factor: NonNegativeFloat = 1 / 30
+    warmup_start_factor: Fraction = 1 / 30
+    schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[NonNegativeFloat, ...] = (10.67,)
     gamma: PositiveFloat = 0.1
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    weight_decay: NonNegativeFloat = 1.25e-5
+    weight_decay: NonNegativeFloat | None = None
     clip_grad_norm: Annotated[float, Gt(0), AllowInfNan(True)] | None = None
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None = None
     precision: Precision = "auto"
@@ -79,6 +88,15 @@ class TrainSpec:
             )
         if self.evaluate_every is not None and self.rpn_only:
             raise ValueError("evaluate_every must be null with rpn_only: an RPN alone detects no classes")
+        learning_rate, weight_decay = _OWN_RATES[self.optimizer]
+        if self.weight_decay is None:
+            object.__setattr__(self, "weight_decay", weight_decay)
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", learning_rate)
+        elif self.optimizer == "adamw" and self.learning_rate > _MAX_ADAMW_RATE:
+            raise ValueError(
+                f"learning_rate: {self.learning_rate:g} is a rate for sgd; adamw's own is {learning_rate:g} (null)"
+            )
 
 
 @spec_dataclass

@@ -1,5 +1,6 @@
 """Chips read from disk, one by one and in batches, for torch's `DataLoader`."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -210,6 +211,8 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
 
     def _read(self, index: int) -> ChipSample:
         chip, image_index = self._chip_at(index)
+        seed = int(self._order.seeds[index])
+        chip = self._rescaled(chip, seed=seed)
         record = self._order.dataset[image_index]
         moved_to = self._order.table.moved_to[self._order.dataset.boxes_of(image_index)]
         target = assign_targets(
@@ -222,7 +225,6 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
             min_visible_side=self._spec.min_visible_side,
             min_visibility=self._order.min_visibility,
         )
-        seed = int(self._order.seeds[index])
         sample = ChipSample(
             pixels=self._jittered(self._reader.read_record(record, chip), chip, seed=seed),
             target=target,
@@ -233,6 +235,15 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
         if self._order.is_flipped[index]:
             sample = flip_horizontally(sample)
         return sample if self._transform is None else apply_transform(sample, self._transform)
+
+    def _rescaled(self, chip: Chip, *, seed: int) -> Chip:
+        """Apply the scale jitter: a random factor, whose logarithm is uniform."""
+        if self._spec.scale_jitter == 0:
+            return chip
+        largest = math.log1p(self._spec.scale_jitter)
+        shows_all = chip.level.width <= chip.width and chip.level.height <= chip.height
+        draw = np.random.default_rng([seed, 2]).uniform(-largest, 0.0 if shows_all else largest)
+        return chip.rescaled(math.exp(draw))
 
     def _jittered(
         self, pixels: UInt8[np.ndarray, "h w 3"], chip: Chip, *, seed: int

@@ -116,6 +116,8 @@ class DataSpec:
             each.
         cache: cut chips on disk.
         flip: fraction of chips that are flipped horizontally.
+        scale_jitter: chips are enlarged or reduced about their centres by a random factor of up to 1 + `scale_jitter`;
+            those that show the whole image are reduced only.
         color_jitter: random changes of colours.
         min_visible_side: chip pixels that a clipped box must show along both axes; other clipped boxes are ignored.
         num_workers: processes that read chips in parallel to the training; 0 reads them in the training process.
@@ -135,6 +137,7 @@ class DataSpec:
     images_at_once: NonNegativeInt | None = None
     cache: CacheSpec = CacheSpec()
     flip: Fraction = 0.5
+    scale_jitter: Fraction = 0.0
     color_jitter: ColorJitterSpec = ColorJitterSpec()
     min_visible_side: NonNegativeFloat = 10.0
     num_workers: NonNegativeInt = 1
@@ -144,6 +147,8 @@ class DataSpec:
             raise ValueError(
                 "holdout must be 0 with test.annotations or test.split, whose images are evaluated on"
             )
+        if self.scale_jitter and self.cache.folder is not None:
+            raise ValueError("scale_jitter must be 0 with cache.folder: no chip would be cut twice")
         given = [name for name in ("chips", "whole", "tiles") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"only one of chips, whole and tiles can be given, not {' and '.join(given)}")
