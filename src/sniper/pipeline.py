@@ -48,7 +48,7 @@ from sniper.inference.store import BoxStore
 from sniper.models.backbone import check_available
 from sniper.models.two_stage import TwoStageDetector
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
-from sniper.planning.experiment import BACKBONE
+from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
 from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
 from sniper.runs.run import Run
 from sniper.training import loop
@@ -404,7 +404,8 @@ def _derive(
     data, reason = choose_validation(given)
     spec = replace(spec, data=data)
     if not given.has("model.backbone.name"):
-        backbone = replace(spec.model.backbone, name=BACKBONE)
+        name = GPU_BACKBONE if device.type == "cuda" else CPU_BACKBONE
+        backbone = replace(spec.model.backbone, name=name)
         spec = replace(spec, model=replace(spec.model, backbone=backbone))
     check_available(spec.model.backbone)
     dataset = load_split(spec, "train", callbacks=callbacks)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from sniper.config.experiment import ExperimentSpec, TrainSpec, widened
 from sniper.config.loading import load_partial
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.errors import AnnotationError, ConfigError
+from sniper.errors import AnnotationError, ConfigError, OutOfMemory
 from sniper.planning import auto
-from sniper.planning.auto import Given, choose_validation, derive, parse_time
+from sniper.planning.auto import DerivedExperiment, Given, choose_validation, derive, parse_time
 from sniper.planning.experiment import suggest_experiment
 from sniper.planning.measure import Measurement
 from tests.data.tiny import write_dataset
@@ -76,10 +76,10 @@ def test_test_levels_follow_the_training_levels_unless_they_are_set(dataset: Dat
     assert derived(dataset).predict.levels == widened(derived(dataset).pyramid.levels)
 
 
-def test_the_rate_refers_to_the_derived_batch_whatever_batch_is_set(dataset: Dataset) -> None:
+def test_the_rate_refers_to_the_usual_batch_whatever_batch_is_set(dataset: Dataset) -> None:
     train = derived(dataset, train__batch_size=2).train
     assert train.batch_size == 2
-    assert train.reference_batch_size == derived(dataset).train.batch_size > 2
+    assert train.reference_batch_size == derived(dataset).train.reference_batch_size > 2
     assert train.learning_rate == derived(dataset).train.learning_rate
 
 
@@ -101,6 +101,56 @@ def test_a_feature_pyramid_has_five_anchor_sizes(dataset: Dataset) -> None:
     sizes = derived(dataset, model__backbone__neck="fpn").model.rpn.anchor_sizes
     assert len(sizes) == 5
     assert sizes[0] == derived(dataset).model.rpn.anchor_sizes[0]
+
+
+def derive_on_gpu(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, *, most_chips: int, **fields: Any
+) -> DerivedExperiment:
+    """Derive for a GPU on which a batch of at most so many chips fits into the memory."""
+
+    def measure(spec: ExperimentSpec, *_: object, **__: object) -> Measurement:
+        if spec.train.batch_size > most_chips:
+            raise OutOfMemory(f"{spec.train.batch_size} chips")
+        return measured(seconds_per_step=0.1, num_steps=5)
+
+    monkeypatch.setattr(auto, "measure", measure)
+    given = give(dataset, **fields)
+    data, reason = choose_validation(given)
+    return derive(dataset, given, data=data, validation=reason, device=torch.device("cuda:0"), num_scored=1)
+
+
+def test_a_gpu_has_a_larger_network(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = derive_on_gpu(dataset, monkeypatch, most_chips=1000).experiment.model
+    assert (model.backbone.name, model.rpn.channels, model.roi_head.hidden_dim) == ("resnet50", 512, 1024)
+    model = derived(dataset).model
+    assert (model.backbone.name, model.rpn.channels, model.roi_head.hidden_dim) == (
+        "mobilenetv2_100",
+        128,
+        512,
+    )
+
+
+@pytest.mark.parametrize("most_chips", [1, 3, 6])
+def test_a_batch_that_exceeds_the_memory_of_a_gpu_is_halved(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, most_chips: int
+) -> None:
+    usual = derive_on_gpu(dataset, monkeypatch, most_chips=1000).experiment.train
+    result = derive_on_gpu(dataset, monkeypatch, most_chips=most_chips)
+    train = result.experiment.train
+    assert usual.batch_size == 8  # a small set
+    assert train.batch_size == {1: 1, 3: 2, 6: 4}[most_chips]
+    assert train.reference_batch_size == usual.reference_batch_size
+    reasons = {setting.name: setting.reason for setting in result.settings}
+    assert reasons["batch"] == "more do not fit into the memory of cuda:0"
+    given = derive_on_gpu(dataset, monkeypatch, most_chips=most_chips, train__batch_size=16)
+    assert given.experiment.train.batch_size == 16
+
+
+def test_a_gpu_on_which_no_chip_fits_is_out_of_memory(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutOfMemory, match="1 chips"):
+        derive_on_gpu(dataset, monkeypatch, most_chips=0)
 
 
 @pytest.mark.parametrize(("num_boxes", "most"), [(3, 200), (134, 300), (400, 600)])

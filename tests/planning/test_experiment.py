@@ -46,10 +46,33 @@ def test_small_sets_are_trained_for_more_epochs_within_bounds() -> None:
     assert epochs == sorted(epochs, reverse=True)
 
 
-@pytest.mark.parametrize(("chip_size", "batch_size"), [(256, 16), (384, 8), (512, 8), (768, 4), (1024, 4)])
-def test_large_chips_come_in_small_batches(chip_size: int, batch_size: int) -> None:
-    spec = suggest_experiment(cost_of(3, chip_size=chip_size), data=DATA)
-    assert spec.train.batch_size == spec.train.reference_batch_size == batch_size
+@pytest.mark.parametrize(
+    ("on_gpu", "chip_size", "batch_size"),
+    [
+        (False, 256, 16),
+        (False, 384, 8),
+        (False, 512, 8),
+        (False, 768, 4),
+        (False, 1024, 4),
+        (True, 256, 32),
+        (True, 512, 16),
+        (True, 1024, 8),
+    ],
+)
+def test_large_chips_come_in_small_batches(on_gpu: bool, chip_size: int, batch_size: int) -> None:
+    spec = suggest_experiment(cost_of(300, chip_size=chip_size), data=DATA, on_gpu=on_gpu)
+    assert spec.train.batch_size == batch_size
+    on_cpu = suggest_experiment(cost_of(300, chip_size=chip_size), data=DATA)
+    assert spec.train.reference_batch_size == on_cpu.train.reference_batch_size == on_cpu.train.batch_size
+
+
+def test_small_sets_are_trained_in_smaller_batches() -> None:
+    sizes = [
+        suggest_experiment(cost_of(number), data=DATA, on_gpu=True).train.batch_size
+        for number in (1, 30, 300)
+    ]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (8, 16)
 
 
 def test_test_images_are_evaluated_while_it_trains() -> None:

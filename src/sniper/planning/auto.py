@@ -3,8 +3,9 @@
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sniper.data.datasets.load import find_splits
 from sniper.data.datasets.splits import choose_splits, scored_split
 from sniper.data.epoch import choose_positive_chips, order_chips, to_image_boxes
 from sniper.data.spec import DataSpec
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, OutOfMemory
 from sniper.planning.cost import CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment
 from sniper.planning.measure import Measurement, measure
@@ -37,6 +38,13 @@ _EVALUATION_SHARE = 0.2  # of the time, for all evaluations but the last
 _FORWARD_SHARE = 0.5  # time to search a megapixel, merging included, relative to training on it
 _DETECTIONS_PER_OBJECT = 1.5
 _DETECTIONS_STEP = 100
+
+
+_BACKBONE_REASONS = {False: "small enough to train on a CPU", True: "the usual one, for a GPU"}
+_BATCH_REASONS = {
+    False: "as many pixels as 16 chips of 256 px, or fewer for a small set",
+    True: "as on each GPU in the paper, or fewer for a small set",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,15 +136,23 @@ def derive(
         SniperError: if steps are measured and cannot be trained; see `measure`.
     """
     cost = _choose_pyramid(dataset, given)
-    experiment = _complete(dataset, given, cost, data=data, epochs=None, is_scored=num_scored > 0)
+    complete = partial(
+        _complete, dataset, given, cost, data=data, is_scored=num_scored > 0, on_gpu=device.type == "cuda"
+    )
+    experiment = complete()
+    batch_reason = _BATCH_REASONS[device.type == "cuda"]
+    if device.type == "cuda" and not given.has("train.batch_size"):
+        batch_size = _fit_batch(complete, dataset, device=device)
+        if batch_size < experiment.train.batch_size:
+            batch_reason = f"more do not fit into the memory of {device}"
+            complete = partial(complete, batch_size=batch_size)
+            experiment = complete()
     measured = None
     if deadline is not None:
         measured = measure(experiment, dataset, device=device, num_steps=_MEASURED_STEPS)
         seconds = deadline - time.monotonic()
         length = _fit_time(experiment, dataset, measured, seconds=seconds, num_scored=num_scored)
-        experiment = _complete(
-            dataset, given, cost, data=data, epochs=length.epochs, is_scored=num_scored > 0
-        )
+        experiment = complete(epochs=length.epochs)
         if not given.has("train.evaluate_every") and experiment.train.evaluate_every is not None:
             every = max(math.ceil(length.epochs / length.num_evaluations), 1)
             experiment = replace(experiment, train=replace(experiment.train, evaluate_every=every))
@@ -147,6 +163,7 @@ def derive(
         experiment,
         validation=validation,
         device=device,
+        batch_reason=batch_reason,
         num_scored=num_scored,
         measured=measured,
     )
@@ -190,8 +207,10 @@ def _complete(
     cost: CostPlan,
     *,
     data: DataSpec,
-    epochs: float | None,
     is_scored: bool,
+    on_gpu: bool,
+    epochs: float | None = None,
+    batch_size: int | None = None,
 ) -> ExperimentSpec:
     """Return the experiment: what was set, over what is derived from it and from the cost of the pyramid."""
     train = given.spec.train
@@ -199,23 +218,36 @@ def _complete(
         cost,
         data=data,
         is_scored=is_scored and not train.rpn_only,
-        batch_size=train.batch_size if given.has("train.batch_size") else None,
+        batch_size=train.batch_size if given.has("train.batch_size") else batch_size,
         epochs=train.epochs if given.has("train.epochs") else epochs,
         optimizer=train.optimizer if given.has("train.optimizer") else "adamw",
+        neck=given.spec.model.backbone.neck,
+        on_gpu=on_gpu,
     )
-    anchors = derived.model.rpn.anchor_sizes
-    if given.spec.model.backbone.neck == "fpn":  # five maps, each with anchors of one size
-        anchors = tuple(anchors[0] * 2.0**power for power in range(5))
-    derived = replace(
-        derived,
-        model=replace(derived.model, rpn=replace(derived.model.rpn, anchor_sizes=anchors)),
-        predict=replace(derived.predict, max_detections=_max_detections(dataset)),
-    )
+    derived = replace(derived, predict=replace(derived.predict, max_detections=_max_detections(dataset)))
     experiment = merge_experiment(derived, given.config, overrides=given.overrides)
     if not given.has("predict.levels"):
         levels = widened(experiment.pyramid.levels)
         experiment = replace(experiment, predict=replace(experiment.predict, levels=levels))
     return experiment
+
+
+def _fit_batch(complete: Callable[..., ExperimentSpec], dataset: Dataset, *, device: torch.device) -> int:
+    """Return a batch size whose training step fits into the memory of a device: the derived one, halved as needed.
+
+    Raises:
+        OutOfMemory: if not even one chip fits.
+    """
+    batch_size = complete().train.batch_size
+    while True:
+        try:
+            measure(complete(batch_size=batch_size), dataset, device=device, num_steps=1)
+        except OutOfMemory:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+        else:
+            return batch_size
 
 
 def _max_objects(dataset: Dataset) -> int:
@@ -275,6 +307,7 @@ def _describe(
     *,
     validation: str,
     device: torch.device,
+    batch_reason: str,
     num_scored: int,
     measured: Measurement | None,
 ) -> tuple[DerivedSetting, ...]:
@@ -307,7 +340,7 @@ def _describe(
         (
             "backbone",
             experiment.model.backbone.name,
-            "small enough to train on a CPU",
+            _BACKBONE_REASONS[device.type == "cuda"],
             "model.backbone.name",
         ),
         (
@@ -319,7 +352,7 @@ def _describe(
         (
             "batch",
             f"{train.batch_size} chips",
-            "as many pixels as 16 chips of 256 px",
+            batch_reason,
             "train.batch_size",
         ),
         (

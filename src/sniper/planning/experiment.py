@@ -5,6 +5,7 @@ device; only what depends on the pyramid and the number of chips is computed.
 """
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +15,13 @@ from sniper.data.spec import DataSpec
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.planning.cost import CostPlan
 
-BACKBONE = "mobilenetv2_100"
-"""The backbone: small enough to train on a CPU."""
+CPU_BACKBONE, GPU_BACKBONE = "mobilenetv2_100", "resnet50"
+"""The backbones: one that is small enough to train on a CPU, and the usual one."""
 
-_BATCH_SIDE = 16 * 256  # chips in a batch times their side, pixels; as many as a CPU with 8 GB can train on
+_BATCH_SIDES = {False: 16 * 256, True: 16 * 512}
+"""Chips in a batch times their side, pixels, by whether it is for a GPU: what 8 GB hold, and the paper's batch."""
+
+_MIN_BATCH_SIZE = 8
 _MIN_STEPS, _EPOCHS = 1_500, (12, 50)  # epochs: of a large set; at most, of a small one
 _WARMUP_SHARE, _MAX_WARMUP = 0.05, 500
 _NUM_EVALUATIONS = 4  # while it trains
@@ -33,6 +37,8 @@ def suggest_experiment(
     batch_size: int | None = None,
     epochs: float | None = None,
     optimizer: Literal["sgd", "adamw"] = "adamw",
+    neck: Literal["concat", "fpn"] = "concat",
+    on_gpu: bool = False,
 ) -> ExperimentSpec:
     """Return an experiment that trains on the chips of a plan and predicts at the same levels.
 
@@ -40,25 +46,20 @@ def suggest_experiment(
         cost: the plan of the training set.
         data: the data sets, and how they are read.
         is_scored: whether there are test images, to score on while it trains.
-        batch_size: chips per step; None chooses by the chip size. The learning rate refers to that choice.
+        batch_size: chips per step; None chooses by chip size, device and number of chips.
         epochs: to train for; None chooses by the number of chips.
         optimizer: with the learning rate and weight decay that go with it.
+        neck: of the backbone; with a feature pyramid each of its maps has anchors of one size.
+        on_gpu: whether to train on a GPU, with a larger network and batch.
     """
-    usual_batch_size = 2 ** round(math.log2(max(_BATCH_SIDE / cost.pyramid.chip_size, 1)))
-    batch_size = batch_size or usual_batch_size
+    batch_size = batch_size or suggest_batch_size(cost, on_gpu=on_gpu)
     steps = max(cost.num_steps(batch_size), 1)
     if epochs is None:
         fewest, most = _EPOCHS
         epochs = min(max(math.ceil(_MIN_STEPS / steps), fewest), most)
     return ExperimentSpec(
         data=data,
-        model=DetectorSpec(
-            backbone=BackboneSpec(name=BACKBONE),
-            rpn=RPNSpec(
-                channels=128, anchor_sizes=fit_anchors(cost), pre_nms_top_n=1000, post_nms_top_n_train=128
-            ),
-            roi_head=RoIHeadSpec(channels=64, hidden_dim=512),
-        ),
+        model=_suggest_model(cost, neck=neck, on_gpu=on_gpu),
         train=TrainSpec(
             epochs=epochs,
             batch_size=batch_size,
@@ -66,9 +67,36 @@ def suggest_experiment(
             milestones=tuple(round(share * epochs, 1 if epochs >= 10 else 3) for share in _MILESTONES),
             clip_grad_norm=10.0,
             evaluate_every=max(math.floor(epochs / _NUM_EVALUATIONS), 1) if is_scored else None,
-            **_rates(optimizer, batch_size=usual_batch_size),
+            **_rates(optimizer, batch_size=_usual_batch_size(cost, on_gpu=False)),
         ),
     ).with_pyramid(cost.pyramid, train=data.train)
+
+
+def suggest_batch_size(cost: CostPlan, *, on_gpu: bool) -> int:
+    """Return the number of chips per step: the usual one, or fewer where a small set would be trained in few steps."""
+    batch_size = _usual_batch_size(cost, on_gpu=on_gpu)
+    while batch_size > _MIN_BATCH_SIZE and cost.num_steps(batch_size) * _EPOCHS[1] < _MIN_STEPS:
+        batch_size //= 2
+    return batch_size
+
+
+def _usual_batch_size(cost: CostPlan, *, on_gpu: bool) -> int:
+    return int(2 ** round(math.log2(max(_BATCH_SIDES[on_gpu] / cost.pyramid.chip_size, 1))))
+
+
+def _suggest_model(cost: CostPlan, *, neck: Literal["concat", "fpn"], on_gpu: bool) -> DetectorSpec:
+    """Return the detector: the usual sizes of its layers on a GPU, smaller ones on a CPU."""
+    anchors = fit_anchors(cost)
+    if neck == "fpn":
+        anchors = tuple(anchors[0] * 2.0**power for power in range(5))
+    rpn = RPNSpec(anchor_sizes=anchors, pre_nms_top_n=1000, post_nms_top_n_train=128)
+    if on_gpu:
+        return DetectorSpec(backbone=BackboneSpec(name=GPU_BACKBONE, neck=neck), rpn=rpn)
+    return DetectorSpec(
+        backbone=BackboneSpec(name=CPU_BACKBONE, neck=neck),
+        rpn=replace(rpn, channels=128),
+        roi_head=RoIHeadSpec(channels=64, hidden_dim=512),
+    )
 
 
 def _rates(optimizer: Literal["sgd", "adamw"], *, batch_size: int) -> dict[str, Any]:
