@@ -49,6 +49,7 @@ from sniper.models.backbone import check_available
 from sniper.models.two_stage import TwoStageDetector
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
 from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
+from sniper.runs.initial import InitialWeights
 from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
 from sniper.runs.run import Run
 from sniper.training import loop
@@ -71,6 +72,7 @@ def train(
     epochs: float | None = None,
     time: float | str | None = None,
     config: str | os.PathLike[str] | None = None,
+    weights_from: Run | str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     transform: ChipTransform | None = None,
     callbacks: Callbacks = Callbacks(),
@@ -97,6 +99,8 @@ def train(
         time: seconds, or text such as `10m`, that training on a data set may take, evaluation included; steps are
             measured first, to find how many epochs fit.
         config: with a data set, a YAML file of some fields of an experiment, which are not derived.
+        weights_from: detector to start from: a run, its folder, or a safetensors file of its weights; short for
+            `{"model.weights_from": ...}`. Classes are matched by name. With a data set, the model is that of the run.
         overrides: values of other fields by dotted name, such as `{"train.batch_size": 16}`; text is read as YAML.
         transform: applied to each training chip; see `ChipDataset`.
         callbacks: called in the first process while the training runs.
@@ -122,7 +126,12 @@ def train(
     folder = _default_folder(experiment) if run is None else expand_path(run)
     if time is not None and epochs is not None:
         raise ConfigError("--time: and --epochs exclude each other")
-    changes = _with_shortcuts(overrides or {}, {"train.epochs": epochs, "data.test.annotations": val})
+    shortcuts = {
+        "train.epochs": epochs,
+        "data.test.annotations": val,
+        "model.weights_from": weights_from.folder if isinstance(weights_from, Run) else weights_from,
+    }
+    changes = _with_shortcuts(overrides or {}, shortcuts)
     texts = _to_yaml(changes)
     processes = Processes.from_environment()
     callbacks = callbacks if processes.is_first else _SILENT
@@ -153,6 +162,7 @@ def train(
             processes=processes,
         )
     _check_inputs(spec, dataset, folder=folder, resume=resume, device=chosen, processes=processes)
+    _check_weights(spec, dataset, resumed=Run.open(folder) if resume else None, callbacks=callbacks)
     with processes.process_group(chosen):
         if processes.is_first:
             _prepare_run(folder, spec, resume=resume, step=step)
@@ -340,6 +350,22 @@ def _check_inputs(
         ChipTable.load(Path(spec.data.chips), pyramid=spec.pyramid, digest=dataset.digest)
 
 
+def _check_weights(
+    spec: ExperimentSpec, dataset: Dataset, *, resumed: Run | None, callbacks: Callbacks
+) -> None:
+    """Check that the detector that a run starts from fits, and report what is loaded from it."""
+    path = spec.model.weights_from
+    if resumed is not None and resumed.checkpoints:
+        old = load_experiment(resumed.config_path).model.weights_from
+        if path != old:
+            callbacks.on_warning(
+                f"model.weights_from: {path} is not read, since the run continues from its own weights"
+                + ("" if old is None else f"; it started from {old}")
+            )
+    elif path is not None:
+        callbacks.on_weights(InitialWeights.load(path).check(spec, dataset.categories))
+
+
 def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
     """Return the experiment that trains only the RPN, on positive chips, to mine with."""
     return replace(
@@ -400,14 +426,20 @@ def _derive(
     spec, names = load_partial(path, overrides=texts)
     if deadline is not None and "train.epochs" in names:
         raise ConfigError("--time: and train.epochs exclude each other")
-    given = Given(config=path, overrides=texts, spec=spec, names=names)
+    start = None if spec.model.weights_from is None else InitialWeights.load(spec.model.weights_from)
+    given = Given(
+        config=path, overrides=texts, spec=spec, names=names, model=None if start is None else start.model
+    )
+    if start is not None:
+        start.check_fits(spec.model, names=names)
     data, reason = choose_validation(given)
     spec = replace(spec, data=data)
     if not given.has("model.backbone.name"):
         name = GPU_BACKBONE if device.type == "cuda" else CPU_BACKBONE
         backbone = replace(spec.model.backbone, name=name)
         spec = replace(spec, model=replace(spec.model, backbone=backbone))
-    check_available(spec.model.backbone)
+    if start is None:
+        check_available(spec.model.backbone)
     dataset = load_split(spec, "train", callbacks=callbacks)
     test = None
     if spec.train.evaluate_every is not None or not given.has("train.evaluate_every"):

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, validators
 
 from sniper.cli.options import ANNOTATIONS_HELP, OTHER_NAMES, Count, Device, Json, default, flag
-from sniper.cli.output import announce_compilation, console, print_line, print_result, print_warnings
+from sniper.cli.output import (
+    announce_compilation,
+    console,
+    print_line,
+    print_progress,
+    print_result,
+    print_warnings,
+)
 from sniper.cli.progress import show_progress
 from sniper.errors import ConfigError, printable
 
@@ -66,6 +73,14 @@ def train(
             show_default=False,
         ),
     ] = None,
+    weights_from: Annotated[
+        Path | None,
+        Parameter(
+            help="Detector to start from: the folder of a run, or a safetensors file of its weights. Classes are "
+            "matched by name; with a data set, the model is that of the run.",
+            show_default=default("a pretrained backbone"),
+        ),
+    ] = None,
     run: Annotated[
         Path | None,
         Parameter(
@@ -118,12 +133,14 @@ def train(
             epochs=epochs,
             time=time,
             config=config,
+            weights_from=weights_from,
             overrides=parse_overrides(overrides),
             callbacks=Callbacks(
                 on_step=report_step,
                 on_mining=bars.mining,
                 on_scores=report_scores,
                 on_derived=lambda settings: console.print(draw_settings(settings)),
+                on_weights=lambda report: print_progress(str(report)),
                 on_warning=lambda message: print_warnings([message]),
             ),
         )

@@ -28,6 +28,7 @@ _PATHS = (
     ("data", "test", "images"),
     ("data", "chips"),
     ("data", "cache", "folder"),
+    ("model", "weights_from"),
     ("model", "backbone", "weights"),
 )
 
@@ -68,6 +69,7 @@ RENAMED_VALUES = {
 # Fields that may change when a run is resumed: its finished steps did not depend on them.
 _FREE_TO_CHANGE = (
     "data.train",  # the checkpoint has the digest of its training set
+    "model.weights_from",
     "model.backbone.pretrained",
     "model.backbone.weights",
     "train.epochs",

@@ -106,11 +106,14 @@ class DetectorSpec:
     """The whole detector.
 
     Attributes:
+        weights_from: detector to start from instead of a pretrained backbone: the folder of a run, or a safetensors
+            file of weights that a run has written. Read at the start of a run only.
         backbone: the feature extractor.
         rpn: the first stage.
         roi_head: the second stage.
     """
 
+    weights_from: str | None = None
     backbone: BackboneSpec = BackboneSpec()
     rpn: RPNSpec = RPNSpec()
     roi_head: RoIHeadSpec = RoIHeadSpec()

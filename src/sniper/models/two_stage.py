@@ -16,6 +16,9 @@ from sniper.models.roi_head import RoIHead
 from sniper.models.rpn import RPN, Proposals
 from sniper.models.spec import DetectorSpec
 
+CLASS_TENSORS = ("roi_head.classes.weight", "roi_head.classes.bias")
+"""Names of the tensors with a row for each class, and one for the background after them."""
+
 _GRID = 64  # pixels; a multiple of all strides
 
 

@@ -1,8 +1,12 @@
-"""Read and write tensors as safetensors files with a JSON head; reading one executes no code."""
+"""Read and write tensors as safetensors files with a JSON head, and load them into modules.
+
+Reading a file executes no code.
+"""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +49,11 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         check_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            if "head" not in metadata:
+                raise ValueError("it was not written by sniper")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         return tensors, json.loads(metadata["head"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({error})") from error
 
 
@@ -74,3 +80,78 @@ def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, sourc
     if problems:
         raise CheckpointError(f"{source}: belongs to another model: {count_and_list(problems)}")
     module.load_state_dict(dict(tensors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """The tensors of a module that was filled from another one, by name.
+
+    Attributes:
+        loaded: copied, whole or in some of their rows.
+        renewed: kept as initialised, since the other module has nothing of their kind.
+        unused: tensors of the other module that this one lacks.
+    """
+
+    loaded: tuple[str, ...]
+    renewed: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def transfer_weights(
+    module: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    rows: Mapping[str, Sequence[int | None]],
+    source: Path,
+) -> Transfer:
+    """Load the tensors of a similar module; submodules of which it has no tensor keep their initial values.
+
+    Args:
+        module: to load into. On the device `meta` it is only checked.
+        tensors: by name.
+        rows: for tensors whose first dimension may differ, the row to copy for each of the module's rows; None keeps
+            the initial values of a row.
+        source: the file of the tensors, for the error message.
+
+    Raises:
+        CheckpointError: if a submodule that both have lacks tensors, or shapes differ; the module is then not changed.
+    """
+    expected = module.state_dict()
+    submodules = {_submodule(name) for name in tensors}
+    loaded = [name for name in expected if name in tensors]
+    missing = [
+        f"{name} is missing"
+        for name in expected
+        if name not in tensors and (_submodule(name) in submodules or not loaded)
+    ]
+    differing = [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in loaded
+        if _fixed_shape(tensors[name], name, rows) != _fixed_shape(expected[name], name, rows)
+    ]
+    if missing or differing:
+        raise CheckpointError(f"{source}: belongs to another model: {count_and_list(missing + differing)}")
+    changed = {name: tensors[name] for name in loaded if name not in rows}
+    for name in rows.keys() & tensors.keys():
+        changed[name] = expected[name].clone()
+        for index, row in enumerate(rows[name]):
+            if row is not None:
+                changed[name][index] = tensors[name][row]
+    if not any(tensor.is_meta for tensor in expected.values()):
+        module.load_state_dict({**expected, **changed})
+    return Transfer(
+        loaded=tuple(loaded),
+        renewed=tuple(name for name in expected if name not in tensors),
+        unused=tuple(name for name in tensors if name not in expected),
+    )
+
+
+def _submodule(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _fixed_shape(
+    tensor: torch.Tensor, name: str, rows: Mapping[str, Sequence[int | None]]
+) -> tuple[int, ...]:
+    """Return the shape of a tensor without its number of rows, if that may differ."""
+    return tuple(tensor.shape[1:] if name in rows else tensor.shape)

@@ -21,6 +21,7 @@ from sniper.data.datasets.splits import choose_splits, scored_split
 from sniper.data.epoch import choose_positive_chips, order_chips, to_image_boxes
 from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, OutOfMemory
+from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment
 from sniper.planning.measure import Measurement, measure
@@ -56,12 +57,14 @@ class Given:
         overrides: values of other fields by dotted name, as YAML.
         spec: an experiment with these values, and the defaults for all other fields.
         names: dotted names of the fields.
+        model: of the detector to start from; the other fields of the section are its. None if there is none.
     """
 
     config: Path | None
     overrides: Mapping[str, str]
     spec: ExperimentSpec
     names: frozenset[str]
+    model: DetectorSpec | None = None
 
     def has(self, name: str) -> bool:
         """Check whether a field, or a field within a section, was set."""
@@ -225,6 +228,8 @@ def _complete(
         on_gpu=on_gpu,
     )
     derived = replace(derived, predict=replace(derived.predict, max_detections=_max_detections(dataset)))
+    if given.model is not None:
+        derived = replace(derived, model=given.model)
     experiment = merge_experiment(derived, given.config, overrides=given.overrides)
     if not given.has("predict.levels"):
         levels = widened(experiment.pyramid.levels)
@@ -393,11 +398,17 @@ def _describe(
         DerivedSetting(
             name=name,
             value=str(value),
-            reason="given" if given.has(field) else reason,
+            reason=_reason(given, field, reason),
             option=_OPTIONS.get(field, f"--{field}"),
         )
         for name, value, reason, field in rows
     )
+
+
+def _reason(given: Given, field: str, derived: str) -> str:
+    if given.has(field):
+        return "given"
+    return "of the detector to start from" if given.model and field.startswith("model.") else derived
 
 
 _OPTIONS = {"data.test.annotations": "--val", "train.epochs": "--epochs, --time"}

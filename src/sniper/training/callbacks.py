@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sniper.config.derived import DerivedSetting
 from sniper.runs.checkpoints import Progress
+from sniper.runs.initial import WeightsReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ class Callbacks:
             several processes these are the images of the first.
         on_scores: called after every evaluation with the number of epochs trained and the scores by name.
         on_derived: called before the first step with the settings that were derived from a data set.
+        on_weights: called before the first step with what is loaded from the detector that `model.weights_from` names.
         on_warning: called with every warning about the data sets; `warnings.warn` by default.
     """
 
@@ -75,4 +77,5 @@ class Callbacks:
     on_mining: Callable[[int, int], None] = _ignore
     on_scores: Callable[[float, Mapping[str, float]], None] = _ignore
     on_derived: Callable[[Sequence[DerivedSetting]], None] = _ignore
+    on_weights: Callable[[WeightsReport], None] = _ignore
     on_warning: Callable[[str], None] = _warn

@@ -2,7 +2,7 @@
 
 import math
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch
-from sniper.data.datasets import DatasetIdentity
+from sniper.data.datasets import Category, DatasetIdentity
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.build import autocast, build_detector
 from sniper.models.two_stage import TwoStageDetector
@@ -28,6 +28,7 @@ from sniper.runs.checkpoints import (
     fill_optimizer,
     optimizer_tensors,
 )
+from sniper.runs.initial import InitialWeights, WeightsReport
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
 from sniper.training.optimizer import build_optimizer
@@ -173,6 +174,22 @@ class Learner:
             model.load_state_dict(saved)
             model.train(was_training)
             trunk._compiled_call_impl = compiled
+
+    def start_from(self, weights: InitialWeights, categories: Sequence[Category]) -> WeightsReport:
+        """Load the weights of another detector, before the first step.
+
+        Args:
+            weights: of the detector to start from.
+            categories: the classes to train, by label.
+
+        Raises:
+            ConfigError: if fields of the architecture differ.
+            CheckpointError: if tensors do not fit.
+        """
+        report = weights.load_into(self.model, categories)
+        if self._ema is not None:
+            self._ema.module.load_state_dict(self.model.state_dict())
+        return report
 
     def load(self, run: Run, identity: DatasetIdentity) -> Progress:
         """Load the newest checkpoint of a run, if it has one.

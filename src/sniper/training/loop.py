@@ -17,6 +17,7 @@ from sniper.data.loader import load_batches
 from sniper.errors import SniperError
 from sniper.models.two_stage import TwoStageDetector
 from sniper.runs.checkpoints import Progress
+from sniper.runs.initial import InitialWeights
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StepReport
@@ -73,20 +74,28 @@ def train(
         KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, once the step in progress is complete and saved.
         OutOfMemory: if the chips do not fit into the memory of the device.
         TrainingDiverged: if a loss or a gradient is not finite.
+        RunError: if `model.weights_from` names a folder without a run or a checkpoint.
         TransformError: if `transform` returns something else than a chip.
+        WeightsError: if the pretrained weights of the backbone, or the file that `model.weights_from` names, cannot be
+            loaded.
     """
     if spec.train.tensorboard:
         check_tensorboard()
+    is_new, weights_from = not run.checkpoints, spec.model.weights_from
     learner = Learner(
         spec,
         num_classes=len(identity.categories),
         device=device,
         processes=processes,
-        has_weights=not run.checkpoints,
+        has_weights=is_new and weights_from is None,
     )
     progress = learner.load(run, identity)
     if processes.is_first:
         run.truncate_metrics(step=progress.step)
+    if is_new and weights_from is not None:
+        report = learner.start_from(InitialWeights.load(weights_from), identity.categories)
+        if processes.is_first:
+            run.log(report.to_entry())
     logger = None
     if spec.train.tensorboard and processes.is_first:
         logger = TensorBoardLogger(run.folder / "tensorboard", step=progress.step)

@@ -86,7 +86,7 @@ def match_categories(
         )
     _check_distinct(classes, classes_of)
     _check_distinct(categories, categories_of)
-    label_of = _match_names([each.name for each in classes], [each.name for each in categories])
+    label_of = match_names([each.name for each in classes], [each.name for each in categories])
     if not label_of:
         raise AnnotationError(
             f"{classes_of} and {categories_of} have no category name in common: "
@@ -115,10 +115,27 @@ def match_categories(
     )
 
 
-def _match_names(names: Sequence[str], others: Sequence[str]) -> dict[int, int]:
-    """Return for each name that has an equal one, or else an only similar one, the index of that one."""
-    index_of = {other: index for index, other in enumerate(others)}
-    matches = {index: index_of[name] for index, name in enumerate(names) if name in index_of}
+def match_names(names: Sequence[str], others: Sequence[str]) -> dict[int, int]:
+    """Match names with other names: equal ones, or else those that differ in case, spacing, hyphens or Unicode form.
+
+    Args:
+        names: to match. A name that is there more than once is matched only if both sides are equal.
+        others: to match with.
+
+    Returns:
+        For each index of a name that has a match, the index of the match.
+
+    Example:
+        >>> match_names(["car", "Traffic Light"], ["traffic_light", "bus", "car"])
+        {0: 2, 1: 0}
+    """
+    if list(names) == list(others):
+        return {index: index for index in range(len(names))}
+    num_names, num_others = Counter(names), Counter(others)
+    index_of = {other: index for index, other in enumerate(others) if num_others[other] == 1}
+    matches = {
+        index: index_of[name] for index, name in enumerate(names) if name in index_of and num_names[name] == 1
+    }
     rest = [index for index in range(len(names)) if index not in matches]
     free = [index for index in range(len(others)) if index not in matches.values()]
     counts = Counter(_simplify(names[index]) for index in rest)

@@ -1,0 +1,265 @@
+"""The detector that a run starts from: the weights of another run, matched with the new classes by name."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sniper.config.experiment import ExperimentSpec
+from sniper.config.loading import load_experiment
+from sniper.data.datasets import Category
+from sniper.data.datasets.categories import match_names
+from sniper.errors import CheckpointError, ConfigError, WeightsError, count_and_list
+from sniper.models.build import build_detector
+from sniper.models.spec import DetectorSpec
+from sniper.models.two_stage import CLASS_TENSORS, TwoStageDetector
+from sniper.models.weights import Transfer, load_tensors, transfer_weights
+from sniper.runs.checkpoints import to_identity
+from sniper.runs.run import Run
+
+_FIELD = "model.weights_from"
+_MAX_LISTED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsReport:
+    """What a detector has from the one that it starts from.
+
+    Attributes:
+        source: file of the weights.
+        transfer: names of tensors.
+        kept: names of the classes whose scores are loaded.
+        added: names of the classes whose scores are made anew.
+        dropped: names of the classes whose scores are not used.
+        changes: fields that do not decide the shapes, and whose values differ.
+    """
+
+    source: Path
+    transfer: Transfer
+    kept: tuple[str, ...]
+    added: tuple[str, ...]
+    dropped: tuple[str, ...]
+    changes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return one paragraph."""
+        transfer = self.transfer
+        has_scores = not any(name in transfer.renewed for name in CLASS_TENSORS)
+        loaded = _count(transfer.loaded, "tensor")
+        if self.kept and has_scores:
+            same = "" if self.added or self.dropped else ", all of them"
+            loaded += (
+                f", with the scores of {_count_names(self.kept, 'class', 'classes')} matched by name{same}"
+            )
+        renewed = [_count_names(transfer.renewed, "tensor")] if transfer.renewed else []
+        if self.added and has_scores:
+            renewed.append(f"the scores of {_count_names(self.added, 'class', 'classes')}")
+        unused = [_count_names(transfer.unused, "tensor")] if transfer.unused else []
+        if self.dropped and has_scores:
+            unused.append(f"the scores of {_count_names(self.dropped, 'class', 'classes')}")
+        parts = [
+            f"starting from {self.source}: loaded {loaded}",
+            f"made anew: {' and '.join(renewed) or 'nothing'}",
+            f"not used: {' and '.join(unused) or 'nothing'}",
+            *self.changes,
+        ]
+        return "; ".join(parts)
+
+    def to_entry(self) -> dict[str, Any]:
+        """Return the line in the metrics of the run."""
+        return {
+            "stage": "start",
+            "step": 0,
+            "weights_from": str(self.source),
+            "loaded_tensors": len(self.transfer.loaded),
+            "new_tensors": list(self.transfer.renewed),
+            "unused_tensors": list(self.transfer.unused),
+            "kept_classes": list(self.kept),
+            "new_classes": list(self.added),
+            "unused_classes": list(self.dropped),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InitialWeights:
+    """The weights of a detector to start from.
+
+    Attributes:
+        source: their file.
+        tensors: by name.
+        categories: classes of the detector by label.
+        experiment: that they were trained with; None for a file, which has none.
+    """
+
+    source: Path
+    tensors: Mapping[str, torch.Tensor]
+    categories: tuple[Category, ...]
+    experiment: ExperimentSpec | None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "InitialWeights":
+        """Read the newest weights of a run (their moving average if one is kept), or a file of weights.
+
+        The second stage of a run that has trained the RPN alone is left out.
+
+        Raises:
+            RunError: if the folder has no run, or the run no checkpoint.
+            ConfigError: if there is no such file, or the experiment of the run cannot be read.
+            WeightsError: if a file is not the weights of a detector that a run has written.
+        """
+        path = Path(path)
+        if path.is_dir():
+            run = Run.open(path)
+            experiment = load_experiment(run.config_path)
+            tensors, categories, source = run.load_weights()
+            if experiment.train.rpn_only:
+                tensors = {
+                    name: tensor for name, tensor in tensors.items() if not name.startswith("roi_head.")
+                }
+            return cls(source=source, tensors=tensors, categories=categories, experiment=experiment)
+        if not path.exists():
+            raise ConfigError(f"{_FIELD}: {path}: no such folder or file; expected that of a run")
+        try:
+            tensors, head = load_tensors(path)
+            categories = to_identity(head, source=path).categories
+        except CheckpointError as error:
+            raise WeightsError(
+                f"{_FIELD}: {error}; expected the folder of a run, or a safetensors file of weights in its checkpoints."
+                " Detectors of torchvision and other libraries cannot be loaded, and weights of a backbone belong to "
+                "model.backbone.weights"
+            ) from error
+        return cls(source=path, tensors=tensors, categories=categories, experiment=None)
+
+    @property
+    def model(self) -> DetectorSpec | None:
+        """The configuration of the detector; None for a file."""
+        return None if self.experiment is None else self.experiment.model
+
+    def check_fits(self, spec: DetectorSpec, *, names: Collection[str] | None = None) -> None:
+        """Check that a detector has the architecture of this one, as far as that is known.
+
+        Args:
+            spec: the detector.
+            names: dotted names of the fields to check; None checks all.
+
+        Raises:
+            ConfigError: naming the fields that differ.
+        """
+        if self.experiment is None:
+            return
+        differing = [
+            f"{name} is {_shown(before)} there and {_shown(after)} here"
+            for name, before, after in self._compare(self.experiment, spec)
+            if _size(before) != _size(after) and (names is None or name in names)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{_FIELD}: {self.source}: is another detector than this experiment's: {'; '.join(differing)}"
+            )
+
+    def load_into(self, model: TwoStageDetector, categories: Sequence[Category]) -> WeightsReport:
+        """Load the weights into a detector; classes are matched by name, and the background is kept.
+
+        Args:
+            model: to load into. On the device `meta` it is only checked.
+            categories: its classes by label.
+
+        Raises:
+            ConfigError: if fields of the architecture differ.
+            CheckpointError: if tensors do not fit; the detector is then not changed.
+        """
+        self.check_fits(model.spec)
+        known = self.categories if CLASS_TENSORS[0] in self.tensors else ()
+        label_of = match_names([each.name for each in categories], [each.name for each in known])
+        labels = [label_of.get(label) for label in range(len(categories))]
+        rows = dict.fromkeys(CLASS_TENSORS, (*labels, len(known)))
+        for name in CLASS_TENSORS:
+            if name in self.tensors and len(self.tensors[name]) != len(known) + 1:
+                raise CheckpointError(
+                    f"{self.source}: {name} has {len(self.tensors[name])} rows for {len(known)} classes and "
+                    "the background"
+                )
+        transfer = transfer_weights(model, self.tensors, rows=rows, source=self.source)
+        kept = set(label_of.values())
+        return WeightsReport(
+            source=self.source,
+            transfer=transfer,
+            kept=tuple(category.name for label, category in enumerate(categories) if label in label_of),
+            added=tuple(category.name for label, category in enumerate(categories) if label not in label_of),
+            dropped=tuple(category.name for label, category in enumerate(known) if label not in kept),
+            changes=self._changes(model.spec),
+        )
+
+    def check(self, spec: ExperimentSpec, categories: Sequence[Category]) -> WeightsReport:
+        """Check that the detector of an experiment can start from these weights, and report what it would load.
+
+        Raises:
+            ConfigError: if fields of the architecture differ.
+            CheckpointError: if tensors do not fit.
+        """
+        self.check_fits(spec.model)
+        with torch.device("meta"):
+            model = build_detector(spec.model, num_classes=len(categories), has_weights=False)
+        return self.load_into(model, categories)
+
+    def _changes(self, spec: DetectorSpec) -> tuple[str, ...]:
+        """Describe the fields that have as many numbers as before, but other ones."""
+        if self.experiment is None:
+            return ()
+        return tuple(
+            f"{name} was {_shown(before)} and is {_shown(after)}"
+            for name, before, after in self._compare(self.experiment, spec)
+            if before != after
+        )
+
+    @staticmethod
+    def _compare(experiment: ExperimentSpec, spec: DetectorSpec) -> list[tuple[str, Any, Any]]:
+        """Return the fields of the architecture that both detectors have, with the values of each."""
+        is_rpn_only = experiment.train.rpn_only
+        before = _architecture(experiment.model, is_rpn_only=is_rpn_only)
+        after = _architecture(spec, is_rpn_only=is_rpn_only)
+        return [(name, before[name], after[name]) for name in before if name in after]
+
+
+def _architecture(spec: DetectorSpec, *, is_rpn_only: bool) -> dict[str, Any]:
+    """Return the fields that decide the shapes of the trained tensors, and what their numbers stand for."""
+    fields = {
+        "model.backbone": ("name", "neck", "num_feature_maps", "deformable"),
+        "model.rpn": ("channels", "anchor_sizes", "aspect_ratios"),
+        "model.roi_head": ("channels", "pool_size", "pooling", "hidden_dim"),
+    }
+    values = {
+        f"{section}.{name}": getattr(getattr(spec, section.rpartition(".")[2]), name)
+        for section, names in fields.items()
+        for name in names
+    }
+    if spec.backbone.neck == "fpn":
+        del values["model.backbone.num_feature_maps"]
+    if is_rpn_only:
+        for name in ("pool_size", "pooling", "hidden_dim"):
+            del values[f"model.roi_head.{name}"]
+        if spec.backbone.neck != "fpn":  # of a feature pyramid, these are the channels of its maps
+            del values["model.roi_head.channels"]
+    return values
+
+
+def _size(value: Any) -> Any:
+    """Return what decides the shape of a tensor: of a list, its number of items."""
+    return len(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f"{number:g}" for number in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _count(items: Sequence[str], noun: str, plural: str | None = None) -> str:
+    return f"{len(items)} {noun if len(items) == 1 else plural or f'{noun}s'}"
+
+
+def _count_names(names: Sequence[str], noun: str, plural: str | None = None) -> str:
+    listed = count_and_list(names, limit=_MAX_LISTED, separator=", ")
+    return f"{_count(names, noun, plural)} ({listed})"
