@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from sniper.chips import BoxStatus, LevelSpec, PyramidSpec
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
-from sniper.config.loading import load_experiment
+from sniper.config.loading import list_fields, load_experiment, load_partial
 from sniper.config.recipes import list_recipes
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.images.files import load_image
@@ -107,6 +108,61 @@ def test_mobilenetv2_has_its_own_rate_and_warmup() -> None:
     assert train.warmup_steps == 9000
     assert train.learning_rate is not None
     assert train.learning_rate * train.warmup_start_factor == pytest.approx(8 * 0.0005)
+
+
+# Fields that a recipe may leave out, with the reason.
+LEFT_OUT = {
+    "data.train": "a path",
+    "data.test": "a path",
+    "data.chips": "a path",
+    "data.cache": "a path and its size; the pixels are the same",
+    "model.weights_from": "a path",
+    "model.backbone.weights": "a path",
+    "data.read": "what the image files are like",
+    "data.on_bad_image": "what the image files are like",
+    "data.follow_links": "where the image files are",
+    "data.on_bad_box": "what the annotations are like",
+    "data.crowds": "what the annotations are like",
+    "data.whole": "absent: trains on chips",
+    "data.tiles": "absent: trains on chips",
+    "train.compile": "speed",
+    "train.tensorboard": "reports",
+    "train.checkpoint_minutes": "what is kept on disk",
+    "train.keep_checkpoints": "what is kept on disk",
+    "mine.batch_megapixels": "speed and memory",
+    "predict.batch_megapixels": "speed and memory",
+}
+
+
+def lies_in(name: str, sections: Iterable[str]) -> bool:
+    return any(name == section or name.startswith(f"{section}.") for section in sections)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_states_every_number(name: str) -> None:
+    (path,) = [recipe.path for recipe in list_recipes() if recipe.name == name]
+    _, stated = load_partial(path)
+    every = list_fields()
+    assert [field for field in every if not lies_in(field, stated) and not lies_in(field, LEFT_OUT)] == []
+    assert [field for field in LEFT_OUT if not any(lies_in(each, [field]) for each in every)] == []
+    assert [field for field in stated if lies_in(field, LEFT_OUT)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ap"), [("coco_r101_paper", "46.1"), ("coco_mobilenetv2_paper", "34.1 to 34.3")]
+)
+def test_a_recipe_of_the_paper_names_its_score_and_that_it_was_not_run(name: str, ap: str) -> None:
+    (recipe,) = [recipe for recipe in list_recipes() if recipe.name == name]
+    assert f"the paper, which reports {ap} AP on test-dev; not run here." in recipe.summary
+
+
+def test_small_recipes_have_the_optimizer_of_the_experiments() -> None:
+    for name in ("hit_uav_mobilenetv2", "coco_person_mobilenetv2"):
+        train = load_experiment(name).train
+        assert (train.optimizer, train.learning_rate, train.reference_batch_size) == ("adamw", 0.0005, 16)
+        assert (train.weight_decay, train.warmup_start_factor) == (0.01, 0.1)
+        shares = [milestone / train.epochs for milestone in train.milestones]
+        assert shares == pytest.approx([0.75, 0.94], abs=0.01)
 
 
 def write_eight_images(folder: Path) -> Dataset:

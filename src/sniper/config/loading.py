@@ -188,6 +188,11 @@ def load_partial(
     return spec, frozenset(_flat(values))
 
 
+def list_fields() -> list[str]:
+    """Return the dotted names of all fields of an experiment."""
+    return list(_flat(to_plain(ExperimentSpec())))
+
+
 def find_fields(name: str) -> list[str]:
     """Return the dotted names of the fields of an experiment whose last part is a name.
 
@@ -195,7 +200,7 @@ def find_fields(name: str) -> list[str]:
         >>> find_fields("batch_size")
         ['train.batch_size']
     """
-    return [field for field in _flat(to_plain(ExperimentSpec())) if field.rpartition(".")[2] == name]
+    return [field for field in list_fields() if field.rpartition(".")[2] == name]
 
 
 def merge_experiment(
