@@ -307,7 +307,7 @@ def test_a_resumed_training_keeps_what_is_not_set_again(plain: ExperimentSpec, t
         ({"step": 3}, ConfigError, "step: needs resume"),
         ({"run": None}, ConfigError, "run: name the folder"),
         ({"resume": True}, RunError, "there is no run"),
-        ({"device": "abacus"}, ConfigError, "device abacus: cannot be used"),
+        ({"device": "abacus"}, ConfigError, "device abacus: there is no such device"),
         ({"overrides": {"train.epoch": 3}}, ConfigError, r"did you mean train\.epochs\?"),
         ({"overrides": {"data.train.annotations": ""}}, ConfigError, r"data\.train\.annotations"),
     ],

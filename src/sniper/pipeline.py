@@ -346,7 +346,9 @@ def _check_inputs(
     check_divisible(spec, device=device, processes=processes)
     if resume:
         Run.open(folder).check_trained_on(dataset.identity)
-    elif spec.data.chips is not None:
+        return
+    Run.check_absent(folder)
+    if spec.data.chips is not None:
         ChipTable.load(Path(spec.data.chips), pyramid=spec.pyramid, digest=dataset.digest)
 
 
@@ -393,9 +395,9 @@ def _with_shortcuts(overrides: Mapping[str, Any], shortcuts: Mapping[str, Any]) 
         for name, value in shortcuts.items()
         if value is not None
     }
-    twice = sorted(given.keys() & overrides.keys())
+    twice = [label for label in overrides if label.removeprefix("--") in given]
     if twice:
-        raise ConfigError(f"--{twice[0]}: is set twice, once by its short option")
+        raise ConfigError(f"{twice[0]}: is set twice, once by its short option")
     return {**overrides, **given}
 
 
@@ -419,9 +421,9 @@ def _derive(
     path = None if config is None else expand_path(config)
     _, names = load_partial(path, overrides=overrides)
     if "data.train.annotations" in names:
-        raise ConfigError(
-            "data.train.annotations: is the data set that is trained on, which was named already"
-        )
+        labels = [label for label in overrides if label.removeprefix("--") == "data.train.annotations"]
+        label = labels[0] if labels else f"{config}: data.train.annotations"
+        raise ConfigError(f"{label}: is the data set that is trained on, which was named already")
     texts = {**overrides, "data.train.annotations": _absolute(source)}
     spec, names = load_partial(path, overrides=texts)
     if deadline is not None and "train.epochs" in names:

@@ -54,7 +54,7 @@ def test_the_installed_command_prints_its_version() -> None:
     [
         ("trian", 'Unknown command "trian". Did you mean "train"?'),
         ("train", "requires an argument"),
-        ("predict run --limt 3", "Unknown option: --limt. Did you mean --limit?"),
+        ("predict run --limt 3", "--limt: no such option; did you mean --limit?"),
         ("predict run --annotations a.json --image-root b", "--image-root was renamed to --images"),
         ("mine run --image-root=b", "--image-root was renamed to --images"),
         ("predict run x.png --limit -1", "Must be >= 1"),

@@ -213,7 +213,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: 
         ("run images -o images", "images: expected a file to write"),
         ("run images/train_0.png --draw train.json", "exists"),
         ("run train.json", "cannot be read as an image"),
-        ("run x.png --device abacus", "device abacus: cannot be used"),
+        ("run x.png --device abacus", "device abacus: there is no such device"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(

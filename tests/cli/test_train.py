@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 import sniper as package
-from sniper.cli.train import parse_overrides
+from sniper.cli.unknown import parse_overrides
 from sniper.config.experiment import widened
 from sniper.config.loading import load_experiment
 from sniper.errors import ConfigError
@@ -139,11 +139,11 @@ def test_overrides_without_name_or_value_are_refused(arguments: list[str], messa
     ("arguments", "message"),
     [
         ("none.yaml", "none.yaml: no such file; expected a data set"),
-        ("experiment.yaml --train.epoch 3", "did you mean train.epochs?"),
-        ("experiment.yaml --train 3", "train: "),
+        ("experiment.yaml --train.epoch 3", "did you mean --train.epochs?"),
+        ("experiment.yaml --train 3", "--train: is a section"),
         (
             "experiment.yaml --train.milestones 3",
-            "error: --train.milestones: must be a list, not 3 (such as [3])",
+            "error: --train.milestones: must be a list, not 3 (--train.milestones '[3]')",
         ),
         ("experiment.yaml --lr 3", "--lr: no such option; use --train.learning_rate"),
         ("train.json --batch 3", "--batch: no such option; use --train.batch_size"),
@@ -152,11 +152,11 @@ def test_overrides_without_name_or_value_are_refused(arguments: list[str], messa
         ("train.json --workers 3", "--workers: no such option; use --data.num_workers"),
         ("train.json --optimizer sgd", "--optimizer: no such option; use --train.optimizer"),
         ("train.json --num-workers 3", "--num-workers: no such option; use --data.num_workers"),
-        ("train.json --device gpu", "a GPU is named cuda, cuda:0"),
+        ("train.json --device gpu", "device gpu: there is no such device; this machine has cpu"),
         ("train.json --time 10", "--time 10: expected a time such as 90s, 10m or 1h30m"),
         ("train.json --time 1m --epochs 2", "--time: and --epochs exclude each other"),
         ("train.json --epochs 2 --train.epochs 3", "--train.epochs: is set twice"),
-        ("train.json --train.epoch 3", "error: --train.epoch is not known; did you mean train.epochs?"),
+        ("train.json --train.epoch 3", "error: --train.epoch is not known; did you mean --train.epochs?"),
         ("train.json --data.train.annotations a.json", "data.train.annotations: is the data set"),
         ("train.json --config none.yaml", "--config none.yaml: cannot be read"),
         ("train.json --resume --run none", "there is no run"),
@@ -167,7 +167,7 @@ def test_overrides_without_name_or_value_are_refused(arguments: list[str], messa
         ("experiment.yaml --run train.json", "the folder of the run cannot be created"),
         ("experiment.yaml --run none --resume", "there is no run"),
         ("experiment.yaml --run none --step 3", "step: needs resume"),
-        ("experiment.yaml --device abacus", "device abacus: cannot be used"),
+        ("experiment.yaml --device abacus", "device abacus: there is no such device"),
         ("experiment.yaml --model.backbone.name resnet51", "timm has no model 'resnet51'"),
         ("experiment.yaml --model.backbone.weights none.safetensors", "none.safetensors: cannot be loaded"),
     ],

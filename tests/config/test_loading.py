@@ -219,12 +219,14 @@ def test_every_renamed_key_and_value_is_in_the_tables() -> None:
 def test_an_old_key_is_refused_with_its_new_name(old: str, value: str, new: str) -> None:
     cases: tuple[tuple[str, dict[str, str], str], ...] = (
         (as_yaml(old, value), {}, "folder/experiment.yaml: "),
-        ("", {old: value}, "--"),
+        ("", {old: value}, ""),
+        ("", {f"--{old}": value}, "--"),
     )
     for text, overrides, where in cases:
         with pytest.raises(ConfigError) as caught:
             parse_experiment(text, source=SOURCE, overrides=overrides)
-        assert str(caught.value).startswith(f"{where}{old} was renamed to {new}")
+        dashes = where if where == "--" else ""
+        assert str(caught.value).startswith(f"{where}{old} was renamed to {dashes}{new}")
 
 
 @pytest.mark.parametrize(("name", "old", "new"), OLD_VALUES)
@@ -312,7 +314,7 @@ def test_mistakes_in_options_are_told_apart_from_those_of_the_file() -> None:
         parse_experiment(
             "train: {epochs: 0, milestones: 3}",
             source=SOURCE,
-            overrides={"train.batch_size": "-2", "seed": "x"},
+            overrides={"--train.batch_size": "-2", "--seed": "x"},
         )
     file, *options = str(caught.value).split("; --")
     assert file.startswith(

@@ -11,9 +11,17 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
+from cyclopts import (
+    App,
+    CycloptsError,
+    Parameter,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from rich.console import Console
 
 from sniper import __version__
@@ -23,12 +31,13 @@ from sniper.cli.convert import convert
 from sniper.cli.demo import demo
 from sniper.cli.evaluate import evaluate
 from sniper.cli.mine import mine
-from sniper.cli.options import RENAMED, convert_argument
+from sniper.cli.options import convert_argument
 from sniper.cli.output import console, print_error, print_warnings
 from sniper.cli.plan import plan
 from sniper.cli.predict import predict
 from sniper.cli.recipes import recipes
 from sniper.cli.train import train
+from sniper.cli.unknown import OTHER_COMMANDS, Command, UnknownOption, explain_option
 from sniper.errors import SniperError
 
 app = App(
@@ -88,10 +97,13 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        print_error(_describe(error))
+        print_error(_describe(error, arguments))
         return 2
     except SniperError as error:
-        print_error(str(error))
+        message = str(error)
+        if isinstance(error, UnknownOption):
+            message = _explain_option(error.option, arguments)
+        print_error(message)
         return 2
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -111,10 +123,38 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print_warnings([str(message)])
 
 
-def _describe(error: CycloptsError) -> str:
-    """Describe a mistake in the arguments, and what to use instead of a renamed option."""
-    if isinstance(error, UnknownOptionError):
-        option = (error.token.keyword or error.token.value).partition("=")[0]
-        if option in RENAMED:
-            return f"{option} was renamed to {RENAMED[option]}"
+def _describe(error: CycloptsError, arguments: Sequence[str]) -> str:
+    """Describe a mistake in the arguments, and what to use instead of an unknown option or command."""
+    if isinstance(error, UnknownOptionError) and arguments[0] in _names():
+        return _explain_option((error.token.keyword or error.token.value).partition("=")[0], arguments)
+    if isinstance(error, UnknownCommandError) and arguments[0] in OTHER_COMMANDS:
+        return f"{arguments[0]}: no such command; use sniper {OTHER_COMMANDS[arguments[0]]}"
+    if isinstance(error, UnknownCommandError) and Path(arguments[0]).exists():
+        return f"{arguments[0]}: expected a command first, such as sniper train {arguments[0]}"
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        (usage,) = [usage for command, usage in _COMMANDS.items() if command.__name__ == arguments[0]]
+        return f"{error.unused_tokens[0]}: is one argument too many; usage: sniper {arguments[0]} {usage}".rstrip()
     return str(error)
+
+
+def _explain_option(option: str, arguments: Sequence[str]) -> str:
+    """Explain an option that the command, the first of the arguments, does not have."""
+    commands = [
+        Command(
+            name=command.__name__,
+            usage=usage,
+            options=[
+                name
+                for argument in app[command.__name__].assemble_argument_collection()
+                for name in argument.names
+                if name.startswith("-")
+            ],
+        )
+        for command, usage in _COMMANDS.items()
+    ]
+    (command,) = [command for command in commands if command.name == arguments[0]]
+    return explain_option(option, command, commands)
+
+
+def _names() -> list[str]:
+    return [command.__name__ for command in _COMMANDS]

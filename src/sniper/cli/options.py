@@ -8,37 +8,6 @@ from cyclopts import Parameter, Token, convert, validators
 
 from sniper.files import expand_path
 
-RENAMED = {"--image-root": "--images"}
-"""Options of earlier versions, and the options that replace them."""
-
-
-OTHER_NAMES = {
-    "backbone": "model.backbone.name",
-    "batch": "train.batch_size",
-    "bs": "train.batch_size",
-    "conf": "predict.score_threshold",
-    "chip": "pyramid.chip_size",
-    "image-root": "data.train.images",
-    "images": "data.train.images",
-    "img": "pyramid.chip_size",
-    "img-size": "pyramid.chip_size",
-    "imgsz": "pyramid.chip_size",
-    "iou": "predict.merge_iou",
-    "levels": "pyramid.levels",
-    "lr": "train.learning_rate",
-    "lr0": "train.learning_rate",
-    "max-det": "predict.max_detections",
-    "model": "model.backbone.name",
-    "name": "run",
-    "output": "run",
-    "project": "run",
-    "split": "data.train.split",
-    "warmup": "train.warmup_steps",
-    "weights": "model.backbone.weights",
-    "workers": "data.num_workers",
-}
-"""Names of options of `sniper train` in other libraries, and ours."""
-
 
 def default(text: str) -> Callable[[Any], str]:
     """Describe a default that is not known before the command runs, for `Parameter.show_default`."""

@@ -1,5 +1,6 @@
 """`sniper train`: run all stages of an experiment, or continue them."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from sniper.cli.options import ANNOTATIONS_HELP, OTHER_NAMES, Count, Device, Json, default, flag
+from sniper.cli.options import ANNOTATIONS_HELP, Count, Device, Json, default, flag
 from sniper.cli.output import (
     announce_compilation,
     console,
@@ -17,7 +18,8 @@ from sniper.cli.output import (
     print_warnings,
 )
 from sniper.cli.progress import show_progress
-from sniper.errors import ConfigError, printable
+from sniper.cli.unknown import parse_overrides
+from sniper.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +55,7 @@ def train(
     epochs: Annotated[
         float | None,
         Parameter(
-            validator=validators.Number(gt=0),
+            validator=validators.Number(gt=0, lt=math.inf),
             help="Epochs to train for.",
             show_default=default("by the size of the data set"),
         ),
@@ -134,7 +136,7 @@ def train(
             time=time,
             config=config,
             weights_from=weights_from,
-            overrides=parse_overrides(overrides),
+            overrides={f"--{name}": value for name, value in parse_overrides(overrides).items()},
             callbacks=Callbacks(
                 on_step=report_step,
                 on_mining=bars.mining,
@@ -172,42 +174,3 @@ def _next_command(run: "Run") -> str:
     folder = shlex.quote(str(run.folder))
     images = "" if has_test_images(load_experiment(run.config_path)) else " IMAGES"
     return f"sniper predict {folder}{images} --draw {shlex.quote(str(run.folder / 'pictures'))}"
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """Parse `--section.field VALUE` and `--section.field=VALUE` into values by dotted name.
-
-    Raises:
-        ConfigError: if an argument is no option, or has no value.
-    """
-    overrides = {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        name, has_value, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("-"):
-            _check_name(name.lstrip("-"))
-        if not argument.startswith("--"):
-            raise ConfigError(f"{argument}: expected --section.field VALUE")
-        if not has_value:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"{argument}: the value is missing; expected {argument} VALUE")
-            value = rest.pop(0)
-        overrides[name] = value
-    return overrides
-
-
-def _check_name(name: str) -> None:
-    """Refuse the name of a field without its section, or the name of another library, with ours.
-
-    Raises:
-        ConfigError: naming the option to use.
-    """
-    from sniper.config.loading import find_fields
-
-    if "." in name or name == "seed":
-        return
-    other = OTHER_NAMES.get(name.replace("_", "-"))
-    names = [other] if other else find_fields(name.replace("-", "_"))
-    if names:
-        raise ConfigError(f"--{name}: no such option; use {' or '.join(f'--{field}' for field in names)}")

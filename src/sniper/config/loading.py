@@ -3,8 +3,9 @@
 import difflib
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+import shlex
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -121,7 +122,7 @@ def load_experiment(
         path: a YAML file, or the name of a recipe (see `list_recipes`) where no such file exists. Relative paths in a
             file start from its folder. `~` and `$NAME` are expanded.
         overrides: values by dotted name, such as `train.epochs`, written as in YAML. Relative paths among them start
-            from the working folder.
+            from the working folder. An error names the override as it is here, which may be the name of the option.
         base: values of the fields that neither the file nor the overrides give; by default those of `ExperimentSpec`,
             and for `predict.levels` the levels of the pyramid, widened, if it is not the default one.
 
@@ -130,11 +131,7 @@ def load_experiment(
     """
     path = expand_path(path)
     source = path if path.exists() else find_recipe(path)
-    try:
-        text = read_bytes(source).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    return parse_experiment(text, source=path, overrides=overrides, base=base)
+    return parse_experiment(_read_text(source, label=str(path)), source=path, overrides=overrides, base=base)
 
 
 def parse_experiment(
@@ -145,11 +142,11 @@ def parse_experiment(
     base: ExperimentSpec | None = None,
 ) -> ExperimentSpec:
     """Parse an experiment from YAML text; `source` is the file it comes from. See `load_experiment`."""
-    overrides = overrides or {}
-    values = _parse_values(text, source=source, overrides=overrides)
+    in_file, changes = _parse_file(text, source=source), _parse_overrides(overrides or {})
     if base is not None:
-        return _validate(_merged(asdict(base), values), source=source, overrides=overrides)
-    spec = _validate(values, source=source, overrides=overrides)
+        return _validate(_merged(asdict(base), in_file), changes, source=source)
+    spec = _validate(in_file, changes, source=source)
+    values = _put_over(in_file, changes)
     has_levels = "predict.levels" in _flat(values)
     if has_levels or spec.pyramid.levels == PyramidSpec().levels:
         return spec
@@ -173,18 +170,16 @@ def load_partial(
         ConfigError: naming all problems of the file and the overrides.
     """
     source = Path("options") if path is None else expand_path(path)
-    try:
-        text = "" if path is None else read_bytes(source).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error})") from error
-    values = _parse_values(text, source=source, overrides=overrides or {})
+    text = "" if path is None else _read_text(source, label=f"--config {path}")
+    in_file, changes = _parse_file(text, source=source), _parse_overrides(overrides or {})
+    values = _put_over(in_file, changes)
     pyramid = values.get("pyramid")
-    whole = {}
+    whole: dict[str, Any] = {}
     if isinstance(pyramid, dict) and isinstance(pyramid.get("chip_size"), int):
         whole = {
             "pyramid": {"levels": [{"long_side": pyramid["chip_size"]}]}
         }  # the default levels do not fit into it
-    spec = _validate(_merged(whole, values), source=source, overrides=overrides or {})
+    spec = _validate(_merged(whole, in_file), changes, source=source)
     return spec, frozenset(_flat(values))
 
 
@@ -230,10 +225,7 @@ def is_experiment(path: Path) -> bool:
         return True
     if path.suffix.lower() not in (".yaml", ".yml"):
         return False
-    try:
-        values = _parse_yaml(read_bytes(path).decode(), source=str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    values = _parse_yaml(_read_text(path, label=str(path)), source=str(path))
     keys = set(values) if isinstance(values, dict) else set()
     sections = {field.name for field in fields(ExperimentSpec)}
     as_data = sorted(
@@ -255,31 +247,96 @@ def is_experiment(path: Path) -> bool:
     return not as_data
 
 
-def _parse_values(text: str, *, source: Path, overrides: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of a file and of overrides as nested mappings, with absolute paths."""
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """A value that is put over those of a file.
+
+    Attributes:
+        label: what errors call it: an option, or the dotted name of the field.
+        name: dotted name of the field, or of a section.
+        value: from YAML, with absolute paths.
+    """
+
+    label: str
+    name: str
+    value: Any
+
+    def as_sections(self) -> dict[str, Any]:
+        """Return the value in its sections."""
+        value = self.value
+        for key in reversed(self.name.split(".")):
+            value = {key: value}
+        return dict(value)
+
+
+def _read_text(path: Path, *, label: str) -> str:
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{label}: cannot be read ({error})") from error
+    except OSError as error:
+        raise ConfigError(f"{label}: cannot be read ({error.strerror or error})") from error
+
+
+def _parse_file(text: str, *, source: Path) -> dict[str, Any]:
+    """Return the values of a file as nested mappings, with absolute paths."""
     values = _parse_yaml(text, source=str(source))
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections such as data and train, got {type(values).__name__}")
+    known = [field.name for field in fields(ExperimentSpec)]
+    if len(values) > 1 and not values.keys() & set(known):
+        raise ConfigError(
+            f"{source}: is no experiment: expected sections ({', '.join(known)}), got {', '.join(values)}"
+        )
     _resolve_paths(values, folder=source.parent)
-    for name, value in overrides.items():
-        change = _nested(name, _parse_yaml(value, source=f"--{name}"))
-        _resolve_paths(change, folder=Path())
-        values = _merged(values, change)
     return values
 
 
-def _validate(values: Mapping[str, Any], *, source: Path, overrides: Mapping[str, str]) -> ExperimentSpec:
-    """Build an experiment from nested mappings; errors name the file, or the option that a value is from."""
+def _parse_overrides(overrides: Mapping[str, str]) -> list[_Change]:
+    """Return the values of overrides, with absolute paths."""
+    changes = []
+    for label, text in overrides.items():
+        if text.lstrip()[:1] in ("[", "{") and text.rstrip()[-1:] not in ("]", "}"):
+            raise ConfigError(f"{label} {text}: the bracket is not closed; in a shell, quote the whole list")
+        change = _Change(label=label, name=label.removeprefix("--"), value=_parse_yaml(text, source=label))
+        sections = change.as_sections()
+        _resolve_paths(sections, folder=Path())
+        for key in change.name.split("."):
+            sections = sections[key]
+        changes.append(replace(change, value=sections))
+    return changes
+
+
+def _put_over(values: Mapping[str, Any], changes: Sequence[_Change]) -> dict[str, Any]:
+    """Put the values of overrides over others."""
+    merged = dict(values)
+    for change in changes:
+        merged = _merged(merged, change.as_sections())
+    return merged
+
+
+def _validate(in_file: Mapping[str, Any], changes: Sequence[_Change], *, source: Path) -> ExperimentSpec:
+    """Build an experiment from nested mappings; errors name the file, or the overrides that they come from."""
     try:
-        _check_encodable(values, source=source)
-        # As JSON: a strict spec takes lists for tuples and mappings for dataclasses only there.
-        return _VALIDATOR.validate_json(json.dumps(values, default=str))
+        _check_encodable(in_file, label=str(source))
+        for change in changes:
+            _check_encodable({change.name: change.value}, label=change.label)
+        return _build(_put_over(in_file, changes))
     except ValidationError as error:
-        raise ConfigError("; ".join(_problems(error, source=source, overrides=overrides))) from error
+        raise ConfigError("; ".join(_problems(error, in_file, changes, source=source))) from error
     except (ValueError, RecursionError) as error:  # an alias within itself
         raise ConfigError(f"{source}: not a valid YAML mapping ({error})") from error
+
+
+def _build(values: Mapping[str, Any]) -> ExperimentSpec:
+    """Build an experiment, as from JSON: a strict spec takes lists for tuples and mappings for dataclasses only there.
+
+    Raises:
+        ValidationError: with all problems.
+    """
+    return _VALIDATOR.validate_json(json.dumps(values, default=str))
 
 
 def dump_experiment(spec: ExperimentSpec) -> str:
@@ -319,7 +376,7 @@ def _parse_yaml(text: str, *, source: str) -> Any:
         raise ConfigError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
 
 
-def _check_encodable(values: Mapping[str, Any], *, source: Path) -> None:
+def _check_encodable(values: Mapping[str, Any], *, label: str) -> None:
     """Refuse paths with bytes that are not UTF-8, which neither YAML nor JSON can express."""
     names = [
         name
@@ -328,15 +385,8 @@ def _check_encodable(values: Mapping[str, Any], *, source: Path) -> None:
     ]
     if names:
         raise ConfigError(
-            f"{source}: {', '.join(names)}: expected a path in UTF-8; rename the folder or file, or link to it"
+            f"{label}: {', '.join(names)}: expected a path in UTF-8; rename the folder or file, or link to it"
         )
-
-
-def _nested(name: str, value: Any) -> dict[str, Any]:
-    """Turn `a.b` and a value into sections."""
-    for key in reversed(name.split(".")):
-        value = {key: value}
-    return dict(value)
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,21 +409,52 @@ def _resolve_paths(values: dict[str, Any], *, folder: Path) -> None:
             inner[last] = str((folder / expand_path(inner[last], folder=folder)).absolute())
 
 
-def _problems(error: ValidationError, *, source: Path, overrides: Mapping[str, str]) -> list[str]:
-    """Describe the errors of pydantic, each as one phrase: those of the file after its name, then those of options."""
-    faults = error.errors()
-    # A list with invalid items is reported as too short, too, since pydantic counts the valid ones.
-    sections = {fault["loc"][:length] for fault in faults for length in range(len(fault["loc"]))}
-    in_file: list[str] = []
-    in_options: list[str] = []
-    for fault in faults:
-        if fault["type"] == "too_short" and fault["loc"] in sections:
-            continue
+def _problems(
+    error: ValidationError, in_file: Mapping[str, Any], changes: Sequence[_Change], *, source: Path
+) -> list[str]:
+    """Describe the errors of pydantic, each as one phrase: those of the file after its name, then those of overrides.
+
+    An error that the file alone does not have comes from the overrides in its section.
+    """
+    of_file = {(fault["loc"], fault["type"]) for fault in _faults_alone(in_file)} if changes else set()
+    file_phrases: list[str] = []
+    phrases: list[str] = []
+    for fault in _distinct(error.errors()):
         name = _without_indices(fault["loc"])
-        is_option = any(name == given or name.startswith(f"{given}.") for given in overrides)
-        (in_options if is_option else in_file).append(_describe(fault))
-    options = [f"--{problem}" for problem in in_options]
-    return [f"{source}: {'; '.join(in_file)}", *options] if in_file else options
+        direct = [change for change in changes if name == change.name or name.startswith(f"{change.name}.")]
+        if direct:
+            phrases.append(_describe(fault, change=direct[-1]))
+        elif not changes or (fault["loc"], fault["type"]) in of_file:
+            file_phrases.append(_describe(fault))
+        else:
+            is_rule = fault["type"] == "value_error"  # which names its fields
+            message = _describe({**fault, "loc": ()} if is_rule else fault)
+            phrases.append(f"{_labels_of(fault, changes)}: {message}")
+    return [f"{source}: {'; '.join(file_phrases)}", *phrases] if file_phrases else phrases
+
+
+def _faults_alone(in_file: Mapping[str, Any]) -> list[ErrorDetails]:
+    try:
+        _build(in_file)
+    except ValidationError as error:
+        return error.errors()
+    return []
+
+
+def _distinct(faults: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """Yield errors except lists that are reported as too short, too, since pydantic counts the valid items only."""
+    sections = {fault["loc"][:length] for fault in faults for length in range(len(fault["loc"]))}
+    for fault in faults:
+        if fault["type"] != "too_short" or fault["loc"] not in sections:
+            yield fault
+
+
+def _labels_of(fault: ErrorDetails, changes: Sequence[_Change]) -> str:
+    """Return the overrides that an error of several fields comes from: those it mentions, or all of its section."""
+    section = _without_indices(fault["loc"])
+    inside = [change for change in changes if not section or change.name.startswith(f"{section}.")] or changes
+    mentioned = [change for change in inside if change.name.removeprefix(f"{section}.") in fault["msg"]]
+    return " and ".join(change.label for change in mentioned or inside)
 
 
 _PHRASES = {
@@ -382,24 +463,50 @@ _PHRASES = {
 }
 
 
-def _describe(fault: ErrorDetails) -> str:
-    """Describe one error of pydantic: the field's dotted name, the accepted values, the given one."""
+def _describe(fault: ErrorDetails, *, change: _Change | None = None) -> str:
+    """Describe one error of pydantic: the field's dotted name, the accepted values, the given one.
+
+    Args:
+        fault: the error.
+        change: the override that it comes from.
+    """
     kind, place, value = fault["type"], _dotted(fault["loc"]), fault["input"]
+    is_option = change is not None and change.label.startswith("--")
+    dashes = "--" if is_option else ""
+    if change is not None:
+        place = dashes + place
     if kind == "unexpected_keyword_argument":
-        return f"{place} {_unknown_key_hint(fault['loc'])}"
+        return f"{place} {_unknown_key_hint(fault['loc'], dashes=dashes)}"
     if kind == "missing":
         return f"{place} is missing"
     if kind == "value_error":
         message = fault["msg"].removeprefix("Value error, ")
         return f"{place}: {message}" if place else message
+    if kind == "dataclass_type" and change is not None and not isinstance(value, Mapping):
+        first = fields(_section_at(fault["loc"]))[0].name
+        return f"{place}: is a section, not a field; its fields are set one by one, such as {place}.{first}"
     message = fault["msg"].replace("Input should", "must", 1).replace("Tuple should", "must", 1)
     message = _PHRASES.get(kind, message.replace(" after validation", ""))
     if kind not in ("too_long", "too_short"):  # these give the number of items themselves
         message += f", not {_shown(value)}"
     hint = _value_hint(fault["loc"], value)
-    if kind == "tuple_type" and isinstance(value, int | float | str):
-        hint = f"such as [{value}]"
+    form = _other_form(kind, fault["loc"], value)
+    if form is not None:
+        hint = f"{place} {shlex.quote(form)}" if is_option else f"such as {form}"
     return f"{place}: {message}" + (f" ({hint})" if hint else "")
+
+
+def _other_form(kind: str, loc: Sequence[str | int], value: Any) -> str | None:
+    """Write a value as a list where a list is expected, and the other way round; None if that is not the mistake."""
+    if kind == "tuple_type":
+        if loc[-1] == "levels":
+            return "[{long_side: 512}]"
+        if isinstance(value, str) and "," in value:
+            return f"[{', '.join(part.strip() for part in value.split(','))}]"
+        return f"[{value}]" if isinstance(value, int | float | str) else None
+    if kind in ("int_type", "float_type", "string_type", "bool_type") and isinstance(value, list) and value:
+        return str(value[0])
+    return None
 
 
 def _dotted(loc: Sequence[str | int]) -> str:
@@ -420,15 +527,15 @@ def _value_hint(loc: Sequence[str | int], value: Any) -> str:
     return "YAML reads yes, no, on and off as true and false" if isinstance(value, bool) else ""
 
 
-def _unknown_key_hint(loc: Sequence[str | int]) -> str:
-    """Explain an unknown key: its new name, or the nearest known one."""
+def _unknown_key_hint(loc: Sequence[str | int], *, dashes: str = "") -> str:
+    """Explain an unknown key: its new name, or the nearest known one, after the dashes of an option."""
     new = RENAMED.get(_without_indices(loc))
     if new is not None:
-        return f"was renamed to {new}"
+        return f"was renamed to {dashes}{new}"
     known = [field.name for field in fields(_section_at(loc[:-1]))]
     near = difflib.get_close_matches(str(loc[-1]), known, n=1)
     if near:
-        return f"is not known; did you mean {_dotted([*loc[:-1], near[0]])}?"
+        return f"is not known; did you mean {dashes}{_dotted([*loc[:-1], near[0]])}?"
     return f"is not known; known are {', '.join(known)}"
 
 

@@ -11,7 +11,7 @@ from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import load_experiment
 from sniper.data.datasets import Category
 from sniper.data.datasets.categories import match_names
-from sniper.errors import CheckpointError, ConfigError, WeightsError, count_and_list
+from sniper.errors import CheckpointError, ConfigError, RunError, WeightsError, count_and_list
 from sniper.models.build import build_detector
 from sniper.models.spec import DetectorSpec
 from sniper.models.two_stage import CLASS_TENSORS, TwoStageDetector
@@ -111,9 +111,12 @@ class InitialWeights:
         """
         path = Path(path)
         if path.is_dir():
-            run = Run.open(path)
+            try:
+                run = Run.open(path)
+                tensors, categories, source = run.load_weights()
+            except RunError as error:
+                raise RunError(f"{_FIELD}: {error}") from error
             experiment = load_experiment(run.config_path)
-            tensors, categories, source = run.load_weights()
             if experiment.train.rpn_only:
                 tensors = {
                     name: tensor for name, tensor in tensors.items() if not name.startswith("roi_head.")

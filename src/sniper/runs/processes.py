@@ -103,7 +103,16 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
             torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        first_line = str(error).partition("\n")[0]
-        hint = "; a GPU is named cuda, cuda:0, cuda:1 and so on" if str(name).startswith("gpu") else ""
-        raise ConfigError(f"device {name}: cannot be used ({first_line}){hint}") from error
+        devices = available_devices()
+        is_known = str(name) in devices
+        reason = (
+            f"cannot be used ({str(error).partition(chr(10))[0]})" if is_known else "there is no such device"
+        )
+        raise ConfigError(f"device {name}: {reason}; this machine has {' and '.join(devices)}") from error
     return device
+
+
+def available_devices() -> list[str]:
+    """Return the names of the devices that torch can compute on."""
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return [*devices, "mps"] if torch.backends.mps.is_available() else devices
