@@ -4,7 +4,7 @@
 
 A part of each training set is held out, the same for all seeds, and scored on; no test image is used. Each cell trains
 with the settings that are derived from the data set and the change, for the same megapixels; where a change makes a
-pixel more expensive (`fpn`, `batch8`), for those that take the same processor time, by steps of both that are measured
+pixel more expensive (`concat`, `batch8`), for those that take the same processor time, by steps of both that are measured
 in turn. Finished cells are kept in the folder and not run again. Writes `table.md` to the folder.
 """
 
@@ -43,7 +43,7 @@ from sniper.training.learner import Learner
 
 CHOICES: dict[str, Mapping[str, Any]] = {
     "derived": {},
-    "fpn": {"model.backbone.neck": "fpn"},
+    "concat": {"model.backbone.neck": "concat"},
     "cosine": {"train.schedule": "cosine"},
     "steps": {"train.schedule": "steps"},
     "ema": {"train.ema_decay": 0.998},
@@ -61,7 +61,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 }
 """Changes by name: fields of the experiment, and the sizes in chip pixels that `suggest_pyramid` takes for useful."""
 
-_COSTLY = ("fpn", "batch8")
+_COSTLY = ("concat", "batch8")
 _PAIRS = 6  # of steps that are measured to compare costs, after one that is not counted
 
 
@@ -96,7 +96,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--choices", nargs="+", choices=CHOICES, default=list(CHOICES))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--held-out", type=float, default=0.15, help="share of the images")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of the images")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -98,9 +98,24 @@ def test_a_chip_size_that_is_set_is_planned_with(dataset: Dataset, size: int) ->
 
 
 def test_a_feature_pyramid_has_five_anchor_sizes(dataset: Dataset) -> None:
-    sizes = derived(dataset, model__backbone__neck="fpn").model.rpn.anchor_sizes
+    model = derived(dataset).model
+    assert model.backbone.neck == "fpn"
+    sizes = model.rpn.anchor_sizes
     assert len(sizes) == 5
-    assert sizes[0] == derived(dataset).model.rpn.anchor_sizes[0]
+    one_map = derived(dataset, model__backbone__neck="concat").model
+    assert one_map.rpn.anchor_sizes[0] == sizes[0]
+    assert len(one_map.rpn.anchor_sizes) < 5
+
+
+@pytest.mark.parametrize(
+    "fields", [{"model__rpn__anchor_sizes": [16, 32]}, {"model__roi_head__pooling": "deformable"}]
+)
+def test_fields_that_exclude_a_feature_pyramid_lead_to_one_map(
+    dataset: Dataset, fields: dict[str, Any]
+) -> None:
+    assert derived(dataset, **fields).model.backbone.neck == "concat"
+    with pytest.raises(ConfigError, match="feature pyramid"):
+        derived(dataset, model__backbone__neck="fpn", **fields)
 
 
 def derive_on_gpu(

@@ -66,7 +66,8 @@ class Backbone(nn.Module):
             if tuple(self.trunk.feature_info.reduction()) != PYRAMID_STRIDES[:-1]:
                 raise ConfigError(
                     f"model.backbone.neck: {spec.name} has features of strides "
-                    f"{self.trunk.feature_info.reduction()}; a feature pyramid needs {list(PYRAMID_STRIDES[:-1])}"
+                    f"{self.trunk.feature_info.reduction()}; a feature pyramid needs {list(PYRAMID_STRIDES[:-1])} "
+                    "(model.backbone.neck: concat needs one of stride 16)"
                 )
             self.fpn = FeaturePyramidNetwork(channels, pyramid_channels, extra_blocks=LastLevelMaxPool())
         self.num_channels = sum(channels) if self.fpn is None else pyramid_channels

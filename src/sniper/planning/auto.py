@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -224,7 +224,7 @@ def _complete(
         batch_size=train.batch_size if given.has("train.batch_size") else batch_size,
         epochs=train.epochs if given.has("train.epochs") else epochs,
         optimizer=train.optimizer if given.has("train.optimizer") else "adamw",
-        neck=given.spec.model.backbone.neck,
+        neck=_choose_neck(given),
         on_gpu=on_gpu,
     )
     derived = replace(derived, predict=replace(derived.predict, max_detections=_max_detections(dataset)))
@@ -235,6 +235,15 @@ def _complete(
         levels = widened(experiment.pyramid.levels)
         experiment = replace(experiment, predict=replace(experiment.predict, levels=levels))
     return experiment
+
+
+def _choose_neck(given: Given) -> Literal["concat", "fpn"]:
+    """Return the neck that was set, or else a feature pyramid, unless the other fields that were set exclude it."""
+    model = given.spec.model
+    if given.has("model.backbone.neck"):
+        return model.backbone.neck
+    has_other_anchors = given.has("model.rpn.anchor_sizes") and len(model.rpn.anchor_sizes) != 5
+    return "concat" if has_other_anchors or model.roi_head.pooling == "deformable" else "fpn"
 
 
 def _fit_batch(complete: Callable[..., ExperimentSpec], dataset: Dataset, *, device: torch.device) -> int:
@@ -349,9 +358,17 @@ def _describe(
             "model.backbone.name",
         ),
         (
+            "neck",
+            {"fpn": "feature pyramid (FPN)", "concat": "one feature map"}[experiment.model.backbone.neck],
+            "more accurate at the same cost on small objects",
+            "model.backbone.neck",
+        ),
+        (
             "anchors",
             ", ".join(f"{size:g}" for size in rpn.anchor_sizes) + " px",
-            "powers of 2 around the objects in the chips",
+            "powers of 2 around the objects in the chips"
+            if experiment.model.backbone.neck == "concat"
+            else "powers of 2 from the smallest objects in the chips on",
             "model.rpn.anchor_sizes",
         ),
         (

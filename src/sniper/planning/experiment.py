@@ -37,7 +37,7 @@ def suggest_experiment(
     batch_size: int | None = None,
     epochs: float | None = None,
     optimizer: Literal["sgd", "adamw"] = "adamw",
-    neck: Literal["concat", "fpn"] = "concat",
+    neck: Literal["concat", "fpn"] = "fpn",
     on_gpu: bool = False,
 ) -> ExperimentSpec:
     """Return an experiment that trains on the chips of a plan and predicts at the same levels.
