@@ -4,8 +4,8 @@
 
 A part of each training set is held out, the same for all seeds, and scored on; no test image is used. Each cell trains
 with the settings that are derived from the data set and the change, for the same megapixels; where a change makes a
-pixel more expensive (`concat`, `batch8`), for those that take the same processor time, by steps of both that are measured
-in turn. Finished cells are kept in the folder and not run again. Writes `table.md` to the folder.
+pixel more expensive (`concat`, `batch8`), for those that take the same processor time, by steps of both that are
+measured in turn. Finished cells are kept in the folder and not run again. Writes `table.md` to the folder.
 """
 
 import argparse
