@@ -4,6 +4,7 @@ Each detection, from the highest score down, takes the unmatched object of its c
 any number of detections, which are then ignored.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,51 @@ def run_coco_eval(
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairMatches:
+    """All detections of all images, matched with the objects of their classes at one IoU threshold.
+
+    A detection that is neither a true nor a false positive is ignored, since it lies in a crowd or has a lower score
+    than `max_detections` others of its image and class.
+
+    Attributes:
+        pair: the detections and their ground truth.
+        iou: least overlap of a match.
+        is_true_positive: (n,) whether each detection matches an object.
+        is_false_positive: (n,) whether each detection matches nothing.
+    """
+
+    pair: EvaluationPair
+    iou: float
+    is_true_positive: Bool[np.ndarray, " n"]
+    is_false_positive: Bool[np.ndarray, " n"]
+
+
+def match_pair(pair: EvaluationPair, *, iou: float = 0.5, max_detections: int | None = None) -> PairMatches:
+    """Match detections with ground truth by the COCO rules for boxes, at one IoU threshold.
+
+    Args:
+        pair: detections and ground truth.
+        iou: least overlap of a match.
+        max_detections: how many detections of each image and class count; None for all.
+    """
+    limit = max(pair.num_per_image_and_class, default=1) if max_detections is None else max_detections
+    evaluation = run_coco_eval(pair, max_detections=[int(limit)], iou_thresholds=[iou])
+    # Candidates for wrong labels are not needed: no detection has a score of infinity.
+    states = evaluation.image_diagnostics(iou_thr=iou, score_thr=math.inf)[
+        "dt_status"
+    ]  # without those ignored
+    indices = np.fromiter(states, dtype=np.int64, count=len(states)) - 1  # hotcoco numbers detections from 1
+    is_true = np.fromiter((state == "tp" for state in states.values()), dtype=np.bool_, count=len(states))
+    is_true_positive = np.zeros(len(pair), dtype=np.bool_)
+    is_false_positive = np.zeros(len(pair), dtype=np.bool_)
+    is_true_positive[indices] = is_true
+    is_false_positive[indices] = ~is_true
+    return PairMatches(
+        pair=pair, iou=iou, is_true_positive=is_true_positive, is_false_positive=is_false_positive
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
