@@ -123,7 +123,11 @@ def test_the_threshold_is_the_shortest_number_between_scores(
 
 
 def test_of_equal_f1_the_highest_threshold_is_chosen() -> None:
-    found = [{"score": 0.9}, {"score": 0.8, "bbox": _ELSEWHERE}, {"score": 0.7, "bbox": _ELSEWHERE}]
+    found: list[dict[str, Any]] = [
+        {"score": 0.9},
+        {"score": 0.8, "bbox": _ELSEWHERE},
+        {"score": 0.7, "bbox": _ELSEWHERE},
+    ]
     second = {"score": 0.6, "image_id": 2}
     pair = pair_of([*found, second], [{}, {"image_id": 2}])
     # F1 is 2/3 with the best detection alone, and with all four.
