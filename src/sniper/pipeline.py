@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 
 from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
@@ -28,7 +27,7 @@ from sniper.config.loading import (
     load_partial,
     merge_experiment,
     parse_experiment,
-    to_plain,
+    to_yaml,
 )
 from sniper.data.batches import ChipTransform
 from sniper.data.datasets import Category, Dataset, DatasetIdentity, load_dataset
@@ -39,12 +38,14 @@ from sniper.data.holdout import hold_out
 from sniper.data.spec import SourceSpec
 from sniper.errors import ConfigError, count_and_list
 from sniper.evaluation.coco import score
-from sniper.evaluation.pair import EvaluationPair, GroundTruth
+from sniper.evaluation.pair import GroundTruth
 from sniper.files import atomic_write, expand_path
-from sniper.inference.detector import Detector, to_coco
+from sniper.inference.calibration import save_calibration
+from sniper.inference.detector import Detector
 from sniper.inference.mining import mine
 from sniper.inference.proposals import add_negatives
 from sniper.inference.store import BoxStore
+from sniper.inference.validation import validate
 from sniper.models.backbone import check_available
 from sniper.models.two_stage import TwoStageDetector
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
@@ -132,7 +133,7 @@ def train(
         "model.weights_from": weights_from.folder if isinstance(weights_from, Run) else weights_from,
     }
     changes = _with_shortcuts(overrides or {}, shortcuts)
-    texts = _to_yaml(changes)
+    texts = to_yaml(changes)
     processes = Processes.from_environment()
     callbacks = callbacks if processes.is_first else _SILENT
     chosen = select_device(device)
@@ -486,24 +487,6 @@ def _save_validation(folder: Path, spec: ExperimentSpec, *, test: Dataset | None
         file.write(json.dumps(held_out.to_coco()).encode())
 
 
-def _to_yaml(changes: Mapping[str, Any]) -> dict[str, str]:
-    """Write values of fields as YAML; text is YAML already.
-
-    Raises:
-        ConfigError: if a value cannot be written as YAML.
-    """
-    texts = {}
-    for name, value in changes.items():
-        if isinstance(value, str | os.PathLike):
-            texts[name] = os.fspath(value)
-            continue
-        try:
-            texts[name] = yaml.safe_dump(to_plain(value))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name}: {value!r} is no number, text, list or mapping") from error
-    return texts
-
-
 def _load_experiment(
     experiment: ExperimentSpec | str | os.PathLike[str], overrides: Mapping[str, str], *, resumed: Run | None
 ) -> ExperimentSpec:
@@ -641,6 +624,7 @@ class _Stages:
         if self.test is None:
             return None
         return _Evaluator(
+            run=self.run,
             spec=self.spec,
             test=self.test,
             classes=self.dataset.categories,
@@ -654,7 +638,10 @@ class _Stages:
 class _Evaluator:
     """Scores a detector on the test images; each process searches its share.
 
+    How detections are merged and from which score they are shown is chosen by the way, and written to the run.
+
     Attributes:
+        run: its newest checkpoint has the weights of the detector.
         spec: the experiment.
         test: the test images.
         classes: of the detector, by label.
@@ -663,6 +650,7 @@ class _Evaluator:
         processes: that search together.
     """
 
+    run: Run
     spec: ExperimentSpec
     test: Dataset
     classes: tuple[Category, ...]
@@ -676,20 +664,17 @@ class _Evaluator:
 
     def __call__(self, model: TwoStageDetector) -> Mapping[str, float]:
         detector = Detector.from_model(model, spec=self.spec, categories=self.classes, device=self.device)
-        records = [
-            self.test[index]
-            for index in range(self.processes.rank, len(self.test), self.processes.world_size)
-        ]
-        results: list[dict[str, Any]] = []
-        searched = detector.predict_many(records)
-        for record, detections in zip(records, searched, strict=True):
-            if detections is not None:
-                matched = self.match.relabel(detections)
-                scored = matched[matched.labels < len(self.test.categories)]
-                results += to_coco(scored, image_id=record.image_id, categories=self.test.categories)
-        gathered = self.processes.all_gather(results)
-        pair = EvaluationPair.of([entry for results in gathered for entry in results], self._truth)
-        return score(pair).as_dict()
+        validation = validate(
+            detector,
+            self.test,
+            truth=self._truth,
+            match=self.match,
+            step=int(self.run.checkpoints[-1].name),
+            processes=self.processes,
+        )
+        if self.processes.is_first:
+            save_calibration(self.run, validation.calibration)
+        return score(validation.pair).as_dict()
 
 
 def _open_stage(folder: Path, spec: ExperimentSpec, identity: DatasetIdentity) -> Run:

@@ -141,8 +141,9 @@ class PredictSpec:
 
     Attributes:
         levels: the image pyramid; a level reports the detections whose size is in its range.
-        merge: how overlapping detections of all levels are merged: soft-NMS, `gaussian` or `linear`; `hard` NMS; or
-            `fusion`, the mean of boxes weighted by their scores.
+        merge: how overlapping detections of all levels are merged: soft-NMS, `gaussian` or `linear`; `hard` NMS;
+            `fusion`, the mean of boxes weighted by their scores; or `auto`, the method, width and IoU with the best AP
+            on the validation images of the run, Gaussian soft-NMS where there are none.
         soft_nms_sigma: sigma of Gaussian soft-NMS.
         merge_iou: IoU above which detections are merged; not used by Gaussian soft-NMS.
         score_threshold: detections with a lower score after merging are dropped.
@@ -154,7 +155,7 @@ class PredictSpec:
     """
 
     levels: Annotated[tuple[LevelSpec, ...], MinLen(1)] = PAPER_TEST_LEVELS
-    merge: Literal["gaussian", "linear", "hard", "fusion"] = "gaussian"
+    merge: Literal["auto", "gaussian", "linear", "hard", "fusion"] = "gaussian"
     soft_nms_sigma: Annotated[float, Gt(0), AllowInfNan(True)] = 0.55
     merge_iou: Annotated[float, Gt(0), Lt(1)] = 0.5
     score_threshold: Annotated[float, Ge(0), Lt(1)] = 0.001

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 import shlex
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -564,6 +565,24 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [to_plain(item) for item in value]
     return value
+
+
+def to_yaml(changes: Mapping[str, Any]) -> dict[str, str]:
+    """Write values of fields as YAML; text is YAML already.
+
+    Raises:
+        ConfigError: if a value cannot be written as YAML.
+    """
+    texts = {}
+    for name, value in changes.items():
+        if isinstance(value, str | os.PathLike):
+            texts[name] = os.fspath(value)
+            continue
+        try:
+            texts[name] = yaml.safe_dump(to_plain(value))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name}: {value!r} is no number, text, list or mapping") from error
+    return texts
 
 
 def _changes(spec: Any) -> Any:

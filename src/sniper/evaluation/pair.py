@@ -58,6 +58,19 @@ class GroundTruth:
         """Number of images."""
         return len(self.image_ids)
 
+    def select_images(self, indices: Int[np.ndarray, " k"]) -> "GroundTruth":
+        """Return some images with their objects, in the order of the indices, which must be distinct."""
+        new = np.full(self.num_images, -1)
+        new[indices] = np.arange(len(indices))
+        image_indices = new[self.image_indices]
+        names = ("labels", "boxes", "areas", "is_crowd")
+        return replace(
+            self,
+            image_ids=self.image_ids[indices],
+            image_indices=image_indices[image_indices >= 0],
+            **{name: getattr(self, name)[image_indices >= 0] for name in names},
+        )
+
     @classmethod
     def of(cls, truth: Truth) -> "GroundTruth":
         """Convert a data set or a COCO object, or load annotations.
@@ -171,16 +184,7 @@ class EvaluationPair:
 
     def first_images(self, count: int) -> "EvaluationPair":
         """Return the first images of the ground truth, with their objects and detections."""
-        truth = self.truth
-        is_kept = truth.image_indices < count
-        truth = replace(
-            truth,
-            image_ids=truth.image_ids[:count],
-            **{
-                name: getattr(truth, name)[is_kept]
-                for name in ("image_indices", "labels", "boxes", "areas", "is_crowd")
-            },
-        )
+        truth = self.truth.select_images(np.arange(min(count, self.truth.num_images)))
         return replace(self._select(self.image_indices < count), truth=truth)
 
     @property

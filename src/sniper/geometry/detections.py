@@ -10,6 +10,9 @@ from jaxtyping import Bool, Float, Int
 from sniper.errors import count_and_list
 from sniper.geometry.boxes import empty_boxes
 
+DEFAULT_MIN_SCORE = 0.3
+"""The score from which detections are shown where no better one is known."""
+
 _NUM_CLASSES_SHOWN = 5
 
 
@@ -25,6 +28,8 @@ class Detections:
         scores: (n,) confidence from 0 to 1.
         labels: (n,) contiguous class labels, 0..C-1.
         class_names: names by label; empty where they are unknown.
+        min_score: score from which `confident` selects detections: where F1 was best on the validation images. None
+            where it is unknown.
 
     Example:
         >>> boxes = np.array([[0.0, 0.0, 8.0, 8.0], [4.0, 4.0, 20.0, 9.0], [5.0, 0.0, 9.0, 9.0]])
@@ -44,6 +49,7 @@ class Detections:
     scores: Float[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     class_names: tuple[str, ...] = ()
+    min_score: float | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -76,21 +82,43 @@ class Detections:
             raise ValueError("these detections have no class names")
         return tuple(self.class_names[label] for label in self.labels.tolist())
 
-    def to_supervision(self) -> Any:
+    def confident(self, min_score: float | None = None) -> "Detections":
+        """Return the detections to look at or to act on: of at least a score, and without a second box on an object.
+
+        All detections together score best in an evaluation, since soft-NMS keeps duplicates with lower scores, and the
+        score of a detection counts.
+
+        Args:
+            min_score: the score; by default the attribute `min_score`, or 0.3 where that is unknown.
+
+        Returns:
+            The detections, best first.
+        """
+        from sniper.geometry.nms import drop_duplicates
+
+        if min_score is None:
+            min_score = DEFAULT_MIN_SCORE if self.min_score is None else self.min_score
+        return drop_duplicates(self[self.scores >= min_score])
+
+    def to_supervision(self, min_score: float | None = None) -> Any:
         """Convert to `supervision.Detections`, for the trackers, zones and annotators of that package.
 
         Class names, where they are known, become `data["class_name"]`.
+
+        Args:
+            min_score: see `confident`, whose detections are converted.
 
         Raises:
             ModuleNotFoundError: if supervision is not installed.
         """
         import supervision
 
+        shown = self.confident(min_score)
         return supervision.Detections(
-            xyxy=self.boxes.astype(np.float32),
-            confidence=self.scores.astype(np.float32),
-            class_id=self.labels.astype(np.int64),
-            data={"class_name": np.array(self.names, dtype=np.str_)} if self.class_names else {},
+            xyxy=shown.boxes.astype(np.float32),
+            confidence=shown.scores.astype(np.float32),
+            class_id=shown.labels.astype(np.int64),
+            data={"class_name": np.array(shown.names, dtype=np.str_)} if shown.class_names else {},
         )
 
     @classmethod
@@ -100,7 +128,7 @@ class Detections:
 
     @classmethod
     def join(cls, detections: Sequence["Detections"]) -> Self:
-        """Concatenate detections of one image, in order; the class names are those of the first."""
+        """Concatenate detections of one image, in order; class names and `min_score` are those of the first."""
         if not detections:
             return cls.empty()
         return cls(
@@ -108,4 +136,5 @@ class Detections:
             scores=np.concatenate([each.scores for each in detections]),
             labels=np.concatenate([each.labels for each in detections]),
             class_names=detections[0].class_names,
+            min_score=detections[0].min_score,
         )

@@ -1,4 +1,4 @@
-"""Merging of overlapping detections, class by class: soft-NMS, NMS and weighted box fusion.
+"""Merging of overlapping detections: soft-NMS, NMS and weighted box fusion, and one box per object for viewing.
 
 Soft-NMS (Bodla et al., 2017) lowers the scores of detections that overlap a better one instead of dropping them; SNIPER
 merges its levels with the Gaussian form, σ = 0.55 (SNIPER §4; authors' code). Weighted box fusion (Solovyev et al.,
@@ -75,6 +75,49 @@ def soft_nms(
         boxes=candidates.boxes[kept],
         scores=scores[kept].astype(detections.scores.dtype),
         labels=candidates.labels[kept],
+    )
+
+
+def drop_duplicates(
+    detections: Detections, *, iou_threshold: float = 0.5, any_class_iou_threshold: float = 0.7
+) -> Detections:
+    """Drop second boxes on an object, which soft-NMS keeps with lower scores: NMS within classes, then across them.
+
+    The thresholds separate duplicates from objects that overlap: of the objects of COCO val2017, VisDrone val and four
+    smaller data sets, 0.0 to 0.7 % overlap another of their class by an IoU above 0.5, and 0.0 to 0.8 % one of another
+    class, such as a rider and a horse, by more than 0.7.
+
+    Args:
+        detections: boxes in any one frame. May be empty.
+        iou_threshold: a detection is dropped if its IoU with a better one of its class is above this.
+        any_class_iou_threshold: the same for a better one of any class.
+
+    Returns:
+        The detections that are kept, with their scores, best first. Those above a score do not depend on those below.
+
+    Example:
+        >>> boxes = np.array([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 6.0], [0.0, 0.0, 9.0, 8.0]])
+        >>> detections = Detections(boxes=boxes, scores=np.array([0.9, 0.8, 0.7]), labels=np.array([0, 0, 1]))
+        >>> drop_duplicates(detections).scores.tolist()
+        [0.9]
+    """
+    kept = detections[_nms(detections, detections.labels, iou_threshold)]
+    return kept[_nms(kept, np.zeros_like(kept.labels), any_class_iou_threshold)]
+
+
+def _nms(
+    detections: Detections, labels: Int[np.ndarray, " n"], iou_threshold: float
+) -> Int[np.ndarray, " k"]:
+    """Return the indices that NMS within equal labels keeps, best first."""
+    return _soft_nms(
+        np.ascontiguousarray(detections.boxes, dtype=np.float64),
+        detections.scores.astype(np.float64, copy=True),
+        labels.astype(np.int64),
+        _class_starts(labels),
+        _HARD,
+        iou_threshold,
+        0.0,
+        len(detections),
     )
 
 

@@ -1,7 +1,7 @@
 """Detect objects in images of any size: run every level, keep its valid range, merge the levels (SNIPER §4)."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,15 +10,16 @@ import numpy as np
 import torch
 
 from sniper.config.experiment import ExperimentSpec, PredictSpec
-from sniper.config.loading import load_experiment
+from sniper.config.loading import load_experiment, merge_experiment, to_yaml
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError
 from sniper.files import expand_path
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
-from sniper.geometry.nms import soft_nms, weighted_box_fusion
-from sniper.inference.search import Detect, Search
+from sniper.inference.calibration import Calibration, load_calibration
+from sniper.inference.merging import merge
+from sniper.inference.search import Detect, Search, SearchResult
 from sniper.inference.sources import Channels, ImageSource
 from sniper.models.build import autocast, build_detector, build_inference_model
 from sniper.models.spec import Precision
@@ -37,6 +38,8 @@ class Detector:
         spec: levels and merging.
         categories: classes by label.
         device: device of the detector.
+        min_score: score from which detections are shown: where F1 was best on the validation images of the run. None if
+            it is unknown.
         data: how image files are read, and whether those that cannot be are skipped.
 
     Example:
@@ -49,6 +52,7 @@ class Detector:
     spec: PredictSpec
     categories: tuple[Category, ...]
     device: torch.device
+    min_score: float | None = None
     data: DataSpec = field(default_factory=DataSpec)
 
     @classmethod
@@ -58,22 +62,28 @@ class Detector:
         device: torch.device | str | None = None,
         *,
         spec: ExperimentSpec | None = None,
+        predict: Mapping[str, Any] | None = None,
     ) -> "Detector":
-        """Load the newest weights of a run.
+        """Load the newest weights of a run, and what it has chosen on its validation images.
 
         Args:
             run: the run, or its folder.
             device: device to compute on; by default a GPU if there is one, else the CPU.
             spec: an experiment to use instead of the run's, with the same model.
+            predict: other values of fields of `predict`, such as `{"merge": "hard", "max_detections": 500}`; text is
+                read as YAML.
 
         Raises:
-            RunError: if there is no such run, or it has no checkpoint.
+            RunError: if there is no such run, it has no checkpoint, or what it has chosen cannot be read.
             ConfigError: if its experiment cannot be read, or has trained the RPN only.
             CheckpointError: if its weights cannot be read, or belong to another model.
         """
         opened = run if isinstance(run, Run) else Run.open(expand_path(run))
         if spec is None:
             spec = load_experiment(opened.config_path)
+        if predict:
+            changes = to_yaml({f"predict.{name}": value for name, value in predict.items()})
+            spec = merge_experiment(spec, None, overrides=changes)
         if spec.train.rpn_only:
             raise ConfigError(
                 f"{opened.folder}: has trained the RPN only (train.rpn_only); use it with sniper mine"
@@ -84,7 +94,10 @@ class Detector:
         tensors, categories, source = opened.load_weights()
         model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
         fill_module(model, tensors, source=source)
-        return cls.from_model(model.to(device).eval(), spec=spec, categories=categories, device=device)
+        detector = cls.from_model(model.to(device).eval(), spec=spec, categories=categories, device=device)
+        folder = source.parent.name
+        calibration = load_calibration(opened, step=int(folder) if folder.isdigit() else None)
+        return detector if calibration is None else detector.calibrated(calibration)
 
     @classmethod
     def from_model(
@@ -106,19 +119,24 @@ class Detector:
             data=spec.data,
         )
 
+    def calibrated(self, calibration: Calibration) -> "Detector":
+        """Return this detector with what was chosen on validation images."""
+        return replace(self, spec=calibration.resolve(self.spec), min_score=calibration.min_score)
+
     def predict(
-        self, image: ImageSource, *, min_score: float = 0.0, channels: Channels = "RGB"
+        self, image: ImageSource, *, min_score: float | None = None, channels: Channels = "RGB"
     ) -> Detections:
         """Detect objects in one image.
 
         Args:
             image: path of an image file, bytes of one, Pillow image, array (h, w, 3) or (h, w), or tensor (3, h, w) or
                 (h, w). Arrays and tensors are uint8, or of any other number type with `data.read.intensity_range`.
-            min_score: detections below this score are dropped.
+            min_score: return only detections of at least this score, and no second box on an object; see
+                `Detections.confident`. None returns all detections, as results files have them.
             channels: order of the colours in an array or tensor; OpenCV's arrays are BGR.
 
         Returns:
-            Merged detections in the image frame, best first, with class names.
+            Merged detections in the image frame, best first, with class names and the detector's `min_score`.
 
         Raises:
             ImageError: if it cannot be read, or has more than 8 bits a channel and no intensity range is configured.
@@ -131,13 +149,13 @@ class Detector:
         return detections
 
     def predict_many(
-        self, images: Iterable[ImageSource], *, min_score: float = 0.0, channels: Channels = "RGB"
+        self, images: Iterable[ImageSource], *, min_score: float | None = None, channels: Channels = "RGB"
     ) -> Iterator[Detections | None]:
         """Detect objects in many images: several in one batch, the next ones read meanwhile.
 
         Args:
             images: as for `predict`; taken from the iterable as they are needed.
-            min_score: detections below this score are dropped.
+            min_score: as for `predict`.
             channels: as for `predict`.
 
         Returns:
@@ -149,6 +167,20 @@ class Detector:
             ValueError: if an array or tensor has another type or shape.
             OutOfMemory: if a window does not fit into the device's memory.
         """
+        class_names = tuple(category.name for category in self.categories)
+        for result in self.search(images, channels=channels):
+            if result is None:
+                yield None
+                continue
+            merged = replace(
+                merge(result.detections, self.spec), class_names=class_names, min_score=self.min_score
+            )
+            yield merged if min_score is None else merged.confident(min_score)
+
+    def search(
+        self, images: Iterable[ImageSource], *, channels: Channels = "RGB"
+    ) -> Iterator[SearchResult | None]:
+        """Detect objects in many images at all levels, without merging. See `predict_many`."""
         search = Search(
             detect=self.detect,
             levels=self.spec.levels,
@@ -159,13 +191,7 @@ class Detector:
             data=self.data,
             channels=channels,
         )
-        class_names = tuple(category.name for category in self.categories)
-        for result in search(images):
-            if result is None:
-                yield None
-            else:
-                merged = replace(merge(result.detections, self.spec), class_names=class_names)
-                yield merged[merged.scores >= min_score]
+        return search(images)
 
 
 def _detect(
@@ -173,25 +199,6 @@ def _detect(
 ) -> Sequence[Detections]:
     with torch.inference_mode(), autocast(precision, device):
         return model.detect(images)
-
-
-def merge(detections: Detections, spec: PredictSpec) -> Detections:
-    """Merge overlapping detections as configured; best first."""
-    if spec.merge == "fusion":
-        return weighted_box_fusion(
-            detections,
-            iou_threshold=spec.merge_iou,
-            score_threshold=spec.score_threshold,
-            max_detections=spec.max_detections,
-        )
-    return soft_nms(
-        detections,
-        decay=spec.merge,
-        sigma=spec.soft_nms_sigma,
-        iou_threshold=spec.merge_iou,
-        score_threshold=spec.score_threshold,
-        max_detections=spec.max_detections,
-    )
 
 
 def to_coco(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sniper.config.experiment import ExperimentSpec, TrainSpec
+from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.data.spec import DataSpec
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.planning.cost import CostPlan
@@ -69,6 +69,7 @@ def suggest_experiment(
             evaluate_every=max(math.floor(epochs / _NUM_EVALUATIONS), 1) if is_scored else None,
             **_rates(optimizer, batch_size=_usual_batch_size(cost, on_gpu=False)),
         ),
+        predict=PredictSpec(merge="auto"),
     ).with_pyramid(cost.pyramid, train=data.train)
 
 

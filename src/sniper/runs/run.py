@@ -40,6 +40,11 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def calibration_path(self) -> Path:
+        """What was chosen on the validation images, see `sniper.inference.calibration`."""
+        return self.folder / "calibration.json"
+
+    @property
     def chips_path(self) -> Path:
         """The chips of every epoch, if the experiment names a chip table."""
         return self.folder / "chips.npz"
@@ -75,7 +80,7 @@ class Run:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{folder}: the folder of the run cannot be created ({error.strerror})") from error
-        for old in (run.metrics_path, *folder.glob("chips_*.npz")):
+        for old in (run.metrics_path, run.calibration_path, *folder.glob("chips_*.npz")):
             old.unlink(missing_ok=True)
         run.save_config(config)
         return run
