@@ -60,7 +60,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     chips: "ANNOTATIONS",
     train: "DATA [--SECTION.FIELD VALUE]...",
     mine: "RUN [ANNOTATIONS]",
-    predict: "RUN [FILES]...",
+    predict: "RUN [FILES]... [--predict.FIELD VALUE]...",
     evaluate: "DETECTIONS ANNOTATIONS",
     recipes: "",
     demo: "",

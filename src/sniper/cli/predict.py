@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from sniper.cli.images import find_image_files
 from sniper.cli.inputs import load_images, load_split, scored_split
@@ -24,6 +24,7 @@ from sniper.cli.options import (
 )
 from sniper.cli.output import print_result, print_warnings
 from sniper.cli.progress import show_progress
+from sniper.cli.unknown import UnknownOption, parse_overrides
 from sniper.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from sniper.inference.detector import Detector
     from sniper.inference.results import ImageToSearch
 
+_UNCALIBRATED = (
+    "the run has chosen no score on validation images, so pictures show detections from {} on (--min-score)"
+)
 _MAX_STEM = 60  # characters: names of files have at most 255 bytes
 
 
@@ -43,8 +47,10 @@ def predict(
     *files: Annotated[
         str,
         Parameter(
+            allow_leading_hyphen=True,
             help="Image files, folders of them, quoted patterns such as 'shots/**/*.jpg', or text files (.txt) with "
-            "one path per line. Without any, the images of --annotations, or else of data.test of the run."
+            "one path per line. Without any, the images of --annotations, or else of data.test of the run. Fields of "
+            "the run's section predict are set by options: --predict.FIELD VALUE.",
         ),
     ],
     annotations: Annotated[
@@ -64,6 +70,14 @@ def predict(
         Path | None,
         Parameter(help="Folder for pictures of the detections and, with annotations, of missed objects."),
     ] = None,
+    min_score: Annotated[
+        float | None,
+        Parameter(
+            validator=validators.Number(gte=0, lte=1),
+            help="Show detections from this score on: in pictures and in num_shown. The result file has all.",
+            show_default=default("where F1 was best on the validation images of the run, else 0.3"),
+        ),
+    ] = None,
     resume: Annotated[bool, flag("Continue a stopped search.")] = False,
     limit: Limit = None,
     device: Device = None,
@@ -73,19 +87,21 @@ def predict(
 
     Under torchrun, each process searches its share of the images.
     """
-    from sniper.config.loading import load_experiment
+    from sniper.config.loading import load_experiment, merge_experiment
     from sniper.files import sha256
+    from sniper.geometry.detections import DEFAULT_MIN_SCORE
     from sniper.inference.detector import Detector
     from sniper.inference.results import search_to_file
     from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
 
+    paths, overrides = _split_overrides(files)
     opened = Run.open(run)
-    spec = load_experiment(opened.config_path)
+    spec = merge_experiment(load_experiment(opened.config_path), None, overrides=overrides)
     if follow_links:
         spec = replace(spec, data=replace(spec.data, follow_links=True))
-    truth = _load_truth(spec, files, annotations, images, split)
-    sources = _list_images(_find_files(files) if truth is None else truth)[:limit]
+    truth = _load_truth(spec, paths, annotations, images, split)
+    sources = _list_images(_find_files(paths) if truth is None else truth)[:limit]
     chosen = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
@@ -93,7 +109,15 @@ def predict(
     match = _match(detector, truth, run=run)
     if Processes.from_environment().is_first:
         print_warnings(_describe(match))
-    drawer = None if draw is None else _drawer(draw, sources, truth, detector=detector, match=match)
+    if min_score is None:
+        min_score = DEFAULT_MIN_SCORE if detector.min_score is None else detector.min_score
+        if draw is not None and detector.min_score is None and Processes.from_environment().is_first:
+            print_warnings([_UNCALIBRATED.format(min_score)])
+    drawer = (
+        None
+        if draw is None
+        else _drawer(draw, sources, truth, detector=detector, match=match, min_score=min_score)
+    )
     started = time.monotonic()
     with (
         Processes.from_environment().process_group(chosen) as processes,
@@ -104,6 +128,7 @@ def predict(
             sources,
             target,
             match=match,
+            min_score=min_score,
             source={"weights": sha256(opened.weights_path), "model": asdict(spec.model)},
             resume=resume,
             processes=processes,
@@ -112,12 +137,12 @@ def predict(
         )
     if not processes.is_first:
         return
-    if report.num_full:
-        noun = "image has" if report.num_full == 1 else "images have"
+    if report.num_cut:
+        noun = "image has" if report.num_cut == 1 else "images have"
         print_warnings(
             [
-                f"{report.num_full} {noun} as many detections as predict.max_detections allows "
-                f"({spec.predict.max_detections}); if there were more, only the best are kept"
+                f"{report.num_cut} {noun} {spec.predict.max_detections} detections of at least {min_score:g}, and "
+                "perhaps had more; raise --predict.max_detections"
             ]
         )
     print_result(
@@ -126,11 +151,36 @@ def predict(
             "num_images": len(sources),
             "skipped_images": [str(sources[index].path) for index in report.skipped],
             "num_detections": report.num_results,
+            "min_score": min_score,
+            "num_shown": report.num_shown,
             "seconds": round(time.monotonic() - started, 3),
             "output": str(target),
         },
         is_json=json,
     )
+
+
+def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split arguments into paths, and fields of the section predict that are set.
+
+    Raises:
+        UnknownOption: if an argument is no option, or sets another field.
+        ConfigError: if a field has no value.
+    """
+    paths, options = [], []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-") or Path(argument).exists():
+            paths.append(argument)
+            continue
+        name, has_value, _ = argument.partition("=")
+        if not name.startswith("--predict."):
+            raise UnknownOption(name)
+        options.append(argument)
+        if not has_value and rest:
+            options.append(rest.pop(0))
+    return paths, {f"--{name}": value for name, value in parse_overrides(options).items()}
 
 
 def _load_truth(
@@ -188,6 +238,7 @@ def _drawer(
     *,
     detector: "Detector",
     match: "CategoryMatch",
+    min_score: float,
 ) -> Callable[[int, "Detections"], None]:
     """Build the callback that draws the detections of an image beside its annotations."""
     from sniper.inference.sources import open_source
@@ -201,6 +252,7 @@ def _drawer(
             folder / _picture_name(index, image),
             categories=match.categories,
             ground_truth=None if truth is None else truth[index],
+            min_score=min_score,
         )
 
     return draw
@@ -229,4 +281,4 @@ def _describe(match: "CategoryMatch") -> Iterator[str]:
 def _picture_name(index: int, image: "ImageToSearch") -> str:
     """Return a name that no other image has: by its id or, if that is text, by its position."""
     number = image.image_id if isinstance(image.image_id, int) else index + 1
-    return f"{number:06d}_{image.path.stem[:_MAX_STEM]}.png"
+    return f"{number:06d}_{image.path.stem[:_MAX_STEM]}.jpg"

@@ -11,6 +11,7 @@ from sniper.data.datasets import ImageRecord
 from sniper.data.datasets.categories import CategoryMatch, match_categories
 from sniper.files import atomic_write
 from sniper.geometry import Detections
+from sniper.geometry.detections import DEFAULT_MIN_SCORE
 from sniper.inference.detector import Detector, to_coco
 from sniper.inference.store import BoxStore, ExactEncoding, ImageList, search_images
 from sniper.runs.processes import SINGLE_PROCESS, Processes
@@ -39,12 +40,15 @@ class SearchReport:
 
     Attributes:
         num_results: number of detections written.
-        num_full: number of images with `max_detections` detections; they may have had more.
+        num_shown: number of detections from a minimum score on, without second boxes on an object.
+        num_cut: number of images with `max_detections` detections, all of at least the minimum score; they may have had
+            more of these.
         skipped: indices of the images that could not be read.
     """
 
     num_results: int
-    num_full: int
+    num_shown: int
+    num_cut: int
     skipped: Sequence[int]
 
 
@@ -56,6 +60,7 @@ def search_to_file(
     match: CategoryMatch | None = None,
     source: Mapping[str, Any],
     resume: bool,
+    min_score: float = DEFAULT_MIN_SCORE,
     on_progress: Callable[[int, int], None],
     on_image: Callable[[int, Detections], None] | None = None,
     processes: Processes = SINGLE_PROCESS,
@@ -73,6 +78,7 @@ def search_to_file(
         match: the categories under which detections are written; by default those of the detector.
         source: the weights, and all else that detections depend on beside the detector's `spec` and `data`.
         resume: continue a search of the same images by the same weights and settings; start anew otherwise.
+        min_score: minimum score of the detections that the report counts; the file has all.
         on_progress: called after each image with the number of images that this process has searched, and of all that
             it is to search.
         on_image: called with the index and the detections of each image that this process has searched.
@@ -101,18 +107,29 @@ def search_to_file(
         return detector.predict_many(images[index].record or images[index].path for index in indices)
 
     search_images(store, find, processes=processes, on_progress=on_progress, on_image=on_image)
-    report = SearchReport(
-        num_results=int(store.counts.sum()),
-        num_full=int((store.counts == detector.spec.max_detections).sum()),
-        skipped=store.unreadable,
-    )
     if processes.is_first:
         own = match_categories(detector.categories, ())
         _write_results(target, store, images, match=own if match is None else match)
+    report = _report(store, detector, min_score=min_score)
     processes.barrier()
     if processes.is_first:
         store.remove()
     return report
+
+
+def _report(store: BoxStore, detector: Detector, *, min_score: float) -> SearchReport:
+    num_shown = num_cut = 0
+    limit = detector.spec.max_detections
+    for index in range(store.num_images):
+        detections = store.read(index) or Detections.empty()
+        num_shown += len(detections.confident(min_score))
+        num_cut += len(detections) == limit and bool(detections.scores.min() >= min_score)
+    return SearchReport(
+        num_results=int(store.counts.sum()),
+        num_shown=num_shown,
+        num_cut=num_cut,
+        skipped=store.unreadable,
+    )
 
 
 def _write_results(

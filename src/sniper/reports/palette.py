@@ -10,3 +10,9 @@ ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURPLE = PALETTE = (
     "#CC79A7",
 )
 GREY = "#BBBBBB"
+
+
+def text_color(ground: str) -> str:
+    """Return black or white, whichever can be read better on a ground such as `#E69F00`."""
+    red, green, blue = (int(ground[start : start + 2], 16) for start in (1, 3, 5))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else "white"

@@ -1,10 +1,12 @@
 """Draw pictures: chips with their boxes, and images with their detections."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 from sniper.chips import BoxStatus
@@ -13,8 +15,10 @@ from sniper.data.datasets import Category, ImageRecord
 from sniper.data.images.files import ImageReader
 from sniper.evaluation.matching import match_detections
 from sniper.geometry import Detections
+from sniper.geometry.boxes import size
 from sniper.reports.fonts import load_font, picture_names
-from sniper.reports.palette import GREY, ORANGE, PALETTE, PURPLE, SKY_BLUE
+from sniper.reports.labels import place_labels
+from sniper.reports.palette import GREY, ORANGE, PALETTE, PURPLE, SKY_BLUE, text_color
 
 _STATUS = {
     BoxStatus.VALID: (SKY_BLUE, "valid"),
@@ -22,16 +26,25 @@ _STATUS = {
     BoxStatus.IGNORE: (GREY, "ignore"),
     BoxStatus.IN_NEGATIVE_CHIP: (PURPLE, "in negative chip"),
 }
-_SHEET_BACKGROUND = "#202020"
-_GAP, _LEGEND_HEIGHT, _SWATCH = 8, 40, 22  # pixels of a sheet of chips
+_BACKGROUND = "#202020"
+_GAP = 8  # pixels between the chips of a sheet
 _MATCHES = {
     "true positive": SKY_BLUE,
     "false positive": ORANGE,
     "false negative": PURPLE,
     "ignored": GREY,
 }
-_MIN_LONG_SIDE = 1200  # pixels of a picture, so that names beside small boxes can be read
+_MIN_LONG_SIDE = 1200  # pixels of a picture, so that labels beside small boxes can be read
 _MAX_LONG_SIDE = 6000  # pixels of a picture, so that it can be opened
+_LETTERS, _MIN_LETTERS, _MAX_LETTERS = (
+    0.3,
+    12,
+    1 / 50,
+)  # of the objects' size; pixels; of the picture's long side
+_LINE, _MAX_LINE = 1 / 30, 1 / 300  # of the objects' size; of the picture's long side
+_LEGEND_LETTERS = 1 / 70  # of the picture's long side
+_MAX_LEGEND_CLASSES = 20
+_QUALITY = 90  # of JPEG
 
 
 def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 384) -> None:
@@ -46,19 +59,11 @@ def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 3
     cells = [_draw_chip(chips[index], side=side) for index in range(min(count, len(chips)))]
     columns = min(math.ceil(math.sqrt(len(cells) * 4 / 3)), len(cells))
     rows = math.ceil(len(cells) / columns)
-    pitch, font = side + _GAP, load_font(18)
-    legend_widths = [_SWATCH + 8 + round(font.getlength(name)) + 3 * _GAP for _, name in _STATUS.values()]
-    size = (max(columns * pitch, sum(legend_widths)) + _GAP, rows * pitch + _GAP + _LEGEND_HEIGHT)
-    sheet = Image.new("RGB", size, _SHEET_BACKGROUND)
+    pitch = side + _GAP
+    sheet = Image.new("RGB", (columns * pitch + _GAP, rows * pitch + _GAP), _BACKGROUND)
     for index, cell in enumerate(cells):
         sheet.paste(cell, (_GAP + index % columns * pitch, _GAP + index // columns * pitch))
-    draw = ImageDraw.Draw(sheet)
-    x, y = _GAP, sheet.height - _LEGEND_HEIGHT + _GAP
-    for (color, name), width in zip(_STATUS.values(), legend_widths, strict=True):
-        draw.rectangle((x, y, x + _SWATCH, y + _SWATCH), outline=color, width=3)
-        draw.text((x + _SWATCH + 8, y), name, fill="white", font=font)
-        x += width
-    sheet.save(path)
+    _save(_with_legend(sheet, list(_STATUS.values()), letters=18), path)
 
 
 def draw_detections(
@@ -68,51 +73,170 @@ def draw_detections(
     *,
     categories: Sequence[Category],
     ground_truth: ImageRecord | None = None,
-    min_score: float = 0.3,
+    min_score: float | None = None,
 ) -> None:
     """Write a picture of an image with its detections; small images are enlarged, very large ones reduced.
 
-    Without ground truth, each class has a colour. With ground truth, true positives, false positives and false
-    negatives (IoU 0.5) have one each, with a legend.
+    Lines and letters suit the median size of the objects. A label that would cover another box or label is shortened to
+    its score, or left out. Without ground truth, each class has a colour. With ground truth, true positives, false
+    positives and false negatives (IoU 0.5) have one each. A legend below explains the colours.
 
     Args:
         image: opened, see `open_image`.
-        detections: image frame, highest score first.
-        path: of the picture.
+        detections: image frame; `Detections.confident` selects those that are drawn and matched.
+        path: of the picture, as its suffix says; JPEG is a tenth of PNG.
         categories: by label.
         ground_truth: of the image.
-        min_score: detections below this score are neither drawn nor matched.
+        min_score: see `Detections.confident`.
     """
     sheet, zoom = _resize_for_viewing(image)
-    draw = ImageDraw.Draw(sheet)
-    unit = max(max(sheet.size) / _MIN_LONG_SIDE, 1.0)
-    shown = detections[detections.scores >= min_score]
+    shown = detections.confident(min_score)
     names = picture_names(categories)
-
-    def draw_box(box: np.ndarray, text: str, color: str) -> None:
-        scaled = box * zoom
-        draw.rectangle(tuple(scaled.tolist()), outline=color, width=round(2 * unit))
-        _write_name(draw, text, scaled, color=color, height=round(13 * unit))
-
-    colors = [PALETTE[label % len(PALETTE)] for label in shown.labels.tolist()]
-    counts: dict[str, int] = {}
+    marks = _mark_classes(shown, names)
     if ground_truth is not None:
-        matches = match_detections(shown, ground_truth)
-        kinds = np.where(matches.is_ignored, "ignored", "false positive")
-        kinds = np.where(matches.is_true_positive, "true positive", kinds)
-        colors = [_MATCHES[kind] for kind in kinds.tolist()]
-        counts = {kind: int((kinds == kind).sum()) for kind in ("true positive", "false positive")}
-        counts["false negative"] = int(matches.is_missed.sum())
-        of_objects = [names[label] for label in ground_truth.labels.tolist()]
-        for index in np.flatnonzero(ground_truth.is_crowd).tolist():
-            draw_box(ground_truth.boxes[index], f"crowd: {of_objects[index]}", _MATCHES["ignored"])
-        for index in np.flatnonzero(matches.is_missed).tolist():
-            draw_box(ground_truth.boxes[index], of_objects[index], _MATCHES["false negative"])
-    for index in reversed(range(len(shown))):  # the highest score on top
-        name = names[int(shown.labels[index])]
-        draw_box(shown.boxes[index], f"{name} {shown.scores[index]:.2f}", colors[index])
-    _write_legend(draw, counts, unit=unit)
-    sheet.save(path)
+        marks = _mark_matches(shown, names, ground_truth)
+    sizes = size(marks.boxes) * zoom
+    letters, line = _suit(sizes, long_side=max(sheet.size))
+    _draw_marks(sheet, marks, zoom=zoom, letters=letters, line=line)
+    legend_letters = max(round(max(sheet.size) * _LEGEND_LETTERS), _MIN_LETTERS)
+    _save(_with_legend(sheet, marks.legend, letters=legend_letters), path)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Marks:
+    """What is drawn on an image: boxes with colours and labels, those on top first.
+
+    Attributes:
+        boxes: (n, 4) xyxy, image frame.
+        colors: of each box.
+        texts: of each label: whole, and shortened.
+        legend: colours and what they mean.
+    """
+
+    boxes: Float[np.ndarray, "n 4"]
+    colors: Sequence[str]
+    texts: Sequence[Sequence[str]]
+    legend: Sequence[tuple[str, str]]
+
+
+def _mark_classes(shown: Detections, names: Sequence[str]) -> _Marks:
+    """Mark detections with a colour for each class."""
+    labels, counts = np.unique(shown.labels, return_counts=True)
+    by_count = sorted(zip((-counts).tolist(), labels.tolist(), strict=True))
+    legend = [(_color(label), f"{-count} {names[label]}") for count, label in by_count[:_MAX_LEGEND_CLASSES]]
+    if len(by_count) > _MAX_LEGEND_CLASSES:
+        legend.append((_BACKGROUND, f"and {len(by_count) - _MAX_LEGEND_CLASSES} more classes"))
+    return _Marks(
+        boxes=shown.boxes,
+        colors=[_color(label) for label in shown.labels.tolist()],
+        texts=_score_texts(shown, names),
+        legend=legend or [(_BACKGROUND, "no detections")],
+    )
+
+
+def _mark_matches(shown: Detections, names: Sequence[str], truth: ImageRecord) -> _Marks:
+    """Mark detections, missed objects and crowds with a colour for each kind of match."""
+    matches = match_detections(shown, truth)
+    kinds = np.where(matches.is_ignored, "ignored", "false positive")
+    kinds = np.where(matches.is_true_positive, "true positive", kinds)
+    counts = {kind: int((kinds == kind).sum()) for kind in ("true positive", "false positive")}
+    counts["false negative"] = int(matches.is_missed.sum())
+    legend = [
+        (_MATCHES[kind], f"{count} {kind}{'' if count == 1 else 's'}") for kind, count in counts.items()
+    ]
+    if matches.is_ignored.any() or truth.is_crowd.any():
+        legend.append((_MATCHES["ignored"], "crowds, and detections in them"))
+    missed, crowds = np.flatnonzero(matches.is_missed), np.flatnonzero(truth.is_crowd)
+    of_objects = [names[label] for label in truth.labels.tolist()]
+    return _Marks(
+        boxes=np.concatenate([shown.boxes, truth.boxes[missed], truth.boxes[crowds]]),
+        colors=[
+            *(_MATCHES[kind] for kind in kinds.tolist()),
+            *[_MATCHES["false negative"]] * len(missed),
+            *[_MATCHES["ignored"]] * len(crowds),
+        ],
+        texts=[
+            *_score_texts(shown, names),
+            *([of_objects[index]] for index in missed.tolist()),
+            *([f"crowd: {of_objects[index]}", "crowd"] for index in crowds.tolist()),
+        ],
+        legend=legend,
+    )
+
+
+def _score_texts(shown: Detections, names: Sequence[str]) -> list[list[str]]:
+    """Return the labels of detections; where all are of one class, the legend names it."""
+    is_named = len(np.unique(shown.labels)) > 1
+    return [
+        [f"{names[label]} {score:.2f}", f"{score:.2f}"] if is_named else [f"{score:.2f}"]
+        for label, score in zip(shown.labels.tolist(), shown.scores.tolist(), strict=True)
+    ]
+
+
+def _color(label: int) -> str:
+    return PALETTE[label % len(PALETTE)]
+
+
+def _suit(sizes: Float[np.ndarray, " n"], *, long_side: int) -> tuple[int, int]:
+    """Return the height of letters and the width of lines that suit objects, all in pixels of the picture."""
+    median = float(np.median(sizes)) if len(sizes) else 0.0
+    letters = min(max(_LETTERS * median, _MIN_LETTERS), max(_MAX_LETTERS * long_side, _MIN_LETTERS))
+    line = min(max(_LINE * median, 1.0), max(_MAX_LINE * long_side, 1.0))
+    return round(letters), round(line)
+
+
+def _draw_marks(sheet: Image.Image, marks: _Marks, *, zoom: float, letters: int, line: int) -> None:
+    """Draw boxes around the objects, and labels where they cover nothing else."""
+    draw = ImageDraw.Draw(sheet)
+    outlines = np.round(marks.boxes * zoom) + np.array([-line, -line, line, line])
+    for outline, color in reversed(list(zip(outlines, marks.colors, strict=True))):  # the first on top
+        draw.rectangle(tuple(outline.tolist()), outline=color, width=line)
+    padding = max(letters // 6, 1)
+
+    def measure(text: str) -> tuple[int, int]:
+        left, _, right, bottom = draw.textbbox((0, 0), text, font=load_font(letters, text))
+        return math.ceil(right - left) + 2 * padding, math.ceil(bottom) + padding
+
+    width, height = sheet.size
+    boxes = outlines + np.array([0, 0, 1, 1])  # the outlines include their last pixel
+    for label in place_labels(boxes, marks.texts, measure=measure, width=width, height=height):
+        x1, y1, x2, y2 = label.box.tolist()
+        color = marks.colors[label.index]
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
+        font = load_font(letters, label.text)
+        draw.text((x1 + padding, y1), label.text, fill=text_color(color), font=font)
+
+
+def _with_legend(sheet: Image.Image, entries: Sequence[tuple[str, str]], *, letters: int) -> Image.Image:
+    """Add a strip below a picture, with a swatch and a text for each entry, in as many lines as it takes."""
+    swatch, gap = letters, letters // 2
+    fonts = [load_font(letters, text) for _, text in entries]
+    widths = [
+        swatch + gap + math.ceil(font.getlength(text)) for font, (_, text) in zip(fonts, entries, strict=True)
+    ]
+    width = max(sheet.width, max(widths) + 2 * gap)
+    line_height = 2 * letters
+    places, x, y = [], gap, sheet.height + gap
+    for entry_width in widths:
+        if x > gap and x + entry_width > width - gap:
+            x, y = gap, y + line_height
+        places.append((x, y))
+        x += entry_width + 3 * gap
+    picture = Image.new("RGB", (width, y + line_height), _BACKGROUND)
+    picture.paste(sheet)
+    draw = ImageDraw.Draw(picture)
+    for (x, y), (color, text), font in zip(places, entries, fonts, strict=True):
+        draw.rectangle((x, y + 2, x + swatch, y + 2 + swatch), fill=color)
+        draw.text((x + swatch + gap, y), text, fill="white", font=font)
+    return picture
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of its suffix; JPEG with colours in full resolution, for sharp lines."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        picture.save(path, quality=_QUALITY, subsampling=0)
+    else:
+        picture.save(path)
 
 
 def _resize_for_viewing(image: ImageReader) -> tuple[Image.Image, float]:
@@ -125,21 +249,10 @@ def _resize_for_viewing(image: ImageReader) -> tuple[Image.Image, float]:
     return Image.fromarray(pixels).resize(sides), zoom
 
 
-def _write_legend(draw: ImageDraw.ImageDraw, counts: Mapping[str, int], *, unit: float) -> None:
-    """Write the number of each kind of match on its colour, in the upper left corner."""
-    font, x, y = load_font(round(18 * unit)), round(6 * unit), round(6 * unit)
-    for kind, count in counts.items():
-        text = f"{count} {kind}" if count == 1 else f"{count} {kind}s"
-        _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
-        draw.rectangle((x, y, x + right + 8 * unit, y + bottom + 6 * unit), fill=_MATCHES[kind])
-        draw.text((x + 4 * unit, y + 2 * unit), text, fill="black", font=font)
-        x += round(right + 14 * unit)
-
-
 def _draw_chip(sample: ChipSample, *, side: int) -> Image.Image:
     height, width = sample.pixels.shape[:2]
     zoom = side / max(height, width)
-    cell = Image.new("RGB", (side, side), _SHEET_BACKGROUND)
+    cell = Image.new("RGB", (side, side), _BACKGROUND)
     pixels = Image.fromarray(np.ascontiguousarray(sample.pixels))
     cell.paste(pixels.resize((max(round(width * zoom), 1), max(round(height * zoom), 1))))
     draw = ImageDraw.Draw(cell)
@@ -147,20 +260,3 @@ def _draw_chip(sample: ChipSample, *, side: int) -> Image.Image:
         color, _ = _STATUS[BoxStatus(int(sample.target.status[index]))]
         draw.rectangle(tuple((sample.target.boxes[index] * zoom).tolist()), outline=color, width=2)
     return cell
-
-
-def _write_name(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    box: np.ndarray,
-    *,
-    color: str,
-    height: int,
-) -> None:
-    """Write a line of text on a coloured ground above a box or, at the upper border of the picture, inside it."""
-    font = load_font(height, text)
-    left, _, right, bottom = draw.textbbox((0, 0), text, font=font)
-    ground = bottom + 2
-    y = box[1] - ground if box[1] >= ground else box[1]
-    draw.rectangle((box[0], y, box[0] + right - left + 4, y + ground), fill=color)
-    draw.text((box[0] + 2, y), text, fill="black", font=font)
