@@ -47,11 +47,12 @@ def place_labels(
         width: of the picture, pixels.
         height: of the picture, pixels.
     """
+    corners = np.clip(boxes, 0, [width, height, width, height])
     areas = area(boxes)
     taken = np.empty((0, 4))
     labels = []
     for index, of_box in enumerate(texts):
-        places = ((text, place) for text in of_box for place in _places(boxes[index], *measure(text)))
+        places = ((text, place) for text in of_box for place in _places(corners[index], *measure(text)))
         for text, place in places:
             is_inside = (place >= 0).all() and place[2] <= width and place[3] <= height
             if is_inside and _is_free(place, boxes, areas, taken):

@@ -12,6 +12,15 @@ ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILION, PURPLE = PALETTE = (
 GREY = "#BBBBBB"
 
 
+def _lightened(color: str) -> str:
+    """Return a colour half way to white."""
+    return "#" + "".join(f"{(int(color[start : start + 2], 16) + 255) // 2:02X}" for start in (1, 3, 5))
+
+
+CLASS_COLORS = (*PALETTE, *(_lightened(color) for color in PALETTE))
+"""Colours of classes by label, used again from the fifteenth on."""
+
+
 def text_color(ground: str) -> str:
     """Return black or white, whichever can be read better on a ground such as `#E69F00`."""
     red, green, blue = (int(ground[start : start + 2], 16) for start in (1, 3, 5))

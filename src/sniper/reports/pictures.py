@@ -1,6 +1,7 @@
 """Draw pictures: chips with their boxes, and images with their detections."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import size
 from sniper.reports.fonts import load_font, picture_names
 from sniper.reports.labels import place_labels
-from sniper.reports.palette import GREY, ORANGE, PALETTE, PURPLE, SKY_BLUE, text_color
+from sniper.reports.palette import CLASS_COLORS, GREY, ORANGE, PURPLE, SKY_BLUE, text_color
 
 _STATUS = {
     BoxStatus.VALID: (SKY_BLUE, "valid"),
@@ -126,10 +127,16 @@ def _mark_classes(shown: Detections, names: Sequence[str]) -> _Marks:
     legend = [(_color(label), f"{-count} {names[label]}") for count, label in by_count[:_MAX_LEGEND_CLASSES]]
     if len(by_count) > _MAX_LEGEND_CLASSES:
         legend.append((_BACKGROUND, f"and {len(by_count) - _MAX_LEGEND_CLASSES} more classes"))
+    colors = [_color(label) for label in shown.labels.tolist()]
+    num_classes = Counter(_color(label) for label in labels.tolist())  # of each colour
+    texts = [
+        [score] if len(labels) == 1 else [whole, score][: 1 if num_classes[color] > 1 else 2]
+        for (whole, score), color in zip(_label_texts(shown, names), colors, strict=True)
+    ]
     return _Marks(
         boxes=shown.boxes,
-        colors=[_color(label) for label in shown.labels.tolist()],
-        texts=_score_texts(shown, names),
+        colors=colors,
+        texts=texts,
         legend=legend or [(_BACKGROUND, "no detections")],
     )
 
@@ -148,6 +155,7 @@ def _mark_matches(shown: Detections, names: Sequence[str], truth: ImageRecord) -
         legend.append((_MATCHES["ignored"], "crowds, and detections in them"))
     missed, crowds = np.flatnonzero(matches.is_missed), np.flatnonzero(truth.is_crowd)
     of_objects = [names[label] for label in truth.labels.tolist()]
+    has_one_class = len({*shown.labels.tolist(), *truth.labels.tolist()}) == 1
     return _Marks(
         boxes=np.concatenate([shown.boxes, truth.boxes[missed], truth.boxes[crowds]]),
         colors=[
@@ -156,25 +164,24 @@ def _mark_matches(shown: Detections, names: Sequence[str], truth: ImageRecord) -
             *[_MATCHES["ignored"]] * len(crowds),
         ],
         texts=[
-            *_score_texts(shown, names),
-            *([of_objects[index]] for index in missed.tolist()),
+            *(texts[has_one_class:] for texts in _label_texts(shown, names)),
+            *([of_objects[index]] * (not has_one_class) for index in missed.tolist()),
             *([f"crowd: {of_objects[index]}", "crowd"] for index in crowds.tolist()),
         ],
         legend=legend,
     )
 
 
-def _score_texts(shown: Detections, names: Sequence[str]) -> list[list[str]]:
-    """Return the labels of detections; where all are of one class, the legend names it."""
-    is_named = len(np.unique(shown.labels)) > 1
+def _label_texts(shown: Detections, names: Sequence[str]) -> list[list[str]]:
+    """Return the texts of each label: with the name of the class, and the score alone."""
     return [
-        [f"{names[label]} {score:.2f}", f"{score:.2f}"] if is_named else [f"{score:.2f}"]
+        [f"{names[label]} {score:.2f}", f"{score:.2f}"]
         for label, score in zip(shown.labels.tolist(), shown.scores.tolist(), strict=True)
     ]
 
 
 def _color(label: int) -> str:
-    return PALETTE[label % len(PALETTE)]
+    return CLASS_COLORS[label % len(CLASS_COLORS)]
 
 
 def _suit(sizes: Float[np.ndarray, " n"], *, long_side: int) -> tuple[int, int]:
@@ -189,6 +196,7 @@ def _draw_marks(sheet: Image.Image, marks: _Marks, *, zoom: float, letters: int,
     """Draw boxes around the objects, and labels where they cover nothing else."""
     draw = ImageDraw.Draw(sheet)
     outlines = np.round(marks.boxes * zoom) + np.array([-line, -line, line, line])
+    outlines = np.clip(outlines, 0, [sheet.width - 1, sheet.height - 1] * 2)  # seen at the border, too
     for outline, color in reversed(list(zip(outlines, marks.colors, strict=True))):  # the first on top
         draw.rectangle(tuple(outline.tolist()), outline=color, width=line)
     padding = max(letters // 6, 1)
