@@ -641,7 +641,7 @@ class _Evaluator:
     How detections are merged and from which score they are shown is chosen by the way, and written to the run.
 
     Attributes:
-        run: its newest checkpoint has the weights of the detector.
+        run: that the detector belongs to.
         spec: the experiment.
         test: the test images.
         classes: of the detector, by label.
@@ -662,14 +662,14 @@ class _Evaluator:
     def _truth(self) -> GroundTruth:
         return GroundTruth.of(self.test)
 
-    def __call__(self, model: TwoStageDetector) -> Mapping[str, float]:
+    def __call__(self, model: TwoStageDetector, step: int) -> Mapping[str, float]:
         detector = Detector.from_model(model, spec=self.spec, categories=self.classes, device=self.device)
         validation = validate(
             detector,
             self.test,
             truth=self._truth,
             match=self.match,
-            step=int(self.run.checkpoints[-1].name),
+            step=step,
             processes=self.processes,
         )
         if self.processes.is_first:

@@ -209,7 +209,7 @@ def test_scores_are_computed_once_even_if_the_run_was_killed_before_them(
     num_evaluations = 0
     reported: list[tuple[float, float]] = []
 
-    def evaluate(model: TwoStageDetector) -> dict[str, float]:
+    def evaluate(model: TwoStageDetector, step: int) -> dict[str, float]:
         nonlocal num_evaluations
         assert not model.training
         num_evaluations += 1

@@ -80,7 +80,7 @@ def load_calibration(run: Run, *, step: int | None = None) -> Calibration | None
 
     Args:
         run: the run.
-        step: of the weights in use. The newest choice is returned where it is None, or nothing was chosen with them.
+        step: of the weights in use. The latest choice is returned where it is None, or nothing was chosen with them.
 
     Raises:
         RunError: if the file cannot be read.
@@ -91,19 +91,20 @@ def load_calibration(run: Run, *, step: int | None = None) -> Calibration | None
 
 
 def save_calibration(run: Run, calibration: Calibration) -> None:
-    """Write what was chosen with the weights of a step; later steps, before which the run was resumed, are dropped.
+    """Write what was chosen with the weights of a step, beside the choices with other checkpoints that are there.
 
     Raises:
         RunError: if the choices of earlier steps cannot be read.
     """
-    earlier = [each for each in _load_all(run) if each.step < calibration.step]
-    content = json.dumps([asdict(each) for each in (*earlier, calibration)], indent=1)
+    steps = {int(path.name) for path in run.checkpoints} - {calibration.step}
+    others = [each for each in _load_all(run) if each.step in steps]
+    content = json.dumps([asdict(each) for each in (*others, calibration)], indent=1)
     with atomic_write(run.calibration_path) as file:
         file.write(content.encode())
 
 
 def _load_all(run: Run) -> list[Calibration]:
-    """Read the choices of all evaluations, oldest first."""
+    """Read the choices with all checkpoints, the latest last."""
     path = run.calibration_path
     if not path.exists():
         return []

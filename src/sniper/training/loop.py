@@ -29,8 +29,8 @@ from sniper.training.tensorboard import TensorBoardLogger, check_tensorboard
 OrderOfEpoch = Callable[[int], EpochOrder]
 """Returns the chips of an epoch, 0 the first, in their order; equal epochs must give equal orders."""
 
-Evaluate = Callable[[TwoStageDetector], Mapping[str, float]]
-"""Returns the scores of a detector by name."""
+Evaluate = Callable[[TwoStageDetector, int], Mapping[str, float]]
+"""Returns the scores by name of a detector with the weights of a step."""
 
 
 def train(
@@ -222,7 +222,7 @@ class _Loop:
         if not is_due or self._is_evaluated(progress):
             return
         with self.signals.suspended(), self._learner.evaluating() as model:  # every step is saved
-            scores = self._evaluate(model)
+            scores = self._evaluate(model, progress.step)
         if self._processes.is_first:
             self._log({"stage": "evaluate", "step": progress.step, "epoch": epoch, **scores})
             self._callbacks.on_scores(epoch, scores)
