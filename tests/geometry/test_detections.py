@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -79,9 +80,39 @@ def test_joined_detections_keep_their_order_and_class_names() -> None:
     assert len(Detections.join([])) == 0
 
 
+@pytest.mark.parametrize(
+    ("known", "given", "expected"),
+    [
+        (None, None, [0.9, 0.5]),
+        (0.2, None, [0.9, 0.5, 0.25]),
+        (0.2, 0.6, [0.9]),
+        (None, 0.0, [0.9, 0.5, 0.25, 0.1]),
+    ],
+)
+def test_confident_detections_have_a_score_and_no_duplicates(
+    known: float | None, given: float | None, expected: list[float]
+) -> None:
+    squares = np.array([[0.0, 0.0, 9.0, 9.0]]) + np.array([[0], [20], [20.5], [40], [60]])
+    detections = Detections(
+        boxes=squares,
+        scores=np.array([0.9, 0.5, 0.4, 0.25, 0.1]),
+        labels=np.zeros(5, dtype=np.int64),
+        class_names=("car",),
+        min_score=known,
+    )
+    confident = detections.confident(given)
+    assert confident.scores.tolist() == expected
+    assert confident.names == ("car",) * len(expected)
+
+
+def test_supervision_is_given_confident_detections(stand_in: Callable[[Detections], dict[str, Any]]) -> None:
+    pair = Detections.join([replace(NAMED, min_score=0.2), NAMED])
+    assert pair.to_supervision()["confidence"].tolist() == [0.5, 0.25]
+
+
 def test_supervision_is_given_its_own_type() -> None:
     supervision = pytest.importorskip("supervision")
-    converted = NAMED.to_supervision()
+    converted = NAMED.to_supervision(0)
     assert isinstance(converted, supervision.Detections)
     assert converted.xyxy.tolist() == NAMED.boxes.tolist()
     assert converted.confidence.tolist() == [0.5, 0.25, 0.125]
@@ -96,7 +127,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Detections], dict[str
     module: Any = ModuleType("supervision")
     module.Detections = lambda **fields: fields
     monkeypatch.setitem(sys.modules, "supervision", module)
-    return lambda detections: detections.to_supervision()
+    return lambda detections: detections.to_supervision(0)
 
 
 def test_arrays_for_supervision_have_the_types_it_expects(

@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 
 from sniper.geometry import Detections
 from sniper.geometry.boxes import area, intersections, iou
-from sniper.geometry.nms import Decay, is_mostly_contained, soft_nms, weighted_box_fusion
+from sniper.geometry.nms import Decay, drop_duplicates, is_mostly_contained, soft_nms, weighted_box_fusion
 
 
 def drawn(seed: int, *, count: int, num_classes: int = 3) -> Detections:
@@ -184,3 +184,41 @@ def test_no_detections_merge_to_none() -> None:
 def test_a_sigma_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="sigma must be positive, not 0"):
         soft_nms(Detections.empty(), sigma=0.0)
+
+
+@given(seeds, st.integers(0, 60))
+def test_no_duplicate_is_left_and_every_dropped_box_was_one(seed: int, count: int) -> None:
+    detections = drawn(seed, count=count)
+    kept = drop_duplicates(detections)
+    assert (np.diff(kept.scores) <= 0).all()
+    overlaps = np.triu(iou(kept.boxes, kept.boxes), 1)
+    is_same = kept.labels[:, None] == kept.labels
+    assert (overlaps[is_same] <= 0.5).all()
+    assert (overlaps <= 0.7).all()
+    dropped = detections[~np.isin(detections.scores, kept.scores)]
+    within = drop_duplicates(detections, any_class_iou_threshold=1.0)  # these drop a box of another class
+    for each in dropped:
+        is_better = within.scores > each.scores
+        overlap = iou(within.boxes, each.boxes)[:, 0]
+        assert (is_better & (overlap > np.where(within.labels == each.labels, 0.5, 0.7))).any()
+
+
+@given(seeds, st.floats(0, 1))
+def test_duplicates_above_a_score_do_not_depend_on_those_below(seed: int, score: float) -> None:
+    detections = drawn(seed, count=40)
+    above = drop_duplicates(detections[detections.scores >= score])
+    kept = drop_duplicates(detections)
+    np.testing.assert_array_equal(above.boxes, kept.boxes[kept.scores >= score])
+
+
+@pytest.mark.parametrize(
+    ("width", "label", "is_kept"),
+    [(4.9, 0, True), (5.1, 0, False), (6.9, 1, True), (7.1, 1, False)],
+)
+def test_a_box_of_another_class_may_overlap_more(width: float, label: int, is_kept: bool) -> None:
+    detections = Detections(
+        boxes=np.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, width, 10.0]]),
+        scores=np.array([0.9, 0.8]),
+        labels=np.array([0, label]),
+    )
+    assert len(drop_duplicates(detections)) == 1 + is_kept

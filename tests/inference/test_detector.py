@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, ImageError, RunError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import size
+from sniper.inference.calibration import Calibration, save_calibration
 from sniper.inference.detector import Detector, to_coco
 from sniper.pipeline import run_stages
 from sniper.runs.run import Run
@@ -70,12 +72,13 @@ def test_no_more_than_the_maximum_is_reported() -> None:
     assert len(detector.predict(noise(100, 100))) == 3
 
 
-def test_detections_below_the_minimum_score_are_dropped() -> None:
-    detector = tiny_detector(LevelSpec(factor=1.0))
+def test_a_minimum_score_selects_confident_detections() -> None:
+    detector = dataclasses.replace(tiny_detector(LevelSpec(factor=1.0)), min_score=0.25)
     everything = detector.predict(noise(100, 100))
+    assert everything.min_score == 0.25
     least = float(np.median(everything.scores))
     best = detector.predict(noise(100, 100), min_score=least)
-    np.testing.assert_array_equal(best.boxes, everything.boxes[everything.scores >= least])
+    np.testing.assert_array_equal(best.boxes, everything.confident(least).boxes)
     assert 0 < len(best) < len(everything)
     (searched,) = detector.predict_many([noise(100, 100)], min_score=least)
     assert searched is not None
@@ -147,6 +150,53 @@ def test_a_run_is_loaded_with_its_weights_and_classes(
         assert detections.class_names == ("dark", "bright")
         np.testing.assert_array_equal(detections.boxes, expected.boxes)
         np.testing.assert_array_equal(detections.scores, expected.scores)
+
+
+def calibration(step: int, **fields: Any) -> Calibration:
+    values: dict[str, Any] = {
+        "step": step,
+        "num_images": 4,
+        "num_compared": 4,
+        "merge": "linear",
+        "soft_nms_sigma": 0.3,
+        "merge_iou": 0.4,
+        "min_score": 0.35,
+        "f1": 0.5,
+        "precision": 0.5,
+        "recall": 0.5,
+    }
+    return Calibration(**(values | fields))
+
+
+def test_a_run_is_loaded_with_what_it_has_chosen(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    auto = dataclasses.replace(spec, predict=dataclasses.replace(spec.predict, merge="auto"))
+    run = Run.create(tmp_path / "run", config=dump_experiment(auto))
+    run_stages(run, auto, dataset, device=CPU)
+    detector = Detector.load(run, CPU)
+    assert (detector.spec.merge, detector.min_score) == ("auto", None)
+    gaussian = Detector.load(run, CPU, predict={"merge": "gaussian"})
+    np.testing.assert_array_equal(
+        detector.predict(noise(150, 120)).scores, gaussian.predict(noise(150, 120)).scores
+    )
+    save_calibration(run, calibration(int(run.checkpoints[-1].name)))
+    chosen = Detector.load(run, CPU)
+    assert (chosen.spec.merge, chosen.spec.soft_nms_sigma, chosen.spec.merge_iou) == ("linear", 0.3, 0.4)
+    assert chosen.min_score == 0.35
+    explicit = Detector.load(run, CPU, spec=spec)
+    assert (explicit.spec, explicit.min_score) == (spec.predict, 0.35)
+
+
+def test_fields_of_prediction_are_overridden(dataset: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", config=dump_experiment(spec))
+    run_stages(run, spec, dataset, device=CPU)
+    level = LevelSpec(factor=2.0, below=30)
+    changed = Detector.load(run, CPU, predict={"merge": "hard", "levels": [level], "max_detections": "7"})
+    assert changed.spec == dataclasses.replace(spec.predict, merge="hard", levels=(level,), max_detections=7)
+    assert Detector.load(run, CPU, predict={"levels": "[{factor: 2, below: 30}]"}).spec.levels == (level,)
+    with pytest.raises(ConfigError, match=r"predict\.merg is not known; did you mean predict\.merge"):
+        Detector.load(run, CPU, predict={"merg": "hard"})
 
 
 def test_a_run_without_weights_or_of_the_rpn_alone_is_not_loaded(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
@@ -16,7 +17,7 @@ from sniper.errors import DetectionsError, ImageError
 from sniper.inference.detector import Detector, to_coco
 from sniper.inference.results import ImageToSearch, SearchReport, search_to_file
 from tests.data.tiny import write_image
-from tests.inference.blobs import blob_detector
+from tests.inference.blobs import blob_detector, draw_blobs
 
 DETECTOR = blob_detector(LevelSpec(factor=1.0), window=256, batch_megapixels=0.001)
 
@@ -42,10 +43,17 @@ def search(
     resume: bool = False,
     weights: str = "a",
     detector: Detector = DETECTOR,
+    min_score: float = 0.3,
     on_progress: Callable[[int, int], None] = ignore,
 ) -> SearchReport:
     return search_to_file(
-        detector, images, target, source={"weights": weights}, resume=resume, on_progress=on_progress
+        detector,
+        images,
+        target,
+        source={"weights": weights},
+        resume=resume,
+        min_score=min_score,
+        on_progress=on_progress,
     )
 
 
@@ -74,7 +82,7 @@ def test_results_are_in_the_order_of_the_images(images: list[ImageToSearch], tmp
     # One entry a line, as json.dumps writes it.
     lines = ",\n".join(json.dumps(entry) for entry in expected)
     assert target.read_text() == f"[\n{lines}\n]\n"
-    assert report == SearchReport(num_results=len(expected), num_full=0, skipped=[])
+    assert report == SearchReport(num_results=len(expected), num_shown=len(expected), num_cut=0, skipped=[])
     assert {path.name for path in tmp_path.iterdir()} == {"images", "found.json"}
 
 
@@ -188,12 +196,28 @@ def test_an_earlier_results_file_stays_until_the_search_is_complete(
     assert target.read_text() == "[]"
 
 
-def test_images_with_as_many_detections_as_allowed_are_counted(tmp_path: Path) -> None:
-    write_image(tmp_path / "a.png", width=300, height=200)
+@pytest.mark.parametrize(("min_score", "num_shown", "num_cut"), [(0.3, 2, 1), (0.95, 0, 0)])
+def test_images_whose_detections_above_the_score_may_be_cut_are_counted(
+    tmp_path: Path, min_score: float, num_shown: int, num_cut: int
+) -> None:
+    pixels, _ = draw_blobs(0, width=300, height=200, smallest=10, largest=20)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
     spec = PredictSpec(levels=(LevelSpec(factor=1.0),), max_detections=2)
     report = search(
         [ImageToSearch(image_id=1, path=tmp_path / "a.png")],
         tmp_path / "found.json",
         detector=dataclasses.replace(DETECTOR, spec=spec),
+        min_score=min_score,
     )
-    assert (report.num_results, report.num_full) == (2, 1)
+    assert report == SearchReport(num_results=2, num_shown=num_shown, num_cut=num_cut, skipped=[])
+
+
+def test_a_search_with_other_settings_of_prediction_is_not_resumed(
+    images: list[ImageToSearch], tmp_path: Path
+) -> None:
+    target = tmp_path / "found.json"
+    with pytest.raises(KeyboardInterrupt):
+        search(images, target, on_progress=kill_after(35))
+    other = dataclasses.replace(DETECTOR, spec=dataclasses.replace(DETECTOR.spec, merge="hard"))
+    with pytest.raises(DetectionsError, match="omit --resume"):
+        search(images, target, resume=True, detector=other)
