@@ -19,6 +19,7 @@ from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.config.loading import dump_experiment, load_experiment
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.errors import AnnotationError, CheckpointError, ConfigError, RunError, SniperError
+from sniper.inference.calibration import load_calibration
 from sniper.models.spec import BackboneSpec
 from sniper.pipeline import run_stages, train
 from sniper.runs.run import Run
@@ -253,6 +254,10 @@ def test_training_in_python_mines_and_scores_as_configured(spec: ExperimentSpec,
     assert [entry["stage"] for entry in run.entries()][-1] == "evaluate"
     assert len(scores) == 1
     assert run.entries()[-1]["ap"] == scores[0]
+    calibration = load_calibration(run)
+    assert calibration is not None
+    assert calibration.step == run.entries()[-1]["step"]
+    assert (calibration.merge, calibration.num_images, calibration.candidates) == ("gaussian", 4, ())
     assert len(sniper.Detector.load(run).categories) == 2
 
 

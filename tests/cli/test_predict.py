@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from sniper.errors import printable
+from sniper.inference.calibration import Calibration, save_calibration
+from sniper.runs.run import Run
 from tests.cli.commands import CommandLine
 from tests.data.tiny import write_image
 
@@ -18,7 +20,7 @@ def test_the_test_images_of_the_experiment_are_searched_and_drawn(
     result = sniper.json("predict", trained_folder / "run", "--draw", trained_folder / "drawn")
     assert result["num_images"] == 4
     assert result["num_detections"] > 0
-    assert len(list((trained_folder / "drawn").glob("*.png"))) == 4
+    assert len(list((trained_folder / "drawn").glob("*.jpg"))) == 4
 
 
 def test_the_first_images_of_annotations_are_searched(trained_folder: Path, sniper: CommandLine) -> None:
@@ -139,7 +141,7 @@ def test_results_for_image_ids_of_text_can_be_scored(trained_folder: Path, snipe
     assert {entry["image_id"] for entry in json.loads(output.read_text())} == {
         f"scene/{number}" for number in range(1, 5)
     }
-    assert len(list(drawn.glob("*.png"))) == 4
+    assert len(list(drawn.glob("*.jpg"))) == 4
     assert sniper.json("evaluate", output, path)["num_images"] == 4
 
 
@@ -149,13 +151,82 @@ def test_annotations_without_a_known_category_are_refused(trained_folder: Path, 
     assert "have no category name in common: 'dark', 'bright' and 'a', 'b'" in message
 
 
-def test_images_with_as_many_detections_as_are_kept_are_warned_of(
-    trained_folder: Path, sniper: CommandLine
+def calibrate(folder: Path, **fields: object) -> None:
+    """Write what a run has chosen on validation images."""
+    run = Run.open(folder / "run")
+    values: dict[str, Any] = {
+        "step": int(run.checkpoints[-1].name),
+        "num_images": 4,
+        "num_compared": 0,
+        "merge": "gaussian",
+        "soft_nms_sigma": 0.55,
+        "merge_iou": 0.5,
+        "min_score": 0.5,
+        "f1": 0.5,
+        "precision": 0.5,
+        "recall": 0.5,
+    }
+    save_calibration(run, Calibration(**(values | fields)))
+
+
+@pytest.mark.parametrize(("min_score", "is_warned"), [("0.000001", True), ("0.999", False)])
+def test_images_are_warned_of_where_detections_above_the_score_may_be_cut(
+    trained_folder: Path, sniper: CommandLine, min_score: str, is_warned: bool
 ) -> None:
-    config = trained_folder / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("max_detections: ", "max_detections: 1 # "))
-    err = " ".join(sniper.text("predict", trained_folder / "run", "--limit", "2").err.split())
-    assert "warning: 2 images have as many detections as predict.max_detections allows (1)" in err
+    search = ("predict", trained_folder / "run", "--limit", "2", "--predict.max_detections", "1")
+    err = " ".join(sniper.text(*search, "--min-score", min_score).err.split())
+    message = "warning: 2 images have 1 detections of at least 1e-06, and perhaps had more"
+    assert (message in err) is is_warned
+    assert "max_detections" in err or not is_warned
+
+
+def test_the_score_of_the_run_decides_what_is_shown(trained_folder: Path, sniper: CommandLine) -> None:
+    search = ("predict", trained_folder / "run")
+    before = sniper.json(*search)
+    assert before["min_score"] == 0.3
+    warned = "chosen no score on validation images, so pictures show detections from 0.3 on"
+    drawn = (*search, "--draw", trained_folder / "drawn")
+    assert warned in " ".join(sniper.text(*drawn).err.split())
+    found = json.loads((trained_folder / "run" / "detections.json").read_text())
+    best = max(entry["score"] for entry in found)
+    calibrate(trained_folder, min_score=best / 2)
+    after = sniper.json(*search)
+    assert after["min_score"] == best / 2
+    assert after["num_detections"] == before["num_detections"]  # the file has all
+    assert 0 < after["num_shown"] < after["num_detections"]
+    assert sniper.json(*search, "--min-score", "0.999")["num_shown"] == 0
+    assert warned not in " ".join(sniper.text(*drawn).err.split())
+
+
+def test_fields_of_prediction_are_set_by_options(trained_folder: Path, sniper: CommandLine) -> None:
+    output = trained_folder / "found.json"
+    search = ("predict", trained_folder / "run", "-o", output)
+    plain = sniper.json(*search)["num_detections"]
+    image = trained_folder / "images" / "train_0.png"
+    few = sniper.json(
+        *search,
+        "--predict.max_detections=2",
+        image,
+        "--predict.levels",
+        "[{factor: 1}]",
+        "--predict.merge",
+        "hard",
+    )
+    assert (few["num_images"], few["num_detections"]) == (1, 2)
+    assert {entry["file_name"] for entry in json.loads(output.read_text())} == {str(image)}
+    assert sniper.json(*search)["num_detections"] == plain > 2
+
+
+def test_the_way_to_merge_that_the_run_has_chosen_is_used(trained_folder: Path, sniper: CommandLine) -> None:
+    def found(*options: str) -> bytes:
+        output = trained_folder / "found.json"
+        sniper.json("predict", trained_folder / "run", "-o", output, *options)
+        return output.read_bytes()
+
+    calibrate(trained_folder, merge="hard", merge_iou=0.2)
+    hard = found("--predict.merge", "hard", "--predict.merge_iou", "0.2")
+    assert found("--predict.merge", "auto") == hard
+    assert found() != hard  # the experiment sets gaussian
 
 
 @pytest.mark.parametrize("image_id", [-(2**62), 2**62, 0])
@@ -172,7 +243,7 @@ def test_results_have_ids_of_any_size(trained_folder: Path, sniper: CommandLine,
     assert {entry["image_id"] for entry in json.loads(output.read_text())} == {
         row["id"] for row in content["images"]
     }
-    assert len(list(drawn.glob("*.png"))) == 4
+    assert len(list(drawn.glob("*.jpg"))) == 4
     plain = sniper.json("evaluate", output, path)
     assert plain["num_images"] == 4
 
@@ -214,6 +285,15 @@ def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: 
         ("run images/train_0.png --draw train.json", "exists"),
         ("run train.json", "cannot be read as an image"),
         ("run x.png --device abacus", "device abacus: there is no such device"),
+        ("run x.png --bogus 3", "--bogus: sniper predict has no such option; it has"),
+        ("run -x x.png", "-x: sniper predict has no such option"),
+        ("run x.png --conf 0.5", "--conf: no such option; use --min-score"),
+        ("run x.png --iou=0.5", "--iou: no such option; use --predict.merge_iou"),
+        ("run x.png --max-detections 3", "--max-detections: no such option; use --predict.max_detections"),
+        ("run x.png --train.epochs 3", "--train.epochs: sniper predict has no such option"),
+        ("run x.png --predict.merge", "--predict.merge: the value is missing"),
+        ("run x.png --predict.merge best", "--predict.merge: must be 'auto', 'gaussian', 'linear', 'hard'"),
+        ("run x.png --min-score 2", "Must be <= 1"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(

@@ -25,7 +25,9 @@ def pixel_at(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
     return tuple(map(int, pixel))
 
 
-@pytest.mark.parametrize(("side", "width"), [(600, 616), (100, 579)])  # the legend is wider than a small chip
+@pytest.mark.parametrize(
+    ("side", "width"), [(600, 616), (100, 190)]
+)  # a line of the legend is wider than a small chip
 def test_a_sheet_shows_all_chips_and_the_whole_legend(tmp_path: Path, side: int, width: int) -> None:
     dataset = load_dataset(write_dataset(tmp_path, sides=((160, 120),), boxes_per_image=1))
     order = order_chips(dataset, SMALL_PYRAMID, batch_size=1, flip=0.0, seed=0, epoch=0)
@@ -86,23 +88,9 @@ def test_detections_below_the_score_are_not_drawn(tmp_path: Path) -> None:
     draw_detections(image, detections, tmp_path / "detections.png", categories=CATEGORIES)
     with Image.open(tmp_path / "detections.png") as picture:
         pixels = np.asarray(picture)
-    assert pixels.shape == (600, 1200, 3)  # enlarged six times
-    assert pixels[360, 120].tolist() == [0xE6, 0x9F, 0x00]
-    assert pixels[:, 700:].sum() == 0
-
-
-def test_a_box_at_the_upper_border_has_its_name_inside(tmp_path: Path) -> None:
-    detections = Detections(
-        boxes=np.array([[0.0, 0.0, 90.0, 90.0]]), scores=np.array([0.9]), labels=np.array([0])
-    )
-    draw_detections(
-        ArrayImageReader(np.zeros((100, 100, 3), dtype=np.uint8)),
-        detections,
-        tmp_path / "detections.png",
-        categories=CATEGORIES,
-    )
-    with Image.open(tmp_path / "detections.png") as picture:
-        assert (np.asarray(picture)[6:16, 4:60] == [0xE6, 0x9F, 0x00]).all(axis=2).any()
+    assert pixels.shape[:2] == (600 + 42, 1200)  # enlarged six times, and the legend
+    assert pixels[360, 119].tolist() == [0xE6, 0x9F, 0x00]
+    assert pixels[:600, 700:].sum() == 0
 
 
 def test_matches_and_crowds_are_coloured(tmp_path: Path) -> None:
@@ -130,11 +118,11 @@ def test_matches_and_crowds_are_coloured(tmp_path: Path) -> None:
         colors = {
             name: "#{:02X}{:02X}{:02X}".format(*pixel_at(picture, x, y))
             for name, (x, y) in {
-                "true positive": (102, 150),
-                "false positive": (100, 350),
-                "false negative": (400, 150),
-                "in crowd": (800, 250),
-                "crowd": (700, 300),
+                "true positive": (101, 150),
+                "false positive": (99, 350),
+                "false negative": (399, 150),
+                "in crowd": (799, 250),
+                "crowd": (699, 300),
             }.items()
         }
     assert colors == {
@@ -153,5 +141,71 @@ def test_a_very_large_image_makes_a_picture_that_can_be_opened(tmp_path: Path) -
     )
     draw_detections(image, detections, tmp_path / "detections.png", categories=CATEGORIES)
     with Image.open(tmp_path / "detections.png") as picture:
-        assert picture.size == (6000, 250)
-        assert pixel_at(picture, 3000, 125) != (0, 0, 0)  # the right edge of the box
+        assert picture.size == (6000, 250 + 215)  # with the legend
+        assert pixel_at(picture, 3001, 125) != (0, 0, 0)  # the right edge of the box
+
+
+def count_of(pixels: np.ndarray, color: str) -> int:
+    """Count the pixels of a colour."""
+    return int((pixels == [int(color[start : start + 2], 16) for start in (1, 3, 5)]).all(axis=-1).sum())
+
+
+def draw(path: Path, detections: Detections, *, sides: tuple[int, int] = (600, 1200)) -> np.ndarray:
+    image = ArrayImageReader(np.zeros((*sides, 3), dtype=np.uint8))
+    draw_detections(image, detections, path, categories=CATEGORIES)
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def squares(side: float, *, labels: list[int]) -> Detections:
+    """Return squares in a row."""
+    low = np.stack([100.0 + 2.5 * side * np.arange(len(labels)), np.full(len(labels), 200.0)], axis=1)
+    return Detections(
+        boxes=np.concatenate([low, low + side], axis=1),
+        scores=np.linspace(0.9, 0.5, len(labels)),
+        labels=np.array(labels, dtype=np.int64),
+    )
+
+
+@pytest.mark.parametrize(("side", "line"), [(10, 1), (60, 2), (180, 4)])
+def test_lines_suit_the_objects_and_are_around_them(tmp_path: Path, side: int, line: int) -> None:
+    pixels = draw(tmp_path / "a.png", squares(side, labels=[0, 0, 1]))
+    row = pixels[200 + side // 2, 90 : 100 + side]
+    assert [count_of(row[:10], "#E69F00"), count_of(row[10:], "#E69F00")] == [line, 0]
+
+
+@pytest.mark.parametrize("sides", [(600, 1200), (2400, 4800)])
+def test_labels_have_the_size_of_the_objects_in_images_of_all_sizes(
+    tmp_path: Path, sides: tuple[int, int]
+) -> None:
+    pixels = draw(tmp_path / "a.png", squares(20, labels=[0]), sides=sides)
+    rows = np.flatnonzero((pixels[: sides[0], :, 0] > 0).any(axis=1))
+    assert len(rows) == 23 + 14  # the box with its lines, and the label
+
+
+def test_the_legend_has_the_colours_of_the_classes_that_are_there(tmp_path: Path) -> None:
+    for labels, colors in (([0, 0, 1], ["#E69F00", "#56B4E9"]), ([1], ["#56B4E9"]), ([], [])):
+        legend = draw(tmp_path / "a.png", squares(60, labels=labels))[600:]
+        assert [color for color in ("#E69F00", "#56B4E9") if count_of(legend, color) > 100] == colors
+        assert count_of(legend, "#FFFFFF") > 20  # its text
+
+
+def test_duplicates_are_not_drawn(tmp_path: Path) -> None:
+    single = squares(60, labels=[0])
+    double = Detections(
+        boxes=np.concatenate([single.boxes, single.boxes + 5]),
+        scores=np.array([0.9, 0.8]),
+        labels=np.array([0, 0]),
+    )
+    np.testing.assert_array_equal(draw(tmp_path / "a.png", double), draw(tmp_path / "b.png", single))
+
+
+def test_a_jpeg_is_small_and_its_lines_have_their_colour(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = ArrayImageReader(rng.integers(0, 60, (600, 1200, 3), dtype=np.uint8))
+    for name in ("a.jpg", "a.png"):
+        draw_detections(image, squares(200, labels=[0]), tmp_path / name, categories=CATEGORIES)
+    assert (tmp_path / "a.jpg").stat().st_size < (tmp_path / "a.png").stat().st_size / 2
+    with Image.open(tmp_path / "a.jpg") as picture:
+        assert picture.format == "JPEG"
+        assert np.abs(np.array(pixel_at(picture, 98, 300)) - [0xE6, 0x9F, 0x00]).max() < 40
