@@ -125,6 +125,8 @@ def test_matches_and_crowds_are_coloured(tmp_path: Path) -> None:
                 "crowd": (699, 300),
             }.items()
         }
+        legend = np.asarray(picture)[600:]
+    assert all(count_of(legend, color) > 100 for color in colors.values())
     assert colors == {
         "true positive": "#56B4E9",
         "false positive": "#E69F00",

@@ -141,8 +141,8 @@ def predict(
         noun = "image has" if report.num_cut == 1 else "images have"
         print_warnings(
             [
-                f"{report.num_cut} {noun} {spec.predict.max_detections} detections of at least {min_score:g}, and "
-                "perhaps had more; raise --predict.max_detections"
+                f"{report.num_cut} {noun} as many detections of at least {min_score:g} as predict.max_detections "
+                f"allows ({spec.predict.max_detections}), and perhaps had more"
             ]
         )
     print_result(
