@@ -78,7 +78,10 @@ MISTAKES = [
     ("predict run --imgsz 640", "predict.levels"),
     ("predict run --iou 0.5", "predict.merge_iou"),
     ("predict run --max-det 3", "predict.max_detections"),
-    ("predict run --source a.jpg", "--source: no such option; use FILES (sniper predict RUN [FILES]...)"),
+    (
+        "predict run --source a.jpg",
+        "--source: no such option; use FILES (sniper predict RUN [FILES]... [--predict.FIELD VALUE]...)",
+    ),
     ("predict run --weights best.pt", "--weights: no such option; use RUN (sniper predict RUN"),
     ("predict run --save-dir x", "--save-dir: no such option; use --output"),
     ("predict run --show", "--show: no such option; use --draw"),

@@ -49,8 +49,8 @@ def predict(
         Parameter(
             allow_leading_hyphen=True,
             help="Image files, folders of them, quoted patterns such as 'shots/**/*.jpg', or text files (.txt) with "
-            "one path per line. Without any, the images of --annotations, or else of data.test of the run. Fields of "
-            "the run's section predict are set by options: --predict.FIELD VALUE.",
+            "one path per line. Without any, the images of --annotations, or else of data.test of the run. An option "
+            "--predict.FIELD VALUE sets a field of the section predict, in place of the run's value.",
         ),
     ],
     annotations: Annotated[
