@@ -1,4 +1,4 @@
-"""Scores by class and by size, and false positives, against pycocotools and counting by hand."""
+"""Scores by size and by class, and false positives, against pycocotools and counting by hand."""
 
 import itertools
 import math
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from sniper.evaluation.coco import score
 from sniper.evaluation.diagnosis import diagnose
 from sniper.evaluation.pair import EvaluationPair
 
@@ -89,23 +90,35 @@ def mean_of(values: np.ndarray) -> float:
 
 @settings(max_examples=15)
 @given(st.integers(0, 1000), st.sampled_from([3, 100]))
-def test_scores_by_class_and_size_equal_those_of_pycocotools(seed: int, limit: int) -> None:
+def test_scores_by_size_equal_those_of_pycocotools(seed: int, limit: int) -> None:
     detections, ground_truth = random_results(seed)
     if not detections:
         return
     sizes = [0.0, 40.0, 120.0, math.inf]
-    diagnosis = diagnose(EvaluationPair.of(detections, ground_truth), max_detections=limit, sizes=sizes)
-    precision, recall = by_pycocotools(detections, ground_truth, use_classes=True, sizes=sizes, limit=limit)
-    for k, scores in enumerate(diagnosis.classes):
-        assert scores.ap == pytest.approx(mean_of(precision[:, :, k, 0, 0]), abs=1e-9)
-        assert scores.ap50 == pytest.approx(mean_of(precision[0, :, k, 0, 0]), abs=1e-9)
-        assert scores.recall == pytest.approx(mean_of(recall[:, k, 0, 0]), abs=1e-9)
-        objects = [a for a in ground_truth["annotations"] if a["category_id"] == k + 1 and not a["iscrowd"]]
-        assert scores.num_objects == len(objects)
+    pair = EvaluationPair.of(detections, ground_truth)
+    diagnosis = diagnose(pair, max_detections=limit, sizes=sizes)
+    precision, _ = by_pycocotools(detections, ground_truth, use_classes=True, sizes=sizes, limit=limit)
     _, any_recall = by_pycocotools(detections, ground_truth, use_classes=False, sizes=sizes, limit=limit)
     for a, bin_ in enumerate(diagnosis.sizes, start=1):
         assert bin_.ap == pytest.approx(mean_of(precision[:, :, :, a, 0]), abs=1e-9)
         assert bin_.any_class_recall == pytest.approx(mean_of(any_recall[:, :, a, 0]), abs=1e-9)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 1000), st.sampled_from([10, 100]))
+def test_scores_by_class_equal_those_of_pycocotools(seed: int, limit: int) -> None:
+    detections, ground_truth = random_results(seed, num_images=3, num_classes=2)
+    if not detections:
+        return
+    classes = score(EvaluationPair.of(detections, ground_truth), max_detections=limit).classes
+    precision, recall = by_pycocotools(detections, ground_truth, use_classes=True, sizes=[], limit=limit)
+    for k, scores in enumerate(classes):
+        assert scores.ap == pytest.approx(mean_of(precision[:, :, k, 0, 0]), abs=1e-9)
+        assert scores.ap50 == pytest.approx(mean_of(precision[0, :, k, 0, 0]), abs=1e-9)
+        assert scores.ar == pytest.approx(mean_of(recall[:, k, 0, 0]), abs=1e-9)
+        objects = [a for a in ground_truth["annotations"] if a["category_id"] == k + 1 and not a["iscrowd"]]
+        assert scores.num_objects == len(objects)
+        assert scores.num_detections == sum(entry["category_id"] == k + 1 for entry in detections)
 
 
 def test_false_positives_are_counted_at_each_recall_over_all_images() -> None:
@@ -152,7 +165,8 @@ def test_without_objects_ap_is_minus_one_and_no_recall_is_reached() -> None:
         "annotations": [],
     }
     diagnosis = diagnose(EvaluationPair.of([], ground_truth))
-    assert diagnosis.classes[0].ap == -1
+    (scores,) = score(EvaluationPair.of([], ground_truth)).classes
+    assert (scores.ap, scores.ap50, scores.ar) == (-1, -1, -1)
     assert diagnosis.false_positives == {0.5: None, 0.8: None, 0.9: None}
     assert (diagnosis.precisions == 0).all()
 

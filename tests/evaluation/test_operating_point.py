@@ -8,15 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sniper.data.datasets import Category
 from sniper.evaluation.matching import match_pair
 from sniper.evaluation.operating_point import MatchCounts, OperatingPoint, find_best_f1, measure_at
-from sniper.evaluation.pair import EvaluationPair, GroundTruth
+from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry.boxes import area, from_xywh, intersections, iou
+from tests.evaluation.random_pairs import random_pair
 
 _OBJECT = [10.0, 10.0, 20.0, 20.0]
 _ELSEWHERE = [60.0, 60.0, 20.0, 20.0]
-_NUM_CLASSES = 3
 
 
 def pair_of(detections: list[dict[str, Any]], objects: list[dict[str, Any]]) -> EvaluationPair:
@@ -27,31 +26,6 @@ def pair_of(detections: list[dict[str, Any]], objects: list[dict[str, Any]]) -> 
         "annotations": [{"image_id": 1, "category_id": 1, "bbox": _OBJECT} | entry for entry in objects],
     }
     return EvaluationPair.of(rows, truth)
-
-
-def random_pair(seed: int, num_objects: int, num_detections: int) -> EvaluationPair:
-    """Return few boxes of few classes close together, with equal scores and crowds among them."""
-    generator = np.random.default_rng(seed)
-    boxes = [
-        np.concatenate([generator.uniform(0, 30, (n, 2)), generator.uniform(10, 20, (n, 2))], axis=1)
-        for n in (num_objects, num_detections)
-    ]
-    truth = GroundTruth(
-        image_ids=np.arange(2),
-        categories=tuple(Category(category_id=i, name=str(i)) for i in range(_NUM_CLASSES)),
-        image_indices=generator.integers(0, 2, num_objects),
-        labels=generator.integers(0, _NUM_CLASSES, num_objects),
-        boxes=boxes[0],
-        areas=boxes[0][:, 2] * boxes[0][:, 3],
-        is_crowd=generator.random(num_objects) < 0.2,
-    )
-    return EvaluationPair(
-        truth=truth,
-        image_indices=generator.integers(0, 2, num_detections),
-        labels=generator.integers(0, _NUM_CLASSES, num_detections),
-        boxes=boxes[1],
-        scores=generator.choice([0.1, 0.25, 0.3, 0.61, 0.62, 0.9], num_detections),
-    )
 
 
 def count_slowly(pair: EvaluationPair, score: float) -> tuple[int, int]:

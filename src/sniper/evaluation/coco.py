@@ -4,6 +4,9 @@ import dataclasses
 import warnings
 from dataclasses import dataclass
 
+import hotcoco
+import numpy as np
+
 from sniper.evaluation.exchanged import find_exchanged_classes
 from sniper.evaluation.matching import LARGEST_AREA, run_coco_eval
 from sniper.evaluation.pair import EvaluationPair, Results, Truth
@@ -17,6 +20,28 @@ _AREA_RANGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """The scores of one class.
+
+    Attributes:
+        name: of the class.
+        num_objects: in the ground truth, without crowds.
+        num_detections: all that were given.
+        ap: mean over IoU 0.50 to 0.95; -1 without objects.
+        ap50: at IoU 0.5; -1 without objects.
+        ar: the highest recall with the best `max_detections` of each image, mean over IoU 0.50 to 0.95; -1 without
+            objects.
+    """
+
+    name: str
+    num_objects: int
+    num_detections: int
+    ap: float
+    ap50: float
+    ar: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """The twelve COCO numbers: fractions from 0 to 1, or -1 where the ground truth has no such object.
 
@@ -24,7 +49,8 @@ class Scores:
     of at most 32² image pixels, large ones of at least 96². `ar_1` and `ar_10` use the best 1 and 10 detections of each
     image and class, all other numbers the best `max_detections`.
 
-    `num_cut` counts the pairs of image and class with more than `max_detections` detections.
+    `num_cut` counts the pairs of image and class with more than `max_detections` detections. `classes` has the scores
+    of each class, in the order of their ids.
     """
 
     ap: float
@@ -43,12 +69,15 @@ class Scores:
     num_detections: int
     num_cut: int
     max_detections: int = 100
+    classes: tuple[ClassScores, ...] = ()
 
     def as_dict(self) -> dict[str, float | int]:
-        """Return the numbers by name, in the order above; `ar` is named after `max_detections`, such as `ar_100`."""
-        numbers = dataclasses.asdict(self)
-        limit = numbers.pop("max_detections")
-        return {f"ar_{limit}" if name == "ar" else name: value for name, value in numbers.items()}
+        """Return the numbers of all classes by name; `ar` is named after `max_detections`, such as `ar_100`."""
+        names = [field.name for field in dataclasses.fields(self)]
+        numbers = {name: getattr(self, name) for name in names if name not in ("max_detections", "classes")}
+        return {
+            f"ar_{self.max_detections}" if name == "ar" else name: value for name, value in numbers.items()
+        }
 
 
 def evaluate(detections: Results, ground_truth: Truth, *, max_detections: int = 100) -> Scores:
@@ -114,4 +143,31 @@ def score(pair: EvaluationPair, *, max_detections: int = 100) -> Scores:
         num_detections=len(pair),
         num_cut=int((pair.num_per_image_and_class > max_detections).sum()),
         max_detections=max_detections,
+        classes=_score_classes(pair, evaluation),
     )
+
+
+def _score_classes(pair: EvaluationPair, evaluation: hotcoco.COCOeval) -> tuple[ClassScores, ...]:
+    truth, num_classes = pair.truth, len(pair.truth.categories)
+    assert evaluation.eval is not None
+    precision = np.array(evaluation.eval["precision"])[:, :, :, 0, -1]  # (t, r, k): of all areas
+    recall = np.array(evaluation.eval["recall"])[:, :, 0, -1]  # (t, k)
+    num_objects = np.bincount(truth.labels[~truth.is_crowd], minlength=num_classes).tolist()
+    num_detections = np.bincount(pair.labels, minlength=num_classes).tolist()
+    return tuple(
+        ClassScores(
+            name=category.name,
+            num_objects=num_objects[label],
+            num_detections=num_detections[label],
+            ap=mean_of_defined(precision[:, :, label]),
+            ap50=mean_of_defined(precision[0, :, label]),
+            ar=mean_of_defined(recall[:, label]),
+        )
+        for label, category in enumerate(truth.categories)
+    )
+
+
+def mean_of_defined(values: np.ndarray) -> float:
+    """Return the mean of the values that are not -1; -1 if all are."""
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else -1.0

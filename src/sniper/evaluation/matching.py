@@ -73,6 +73,28 @@ class PairMatches:
     is_true_positive: Bool[np.ndarray, " n"]
     is_false_positive: Bool[np.ndarray, " n"]
 
+    @property
+    def num_objects(self) -> int:
+        """Number of objects, without crowds."""
+        return int((~self.pair.truth.is_crowd).sum())
+
+    def count_by_score(
+        self,
+    ) -> tuple[Float[np.ndarray, " p"], Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+        """Count true and false positives of all classes from each score on.
+
+        Returns:
+            (p,) distinct scores of the detections that count, falling; (p,) true positives and (p,) false positives
+            with at least that score.
+        """
+        counts = self.is_true_positive | self.is_false_positive
+        order = np.argsort(-self.pair.scores[counts], kind="stable")
+        scores = self.pair.scores[counts][order]
+        # A threshold keeps all detections of the same score, so only the last of them is a point of the curve.
+        points = np.flatnonzero(np.append(np.diff(scores) != 0, True)[: len(scores)])
+        num_true = np.cumsum(self.is_true_positive[counts][order])[points]
+        return scores[points], num_true, points + 1 - num_true
+
 
 def match_pair(pair: EvaluationPair, *, iou: float = 0.5, max_detections: int | None = None) -> PairMatches:
     """Match detections with ground truth by the COCO rules for boxes, at one IoU threshold.

@@ -91,21 +91,13 @@ def find_best_f1(pair: EvaluationPair, *, iou: float = 0.5) -> OperatingPoint:
 
 def find_best_score(matches: PairMatches) -> float:
     """Find the score threshold with the best F1; see `find_best_f1`."""
-    counts = matches.is_true_positive | matches.is_false_positive
-    scores = matches.pair.scores[counts]
-    order = np.argsort(-scores, kind="stable")
-    scores = scores[order]
-    true_positives = np.cumsum(matches.is_true_positive[counts][order])
-    if not len(scores) or true_positives[-1] == 0:
+    scores, num_true, num_false = matches.count_by_score()
+    if not num_true.any():
         return math.nan
-    # A threshold keeps all detections of the same score, so only the last of them is a point of the curve.
-    points = np.flatnonzero(np.append(np.diff(scores) != 0, True))
-    num_objects = int((~matches.pair.truth.is_crowd).sum())
-    f1 = 2 * true_positives[points] / (points + 1 + num_objects)
+    f1 = 2 * num_true / (num_true + num_false + matches.num_objects)
     best = int(np.argmax(f1))
-    lower = points[best + 1 : best + 2]
-    high = float(scores[points[best]])
-    return _between(float(scores[lower[0]]), high) if len(lower) else high
+    high = float(scores[best])
+    return _between(float(scores[best + 1]), high) if best + 1 < len(scores) else high
 
 
 def measure_at(matches: PairMatches, score: float) -> OperatingPoint:

@@ -180,12 +180,17 @@ class EvaluationPair:
             scores=table.scores,
             warnings=warnings,
         )
-        return pair if is_scored.all() else pair._select(is_scored)
+        return pair if is_scored.all() else pair.select(is_scored)
 
     def first_images(self, count: int) -> "EvaluationPair":
         """Return the first images of the ground truth, with their objects and detections."""
         truth = self.truth.select_images(np.arange(min(count, self.truth.num_images)))
-        return replace(self._select(self.image_indices < count), truth=truth)
+        return replace(self.select(self.image_indices < count), truth=truth)
+
+    def select(self, is_kept: Bool[np.ndarray, " n"]) -> "EvaluationPair":
+        """Return the same ground truth with some of the detections."""
+        names = ("image_indices", "labels", "boxes", "scores")
+        return replace(self, **{name: getattr(self, name)[is_kept] for name in names})
 
     @property
     def num_per_image_and_class(self) -> Int[np.ndarray, " k"]:
@@ -225,10 +230,6 @@ class EvaluationPair:
         rows[:, 0], rows[:, 5], rows[:, 6] = ranks[self.image_indices], self.scores, self.labels
         rows[:, 1:5] = self.boxes
         return dataset, dataset.load_res(rows)
-
-    def _select(self, is_kept: Bool[np.ndarray, " n"]) -> "EvaluationPair":
-        names = ("image_indices", "labels", "boxes", "scores")
-        return replace(self, **{name: getattr(self, name)[is_kept] for name in names})
 
 
 def _to_table(detections: Results) -> DetectionTable:
