@@ -48,7 +48,12 @@ def load_font(height: int, text: str = "") -> ImageFont.FreeTypeFont:
         height: of the letters, pixels.
         text: to be drawn.
     """
-    return ImageFont.truetype(_find_font(frozenset(text)) or _default_font(), height)
+    return ImageFont.truetype(font_file(text), height)
+
+
+def font_file(text: str) -> Path:
+    """Return the file of a font that has the characters of a text: DejaVu Sans, or else one of the system."""
+    return _find_font(frozenset(text)) or _default_font()
 
 
 @cache
