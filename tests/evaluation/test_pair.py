@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 from sniper.errors import AnnotationError, DetectionsError
 from sniper.evaluation.coco import score
+from sniper.evaluation.duplicates import without_duplicates
 from sniper.evaluation.pair import EvaluationPair, look_up_ids
 from tests.evaluation.entries import entry, ground_truth_of
 
@@ -134,3 +135,17 @@ def test_the_first_images_keep_their_objects_and_detections() -> None:
     first = pair.first_images(1)
     assert (first.truth.num_images, len(first.truth.boxes), len(first)) == (1, 1, 1)
     assert pair.first_images(5).truth.num_images == 2
+
+
+def test_duplicates_are_left_out_of_each_image() -> None:
+    box = [10.0, 10.0, 20.0, 20.0]
+    shifted = [12.0, 10.0, 20.0, 20.0]
+    detections = [
+        entry(bbox=shifted, score=0.4),
+        entry(bbox=box, score=0.9),
+        entry(image_id=2, bbox=shifted, score=0.3),
+        entry(bbox=[60.0, 10.0, 20.0, 20.0], score=0.2),
+    ]
+    pair = EvaluationPair.of(detections, ground_truth_of())
+    assert without_duplicates(pair).scores.tolist() == [0.9, 0.3, 0.2]
+    assert len(without_duplicates(EvaluationPair.of([], ground_truth_of()))) == 0

@@ -51,7 +51,7 @@ def search(
         images,
         target,
         source={"weights": weights},
-        resume=resume,
+        existing="resume" if resume else "replace",
         min_score=min_score,
         on_progress=on_progress,
     )
@@ -83,7 +83,7 @@ def test_results_are_in_the_order_of_the_images(images: list[ImageToSearch], tmp
     lines = ",\n".join(json.dumps(entry) for entry in expected)
     assert target.read_text() == f"[\n{lines}\n]\n"
     assert report == SearchReport(num_results=len(expected), num_shown=len(expected), num_cut=0, skipped=[])
-    assert {path.name for path in tmp_path.iterdir()} == {"images", "found.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "found.json", ".found.json.source"}
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -109,7 +109,8 @@ def test_a_stopped_search_resumes_with_the_images_that_are_left(
     search(images, target, resume=True, on_progress=lambda *counts: progress.append(counts))
     assert progress == [(number, 5) for number in range(1, 6)]
     assert target.read_bytes() == (tmp_path / "whole.json").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"images", "whole.json", "found[1].json"}
+    files = {"whole.json", "found[1].json", ".whole.json.source", ".found[1].json.source"}
+    assert {path.name for path in tmp_path.iterdir()} == {"images", *files}
 
 
 def test_without_resume_a_search_starts_anew(images: list[ImageToSearch], tmp_path: Path) -> None:

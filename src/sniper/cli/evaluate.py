@@ -1,40 +1,106 @@
-"""`sniper evaluate`: score detections against annotations."""
+"""`sniper evaluate`: score the detector of a run, or detections, against annotations."""
 
+import json as json_module
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from sniper.cli.inputs import check_parent, load_annotations, scored_split
-from sniper.cli.options import Annotations, Crowds, Json, Limit, ScoredSplit, default, flag
-from sniper.cli.output import console, print_result, print_table, print_warnings
-from sniper.errors import AnnotationError, ConfigError, DetectionsError
+from sniper.cli.inputs import check_parent, load_annotations, load_images, load_split, scored_split
+from sniper.cli.options import (
+    ANNOTATIONS_HELP,
+    Device,
+    FollowLinks,
+    Images,
+    Json,
+    Limit,
+    ScoredSplit,
+    default,
+    flag,
+    output_option,
+)
+from sniper.cli.output import (
+    console,
+    fits,
+    print_line,
+    print_progress,
+    print_result,
+    print_table,
+    print_warnings,
+)
+from sniper.cli.progress import show_progress
+from sniper.cli.search import describe_match, list_images, match_classes, source_of, split_overrides
+from sniper.errors import AnnotationError, ConfigError, DetectionsError, count_and_list
+from sniper.files import atomic_write, expand_path
 
 if TYPE_CHECKING:
+    from sniper.config.experiment import ExperimentSpec
+    from sniper.data.datasets import Dataset
+    from sniper.evaluation.coco import Scores
+    from sniper.evaluation.confusion import ConfusionMatrix
+    from sniper.evaluation.diagnosis import Diagnosis
+    from sniper.evaluation.operating_point import MatchCounts, OperatingPoint
     from sniper.evaluation.pair import EvaluationPair, GroundTruth
+
+_Choice = Literal["min_score", "validation_images", "scored_images"]
 
 
 def evaluate(
-    detections: Annotated[Path, Parameter(help="COCO result file.")],
-    annotations: Annotations,
+    run: Annotated[Path, Parameter(help="Folder of a run, or COCO result file.")],
     /,
-    *,
+    *annotations: Annotated[
+        str,
+        Parameter(
+            allow_leading_hyphen=True,
+            help=f"Data set to score against; for a run, by default its validation images. {ANNOTATIONS_HELP} After a "
+            "run also fields of the experiment's section predict to set, as --predict.FIELD VALUE, such as "
+            "--predict.merge hard.",
+        ),
+    ],
+    images: Images = None,
     split: ScoredSplit = None,
-    crowds: Crowds = "ignore",
+    follow_links: FollowLinks = False,
+    crowds: Annotated[
+        Literal["ignore", "objects"] | None,
+        Parameter(
+            help="Take boxes that are marked as crowds as regions to ignore, or for objects.",
+            show_default=default("as the run is configured, else ignore"),
+        ),
+    ] = None,
     limit: Limit = None,
     max_detections: Annotated[
         int,
         Parameter(
             validator=validators.Number(gte=10),
-            help="Count only this many of the best detections per image and class; COCO's own value is 100.",
+            help="Count only this many of the best detections per image and class; COCO's own value is 100. Precision, "
+            "recall, F1 and the confusion matrix count all.",
         ),
     ] = 100,
+    min_score: Annotated[
+        float | None,
+        Parameter(
+            validator=validators.Number(gte=0, lte=1),
+            help="Score from which on precision, recall, F1 and the confusion matrix count detections.",
+            show_default=default(
+                "where F1 was best on the validation images of the run, else on these images"
+            ),
+        ),
+    ] = None,
+    drop_duplicates: Annotated[
+        bool | None,
+        Parameter(
+            help="Count no second box on an object in precision, recall, F1 and the confusion matrix, as pictures "
+            "show none. AP and AR always count all.",
+            show_default=default("for runs"),
+        ),
+    ] = None,
     details: Annotated[
         bool,
-        flag("Add scores by class and by object size, class-agnostic recall, and false positives per image."),
+        flag("Add AR by class, scores by object size, class-agnostic recall, and false positives per image."),
     ] = False,
     sizes: Annotated[
         tuple[float, ...] | None,
@@ -55,53 +121,402 @@ def evaluate(
             "paired bootstrap over images."
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        output_option(
+            "Folder for scores.json, confusion.csv, confusion.png and, of a run, detections.json.",
+            default="RUN/evaluation; none for detections",
+        ),
+    ] = None,
+    device: Device = None,
     json: Json = False,
 ) -> None:
-    """Compute the 12 COCO scores of detections.
+    """Score the detector of a run on its validation images or another data set; or score detections.
 
-    The image files are not needed.
+    Prints the 12 COCO scores; precision, recall and F1 of each class at one score; and the confusion matrix. With
+    detections, the image files are not needed. With a run, the images are searched, unless results of the same weights
+    and settings are there. Under torchrun, each process searches its share of the images.
     """
-    from sniper.data.spec import DataSpec
-    from sniper.evaluation.coco import score
-    from sniper.evaluation.exchanged import find_exchanged_classes
-    from sniper.evaluation.pair import GroundTruth
     from sniper.files import no_garbage_collection
 
     _check_sizes(sizes, details=details)
     if curve is not None:
         _check_curve(curve)
-    dataset = load_annotations(
-        annotations, images=None, split=scored_split(annotations, split), data=DataSpec(crowds=crowds)
+    paths, overrides = split_overrides(annotations)
+    options = _Options(
+        annotations=_only(paths),
+        images=images,
+        split=split,
+        follow_links=follow_links,
+        crowds=crowds,
+        limit=limit,
+        overrides=overrides,
+        device=device,
     )
+    is_run = run.is_dir()
+    output = run / "evaluation" if is_run and output is None else output
+    subject = _search(run, options, output=output) if output and is_run else _open(run, options)
+    if subject is None:  # another process scores
+        return
     with no_garbage_collection():
-        truth = GroundTruth.of(dataset)
-        pair = _load_pair(detections, truth)
-        other = None if against is None else _load_pair(against, truth, option="--against")
-        print_warnings(find_exchanged_classes(pair))
-        if limit is not None:
-            pair = pair.first_images(limit)
-            other = None if other is None else other.first_images(limit)
-        scores = score(pair, max_detections=max_detections)
-    if scores.num_cut:
-        print_warnings(
-            [
-                f"{scores.num_cut} times an image has more than {max_detections} detections of one class; "
-                f"only the best {max_detections} count (--max-detections)"
-            ]
+        pair, other = _load_pairs(subject, against=against, limit=limit)
+        report = _Report.of(
+            pair,
+            subject=subject,
+            max_detections=max_detections,
+            min_score=min_score,
+            drops_duplicates=is_run if drop_duplicates is None else drop_duplicates,
         )
-    answer: dict[str, Any] = dict(scores.as_dict())
+    answer = report.as_dict()
     if other is not None:
         answer |= _compare(pair, other, max_detections=max_detections)
+    diagnosis = None
     if details or curve is not None:
-        answer |= _diagnose(
-            pair,
-            max_detections=max_detections,
-            sizes=sizes,
-            curve=curve,
-            details=details,
-            is_json=json,
+        diagnosis = _diagnose(pair, max_detections=max_detections, sizes=sizes, curve=curve)
+        answer |= {"curve": str(curve)} if curve is not None else {}
+        answer |= diagnosis.as_dict() if details else {}
+    if is_run:
+        answer |= {"run": str(run), "detections": str(subject.detections)}
+    answer = _with_null(answer)
+    if output is not None:
+        answer["output"] = str(output)
+        _write(report.confusion, answer, output)
+    if json:
+        print_result(answer, is_json=True)
+    else:
+        report.show(answer, details=diagnosis if details else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """Which images are scored, and how they are searched."""
+
+    annotations: Path | None
+    images: Path | None
+    split: str | None
+    follow_links: bool
+    crowds: Literal["ignore", "objects"] | None
+    limit: int | None
+    overrides: Mapping[str, str]
+    device: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is scored.
+
+    Attributes:
+        detections: COCO results file.
+        truth: of the images.
+        min_score: score at which F1 was best on the validation images of the run; None if it is unknown.
+        is_validation: whether these are the validation images of the run.
+    """
+
+    detections: Path
+    truth: "GroundTruth"
+    min_score: float | None = None
+    is_validation: bool = False
+
+
+def _only(paths: Sequence[str]) -> Path | None:
+    """Return the path of the data set that is given, if any."""
+    if len(paths) > 1:
+        raise ConfigError(f"{paths[1]}: expected one data set, after {paths[0]}")
+    return expand_path(Path(paths[0])) if paths else None
+
+
+def _open(detections: Path, options: _Options) -> _Subject:
+    """Load the ground truth of a results file."""
+    from sniper.data.spec import DataSpec
+    from sniper.evaluation.pair import GroundTruth
+
+    if options.annotations is None:
+        if not detections.exists():
+            raise ConfigError(f"{detections}: no such file or folder")
+        raise ConfigError(f"{detections}: expected the folder of a run, or annotations after the result file")
+    for name, value in (
+        ("--images", options.images),
+        ("--follow-links", options.follow_links),
+        ("--device", options.device),
+        *((f"--{name}", value) for name, value in options.overrides.items()),
+    ):
+        if value:
+            raise ConfigError(f"{name} requires the folder of a run, not detections")
+    dataset = load_annotations(
+        options.annotations,
+        images=None,
+        split=scored_split(options.annotations, options.split),
+        data=DataSpec(crowds=options.crowds or "ignore"),
+    )
+    return _Subject(detections=detections, truth=GroundTruth.of(dataset))
+
+
+def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
+    """Search images with the detector of a run, unless that was done; None in all but the first process."""
+    from sniper.config.loading import load_experiment, merge_experiment
+    from sniper.evaluation.pair import GroundTruth
+    from sniper.inference.detector import Detector
+    from sniper.inference.results import find_results, search_to_file
+    from sniper.runs.processes import Processes, select_device
+    from sniper.runs.run import Run
+
+    opened = Run.open(run)
+    output.mkdir(parents=True, exist_ok=True)
+    spec = merge_experiment(load_experiment(opened.config_path), None, overrides=options.overrides)
+    data = replace(spec.data, follow_links=spec.data.follow_links or options.follow_links)
+    spec = replace(spec, data=replace(data, crowds=options.crowds or data.crowds))
+    dataset = _load_dataset(spec, options, run=run)
+    sources = list_images(dataset)[: options.limit]
+    device = select_device(options.device)
+    detector = Detector.load(opened, device, spec=spec)
+    match = match_classes(detector, dataset, run=run)
+    source = source_of(opened, spec)
+    with (
+        Processes.from_environment().process_group(device) as processes,
+        show_progress(is_shown=processes.is_first) as bars,
+    ):
+        stored = find_results(
+            detector,
+            sources,
+            [run / "detections.json", output / "detections.json"],
+            match=match,
+            source=source,
         )
-    print_result(answer, is_json=json)
+        if stored is not None:
+            detections, skipped = stored.path, stored.skipped
+            if processes.is_first:
+                print_progress(f"detections of the same weights and settings are in {detections}")
+        else:
+            detections = output / "detections.json"
+            report = search_to_file(
+                detector,
+                sources,
+                detections,
+                match=match,
+                source=source,
+                existing="resume or replace",
+                processes=processes,
+                on_progress=bars.predicting,
+            )
+            skipped = tuple(sources[index].image_id for index in report.skipped)
+        processes.barrier()
+    if not processes.is_first:
+        return None
+    print_warnings(describe_match(match))
+    if skipped:
+        ids = count_and_list([str(each) for each in skipped], separator=", ")
+        noun = "image" if len(skipped) == 1 else "images"
+        print_warnings([f"{len(skipped)} {noun} could not be read and counted without detections: {ids}"])
+    return _Subject(
+        detections=detections,
+        truth=GroundTruth.of(dataset),
+        min_score=detector.min_score,
+        is_validation=options.annotations is None,
+    )
+
+
+def _load_dataset(spec: "ExperimentSpec", options: _Options, *, run: Path) -> "Dataset":
+    """Load the data set to search: the one given, or the validation images of a run."""
+    from sniper.pipeline import has_test_images
+
+    if options.annotations is not None:
+        split = scored_split(options.annotations, options.split)
+        return load_images(options.annotations, images=options.images, split=split, data=spec.data)
+    for name, value in (("--images", options.images), ("--split", options.split)):
+        if value is not None:
+            raise ConfigError(f"{name} requires annotations")
+    if not has_test_images(spec):
+        raise ConfigError(
+            f"{run}: has no validation images (data.test.annotations, data.holdout); name a data set to evaluate on: "
+            f"sniper evaluate {run} ANNOTATIONS"
+        )
+    return load_split(spec, "test")
+
+
+def _without_duplicates(pair: "EvaluationPair") -> "EvaluationPair":
+    from sniper.evaluation.duplicates import without_duplicates
+
+    return without_duplicates(pair)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Report:
+    """Everything that is printed without options.
+
+    Attributes:
+        scores: COCO's.
+        point: precision, recall and F1 at one score.
+        confusion: at the same score.
+        chosen_on: how the score was chosen.
+        is_optimistic: whether it was chosen on the images that are scored.
+        drops_duplicates: whether second boxes on an object count neither in `point` nor in `confusion`.
+    """
+
+    scores: "Scores"
+    point: "OperatingPoint"
+    confusion: "ConfusionMatrix"
+    chosen_on: _Choice
+    is_optimistic: bool
+    drops_duplicates: bool
+
+    @classmethod
+    def of(
+        cls,
+        pair: "EvaluationPair",
+        *,
+        subject: _Subject,
+        max_detections: int,
+        min_score: float | None,
+        drops_duplicates: bool,
+    ) -> "_Report":
+        """Score detections, and print a warning where there are more than count."""
+        from sniper.evaluation import coco
+        from sniper.evaluation.confusion import count_confusions
+        from sniper.evaluation.matching import match_pair
+        from sniper.evaluation.operating_point import find_best_score, measure_at
+
+        scores = coco.score(pair, max_detections=max_detections)
+        if scores.num_cut:
+            print_warnings(
+                [
+                    f"{scores.num_cut} times an image has more than {max_detections} detections of one class; AP and "
+                    f"AR count only the best {max_detections} (--max-detections)"
+                ]
+            )
+        matches = match_pair(_without_duplicates(pair) if drops_duplicates else pair)
+        chosen_on: _Choice
+        if min_score is not None:
+            score, chosen_on = min_score, "min_score"
+        elif subject.min_score is not None:
+            score, chosen_on = subject.min_score, "validation_images"
+        else:
+            score, chosen_on = find_best_score(matches), "scored_images"
+        return cls(
+            scores=scores,
+            point=measure_at(matches, score),
+            confusion=count_confusions(matches, score),
+            chosen_on=chosen_on,
+            is_optimistic=chosen_on == "scored_images"
+            or (chosen_on == "validation_images" and subject.is_validation),
+            drops_duplicates=drops_duplicates,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all numbers as plain data; what is undefined is NaN, or COCO's -1."""
+        point = self.point
+        return {
+            **self.scores.as_dict(),
+            "operating_point": {
+                "score": point.score,
+                "chosen_on": self.chosen_on,
+                "is_optimistic": self.is_optimistic,
+                "drops_duplicates": self.drops_duplicates,
+                "iou": point.iou,
+                **_counts_as_dict(point),
+            },
+            "classes": [
+                {**asdict(scores), **_counts_as_dict(counts)}
+                for scores, counts in zip(self.scores.classes, point.classes, strict=True)
+            ],
+            "confusions": self.confusion.as_list(),
+        }
+
+    def show(self, answer: Mapping[str, Any], *, details: "Diagnosis | None") -> None:
+        """Print lines and tables.
+
+        Args:
+            answer: the JSON object, for what other options have added to it.
+            details: to be printed, too.
+        """
+        from sniper.reports.scores import describe_scores, show_classes, show_details
+
+        for line in describe_scores(self.scores):
+            print_line(line)
+        if "ap_difference" in answer:
+            low, high = answer["ap_difference_low"], answer["ap_difference_high"]
+            print_line(
+                f"AP minus that of --against: {answer['ap_difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
+            )
+        print_line("")
+        for line in self._describe_point():
+            print_line(line)
+        print_table(show_classes(self.scores, self.point))
+        print_line("")
+        self._show_confusions()
+        if details is not None:
+            for table in show_details(self.scores, details):
+                print_line("")
+                print_table(table)
+        for name in ("curve", "detections", "output"):
+            if name in answer:
+                print_line(f"{name}: {answer[name]}")
+
+    def _show_confusions(self) -> None:
+        """Print the confusion matrix of few classes, or the most frequent confusions."""
+        from sniper.reports.confusion import MAX_CLASSES_IN_TABLE, describe_confusions, show_confusion
+
+        if len(self.confusion.categories) <= MAX_CLASSES_IN_TABLE:
+            table = show_confusion(self.confusion)
+            print_table(table if fits(table) else show_confusion(self.confusion, is_numbered=True))
+            return
+        lines = list(describe_confusions(self.confusion))
+        print_line("most frequent confusions of two classes" if lines else "no class is detected as another")
+        for line in lines:
+            print_line(line)
+
+    def _describe_point(self) -> list[str]:
+        """Describe at which score precision, recall and F1 are."""
+        if math.isnan(self.point.score):
+            return ["no detection matches an object (IoU 0.5), so no score is better than another"]
+        reason = {
+            "min_score": "--min-score",
+            "validation_images": "at which F1 was best on the validation images of the run",
+            "scored_images": "at which F1 is best on these images",
+        }[self.chosen_on]
+        duplicates = ", without second boxes on an object" if self.drops_duplicates else ""
+        lines = [
+            f"precision, recall and F1: detections from score {self.point.score:g} on ({reason}), "
+            f"IoU {self.point.iou:g}{duplicates}"
+        ]
+        if self.is_optimistic:
+            lines.append(
+                "caution: the score was chosen on the images that are scored; on others, expect a lower F1"
+            )
+        return lines
+
+
+def _counts_as_dict(counts: "MatchCounts") -> dict[str, float]:
+    return {
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "f1": counts.f1,
+        "num_objects": counts.num_objects,
+        "num_true_positives": counts.num_true_positives,
+        "num_false_positives": counts.num_false_positives,
+    }
+
+
+def _with_null(value: Any) -> Any:
+    """Return plain data with None in place of numbers that are not defined: NaN, and COCO's -1."""
+    if isinstance(value, dict):
+        is_difference = "ap_difference"
+        return {
+            name: part if name.startswith(is_difference) else _with_null(part) for name, part in value.items()
+        }
+    if isinstance(value, list):
+        return [_with_null(part) for part in value]
+    return None if isinstance(value, float) and (math.isnan(value) or value == -1) else value
+
+
+def _write(confusion: "ConfusionMatrix", answer: Mapping[str, Any], folder: Path) -> None:
+    """Write the scores and the confusion matrix."""
+    from sniper.reports.confusion import draw_confusion, write_confusion
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "scores.json") as file:
+        file.write(json_module.dumps(answer, indent=1).encode())
+    write_confusion(confusion, folder / "confusion.csv")
+    draw_confusion(confusion, folder / "confusion.png")
 
 
 def _check_sizes(sizes: Sequence[float] | None, *, details: bool) -> None:
@@ -120,6 +535,20 @@ def _check_curve(path: Path) -> None:
     check_parent(path)
     if path.suffix.lower() not in CURVE_SUFFIXES:
         raise ConfigError(f"--curve {path}: expected a name that ends in {', '.join(CURVE_SUFFIXES)}")
+
+
+def _load_pairs(
+    subject: _Subject, *, against: Path | None, limit: int | None
+) -> "tuple[EvaluationPair, EvaluationPair | None]":
+    """Load the detections, and those to compare with, of the first images."""
+    from sniper.evaluation.exchanged import find_exchanged_classes
+
+    pair = _load_pair(subject.detections, subject.truth)
+    other = None if against is None else _load_pair(against, subject.truth, option="--against")
+    print_warnings(find_exchanged_classes(pair))
+    if limit is None:
+        return pair, other
+    return pair.first_images(limit), None if other is None else other.first_images(limit)
 
 
 def _load_pair(path: Path, truth: "GroundTruth", *, option: str | None = None) -> "EvaluationPair":
@@ -160,27 +589,15 @@ def _compare(pair: "EvaluationPair", other: "EvaluationPair", *, max_detections:
 
 
 def _diagnose(
-    pair: "EvaluationPair",
-    *,
-    max_detections: int,
-    sizes: Sequence[float] | None,
-    curve: Path | None,
-    details: bool,
-    is_json: bool,
-) -> dict[str, Any]:
-    """Draw the curve and print the details, as asked for; return what belongs in the answer."""
+    pair: "EvaluationPair", *, max_detections: int, sizes: Sequence[float] | None, curve: Path | None
+) -> "Diagnosis":
+    """Score by size, and draw the curve if a path is given."""
     from sniper.evaluation.diagnosis import PAPER_SIZES, diagnose
-    from sniper.reports.curves import draw_precision, show_diagnosis
 
     bins = PAPER_SIZES if sizes is None else (*sizes, math.inf)
     diagnosis = diagnose(pair, max_detections=max_detections, sizes=bins)
-    answer: dict[str, Any] = {}
     if curve is not None:
+        from sniper.reports.curves import draw_precision
+
         draw_precision(diagnosis, curve)
-        answer["curve"] = str(curve)
-    if details and is_json:
-        answer |= diagnosis.as_dict()
-    elif details:
-        for table in show_diagnosis(diagnosis):
-            print_table(table)
-    return answer
+    return diagnosis

@@ -39,6 +39,12 @@ def print_table(table: "Table") -> None:
     _stdout.print(table)
 
 
+def fits(table: "Table") -> bool:
+    """Check whether standard output is wide enough for a table without breaking its lines."""
+    unlimited = _stdout.options.update(max_width=100_000)
+    return _stdout.measure(table, options=unlimited).maximum <= _stdout.width
+
+
 def print_progress(text: str) -> None:
     """Print a line about the progress of a command."""
     console.print(printable(text), soft_wrap=True)

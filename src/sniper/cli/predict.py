@@ -1,8 +1,8 @@
 """`sniper predict`: detect objects in images with the detector of a run."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +24,7 @@ from sniper.cli.options import (
 )
 from sniper.cli.output import print_result, print_warnings
 from sniper.cli.progress import show_progress
-from sniper.cli.unknown import UnknownOption, parse_overrides
+from sniper.cli.search import describe_match, list_images, match_classes, source_of, split_overrides
 from sniper.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,27 +88,26 @@ def predict(
     Under torchrun, each process searches its share of the images.
     """
     from sniper.config.loading import load_experiment, merge_experiment
-    from sniper.files import sha256
     from sniper.geometry.detections import DEFAULT_MIN_SCORE
     from sniper.inference.detector import Detector
     from sniper.inference.results import search_to_file
     from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
 
-    paths, overrides = _split_overrides(files)
+    paths, overrides = split_overrides(files)
     opened = Run.open(run)
     spec = merge_experiment(load_experiment(opened.config_path), None, overrides=overrides)
     if follow_links:
         spec = replace(spec, data=replace(spec.data, follow_links=True))
     truth = _load_truth(spec, paths, annotations, images, split)
-    sources = _list_images(_find_files(paths) if truth is None else truth)[:limit]
+    sources = list_images(_find_files(paths) if truth is None else truth)[:limit]
     chosen = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
     detector = Detector.load(opened, chosen, spec=spec)
-    match = _match(detector, truth, run=run)
+    match = match_classes(detector, truth, run=run)
     if Processes.from_environment().is_first:
-        print_warnings(_describe(match))
+        print_warnings(describe_match(match))
     if min_score is None:
         min_score = DEFAULT_MIN_SCORE if detector.min_score is None else detector.min_score
         if draw is not None and detector.min_score is None and Processes.from_environment().is_first:
@@ -129,8 +128,8 @@ def predict(
             target,
             match=match,
             min_score=min_score,
-            source={"weights": sha256(opened.weights_path), "model": asdict(spec.model)},
-            resume=resume,
+            source=source_of(opened, spec),
+            existing="resume" if resume else "replace",
             processes=processes,
             on_progress=bars.predicting,
             on_image=drawer,
@@ -160,29 +159,6 @@ def predict(
     )
 
 
-def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split arguments into paths, and fields of the section predict that are set.
-
-    Raises:
-        UnknownOption: if an argument is no option, or sets another field.
-        ConfigError: if a field has no value.
-    """
-    paths, options = [], []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("-") or Path(argument).exists():
-            paths.append(argument)
-            continue
-        name, has_value, _ = argument.partition("=")
-        if not name.startswith("--predict."):
-            raise UnknownOption(name)
-        options.append(argument)
-        if not has_value and rest:
-            options.append(rest.pop(0))
-    return paths, {f"--{name}": value for name, value in parse_overrides(options).items()}
-
-
 def _load_truth(
     spec: "ExperimentSpec",
     files: Sequence[str],
@@ -209,18 +185,6 @@ def _find_files(arguments: Sequence[str]) -> list[Path]:
     found = find_image_files(arguments)
     print_warnings(found.warnings)
     return found.images
-
-
-def _list_images(images: "Dataset | list[Path]") -> list["ImageToSearch"]:
-    """List the images of a data set, or image files, numbered from 1."""
-    from sniper.inference.results import ImageToSearch
-
-    if not isinstance(images, list):
-        return [ImageToSearch(image_id=record.image_id, path=record.path, record=record) for record in images]
-    return [
-        ImageToSearch(image_id=number, path=path, file_name=str(path))
-        for number, path in enumerate(images, start=1)
-    ]
 
 
 def _make_folders(target: Path, draw: Path | None) -> None:
@@ -256,26 +220,6 @@ def _drawer(
         )
 
     return draw
-
-
-def _match(detector: "Detector", truth: "Dataset | None", *, run: Path) -> "CategoryMatch":
-    """Match the classes of the detector with the categories of the data set that is searched, if there is one."""
-    from sniper.data.datasets.categories import match_categories
-
-    return match_categories(
-        detector.categories,
-        () if truth is None else truth.categories,
-        classes_of=str(run),
-        categories_of="" if truth is None else str(truth.path),
-    )
-
-
-def _describe(match: "CategoryMatch") -> Iterator[str]:
-    """Yield the differences between the classes of the detector and the categories, and what they lead to."""
-    yield from match.warnings
-    if match.added:
-        ids = ", ".join(f"{category.name!r} {category.category_id}" for category in match.added)
-        yield f"detections of classes that the data set lacks are written with ids that it does not use: {ids}"
 
 
 def _picture_name(index: int, image: "ImageToSearch") -> str:

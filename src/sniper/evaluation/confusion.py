@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import hotcoco
 import numpy as np
@@ -63,6 +64,14 @@ class ConfusionMatrix:
             )
             for row, column in pairs
             if between[row, column]
+        ]
+
+    def as_list(self) -> list[dict[str, Any]]:
+        """Return the cells that are not 0, row by row; `object` or `detected_as` is None for the background."""
+        names = [*(category.name for category in self.categories), None]
+        return [
+            {"object": names[row], "detected_as": names[column], "count": int(self.counts[row, column])}
+            for row, column in np.argwhere(self.counts > 0).tolist()
         ]
 
 

@@ -101,8 +101,20 @@ def drop_duplicates(
         >>> drop_duplicates(detections).scores.tolist()
         [0.9]
     """
-    kept = detections[_nms(detections, detections.labels, iou_threshold)]
-    return kept[_nms(kept, np.zeros_like(kept.labels), any_class_iou_threshold)]
+    return detections[
+        find_first_boxes(
+            detections, iou_threshold=iou_threshold, any_class_iou_threshold=any_class_iou_threshold
+        )
+    ]
+
+
+def find_first_boxes(
+    detections: Detections, *, iou_threshold: float = 0.5, any_class_iou_threshold: float = 0.7
+) -> Int[np.ndarray, " k"]:
+    """Return the indices of the detections that `drop_duplicates` keeps, best first."""
+    first = _nms(detections, detections.labels, iou_threshold)
+    kept = detections[first]
+    return first[_nms(kept, np.zeros_like(kept.labels), any_class_iou_threshold)]
 
 
 def _nms(

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sniper.data.datasets import ImageRecord
 from sniper.data.datasets.categories import CategoryMatch, match_categories
-from sniper.files import atomic_write
+from sniper.files import atomic_write, sha256
 from sniper.geometry import Detections
 from sniper.geometry.detections import DEFAULT_MIN_SCORE
 from sniper.inference.detector import Detector, to_coco
@@ -52,6 +52,19 @@ class SearchReport:
     skipped: Sequence[int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredResults:
+    """Results of an earlier search.
+
+    Attributes:
+        path: of the file.
+        skipped: ids of the images that could not be read.
+    """
+
+    path: Path
+    skipped: tuple[int | str, ...]
+
+
 def search_to_file(
     detector: Detector,
     images: Sequence[ImageToSearch],
@@ -59,7 +72,7 @@ def search_to_file(
     *,
     match: CategoryMatch | None = None,
     source: Mapping[str, Any],
-    resume: bool,
+    existing: Literal["replace", "resume", "resume or replace"],
     min_score: float = DEFAULT_MIN_SCORE,
     on_progress: Callable[[int, int], None],
     on_image: Callable[[int, Detections], None] | None = None,
@@ -69,7 +82,8 @@ def search_to_file(
 
     Each entry has the name of its category, too (`category_name`), so that evaluation does not depend on ids alone.
 
-    Until all images are searched, their detections are in a hidden folder beside the file.
+    Until all images are searched, their detections are in a hidden folder beside the file; afterwards, a hidden file
+    names what they depend on, for `find_results`.
 
     Args:
         detector: the detector.
@@ -77,7 +91,8 @@ def search_to_file(
         target: COCO results file to write, whole or not at all.
         match: the categories under which detections are written; by default those of the detector.
         source: the weights, and all else that detections depend on beside the detector's `spec` and `data`.
-        resume: continue a search of the same images by the same weights and settings; start anew otherwise.
+        existing: how to treat a search that was stopped: `replace` it, `resume` it and refuse one of other images or by
+            other weights or settings, or `resume or replace` it.
         min_score: minimum score of the detections that the report counts; the file has all.
         on_progress: called after each image with the number of images that this process has searched, and of all that
             it is to search.
@@ -88,18 +103,15 @@ def search_to_file(
         DetectionsError: if the search to resume is another one.
         ImageError: if an image cannot be read, and is not to be skipped; detections of others are kept for `resume`.
     """
-    files = hashlib.sha256(json.dumps([_file_identity(image) for image in images]).encode())
+    match = match_categories(detector.categories, ()) if match is None else match
+    files = _hash_images(images)
+    dependencies = _dependencies(detector, source)
     store = BoxStore.start(
         target.with_name(f".{target.name}.parts"),
         ExactEncoding(),
-        images=ImageList(digest=files.hexdigest(), count=len(images), name="this search"),
-        source={
-            **source,
-            "categories": [category.category_id for category in detector.categories],
-            "predict": asdict(detector.spec),
-            "read": asdict(detector.data.read),
-        },
-        existing="resume" if resume else "replace",
+        images=ImageList(digest=files, count=len(images), name="this search"),
+        source=dependencies,
+        existing=existing,
         processes=processes,
     )
 
@@ -108,13 +120,73 @@ def search_to_file(
 
     search_images(store, find, processes=processes, on_progress=on_progress, on_image=on_image)
     if processes.is_first:
-        own = match_categories(detector.categories, ())
-        _write_results(target, store, images, match=own if match is None else match)
+        _write_results(target, store, images, match=match)
+        _write_source(
+            target,
+            _hash_search(files, dependencies, match),
+            skipped=[images[i].image_id for i in store.unreadable],
+        )
     report = _report(store, detector, min_score=min_score)
     processes.barrier()
     if processes.is_first:
         store.remove()
     return report
+
+
+def find_results(
+    detector: Detector,
+    images: Sequence[ImageToSearch],
+    paths: Iterable[Path],
+    *,
+    match: CategoryMatch,
+    source: Mapping[str, Any],
+) -> StoredResults | None:
+    """Find results of a search of the same images by the same weights and settings; None if no path has them.
+
+    Args:
+        detector: the detector.
+        images: the images.
+        paths: of results files, the preferred first.
+        match: as for `search_to_file`.
+        source: as for `search_to_file`.
+    """
+    search = _hash_search(_hash_images(images), _dependencies(detector, source), match)
+    for path in paths:
+        try:
+            content = json.loads(_source_path(path).read_bytes())
+            is_same = content["search"] == search and content["results"] == sha256(path)
+            skipped = tuple(content["skipped"])
+        except (OSError, ValueError, KeyError, TypeError):  # absent, or of another version
+            continue
+        if is_same:
+            return StoredResults(path=path, skipped=skipped)
+    return None
+
+
+def _dependencies(detector: Detector, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything that detections depend on, as plain data."""
+    return {
+        **source,
+        "categories": [category.category_id for category in detector.categories],
+        "predict": asdict(detector.spec),
+        "read": asdict(detector.data.read),
+    }
+
+
+def _hash_search(files: str, dependencies: Mapping[str, Any], match: CategoryMatch) -> str:
+    written = [(category.category_id, category.name) for category in match.categories]
+    content = [files, dependencies, written, match.labels.tolist()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _source_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.source")
+
+
+def _write_source(target: Path, search: str, *, skipped: Sequence[int | str]) -> None:
+    content = {"search": search, "results": sha256(target), "skipped": list(skipped)}
+    with atomic_write(_source_path(target)) as file:
+        file.write(json.dumps(content).encode())
 
 
 def _report(store: BoxStore, detector: Detector, *, min_score: float) -> SearchReport:
@@ -147,6 +219,11 @@ def _write_results(
                 file.write(separator + json.dumps(entry).encode())
                 separator = b",\n"
         file.write(b"\n]\n" if separator == b",\n" else b"[\n]\n")
+
+
+def _hash_images(images: Sequence[ImageToSearch]) -> str:
+    """Return a hash of the images' ids, paths, sizes and times of change."""
+    return hashlib.sha256(json.dumps([_file_identity(image) for image in images]).encode()).hexdigest()
 
 
 def _file_identity(image: ImageToSearch) -> tuple[object, ...]:

@@ -26,21 +26,25 @@ _MAX_LENGTH = 30  # characters of a name
 _DPI = 150
 
 
-def show_confusion(matrix: ConfusionMatrix) -> Table:
-    """Return the matrix as a table; the best cells are on its diagonal."""
-    names = [printable(category.name) for category in matrix.categories]
-    table = Table(title=f"confusion matrix (IoU {matrix.iou:g})", title_justify="left")
-    table.add_column("object ↓  detected as →")
-    for name in (*names, BACKGROUND):
-        table.add_column(Text(name), justify="right")
-    last = len(names)
-    for row, (name, counts) in enumerate(zip((*names, BACKGROUND), matrix.counts.tolist(), strict=True)):
-        if row == last:
-            table.add_section()
+def show_confusion(matrix: ConfusionMatrix, *, is_numbered: bool = False) -> Table:
+    """Return the matrix as a table.
+
+    Args:
+        matrix: of few classes.
+        is_numbered: head the columns by numbers, which precede the names of the rows, to make them narrow.
+    """
+    names = [*(printable(category.name) for category in matrix.categories), BACKGROUND]
+    title = f"confusion matrix: objects in rows, detections in columns (IoU {matrix.iou:g})"
+    table = Table("", title=title, title_justify="left", min_width=len(title))
+    for number, name in enumerate(names, start=1):
+        table.add_column(Text(str(number) if is_numbered else name), justify="right")
+    for number, (name, counts) in enumerate(zip(names, matrix.counts.tolist(), strict=True), start=1):
+        is_background = number == len(names)
         cells = [f"{count:,}" if count else "·" for count in counts]
-        if row == last:
-            cells[last] = ""
-        table.add_row(Text(name), *cells)
+        if is_background:
+            table.add_section()
+            cells[-1] = ""
+        table.add_row(Text(f"{number} {name}" if is_numbered else name), *cells)
     return table
 
 

@@ -40,60 +40,49 @@ def describe_scores(scores: Scores) -> Iterator[str]:
     yield f"{scores.num_images:,} {images}, {scores.num_detections:,} {detections}"
 
 
-def show_classes(scores: Scores, point: OperatingPoint, *, details: bool) -> Table:
+def show_classes(scores: Scores, point: OperatingPoint) -> Table:
     """Return the table of the classes: AP, and precision, recall and F1 at one score.
 
     Classes with neither objects nor detections are left out.
-
-    Args:
-        scores: with the classes.
-        point: of the same classes.
-        details: also show the number of all detections and AR.
     """
-    table = Table("class", title="by class", title_justify="left")
-    columns = ["objects", "AP", "AP50", "precision", "recall", "F1"]
-    if details:
-        columns[1:1] = ["detections"]
-        columns[4:4] = [f"AR {scores.max_detections}"]
-    for column in columns:
-        table.add_column(column, justify="right")
+    table = _table("class", *("objects", "AP", "AP50", "precision", "recall", "F1"), title="by class")
 
-    def add(
-        name: str, counts: MatchCounts, *, num_detections: int, ap: float, ap50: float, ar: float
-    ) -> None:
-        cells = [f"{counts.num_objects:,}", format_score(ap), format_score(ap50)]
-        if details:
-            cells[1:1] = [f"{num_detections:,}"]
-            cells.append(format_score(ar))
-        table.add_row(
-            Text(printable(name)),
-            *cells,
-            *map(format_score, (counts.precision, counts.recall, counts.f1)),
-        )
+    def add(name: str, counts: MatchCounts, *, ap: float, ap50: float) -> None:
+        numbers = (ap, ap50, counts.precision, counts.recall, counts.f1)
+        table.add_row(Text(printable(name)), f"{counts.num_objects:,}", *map(format_score, numbers))
 
     for row, counts in zip(scores.classes, point.classes, strict=True):
         if row.num_objects or row.num_detections:
-            add(row.name, counts, num_detections=row.num_detections, ap=row.ap, ap50=row.ap50, ar=row.ar)
+            add(row.name, counts, ap=row.ap, ap50=row.ap50)
     table.add_section()
-    add("all", point, num_detections=scores.num_detections, ap=scores.ap, ap50=scores.ap50, ar=scores.ar)
+    add("all", point, ap=scores.ap, ap50=scores.ap50)
     return table
 
 
-def show_diagnosis(diagnosis: Diagnosis) -> Iterator[Table]:
-    """Iterate over the tables: by size, and false positives."""
-    by_size = Table("size, px", title="by size of the object", title_justify="left")
-    for column in ("AP", "recall", "recall, any class"):
-        by_size.add_column(column, justify="right")
+def show_details(scores: Scores, diagnosis: Diagnosis) -> Iterator[Table]:
+    """Iterate over the tables: detections and AR by class, scores by size, and false positives."""
+    title = f"all detections by class, AR of the best {scores.max_detections}"
+    by_class = _table("class", "detections", "AR", title=title)
+    for row in scores.classes:
+        by_class.add_row(Text(printable(row.name)), f"{row.num_detections:,}", format_score(row.ar))
+    yield by_class
+    by_size = _table("size, px", "AP", "recall", "recall, any class", title="by size of the object")
     for bin_ in diagnosis.sizes:
         end = "" if bin_.below == math.inf else f"{bin_.below:g}"
         numbers = (bin_.ap, bin_.recall, bin_.any_class_recall)
         by_size.add_row(f"{bin_.at_least:g}–{end}", *map(format_score, numbers))
     yield by_size
-    false_positives = Table("recall", title="false positives (IoU 0.5)", title_justify="left")
-    false_positives.add_column("per image", justify="right")
+    false_positives = _table("recall", "per image", title="false positives (IoU 0.5)")
     for recall, count in diagnosis.false_positives.items():
         false_positives.add_row(f"{recall:.0%}", "not reached" if count is None else f"{count:.2f}")
     yield false_positives
+
+
+def _table(first: str, *columns: str, title: str) -> Table:
+    table = Table(first, title=title, title_justify="left", min_width=len(title))
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 def format_score(score: float) -> str:

@@ -1,0 +1,78 @@
+"""Search the images of a data set with the detector of a run: what `predict` and `evaluate` share."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sniper.cli.unknown import UnknownOption, parse_overrides
+
+if TYPE_CHECKING:
+    from sniper.config.experiment import ExperimentSpec
+    from sniper.data.datasets import Dataset
+    from sniper.data.datasets.categories import CategoryMatch
+    from sniper.inference.detector import Detector
+    from sniper.inference.results import ImageToSearch
+    from sniper.runs.run import Run
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split arguments into paths, and fields of the section predict that are set.
+
+    Raises:
+        UnknownOption: if an argument is no option, or sets another field.
+        ConfigError: if a field has no value.
+    """
+    paths, options = [], []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-") or Path(argument).exists():
+            paths.append(argument)
+            continue
+        name, has_value, _ = argument.partition("=")
+        if not name.startswith("--predict."):
+            raise UnknownOption(name)
+        options.append(argument)
+        if not has_value and rest:
+            options.append(rest.pop(0))
+    return paths, {f"--{name}": value for name, value in parse_overrides(options).items()}
+
+
+def list_images(images: "Dataset | list[Path]") -> list["ImageToSearch"]:
+    """List the images of a data set, or image files, numbered from 1."""
+    from sniper.inference.results import ImageToSearch
+
+    if not isinstance(images, list):
+        return [ImageToSearch(image_id=record.image_id, path=record.path, record=record) for record in images]
+    return [
+        ImageToSearch(image_id=number, path=path, file_name=str(path))
+        for number, path in enumerate(images, start=1)
+    ]
+
+
+def match_classes(detector: "Detector", truth: "Dataset | None", *, run: Path) -> "CategoryMatch":
+    """Match the classes of the detector with the categories of the data set that is searched, if there is one."""
+    from sniper.data.datasets.categories import match_categories
+
+    return match_categories(
+        detector.categories,
+        () if truth is None else truth.categories,
+        classes_of=str(run),
+        categories_of="" if truth is None else str(truth.path),
+    )
+
+
+def describe_match(match: "CategoryMatch") -> Iterator[str]:
+    """Yield the differences between the classes of the detector and the categories, and what they lead to."""
+    yield from match.warnings
+    if match.added:
+        ids = ", ".join(f"{category.name!r} {category.category_id}" for category in match.added)
+        yield f"detections of classes that the data set lacks are written with ids that it does not use: {ids}"
+
+
+def source_of(run: "Run", spec: "ExperimentSpec") -> dict[str, Any]:
+    """Return what detections depend on beside the settings of the detector: its weights and its model."""
+    from sniper.files import sha256
+
+    return {"weights": sha256(run.weights_path), "model": asdict(spec.model)}
