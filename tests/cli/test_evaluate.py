@@ -1,4 +1,4 @@
-"""`sniper evaluate`: scores, details, comparison, and what it refuses."""
+"""`sniper evaluate`: scores of detections and of runs, details, comparison, and what it refuses."""
 
 import json
 import re
@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from sniper.inference.calibration import Calibration, save_calibration
+from sniper.runs.run import Run
 from tests.cli.commands import CommandLine
 from tests.data.tiny import write_dataset
 
@@ -120,3 +123,166 @@ def test_class_names_are_printed_as_text(folder: Path, sniper: CommandLine) -> N
     assert "[red]x[/red]:car:[/]" in out
     assert r"\x1b[31m图\xb2" in out
     assert {row["name"] for row in sniper.json(*score)["classes"]} == set(names)
+
+
+def test_precision_recall_and_confusions_are_at_one_score(folder: Path, sniper: CommandLine) -> None:
+    truth = json.loads((folder / "train.json").read_text())
+    ids = {category["name"]: category["id"] for category in truth["categories"]}
+    found = [
+        {"image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": entry["bbox"], "score": 0.9}
+        for entry in truth["annotations"]
+    ]  # fmt: skip
+    first = next(entry for entry in found if entry["category_id"] == ids["dark"])
+    first["category_id"] = ids["bright"]
+    far = [{**first, "bbox": [180.0, 180.0, 5.0, 5.0], "score": 0.2}]
+    (folder / "found.json").write_text(json.dumps(found + far))
+    score = ("evaluate", folder / "found.json", folder / "train.json")
+    result = sniper.json(*score)
+    point = result["operating_point"]
+    assert (point["score"], point["chosen_on"], point["is_optimistic"]) == (0.55, "scored_images", True)
+    assert point["recall"] == point["precision"] == pytest.approx(1 - 1 / len(found))
+    assert {"object": "dark", "detected_as": "bright", "count": 1} in result["confusions"]
+    assert all(row["object"] is not None for row in result["confusions"])
+    lower = sniper.json(*score, "--min-score", 0.1)
+    assert (lower["operating_point"]["chosen_on"], lower["ap"]) == ("min_score", result["ap"])
+    assert {"object": None, "detected_as": "bright", "count": 1} in lower["confusions"]
+    text = sniper.text(*score).out
+    assert "AR, 100 detections" in text
+    assert "score 0.55 on (at which F1 is best on these images)" in text
+    assert "caution: the score was chosen on the images that are scored" in text
+    assert "confusion matrix" in text
+    assert "caution" not in sniper.text(*score, "--min-score", 0.1).out
+
+
+def test_undefined_scores_are_null_and_dashes(folder: Path, sniper: CommandLine) -> None:
+    content = json.loads((folder / "train.json").read_text())
+    (folder / "empty.json").write_text(json.dumps({**content, "annotations": []}))
+    (folder / "found.json").write_text("[]")
+    score = ("evaluate", folder / "found.json", folder / "empty.json")
+    result = sniper.json(*score)
+    assert result["ap"] is result["ap_small"] is result["ar_100"] is None
+    assert result["operating_point"]["score"] is result["operating_point"]["recall"] is None
+    assert result["classes"][0]["f1"] is None
+    out = sniper.text(*score).out
+    assert re.search(r"^AP small +–$", out, re.MULTILINE)
+    assert "no detection matches an object" in out
+
+
+def test_second_boxes_on_an_object_are_left_out_on_request(
+    folder: Path, sniper: CommandLine, perfect: list[dict[str, Any]]
+) -> None:
+    (folder / "found.json").write_text(json.dumps(perfect + [{**entry, "score": 0.8} for entry in perfect]))
+    score = ("evaluate", folder / "found.json", folder / "train.json", "--min-score", "0.5")
+    assert sniper.json(*score)["operating_point"]["precision"] == pytest.approx(0.5)
+    result = sniper.json(*score, "--drop-duplicates")
+    assert result["operating_point"]["precision"] == 1.0
+    assert result["ap"] == sniper.json(*score)["ap"]
+
+
+def test_a_run_is_scored_on_its_validation_images(trained_folder: Path, sniper: CommandLine) -> None:
+    run = trained_folder / "run"
+    first = sniper.json("evaluate", run)
+    assert first["num_images"] == 4
+    assert first["num_detections"] > 0
+    assert first["detections"] == str(run / "evaluation" / "detections.json")
+    assert first["operating_point"]["drops_duplicates"]
+    files = {path.name for path in (run / "evaluation").iterdir() if not path.name.startswith(".")}
+    assert files == {"detections.json", "scores.json", "confusion.csv", "confusion.png"}
+    assert json.loads((run / "evaluation" / "scores.json").read_text()) == first
+    second = sniper.text("evaluate", run)
+    assert "detections of the same weights and settings are in" in second.err
+    hard = sniper.text("evaluate", run, "--predict.merge", "hard", "--limit", 2)
+    assert "same weights" not in hard.err
+    assert hard.out.splitlines()[12].startswith("2 images, ")
+    of_file = sniper.json("evaluate", run / "evaluation" / "detections.json", trained_folder / "train.json")
+    assert of_file["num_images"] == 4
+
+
+def test_detections_of_predict_are_used_while_nothing_changes(
+    trained_folder: Path, sniper: CommandLine
+) -> None:
+    run = trained_folder / "run"
+    sniper.json("predict", run)
+    result = sniper.json("evaluate", run)
+    assert result["detections"] == str(run / "detections.json")
+    entries = json.loads((run / "detections.json").read_text())
+    (run / "detections.json").write_text(json.dumps(entries[:1]))
+    assert sniper.json("evaluate", run)["detections"] == str(run / "evaluation" / "detections.json")
+    assert len(json.loads((run / "detections.json").read_text())) == 1
+
+
+def test_a_run_is_scored_at_the_score_of_its_validation_images(
+    trained_folder: Path, sniper: CommandLine
+) -> None:
+    run = Run.open(trained_folder / "run")
+    calibration = Calibration(
+        step=int(run.checkpoints[-1].name),
+        num_images=4,
+        num_compared=0,
+        merge="gaussian",
+        soft_nms_sigma=0.55,
+        merge_iou=0.5,
+        min_score=0.125,
+        f1=0.5,
+        precision=0.5,
+        recall=0.5,
+    )
+    save_calibration(run, calibration)
+    other = ("--images", trained_folder / "images")
+    of_other = sniper.json("evaluate", run.folder, trained_folder / "train.json", *other)["operating_point"]
+    assert (of_other["score"], of_other["chosen_on"]) == (0.125, "validation_images")
+    assert not of_other["is_optimistic"]
+    assert sniper.json("evaluate", run.folder)["operating_point"]["is_optimistic"]
+    out = sniper.text("evaluate", run.folder).out
+    assert "score 0.125 on (at which F1 was best on the validation images of the run)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("found.json", "found.json: expected the folder of a run, or annotations after the result file"),
+        ("none.json", "none.json: no such file or folder"),
+        ("found.json train.json --images images", "--images requires the folder of a run"),
+        ("found.json train.json --device cpu", "--device requires the folder of a run"),
+        ("found.json train.json --predict.merge hard", "--predict.merge requires the folder of a run"),
+        ("found.json train.json other.json", "other.json: expected one data set, after train.json"),
+        ("found.json train.json --detials", "--detials: no such option"),
+        ("found.json train.json --min-score 2", "--min-score"),
+        ("images train.json", "images"),
+    ],
+)
+@pytest.mark.usefixtures("perfect")
+def test_detections_with_options_of_a_run_are_refused(
+    folder: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    assert message in sniper.error("evaluate", *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run --split val", "--split requires annotations"),
+        ("run --images images", "--images requires annotations"),
+        ("run --data.test.annotations x.json", "--data.test.annotations: no such option"),
+    ],
+)
+def test_options_of_another_data_set_need_one(
+    trained_folder: Path,
+    sniper: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(trained_folder)
+    assert message in sniper.error("evaluate", *arguments.split())
+
+
+def test_a_run_without_validation_images_asks_for_a_data_set(
+    trained_folder: Path, sniper: CommandLine
+) -> None:
+    config = trained_folder / "run" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["data"]["test"] = {}
+    config.write_text(yaml.safe_dump(content))
+    assert "sniper evaluate" in sniper.error("evaluate", trained_folder / "run")
