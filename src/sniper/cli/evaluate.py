@@ -453,7 +453,7 @@ class _Report:
 
     def _show_confusions(self) -> None:
         """Print the confusion matrix of few classes, or the most frequent confusions."""
-        from sniper.reports.confusion import MAX_CLASSES_IN_TABLE, describe_confusions, show_confusion
+        from sniper.reports.scores import MAX_CLASSES_IN_TABLE, describe_confusions, show_confusion
 
         if len(self.confusion.categories) <= MAX_CLASSES_IN_TABLE:
             table = show_confusion(self.confusion)

@@ -11,6 +11,9 @@ from jaxtyping import Int
 from sniper.data.datasets import Category
 from sniper.evaluation.matching import PairMatches
 
+BACKGROUND = "background"
+"""Names the row of detections that match no object, and the column of objects that no detection matches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:

@@ -1,61 +1,21 @@
-"""Show a confusion matrix: as a table for the terminal, a CSV file and a picture."""
+"""Write a confusion matrix as a CSV file and a picture."""
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from rich.table import Table
-from rich.text import Text
 
 from sniper.errors import printable
-from sniper.evaluation.confusion import ConfusionMatrix
+from sniper.evaluation.confusion import BACKGROUND, ConfusionMatrix
 from sniper.files import atomic_write
 from sniper.reports.fonts import font_file, picture_names
 
-BACKGROUND = "background"
-"""Names the row of detections that match no object, and the column of objects that no detection matches."""
-
-MAX_CLASSES_IN_TABLE = 10
 MAX_CLASSES_IN_PICTURE = 80
-_NUM_LISTED = 10
 _MAX_LENGTH = 30  # characters of a name
 _DPI = 150
-
-
-def show_confusion(matrix: ConfusionMatrix, *, is_numbered: bool = False) -> Table:
-    """Return the matrix as a table.
-
-    Args:
-        matrix: of few classes.
-        is_numbered: head the columns by numbers, which precede the names of the rows, to make them narrow.
-    """
-    names = [*(printable(category.name) for category in matrix.categories), BACKGROUND]
-    title = f"confusion matrix: objects in rows, detections in columns (IoU {matrix.iou:g})"
-    table = Table("", title=title, title_justify="left", min_width=len(title))
-    for number, name in enumerate(names, start=1):
-        table.add_column(Text(str(number) if is_numbered else name), justify="right")
-    for number, (name, counts) in enumerate(zip(names, matrix.counts.tolist(), strict=True), start=1):
-        is_background = number == len(names)
-        cells = [f"{count:,}" if count else "·" for count in counts]
-        if is_background:
-            table.add_section()
-            cells[-1] = ""
-        table.add_row(Text(f"{number} {name}" if is_numbered else name), *cells)
-    return table
-
-
-def describe_confusions(matrix: ConfusionMatrix) -> Iterator[str]:
-    """Iterate over lines with the most frequent confusions of two classes."""
-    for confusion in matrix.find_largest(_NUM_LISTED):
-        share = confusion.count / confusion.num_objects
-        yield (
-            f"{confusion.count:,} of {confusion.num_objects:,} ({share:.0%}) {printable(confusion.object)} detected as "
-            f"{printable(confusion.detected_as)}"
-        )
 
 
 def write_confusion(matrix: ConfusionMatrix, path: Path) -> None:

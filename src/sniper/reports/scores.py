@@ -8,11 +8,17 @@ from rich.text import Text
 
 from sniper.errors import printable
 from sniper.evaluation.coco import Scores
+from sniper.evaluation.confusion import BACKGROUND, ConfusionMatrix
 from sniper.evaluation.diagnosis import Diagnosis
 from sniper.evaluation.operating_point import MatchCounts, OperatingPoint
 
 UNDEFINED = "–"
 """Stands for a number that is not defined, such as the recall of a class without objects."""
+
+MAX_CLASSES_IN_TABLE = 10
+"""A confusion matrix of more classes is too wide for a table."""
+
+_NUM_LISTED = 10
 
 
 def describe_scores(scores: Scores) -> Iterator[str]:
@@ -78,10 +84,41 @@ def show_details(scores: Scores, diagnosis: Diagnosis) -> Iterator[Table]:
     yield false_positives
 
 
+def show_confusion(matrix: ConfusionMatrix, *, is_numbered: bool = False) -> Table:
+    """Return the matrix as a table.
+
+    Args:
+        matrix: of few classes.
+        is_numbered: head the columns by numbers, which precede the names of the rows, to make them narrow.
+    """
+    names = [*(printable(category.name) for category in matrix.categories), BACKGROUND]
+    title = f"confusion matrix: objects in rows, detections in columns (IoU {matrix.iou:g})"
+    headers = [str(number) if is_numbered else name for number, name in enumerate(names, start=1)]
+    table = _table("", *headers, title=title)
+    for number, (name, counts) in enumerate(zip(names, matrix.counts.tolist(), strict=True), start=1):
+        is_background = number == len(names)
+        cells = [f"{count:,}" if count else "·" for count in counts]
+        if is_background:
+            table.add_section()
+            cells[-1] = ""
+        table.add_row(Text(f"{number} {name}" if is_numbered else name), *cells)
+    return table
+
+
+def describe_confusions(matrix: ConfusionMatrix) -> Iterator[str]:
+    """Iterate over lines with the most frequent confusions of two classes."""
+    for confusion in matrix.find_largest(_NUM_LISTED):
+        share = confusion.count / confusion.num_objects
+        yield (
+            f"{confusion.count:,} of {confusion.num_objects:,} ({share:.0%}) {printable(confusion.object)} detected as "
+            f"{printable(confusion.detected_as)}"
+        )
+
+
 def _table(first: str, *columns: str, title: str) -> Table:
     table = Table(first, title=title, title_justify="left", min_width=len(title))
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(Text(column), justify="right")
     return table
 
 
