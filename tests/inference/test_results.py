@@ -12,10 +12,18 @@ from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
+from sniper.data.datasets import Category
+from sniper.data.datasets.categories import match_categories
 from sniper.data.spec import DataSpec
 from sniper.errors import DetectionsError, ImageError
 from sniper.inference.detector import Detector, to_coco
-from sniper.inference.results import ImageToSearch, SearchReport, search_to_file
+from sniper.inference.results import (
+    ImageToSearch,
+    SearchReport,
+    StoredResults,
+    find_results,
+    search_to_file,
+)
 from tests.data.tiny import write_image
 from tests.inference.blobs import blob_detector, draw_blobs
 
@@ -183,6 +191,10 @@ def test_skipped_images_are_reported_and_have_no_results(images: list[ImageToSea
     with pytest.warns(UserWarning, match=r"7\.png: cannot be read as an image .*; skipped"):
         report = search(images, tmp_path / "found.json", detector=skipping)
     assert report.skipped == [7]
+    match = match_categories(DETECTOR.categories, ())
+    stored = find_results(skipping, images, [tmp_path / "found.json"], match=match, source={"weights": "a"})
+    assert stored is not None
+    assert stored.skipped == (107,)
     results = json.loads((tmp_path / "found.json").read_text())
     assert {entry["image_id"] for entry in results} <= {100 + number for number in range(40)} - {107}
 
@@ -222,3 +234,29 @@ def test_a_search_with_other_settings_of_prediction_is_not_resumed(
     other = dataclasses.replace(DETECTOR, spec=dataclasses.replace(DETECTOR.spec, merge="hard"))
     with pytest.raises(DetectionsError, match="omit --resume"):
         search(images, target, resume=True, detector=other)
+
+
+@pytest.mark.parametrize(
+    "changed", ["nothing", "weights", "images", "file", "settings", "results", "categories"]
+)
+def test_results_are_recognised_by_everything_that_they_depend_on(
+    changed: str, images: list[ImageToSearch], tmp_path: Path
+) -> None:
+    target, detector, weights = tmp_path / "found.json", DETECTOR, "a"
+    match = match_categories(DETECTOR.categories, ())
+    search(images, target)
+    if changed == "weights":
+        weights = "b"
+    elif changed == "images":
+        images = images[:-1]
+    elif changed == "file":
+        os.utime(images[3].path, ns=(1, 1))
+    elif changed == "settings":
+        detector = dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, merge_iou=0.4))
+    elif changed == "results":
+        target.write_text("[]")
+    elif changed == "categories":
+        match = dataclasses.replace(match, categories=(Category(category_id=9, name="other"),))
+    paths = [tmp_path / "absent.json", target]
+    stored = find_results(detector, images, paths, match=match, source={"weights": weights})
+    assert stored == (StoredResults(path=target, skipped=()) if changed == "nothing" else None)

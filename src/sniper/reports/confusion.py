@@ -14,6 +14,7 @@ from sniper.files import atomic_write
 from sniper.reports.fonts import font_file, picture_names
 
 MAX_CLASSES_IN_PICTURE = 80
+_MAX_CLASSES_WITH_ALL_NUMBERS = 30  # in pictures of more, shares below 1 % have no number
 _MAX_LENGTH = 30  # characters of a name
 _DPI = 150
 
@@ -49,7 +50,8 @@ def draw_confusion(matrix: ConfusionMatrix, path: Path) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     longest = max(len(f"{count:,}") for count in counts.flat)
     text_size = min(10.0, side * 72 / (longest + 1) * 1.6)
-    for row, column in np.argwhere(counts > 0).tolist():
+    least = 0.0 if num <= _MAX_CLASSES_WITH_ALL_NUMBERS else 0.01
+    for row, column in np.argwhere((counts > 0) & (shares >= least)).tolist():
         is_dark = shares[row, column] > 0.55
         axes.text(
             column,
@@ -59,6 +61,7 @@ def draw_confusion(matrix: ConfusionMatrix, path: Path) -> None:
             va="center",
             fontsize=text_size,
             color="white" if is_dark else "black",
+            in_layout=False,  # which saves measuring it
         )
     label_size = 10 if num <= 30 else 7
     axes.set_xticks(range(num), names, rotation=45, ha="right", rotation_mode="anchor")
