@@ -16,7 +16,6 @@ from sniper.reports.fonts import font_file, picture_names
 MAX_CLASSES_IN_PICTURE = 80
 _MAX_CLASSES_WITH_ALL_NUMBERS = 30  # in pictures of more, shares below 1 % have no number
 _MAX_LENGTH = 30  # characters of a name
-_DPI = 150
 
 
 def write_confusion(matrix: ConfusionMatrix, path: Path) -> None:
@@ -47,7 +46,7 @@ def draw_confusion(matrix: ConfusionMatrix, path: Path) -> None:
     axes = figure.add_axes(
         (0.0, 0.0, 1.0, 1.0)
     )  # labels extend the picture, instead of making the cells smaller
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     longest = max(len(f"{count:,}") for count in counts.flat)
     text_size = min(10.0, side * 72 / (longest + 1) * 1.6)
     least = 0.0 if num <= _MAX_CLASSES_WITH_ALL_NUMBERS else 0.01
@@ -75,7 +74,13 @@ def draw_confusion(matrix: ConfusionMatrix, path: Path) -> None:
     axes.set(xlabel="detected as", ylabel="object")
     axes.set_title(_title(matrix, num_drawn=len(drawn)), loc="left", fontsize=10)
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
+        figure.savefig(
+            file,
+            format="png",
+            dpi=150 if num <= _MAX_CLASSES_WITH_ALL_NUMBERS else 110,
+            bbox_inches="tight",
+            pad_inches=0.15,
+        )
 
 
 def _choose_classes(matrix: ConfusionMatrix) -> list[int]:
