@@ -1,11 +1,11 @@
-"""Measure what scoring a results file costs, from the files to the twelve numbers: prints one JSON line a method.
+"""Measure what scoring a results file costs, from the files to the numbers: prints one JSON line a method.
 
     python benchmarks/evaluate.py FOLDER
 
 The files are drawn from a seed and written to the folder: 500,000 detections of 80 classes in 5,000 images, in the
 order of the images, and 36,000 objects. The methods, each in a process of its own:
 
-- `sniper`: the command `sniper evaluate`.
+- `sniper`: the command `sniper evaluate`, with precision, recall and F1 of each class, and the confusion matrix.
 - `named`: the same with a `category_name` in every entry, as `sniper predict` writes them.
 - `details`: `sniper evaluate --details`.
 - `json`: both files as dictionaries, scored by hotcoco.
@@ -131,8 +131,8 @@ def peak_memory() -> float:
 
 def with_sniper(name: str = "found.json", *options: str) -> Callable[[Path], float]:
     from sniper.cli import run
-    from sniper.evaluation import coco, diagnosis, pair, results  # noqa: F401
-    from sniper.reports import curves  # noqa: F401
+    from sniper.evaluation import coco, confusion, diagnosis, operating_point, pair, results  # noqa: F401
+    from sniper.reports import scores  # noqa: F401
 
     def method(folder: Path) -> float:
         with contextlib.redirect_stdout(io.StringIO()) as printed:

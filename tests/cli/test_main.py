@@ -114,8 +114,10 @@ def test_from_annotations_to_scores(folder: Path, sniper: CommandLine) -> None:
     assert 0 <= scores["ap"] <= 1
     assert scores["num_images"] == 4
     assert {path.name for path in run_folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "checkpoints", "detections.json"
+        "config.yaml", "metrics.jsonl", "checkpoints", "detections.json", ".detections.json.source"
     }  # fmt: skip
+    of_run = sniper.json("evaluate", run_folder)
+    assert (of_run["detections"], of_run["ap"]) == (predicted["output"], scores["ap"])
 
 
 def test_negative_chips_are_mined_planned_and_trained_on(folder: Path, sniper: CommandLine) -> None:

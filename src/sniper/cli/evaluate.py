@@ -56,9 +56,8 @@ def evaluate(
         str,
         Parameter(
             allow_leading_hyphen=True,
-            help=f"Data set to score against; for a run, by default its validation images. {ANNOTATIONS_HELP} After a "
-            "run also fields of the experiment's section predict to set, as --predict.FIELD VALUE, such as "
-            "--predict.merge hard.",
+            help=f"Data set to score against; for a run, by default its validation images. {ANNOTATIONS_HELP} A run's "
+            "fields of the section predict are set by --predict.FIELD VALUE, such as --predict.merge hard.",
         ),
     ],
     images: Images = None,
