@@ -264,7 +264,7 @@ def test_detections_with_options_of_a_run_are_refused(
     [
         ("run --split val", "--split requires annotations"),
         ("run --images images", "--images requires annotations"),
-        ("run --data.test.annotations x.json", "--data.test.annotations: no such option"),
+        ("run --data.test.annotations x.json", "--data.test.annotations: sniper evaluate has no such option"),
     ],
 )
 def test_options_of_another_data_set_need_one(

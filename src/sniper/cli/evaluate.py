@@ -237,7 +237,7 @@ def _open(detections: Path, options: _Options) -> _Subject:
         ("--images", options.images),
         ("--follow-links", options.follow_links),
         ("--device", options.device),
-        *((f"--{name}", value) for name, value in options.overrides.items()),
+        *options.overrides.items(),
     ):
         if value:
             raise ConfigError(f"{name} requires the folder of a run, not detections")

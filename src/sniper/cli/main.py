@@ -61,7 +61,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     train: "DATA [--SECTION.FIELD VALUE]...",
     mine: "RUN [ANNOTATIONS]",
     predict: "RUN [FILES]... [--predict.FIELD VALUE]...",
-    evaluate: "RUN [ANNOTATIONS] | DETECTIONS ANNOTATIONS",
+    evaluate: "RUN [ANNOTATIONS] [--predict.FIELD VALUE]... | DETECTIONS ANNOTATIONS",
     recipes: "",
     demo: "",
 }
