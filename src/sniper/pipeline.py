@@ -373,7 +373,14 @@ def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
     """Return the experiment that trains only the RPN, on positive chips, to mine with."""
     return replace(
         spec,
-        train=replace(spec.train, epochs=spec.mine.rpn_epochs, rpn_only=True, evaluate_every=None),
+        train=replace(
+            spec.train,
+            epochs=spec.mine.rpn_epochs,
+            rpn_only=True,
+            evaluate_every=None,
+            evaluate_images=None,
+            patience=None,
+        ),
         negatives=NegativeSpec(),
     )
 

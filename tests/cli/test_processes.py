@@ -34,7 +34,7 @@ def finish(process: "subprocess.Popen[str]") -> str:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return Run(folder).load_weights()[0]
+    return Run(folder).load_weights("last")[0]
 
 
 def check_equal_weights(folder: Path, other: Path) -> None:

@@ -113,7 +113,7 @@ def train_tiny(folder: Path) -> TrainedRun:
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
-    return run.load_weights()[0]
+    return run.load_weights("last")[0]
 
 
 def have_equal_weights(run: Run, other: Run) -> bool:

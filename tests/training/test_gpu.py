@@ -74,7 +74,7 @@ def test_losses_and_gradients_do_not_synchronize(
     on_device = batch.to(learner.device)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    losses = learner.compute_gradients(on_device)
+    losses, _ = learner.compute_gradients(on_device)
     torch.cuda.set_sync_debug_mode("default")
     assert all(torch.isfinite(loss) for loss in losses.values())
 
@@ -130,8 +130,8 @@ def test_every_precision_lowers_the_loss(model: DetectorSpec, precision: Precisi
     batch = build_chips()
     losses = []
     for step in range(10):
-        values = learner.update(batch, learning_rate=0.02, step=step)
-        losses.append(sum(value for name, value in values.items() if name != "gradient_norm"))
+        update = learner.update(batch, learning_rate=0.02, step=step)
+        losses.append(sum(update.losses.values()))
     assert losses[-1] < 0.9 * losses[0]
     assert all(parameter.dtype == torch.float32 for parameter in learner.model.parameters())
 
@@ -202,8 +202,10 @@ def test_a_distributed_learner_makes_the_same_update(device: str, num_parts: int
     batch = build_chips()
     for step in range(2):
         expected = plain.update(batch, learning_rate=0.01, step=step)
-        values = learner.update(batch, learning_rate=0.01, step=step)
-        assert values == pytest.approx(expected, rel=0.01)
+        update = learner.update(batch, learning_rate=0.01, step=step)
+        assert update.losses == pytest.approx(expected.losses, rel=0.01)
+        assert update.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.01)
+        assert update.num_positives == expected.num_positives
     torch.testing.assert_close(parameters_of(learner), parameters_of(plain), rtol=0.01, atol=1e-3)
 
 

@@ -18,7 +18,7 @@ from sniper.models.two_stage import TwoStageDetector
 from sniper.runs.checkpoints import Progress
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
-from sniper.training.learner import Learner
+from sniper.training.learner import Learner, Update
 from tests.training.experiments import CPU, tiny_experiment, with_data, with_train
 
 
@@ -44,8 +44,8 @@ def build_learner(spec: ExperimentSpec, *, processes: Processes = SINGLE_PROCESS
     return Learner(spec, num_classes=2, device=CPU, processes=processes, has_weights=False)
 
 
-def total(values: dict[str, float]) -> float:
-    return sum(value for name, value in values.items() if name != "gradient_norm")
+def total(update: Update) -> float:
+    return sum(update.losses.values())
 
 
 def train_on(
@@ -64,6 +64,10 @@ def test_accumulating_gradients_equals_one_large_batch(spec: ExperimentSpec, bat
     whole, losses = train_on(spec, batches)
     accumulated, accumulated_losses = train_on(with_train(spec, accumulation_steps=2), batches)
     assert accumulated_losses == pytest.approx(losses, rel=1e-4)
+    first, second = (build_learner(with_train(spec, accumulation_steps=n)) for n in (1, 2))
+    counted, summed = (made.update(batches[0], learning_rate=0.01, step=0) for made in (first, second))
+    assert 0 < counted.num_positives == summed.num_positives
+    assert counted.num_correct == summed.num_correct
     for parameter, other in zip(whole.model.parameters(), accumulated.model.parameters(), strict=True):
         torch.testing.assert_close(parameter, other, rtol=1e-4, atol=1e-6)
 
@@ -73,12 +77,11 @@ def test_a_weight_scales_the_update_but_not_the_reported_losses(
 ) -> None:
     spec = with_train(spec, weight_decay=0.0, clip_grad_norm=None)
     plain, weighted, faster = (build_learner(spec) for _ in range(3))
-    losses = plain.update(batches[0], learning_rate=0.01, step=0)
-    weighted_losses = weighted.update(batches[0], learning_rate=0.01, step=0, weight=3.0)
+    update = plain.update(batches[0], learning_rate=0.01, step=0)
+    weighted_update = weighted.update(batches[0], learning_rate=0.01, step=0, weight=3.0)
     faster.update(batches[0], learning_rate=0.03, step=0)
-    norm = losses.pop("gradient_norm")
-    assert weighted_losses.pop("gradient_norm") == pytest.approx(3 * norm, rel=1e-5)
-    assert weighted_losses == pytest.approx(losses)
+    assert weighted_update.gradient_norm == pytest.approx(3 * update.gradient_norm, rel=1e-5)
+    assert weighted_update.losses == pytest.approx(update.losses)
     for parameter, other in zip(weighted.model.parameters(), faster.model.parameters(), strict=True):
         torch.testing.assert_close(parameter, other, rtol=1e-5, atol=1e-7)
 

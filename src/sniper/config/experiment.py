@@ -51,9 +51,12 @@ class TrainSpec:
         precision: `bf16` or `fp16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively, else fp32.
         compile: compile the backbone with torch; takes a minute at the start.
         evaluate_every: evaluate on the test set after every this many epochs, and at the end; None does not evaluate.
+        evaluate_images: test images to evaluate on while training, a subset drawn by the seed; the best checkpoint is
+            evaluated on all at the end. None evaluates on all.
+        patience: evaluations without a better AP that end the training; None trains to the end.
         tensorboard: write the metrics for TensorBoard, too.
         checkpoint_minutes: minutes between checkpoints; one is always written at the end of an epoch.
-        keep_checkpoints: number of newest checkpoints to keep.
+        keep_checkpoints: number of newest checkpoints to keep, beside the one with the best AP.
         rpn_only: train the region proposal network alone, on positive chips, for mining.
     """
 
@@ -75,6 +78,8 @@ class TrainSpec:
     precision: Precision = "auto"
     compile: bool = False
     evaluate_every: PositiveInt | None = None
+    evaluate_images: PositiveInt | None = None
+    patience: PositiveInt | None = None
     tensorboard: bool = False
     checkpoint_minutes: PositiveFloat = 10.0
     keep_checkpoints: PositiveInt = 2
@@ -97,6 +102,8 @@ class TrainSpec:
             raise ValueError(
                 f"learning_rate: {self.learning_rate:g} is a rate for sgd; adamw's own is {learning_rate:g} (null)"
             )
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError("patience needs evaluate_every, which is null")
 
 
 @spec_dataclass

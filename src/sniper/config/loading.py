@@ -80,6 +80,8 @@ _FREE_TO_CHANGE = (
     "train.accumulation_steps",  # as the number of devices may change
     "train.compile",
     "train.evaluate_every",
+    "train.evaluate_images",
+    "train.patience",
     "train.tensorboard",
     "data.test",
     "data.num_workers",

@@ -25,7 +25,7 @@ from sniper.models.build import autocast, build_detector, build_inference_model
 from sniper.models.spec import Precision
 from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
-from sniper.runs.run import Run
+from sniper.runs.run import CheckpointChoice, Run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,8 +63,9 @@ class Detector:
         *,
         spec: ExperimentSpec | None = None,
         predict: Mapping[str, Any] | None = None,
+        checkpoint: CheckpointChoice = "best",
     ) -> "Detector":
-        """Load the newest weights of a run, and what it has chosen on its validation images.
+        """Load the weights of a run, and what it has chosen on its validation images.
 
         Args:
             run: the run, or its folder.
@@ -72,9 +73,11 @@ class Detector:
             spec: an experiment to use instead of the run's, with the same model.
             predict: other values of fields of `predict`, such as `{"merge": "hard", "max_detections": 500}`; text is
                 read as YAML.
+            checkpoint: `best`, the one with the best validation AP, or the newest if none has been evaluated; `last`,
+                the newest; or the number of its step.
 
         Raises:
-            RunError: if there is no such run, it has no checkpoint, or what it has chosen cannot be read.
+            RunError: if there is no such run, it has no such checkpoint, or what it has chosen cannot be read.
             ConfigError: if its experiment cannot be read, or has trained the RPN only.
             CheckpointError: if its weights cannot be read, or belong to another model.
         """
@@ -91,7 +94,7 @@ class Detector:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(device)
-        tensors, categories, source = opened.load_weights()
+        tensors, categories, source = opened.load_weights(checkpoint)
         model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
         fill_module(model, tensors, source=source)
         detector = cls.from_model(model.to(device).eval(), spec=spec, categories=categories, device=device)

@@ -120,7 +120,7 @@ def mine(
         ImageError: if an image cannot be read and is not to be skipped.
         ProposalsError: if the folder contains something else.
     """
-    tensors, categories, path = run.load_weights()
+    tensors, categories, path = run.load_weights("last")
     source = {
         "weights": sha256(path),
         "levels": [asdict(level) for level in spec.predict.levels],

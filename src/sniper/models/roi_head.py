@@ -69,8 +69,8 @@ class RoIHead(nn.Module):
         *,
         is_real: Sequence[Bool[torch.Tensor, " _"]],
         targets: ChipTargets[torch.Tensor],
-    ) -> dict[str, Float[torch.Tensor, ""]]:
-        """Compute the losses of all proposals against the objects of each chip, in range or not.
+    ) -> tuple[dict[str, Float[torch.Tensor, ""]], dict[str, Float[torch.Tensor, ""]]]:
+        """Compute the losses of all proposals against the objects of each chip, in range or not, and how many are right.
 
         Args:
             maps: feature maps, (B, C, y, x) each.
@@ -80,7 +80,9 @@ class RoIHead(nn.Module):
 
         Returns:
             `head_class`, the mean over the proposals of a chip that are not ignored, and `head_box`, the sum over its
-            positives divided by the same number and times `box_loss_weight`; both averaged over chips.
+            positives divided by the same number and times `box_loss_weight`; both averaged over chips. And two counts
+            over all chips: `positives`, the positive proposals, and `correct`, those whose most probable class is that
+            of their object.
         """
         logits, deltas = self(maps, proposals)
         boxes, labels = targets.boxes, targets.labels
@@ -103,10 +105,12 @@ class RoIHead(nn.Module):
         references = torch.where(has_box[:, None], all_proposals, unit_box)
         target_deltas = self._coder.encode(target_boxes, references)
         box_losses = functional.smooth_l1_loss(deltas, target_deltas, reduction="none").sum(dim=1)
-        return {
+        losses = {
             "head_class": torch.where(is_counted, class_losses * weights, 0).sum(),
             "head_box": torch.where(has_box, box_losses * weights, 0).sum() * self.spec.box_loss_weight,
         }
+        is_correct = has_box & (logits.argmax(dim=1) == target_labels)
+        return losses, {"positives": has_box.float().sum(), "correct": is_correct.float().sum()}
 
     def detect(
         self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Sequence[torch.Tensor]

@@ -62,7 +62,13 @@ class TwoStageDetector(nn.Module):
         )
 
     def losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:
-        """Compute the losses of a batch of chips.
+        """Compute the losses of a batch of chips; see `losses_and_counts`."""
+        return self.losses_and_counts(batch)[0]
+
+    def losses_and_counts(
+        self, batch: BatchLike
+    ) -> tuple[dict[str, Float[torch.Tensor, ""]], dict[str, Float[torch.Tensor, ""]]]:
+        """Compute the losses of a batch of chips, and count the proposals that the second stage classifies correctly.
 
         Each is a mean over chips, and that of a chip does not depend on the others (except through batch norm). The
         losses of a batch are therefore the mean over equal parts of it, on whatever devices those are computed.
@@ -72,7 +78,8 @@ class TwoStageDetector(nn.Module):
 
         Returns:
             Four losses by name, to be added up. A chip without valid boxes contributes nothing to `rpn_box`, one
-            without any box nothing to `head_box` either.
+            without any box nothing to `head_box` either. And two counts that are no losses: `positives`, the positive
+            proposals of the second stage, and `correct`, those of them whose most probable class is right.
         """
         targets = batch.targets
         maps = self.backbone(batch.images)
@@ -86,7 +93,7 @@ class TwoStageDetector(nn.Module):
             valid_sizes=targets.valid_sizes,
         )
         valid_boxes = [boxes[:count] for boxes, count in zip(targets.boxes, targets.num_valid, strict=True)]
-        head_losses = self.roi_head.losses(
+        head_losses, counts = self.roi_head.losses(
             maps,
             [torch.cat(boxes) for boxes in zip(proposals.boxes, valid_boxes, strict=True)],
             is_real=[
@@ -95,7 +102,7 @@ class TwoStageDetector(nn.Module):
             ],
             targets=targets,
         )
-        return rpn_losses | head_losses
+        return rpn_losses | head_losses, counts
 
     def rpn_losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:
         """Compute the losses of the RPN alone, without running the second stage. See `losses`."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,26 @@ from sniper.errors import CheckpointError, RunError
 from sniper.files import atomic_write, check_regular, read_bytes
 from sniper.models.weights import load_tensors
 from sniper.runs.checkpoints import EMA, OPTIMIZER, WEIGHTS, Checkpoint, remove_checkpoint, to_identity
+
+CheckpointChoice = Literal["best", "last"] | int
+"""The checkpoint with the best validation AP, the newest one, or that of a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An evaluation on validation images while a run was trained.
+
+    Attributes:
+        step: of the evaluated weights.
+        epoch: epochs trained, fractions included.
+        ap: COCO AP; below 0 if the images have no objects.
+        num_images: validation images that were searched: all, or the subset that is evaluated on while training.
+    """
+
+    step: int
+    epoch: float
+    ap: float
+    num_images: int
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,25 @@ class Run:
                 entries.append(json.loads(line))
         return entries
 
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """The evaluations whose scores can be compared, oldest first: on as many images as the newest one."""
+        if not self.metrics_path.exists():
+            return []
+        evaluations = []
+        for line in read_bytes(self.metrics_path).splitlines():
+            if b'"stage": "evaluate"' in line:  # steps are most of the lines
+                with suppress(json.JSONDecodeError):
+                    evaluations.append(_to_evaluation(json.loads(line)))
+        return [entry for entry in evaluations if entry.num_images == evaluations[-1].num_images]
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the best AP among those whose checkpoint is there, the later one if equal."""
+        steps = {int(path.name) for path in self.checkpoints}
+        scored = [entry for entry in self.evaluations if entry.step in steps and entry.ap >= 0]
+        return max(scored, key=lambda entry: (entry.ap, entry.step), default=None)
+
     def truncate_metrics(self, *, step: int) -> None:
         """Drop the metrics of steps after the checkpoint that the run continues from."""
         if not self.metrics_path.exists():
@@ -131,11 +170,11 @@ class Run:
             file.write("".join(lines).encode())
 
     def save_checkpoint(self, checkpoint: Checkpoint, *, keep: int) -> Path:
-        """Write a checkpoint, complete or not at all, and delete all but the newest few.
+        """Write a checkpoint, complete or not at all, and delete all but the newest few and the best one.
 
         Args:
             checkpoint: the state of the run.
-            keep: number of checkpoints to keep.
+            keep: number of newest checkpoints to keep.
 
         Raises:
             CheckpointError: if it cannot be written; earlier checkpoints are unchanged.
@@ -149,9 +188,15 @@ class Run:
                 f"{self.folder}: the checkpoint of step {checkpoint.progress.step} cannot be written "
                 f"({error.strerror or error}); {state}. Resolve the problem and continue with --resume."
             ) from error
-        for old in self.checkpoints[:-keep]:
-            remove_checkpoint(old)
+        self.remove_checkpoints(keep=keep)
         return folder
+
+    def remove_checkpoints(self, *, keep: int) -> None:
+        """Delete all checkpoints but the newest few and the one with the best validation AP."""
+        best = self.best
+        for old in self.checkpoints[:-keep]:
+            if best is None or int(old.name) != best.step:
+                remove_checkpoint(old)
 
     def load_checkpoint(self, identity: DatasetIdentity) -> Checkpoint | None:
         """Read the newest checkpoint; None if the run has none.
@@ -179,11 +224,7 @@ class Run:
             RunError: if there is no checkpoint of that step.
             CheckpointError: if it cannot be read.
         """
-        steps = [int(path.name) for path in self.checkpoints]
-        if step not in steps:
-            known = ", ".join(map(str, steps)) or "none"
-            raise RunError(f"{self.folder}: there is no checkpoint of step {step}; there are {known}")
-        index = steps.index(step)
+        index = self.checkpoints.index(self._checkpoint_of(step))
         _, head = load_tensors(self.checkpoints[index] / OPTIMIZER)
         tables = [
             path for path in self.folder.glob("chips_*.npz") if int(path.stem.split("_")[1]) > head["epoch"]
@@ -217,27 +258,71 @@ class Run:
 
     @property
     def weights_path(self) -> Path:
-        """The newest weights: their moving average if one is kept.
+        """The weights to predict with: those of the best checkpoint, or the newest; see `find_weights`.
 
         Raises:
             RunError: if there is no checkpoint yet.
+        """
+        return self.find_weights("best")
+
+    def find_weights(self, checkpoint: CheckpointChoice = "best") -> Path:
+        """Return the weights file of a checkpoint: of the moving average of the weights if one is kept.
+
+        Args:
+            checkpoint: `best`, the one with the best validation AP, or the newest if none has been evaluated; `last`,
+                the newest; or the number of its step.
+
+        Raises:
+            RunError: if there is no such checkpoint.
         """
         if not self.checkpoints:
             raise RunError(f"{self.folder}: the run has no checkpoint yet")
-        ema = self.checkpoints[-1] / EMA
+        folder = self.checkpoints[-1]
+        if checkpoint == "best" and self.best is not None:
+            folder = folder.with_name(f"{self.best.step:08d}")
+        elif isinstance(checkpoint, int):
+            folder = self._checkpoint_of(checkpoint)
+        ema = folder / EMA
         return ema if ema.exists() else ema.with_name(WEIGHTS)
 
-    def load_weights(self) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
-        """Read the newest weights (their moving average if one is kept), the categories by label, and the file's path.
+    def load_weights(
+        self, checkpoint: CheckpointChoice = "best"
+    ) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
+        """Read the weights of a checkpoint, the categories by label, and the path of the file.
+
+        Args:
+            checkpoint: see `find_weights`.
 
         Raises:
-            RunError: if there is no checkpoint yet.
+            RunError: if there is no such checkpoint.
             CheckpointError: if it cannot be read.
         """
-        path = self.weights_path
-        with self._naming_previous_checkpoint():
+        path = self.find_weights(checkpoint)
+        with self._naming_other_checkpoints(path):
             tensors, head = load_tensors(path)
             return tensors, to_identity(head, source=path).categories, path
+
+    def _checkpoint_of(self, step: int) -> Path:
+        for path in self.checkpoints:
+            if int(path.name) == step:
+                return path
+        known = ", ".join(str(int(path.name)) for path in self.checkpoints) or "none"
+        raise RunError(f"{self.folder}: there is no checkpoint of step {step}; there are {known}")
+
+    @contextmanager
+    def _naming_other_checkpoints(self, path: Path) -> Iterator[None]:
+        """Add to an error about weights which other checkpoints there are."""
+        try:
+            yield
+        except CheckpointError as error:
+            others = ", ".join(
+                str(int(folder.name)) for folder in self.checkpoints if folder != path.parent
+            )
+            if not others:
+                raise
+            raise CheckpointError(
+                f"{error}; use another checkpoint (--checkpoint STEP): the run has those of step {others}"
+            ) from error
 
     def _trained_on_other_data(self) -> CheckpointError:
         return CheckpointError(
@@ -259,3 +344,13 @@ class Run:
                 f"{error}; the previous checkpoint is of step {step}: continue from it with "
                 f"sniper train --resume --step {step}, or by moving {newest} away"
             ) from error
+
+
+def _to_evaluation(entry: Mapping[str, Any]) -> Evaluation:
+    """Return an evaluation as the metrics have it."""
+    return Evaluation(
+        step=entry["step"],
+        epoch=entry["epoch"],
+        ap=-1.0 if entry.get("ap") is None else entry["ap"],
+        num_images=entry.get("num_images", 0),
+    )

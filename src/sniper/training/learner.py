@@ -4,6 +4,7 @@ import math
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -34,6 +35,23 @@ from sniper.runs.run import Run
 from sniper.training.optimizer import build_optimizer
 
 _MIN_LOSS_SCALE = 2.0**-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What an optimizer update reports, over all processes.
+
+    Attributes:
+        losses: by name, without the weight of the batch.
+        gradient_norm: norm of the weighted gradient, before clipping.
+        num_positives: positive proposals of the second stage; 0 if only the RPN is trained.
+        num_correct: those whose most probable class is that of their object.
+    """
+
+    losses: dict[str, float]
+    gradient_norm: float
+    num_positives: int = 0
+    num_correct: int = 0
 
 
 class Learner:
@@ -85,9 +103,7 @@ class Learner:
         """The detector to predict with: the moving average of the weights if one is kept, else `model`."""
         return self.model if self._ema is None else self._ema.module
 
-    def update(
-        self, batch: Batch, *, learning_rate: float, step: int, weight: float = 1.0
-    ) -> dict[str, float]:
+    def update(self, batch: Batch, *, learning_rate: float, step: int, weight: float = 1.0) -> Update:
         """Make one optimizer update.
 
         Args:
@@ -97,8 +113,8 @@ class Learner:
             weight: factor of the losses in the gradient, for batches of different sizes.
 
         Returns:
-            The losses by name, without the weight, and the norm of the weighted gradient, `gradient_norm`; both over
-            all processes. Reading them is the only point in a step that synchronizes with the device.
+            Its losses, the norm of the gradient, and counts. Reading them is the only point in a step that synchronizes
+            with the device.
 
         Raises:
             TrainingDiverged: if a loss or a gradient is not finite; the weights are unchanged.
@@ -107,7 +123,7 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         try:
-            losses = self.compute_gradients(batch, weight=weight)
+            losses, counts = self.compute_gradients(batch, weight=weight)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -115,9 +131,12 @@ class Learner:
         self._scaler.unscale_(self._optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        mean_losses = self.processes.mean(torch.stack(list(losses.values())))
+        means = self.processes.mean(torch.stack([*losses.values(), *counts.values()]))
         values = dict(
-            zip((*losses, "gradient_norm"), torch.cat([mean_losses, norm[None]]).tolist(), strict=True)
+            zip((*losses, *counts, "gradient_norm"), torch.cat([means, norm[None]]).tolist(), strict=True)
+        )
+        num_positives, num_correct = (
+            round(values.pop(name, 0.0) * self.processes.world_size) for name in ("positives", "correct")
         )
         if not self._is_finite(values):
             raise TrainingDiverged(f"step {step}: {self._describe_divergence(values, batch)}")
@@ -129,9 +148,16 @@ class Learner:
         self._scaler.update()
         if self._ema is not None:
             self._ema.update(self.model, step=step + 1)
-        return values
+        return Update(
+            gradient_norm=values.pop("gradient_norm"),
+            losses=values,
+            num_positives=num_positives,
+            num_correct=num_correct,
+        )
 
-    def compute_gradients(self, batch: Batch, *, weight: float = 1.0) -> dict[str, torch.Tensor]:
+    def compute_gradients(
+        self, batch: Batch, *, weight: float = 1.0
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Compute the losses of a batch and their gradients, in `accumulation_steps` parts; nothing synchronizes.
 
         Args:
@@ -139,19 +165,23 @@ class Learner:
             weight: factor of the losses in the gradient.
 
         Returns:
-            The losses by name, without the weight, of this process.
+            The losses by name, without the weight, and the counts of `TwoStageDetector.losses_and_counts`; both of this
+            process.
         """
         num_parts = self.spec.train.accumulation_steps
         size = len(batch) // num_parts
         self._optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, torch.Tensor] = {}
+        losses: dict[str, torch.Tensor] = {}
+        counts: dict[str, torch.Tensor] = {}
         for index in range(num_parts):
             with self._synchronizing(is_last=index == num_parts - 1):
                 part = batch.part(index * size, (index + 1) * size).to(self.device)
-                losses = self._backward(part, weight=weight / num_parts)
-            for name, loss in losses.items():
-                totals[name] = totals.get(name, 0) + loss.detach() / num_parts
-        return totals
+                part_losses, part_counts = self._backward(part, weight=weight / num_parts)
+            for name, loss in part_losses.items():
+                losses[name] = losses.get(name, 0) + loss.detach() / num_parts
+            for name, count in part_counts.items():
+                counts[name] = counts.get(name, 0) + count
+        return losses, counts
 
     @contextmanager
     def evaluating(self) -> Iterator[TwoStageDetector]:
@@ -268,12 +298,15 @@ class Learner:
         """Number of parts that each batch is computed in, by all processes."""
         return self.processes.world_size * self.spec.train.accumulation_steps
 
-    def _backward(self, part: Batch, *, weight: float) -> dict[str, torch.Tensor]:
+    def _backward(
+        self, part: Batch, *, weight: float
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        losses: dict[str, torch.Tensor]
         with autocast(self.spec.train.precision, self.device):
-            losses: dict[str, torch.Tensor] = self._losses(part)
+            losses, counts = self._losses(part)
         total = torch.stack(list(losses.values())).sum() * weight
         self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        return losses
+        return losses, counts
 
     def _synchronizing(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Exchange gradients with the other processes once per batch, after its last part."""
@@ -331,15 +364,17 @@ class Learner:
 
 
 class _Losses(nn.Module):
-    """A module whose forward pass returns the losses, as DistributedDataParallel requires."""
+    """A module whose forward pass returns losses and counts, as DistributedDataParallel requires."""
 
     def __init__(self, detector: TwoStageDetector, *, rpn_only: bool) -> None:
         super().__init__()
         self.detector = detector
         self._rpn_only = rpn_only
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return self.detector.rpn_losses(batch) if self._rpn_only else self.detector.losses(batch)
+    def forward(self, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        if self._rpn_only:
+            return self.detector.rpn_losses(batch), {}
+        return self.detector.losses_and_counts(batch)
 
 
 def _distributed(module: nn.Module) -> DistributedDataParallel:
