@@ -1,5 +1,6 @@
 """A tiny experiment that trains in a second."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from sniper.models.two_stage import TwoStageDetector
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StepReport
 from sniper.training.epochs import load_configured_chips, order_epoch
-from sniper.training.loop import Evaluate, train
+from sniper.training.length import TimeLimit
+from sniper.training.loop import Evaluator, train
+from sniper.training.pace import Pace
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 from tests.models.batches import TINY
@@ -75,14 +78,37 @@ def with_data(spec: ExperimentSpec, **fields: Any) -> ExperimentSpec:
     return replace(spec, data=replace(spec.data, **fields))
 
 
+@dataclass(frozen=True, kw_only=True)
+class FixedScores:
+    """An evaluator that searches nothing.
+
+    Attributes:
+        score: returns the AP of a detector.
+        num_scored: images that it would search while training.
+        num_images: images that it would search at the end.
+    """
+
+    score: Callable[[TwoStageDetector], float]
+    num_scored: int = 4
+    num_images: int = 4
+
+    def megapixels(self, *, on_all: bool) -> float:
+        return float(self.num_images if on_all else self.num_scored)
+
+    def __call__(self, model: TwoStageDetector, *, step: int, on_all: bool) -> Mapping[str, float]:
+        return {"ap": self.score(model)}
+
+
 def train_run(
     run: Run,
     spec: ExperimentSpec,
     dataset: Dataset,
     *,
     callbacks: Callbacks = Callbacks(),
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluator | None = None,
     device: torch.device = CPU,
+    pace: Pace | None = None,
+    limit: TimeLimit | None = None,
 ) -> TwoStageDetector:
     """Train a run to its end on the chips that the experiment configures."""
     table = load_configured_chips(run, spec, dataset)
@@ -99,6 +125,8 @@ def train_run(
         device=device,
         callbacks=callbacks,
         evaluate=evaluate,
+        pace=pace,
+        limit=limit,
     )
 
 
@@ -126,5 +154,5 @@ def have_equal_weights(run: Run, other: Run) -> bool:
 
 def deterministic_metrics(run: Run) -> list[dict[str, Any]]:
     """Read the metrics without what depends on time and memory."""
-    measured = {"seconds", "chips_per_second", "data_wait", "peak_memory_gb"}
+    measured = {"seconds", "chips_per_second", "data_wait", "peak_memory_gb", "minutes"}
     return [{k: v for k, v in entry.items() if k not in measured} for entry in run.entries()]

@@ -70,7 +70,7 @@ class RoIHead(nn.Module):
         is_real: Sequence[Bool[torch.Tensor, " _"]],
         targets: ChipTargets[torch.Tensor],
     ) -> tuple[dict[str, Float[torch.Tensor, ""]], dict[str, Float[torch.Tensor, ""]]]:
-        """Compute the losses of all proposals against the objects of each chip, in range or not, and how many are right.
+        """Compute the losses of all proposals against the objects of each chip, and count how many are right.
 
         Args:
             maps: feature maps, (B, C, y, x) each.

@@ -145,13 +145,7 @@ class Run:
     @property
     def evaluations(self) -> list[Evaluation]:
         """The evaluations whose scores can be compared, oldest first: on as many images as the newest one."""
-        if not self.metrics_path.exists():
-            return []
-        evaluations = []
-        for line in read_bytes(self.metrics_path).splitlines():
-            if b'"stage": "evaluate"' in line:  # steps are most of the lines
-                with suppress(json.JSONDecodeError):
-                    evaluations.append(_to_evaluation(json.loads(line)))
+        evaluations = [_to_evaluation(entry) for entry in self._entries_of("evaluate")]
         return [entry for entry in evaluations if entry.num_images == evaluations[-1].num_images]
 
     @property
@@ -160,6 +154,27 @@ class Run:
         steps = {int(path.name) for path in self.checkpoints}
         scored = [entry for entry in self.evaluations if entry.step in steps and entry.ap >= 0]
         return max(scored, key=lambda entry: (entry.ap, entry.step), default=None)
+
+    def final_scores(self, step: int) -> dict[str, Any] | None:
+        """Return the scores of a step on all validation images; None if it was not evaluated on all."""
+        entries = [entry for entry in self._entries_of("final") if entry["step"] == step]
+        return entries[-1] if entries else None
+
+    def epoch_means(self, step: int) -> dict[str, Any]:
+        """Return the line with the means of the epoch that ended with a step; empty if there is none."""
+        entries = [entry for entry in self._entries_of("epoch") if entry["step"] == step]
+        return entries[-1] if entries else {}
+
+    def _entries_of(self, stage: str) -> list[dict[str, Any]]:
+        """Read the lines of a stage that has few of them."""
+        if not self.metrics_path.exists():
+            return []
+        mark, entries = f'"stage": "{stage}"'.encode(), []
+        for line in read_bytes(self.metrics_path).splitlines():
+            if mark in line:  # parsing the lines of all steps would take longer than reading them
+                with suppress(json.JSONDecodeError):
+                    entries.append(json.loads(line))
+        return entries
 
     def truncate_metrics(self, *, step: int) -> None:
         """Drop the metrics of steps after the checkpoint that the run continues from."""
@@ -315,9 +330,7 @@ class Run:
         try:
             yield
         except CheckpointError as error:
-            others = ", ".join(
-                str(int(folder.name)) for folder in self.checkpoints if folder != path.parent
-            )
+            others = ", ".join(str(int(folder.name)) for folder in self.checkpoints if folder != path.parent)
             if not others:
                 raise
             raise CheckpointError(

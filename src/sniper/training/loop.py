@@ -4,33 +4,63 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from sniper.config.experiment import ExperimentSpec
+from sniper.config.experiment import ExperimentSpec, TrainSpec
+from sniper.config.loading import dump_experiment
 from sniper.data.batches import Batch, ChipTransform
 from sniper.data.datasets import DatasetIdentity
 from sniper.data.epoch import EpochOrder
 from sniper.data.loader import load_batches
 from sniper.errors import SniperError
 from sniper.models.two_stage import TwoStageDetector
+from sniper.models.weights import fill_module
 from sniper.runs.checkpoints import Progress
 from sniper.runs.initial import InitialWeights
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
-from sniper.training.callbacks import Callbacks, StepReport
-from sniper.training.learner import Learner
+from sniper.training.callbacks import Callbacks, EpochReport, StepReport
+from sniper.training.learner import Learner, Update
+from sniper.training.length import (
+    Costs,
+    TimeLimit,
+    correction_epochs,
+    count_evaluations,
+    fit_length,
+    seconds_of,
+)
 from sniper.training.optimizer import learning_rate_at
+from sniper.training.pace import Pace, Part
 from sniper.training.signals import SignalHandler, set_worker_signals
 from sniper.training.tensorboard import TensorBoardLogger, check_tensorboard
 
 OrderOfEpoch = Callable[[int], EpochOrder]
 """Returns the chips of an epoch, 0 the first, in their order; equal epochs must give equal orders."""
 
-Evaluate = Callable[[TwoStageDetector, int], Mapping[str, float]]
-"""Returns the scores by name of a detector with the weights of a step."""
+_FEW_LAPS = 5  # steps to measure before the length is corrected
+_LATE_SHARE = 0.05  # of a limited time: a training that takes more is warned of
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Scores a detector on validation images: on a subset while it trains, on all at the end."""
+
+    @property
+    def num_images(self) -> int:
+        """The number of validation images."""
+
+    @property
+    def num_scored(self) -> int:
+        """The number of those that are searched while training."""
+
+    def megapixels(self, *, on_all: bool) -> float:
+        """Return the pixels that are searched, in millions."""
+
+    def __call__(self, model: TwoStageDetector, *, step: int, on_all: bool) -> Mapping[str, float]:
+        """Return the scores by name of a detector with the weights of a step."""
 
 
 def train(
@@ -41,9 +71,11 @@ def train(
     identity: DatasetIdentity,
     device: torch.device,
     callbacks: Callbacks = Callbacks(),
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluator | None = None,
     transform: ChipTransform | None = None,
     processes: Processes = SINGLE_PROCESS,
+    pace: Pace | None = None,
+    limit: TimeLimit | None = None,
 ) -> TwoStageDetector:
     """Train from the newest checkpoint of a run, if it has one, to the last epoch.
 
@@ -57,12 +89,16 @@ def train(
         identity: of the data set that the chips are cut from.
         device: where to compute.
         callbacks: called in the first process.
-        evaluate: scores a detector; called every `train.evaluate_every` epochs, by all processes.
+        evaluate: scores a detector; called every `train.evaluate_every` epochs, by all processes. The checkpoint with
+            the best AP is kept, and `train.patience` evaluations without a better one end the training.
         transform: applied to each chip; see `ChipDataset`.
         processes: that train together; all call this, the first writes.
+        pace: measures the training; of all stages together.
+        limit: corrects `train.epochs`, the milestones and `train.evaluate_every` to end in time, in a single process.
+            The `config.yaml` of the run has the corrected values: a new run with them has the same weights.
 
     Returns:
-        The trained detector: the moving average of the weights if one is kept.
+        The detector after the last step: the moving average of the weights if one is kept.
 
     Raises:
         AnnotationError: if there is no chip to train on.
@@ -108,19 +144,11 @@ def train(
         evaluate=evaluate,
         transform=transform,
         logger=logger,
+        pace=pace or Pace(),
+        limit=limit,
     )
     with logger or nullcontext(), loop.signals.installed():
-        if progress.step_in_epoch == 0:
-            loop.evaluate_if_due(
-                progress
-            )  # in case the run was stopped between a checkpoint and its evaluation
-        for epoch in range(progress.epoch, math.ceil(spec.train.epochs)):
-            with loop.signals.suspended():  # it may mine, and every step is saved
-                order = order_of_epoch(epoch)
-            if progress.step == 0:
-                loop.warn_of_warmup(order)
-            progress = loop.train_epoch(order, progress)
-            loop.evaluate_if_due(progress)
+        loop.train(order_of_epoch, progress)
     return learner.inference_model
 
 
@@ -130,6 +158,33 @@ class _Timing:
 
     step: float
     data_wait: float
+
+
+class _EpochMeans:
+    """Means over the steps of an epoch, from their lines in the metrics.
+
+    Attributes:
+        num_steps: steps that were added.
+    """
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self._loss = self._positives = self._correct = 0.0
+
+    @property
+    def loss(self) -> float:
+        return round(self._loss / self.num_steps, 6) if self.num_steps else math.nan
+
+    @property
+    def positive_accuracy(self) -> float | None:
+        return round(self._correct / self._positives, 4) if self._positives else None
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        self.num_steps += 1
+        self._loss += entry["loss"]
+        positives = entry.get("positives", 0)
+        self._positives += positives
+        self._correct += positives * entry.get("positive_accuracy", 0.0)
 
 
 class _Loop:
@@ -143,9 +198,11 @@ class _Loop:
         *,
         identity: DatasetIdentity,
         callbacks: Callbacks,
-        evaluate: Evaluate | None,
+        evaluate: Evaluator | None,
         transform: ChipTransform | None,
         logger: TensorBoardLogger | None,
+        pace: Pace,
+        limit: TimeLimit | None,
     ) -> None:
         self.signals = SignalHandler()
         self._run = run
@@ -157,9 +214,34 @@ class _Loop:
         self._transform = transform
         self._logger = logger
         self._processes = learner.processes
+        self._pace = pace
+        self._limit = limit
         self._last_checkpoint = time.monotonic()
+        self._corrected_at = -1.0
+        self._is_late = False
+        self._means = _EpochMeans()
+        self._last_of_epoch = 0
 
-    def warn_of_warmup(self, order: EpochOrder) -> None:
+    def train(self, order_of_epoch: OrderOfEpoch, progress: Progress) -> None:
+        """Train all epochs that are left, and evaluate."""
+        self._pace.start()
+        if progress.step_in_epoch == 0:  # in case the run was stopped between a checkpoint and its evaluation
+            self._report_epoch(progress, self._evaluate_if_due(progress))
+        while progress.epoch < math.ceil(self._spec.train.epochs) and not self._is_without_progress():
+            with self.signals.suspended():  # it may mine, and every step is saved
+                order = order_of_epoch(progress.epoch)
+            if progress.step == 0:
+                self._warn_of_warmup(order)
+            self._means = self._read_means(progress)
+            epoch = progress.epoch
+            while progress.epoch == epoch and progress.step_in_epoch < self._num_steps(order, epoch):
+                progress = self._train_steps(order, progress)
+            self._report_epoch(progress, self._evaluate_if_due(progress))
+            if progress.epoch == epoch:  # the last epoch may be a fraction
+                break
+        self._evaluate_best()
+
+    def _warn_of_warmup(self, order: EpochOrder) -> None:
         """Warn if the learning rate never reaches its value, since the run is shorter than its warm-up."""
         spec = self._spec.train
         num_steps = max(round(order.num_steps * spec.epochs), 1)
@@ -169,16 +251,20 @@ class _Loop:
                 "learning rate does not reach its value; a twentieth of the steps is usual"
             )
 
-    def train_epoch(self, order: EpochOrder, progress: Progress) -> Progress:
-        """Make the remaining steps of an epoch; the last epoch may be a fraction."""
-        spec = self._spec.train
-        num_steps = max(round(order.num_steps * min(spec.epochs - progress.epoch, 1.0)), 1)
+    def _num_steps(self, order: EpochOrder, epoch: int) -> int:
+        """Return the number of steps of an epoch; the last may be a fraction."""
+        return max(round(order.num_steps * min(self._spec.train.epochs - epoch, 1.0)), 1)
+
+    def _train_steps(self, order: EpochOrder, progress: Progress) -> Progress:
+        """Make the remaining steps of an epoch, or those until the length of the training is changed."""
+        num_steps = self._num_steps(order, progress.epoch)
         started = ready = time.monotonic()
         for batch in self._batches(order, steps=range(progress.step_in_epoch, num_steps)):
+            spec = self._spec.train
             data_wait = time.monotonic() - ready
             epoch = progress.epoch + progress.step_in_epoch / order.num_steps
             learning_rate = learning_rate_at(spec, step=progress.step, epoch=epoch)
-            values = self._learner.update(
+            update = self._learner.update(
                 batch,
                 learning_rate=learning_rate,
                 step=progress.step,
@@ -195,45 +281,204 @@ class _Loop:
                 order,
                 batch,
                 progress=progress,
-                values=values,
+                update=update,
                 learning_rate=learning_rate,
                 timing=_Timing(step=now - started, data_wait=data_wait),
                 num_skipped=round(num_skipped),
             )
             started = now
-            is_last = progress.step_in_epoch == num_steps
+            self._correct_length(order, progress)
+            is_last = progress.step_in_epoch >= self._num_steps(order, progress.epoch)
+            if is_last:
+                self._log_epoch(order, progress)
             if progress.step_in_epoch == order.num_steps:
                 progress = progress.next_epoch()
             if is_last or num_stopping or num_late:
                 self._save(progress)
             if num_stopping or ((is_last or num_late) and self._is_stopping()):
                 raise KeyboardInterrupt
+            if not is_last and num_steps != self._num_steps(order, progress.epoch):
+                break  # other steps are to be loaded
             ready = time.monotonic()
         return progress
 
-    def evaluate_if_due(self, progress: Progress) -> None:
+    def _evaluate_if_due(self, progress: Progress) -> Mapping[str, float] | None:
         """Evaluate the detector at the end of an epoch, if configured and not done before."""
         every = self._spec.train.evaluate_every
         if self._evaluate is None or every is None or progress.step == 0:
-            return
-        # `epochs` may be fractional, so only the last epoch can stop early.
-        epoch = progress.epoch if progress.step_in_epoch == 0 else self._spec.train.epochs
+            return None
+        epoch = self._epochs_trained(progress)
         is_due = epoch >= self._spec.train.epochs or epoch % every == 0
         if not is_due or self._is_evaluated(progress):
-            return
-        with self.signals.suspended(), self._learner.evaluating() as model:  # every step is saved
-            scores = self._evaluate(model, progress.step)
+            return None
+        with self._learner.evaluating() as model:
+            scores = self._score(model, step=progress.step, on_all=False)
         if self._processes.is_first:
             self._log({"stage": "evaluate", "step": progress.step, "epoch": epoch, **scores})
+            self._run.remove_checkpoints(keep=self._spec.train.keep_checkpoints)
             self._callbacks.on_scores(epoch, scores)
+        return scores
+
+    def _evaluate_best(self) -> None:
+        """Evaluate the best checkpoint on all images, if a subset was used while training."""
+        evaluate, every = self._evaluate, self._spec.train.evaluate_every
+        if evaluate is None or every is None or evaluate.num_scored == evaluate.num_images:
+            return
+        step = self._processes.all_gather(self._step_to_score() if self._processes.is_first else None)[0]
+        if step is None:
+            return
+        weights, _, path = self._run.load_weights(step)
+        with self._learner.evaluating() as model:
+            fill_module(model, weights, source=path)
+            scores = self._score(model, step=step, on_all=True)
+        if self._processes.is_first:
+            epoch = next(entry.epoch for entry in self._run.evaluations if entry.step == step)
+            self._log({"stage": "final", "step": step, "epoch": epoch, **scores})
+            self._callbacks.on_scores(epoch, scores)
+
+    def _step_to_score(self) -> int | None:
+        """Return the step of the best checkpoint if it was not evaluated on all images before."""
+        best = self._run.best
+        return None if best is None or self._run.final_scores(best.step) is not None else best.step
+
+    def _score(self, model: TwoStageDetector, *, step: int, on_all: bool) -> dict[str, float]:
+        """Score a detector, and measure the time."""
+        assert self._evaluate is not None
+        num_images = self._evaluate.num_images if on_all else self._evaluate.num_scored
+        with self.signals.suspended():  # every step is saved
+            scores = {**self._evaluate(model, step=step, on_all=on_all), "num_images": num_images}
+        self._pace.lap("evaluate", self._evaluate.megapixels(on_all=on_all))
+        return scores
 
     def _is_evaluated(self, progress: Progress) -> bool:
         """Check whether the first process has scored this step before."""
-        entries = self._run.entries() if self._processes.is_first else []
-        is_evaluated = any(
-            entry["stage"] == "evaluate" and entry["step"] == progress.step for entry in entries
+        evaluations = self._run.evaluations if self._processes.is_first else []
+        return self._sum(any(entry.step == progress.step for entry in evaluations))[0] > 0
+
+    def _is_without_progress(self) -> bool:
+        """Check whether the last `train.patience` evaluations had no better AP than one before them."""
+        patience = self._spec.train.patience
+        if patience is None or self._evaluate is None:
+            return False
+        scores = [entry.ap for entry in self._run.evaluations] if self._processes.is_first else []
+        since_best = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        if self._sum(since_best >= patience)[0] == 0:
+            return False
+        if self._processes.is_first:
+            self._callbacks.on_notice(
+                f"stopped early: {since_best} evaluations without a better AP than {max(scores):.3f} (train.patience)"
+            )
+        return True
+
+    def _epochs_trained(self, progress: Progress) -> float:
+        """Return the epochs after the last step of one; `epochs` may be fractional, so only the last can stop early."""
+        return progress.epoch if progress.step_in_epoch == 0 else self._spec.train.epochs
+
+    def _read_means(self, progress: Progress) -> "_EpochMeans":
+        """Return the means of the steps of an epoch that were made before a run was continued."""
+        means = _EpochMeans()
+        if progress.step_in_epoch and self._processes.is_first:
+            for entry in self._run.entries():
+                if "learning_rate" in entry and entry["step"] > progress.step - progress.step_in_epoch:
+                    means.add(entry)
+        return means
+
+    def _log_epoch(self, order: EpochOrder, progress: Progress) -> None:
+        """Write the means of an epoch to the metrics, before the checkpoint that they belong to."""
+        if self._processes.is_first:
+            epoch = progress.epoch + progress.step_in_epoch / order.num_steps
+            self._log(
+                {
+                    "stage": "epoch",
+                    "step": progress.step,
+                    "epoch": round(epoch, 4),
+                    "loss": self._means.loss,
+                    "positive_accuracy": self._means.positive_accuracy,
+                }
+            )
+            self._last_of_epoch = progress.step
+
+    def _report_epoch(self, progress: Progress, scores: Mapping[str, float] | None) -> None:
+        """Report an epoch whose last step or evaluation was made now."""
+        if not self._processes.is_first or (scores is None and self._last_of_epoch != progress.step):
+            return
+        means = self._run.epoch_means(progress.step)
+        best, evaluate = self._run.best if scores else None, self._evaluate
+        self._callbacks.on_epoch(
+            EpochReport(
+                stage=self._stage,
+                epoch=self._epochs_trained(progress),
+                epochs=self._spec.train.epochs,
+                loss=means.get("loss"),
+                positive_accuracy=means.get("positive_accuracy"),
+                scores=scores,
+                num_scored=evaluate.num_scored if evaluate and scores else 0,
+                num_images=evaluate.num_images if evaluate and scores else 0,
+                is_best=best is not None and best.step == progress.step,
+            )
         )
-        return self._sum(is_evaluated)[0] > 0
+
+    @property
+    def _stage(self) -> Part:
+        return "rpn" if self._spec.train.rpn_only else "train"
+
+    def _costs(self, order: EpochOrder) -> Costs:
+        """Return what the rest costs as far as it is measured."""
+        step, megapixel = self._pace.seconds_per("train"), self._pace.seconds_per("evaluate") or 0.0
+        assert step is not None
+        evaluate = self._evaluate
+        if evaluate is None or self._spec.train.evaluate_every is None:
+            return Costs(epoch=step * order.num_steps)
+        return Costs(
+            epoch=step * order.num_steps,
+            evaluation=megapixel * evaluate.megapixels(on_all=False),
+            end=megapixel * self._final_megapixels(evaluate),
+        )
+
+    def _final_megapixels(self, evaluate: Evaluator) -> float:
+        """Return the pixels that are searched after the last evaluation, in millions."""
+        return 0.0 if evaluate.num_scored == evaluate.num_images else evaluate.megapixels(on_all=True)
+
+    def _correct_length(self, order: EpochOrder, progress: Progress) -> None:
+        """Change the length of a training with limited time, where that changes nothing of the steps so far."""
+        limit, train = self._limit, self._spec.train
+        if limit is None or self._pace.num_laps("train") < _FEW_LAPS:
+            return
+        epoch = progress.epoch + progress.step_in_epoch / order.num_steps
+        if epoch >= train.epochs:
+            return
+        now, costs = self._pace.clock(), self._costs(order)
+        points = list(correction_epochs(train, steps_per_epoch=order.num_steps))
+        if any(self._corrected_at < point <= epoch for point in points):
+            self._corrected_at = epoch
+            changed = fit_length(train, limit, now=now, step=progress.step, epoch=epoch, costs=costs)
+            if changed != train:
+                self._change_length(changed, progress=progress, epoch=epoch)
+        seconds_over = now + seconds_of(self._spec.train, epoch=epoch, costs=costs) - limit.end
+        is_fixed = all(point <= epoch or point >= train.epochs for point in points)
+        if is_fixed and not self._is_late and seconds_over > _LATE_SHARE * limit.seconds:
+            self._is_late = True
+            self._callbacks.on_warning(
+                f"the machine has become slower, so training takes about {_duration(seconds_over)} longer than --time; "
+                "it is not cut off, since the last epochs with a low learning rate improve the scores most"
+            )
+
+    def _change_length(self, train: TrainSpec, *, progress: Progress, epoch: float) -> None:
+        """Continue with another length; the configuration of the run is changed first."""
+        old, self._spec = self._spec.train, replace(self._spec, train=train)
+        self._run.save_config(dump_experiment(self._spec))
+        fields = ("epochs", "milestones", "evaluate_every")
+        self._log(
+            {
+                "stage": "length",
+                "step": progress.step,
+                "epoch": round(epoch, 4),
+                **{name: getattr(train, name) for name in fields},
+            }
+        )
+        self._callbacks.on_notice(
+            f"length: {train.epochs:g} epochs instead of {old.epochs:g} fit into --time, by the steps so far"
+        )
 
     def _is_stopping(self) -> bool:
         """Check whether any process was asked to stop, such as while a checkpoint was written."""
@@ -268,34 +513,52 @@ class _Loop:
         batch: Batch,
         *,
         progress: Progress,
-        values: Mapping[str, float],
+        update: Update,
         learning_rate: float,
         timing: _Timing,
         num_skipped: int,
     ) -> None:
         """Log a step and call back, in the first process."""
+        megapixels = batch.images[:, 0].numel() * self._processes.world_size / 1e6
+        self._pace.lap(self._stage, megapixels=megapixels)
         if not self._processes.is_first:
             return
         spec = self._spec.train
         epoch = progress.epoch + progress.step_in_epoch / order.num_steps
         report = StepReport(
-            stage="rpn" if spec.rpn_only else "train",
+            stage=self._stage,
             progress=progress,
             epoch=epoch,
             epochs=spec.epochs,
             steps_left=max(round((spec.epochs - epoch) * order.num_steps), 0),
-            losses={name: value for name, value in values.items() if name != "gradient_norm"},
-            gradient_norm=values["gradient_norm"],
+            losses=update.losses,
+            gradient_norm=update.gradient_norm,
             learning_rate=learning_rate,
             seconds=timing.step,
             chips_per_second=len(order.positions(progress.step_in_epoch - 1)) / timing.step,
             data_wait=timing.data_wait / timing.step,
-            megapixels=batch.images[:, 0].numel() * self._processes.world_size / 1e6,
+            megapixels=megapixels,
             peak_memory=self._learner.peak_memory(),
             skipped_chips=num_skipped,
+            num_positives=update.num_positives,
+            num_correct=update.num_correct,
         )
-        self._log(_to_entry(report, order))
+        entry = _to_entry(report, order)
+        self._means.add(entry)
+        self._log(entry)
         self._callbacks.on_step(report)
+        self._report_time_left(report)
+
+    def _report_time_left(self, report: StepReport) -> None:
+        self._pace.left[self._stage] = report.steps_left
+        if self._evaluate is not None and self._spec.train.evaluate_every is not None:
+            num_evaluations = count_evaluations(self._spec.train, after=report.epoch - 1e-9)
+            self._pace.left["evaluate"] = num_evaluations * self._evaluate.megapixels(
+                on_all=False
+            ) + self._final_megapixels(self._evaluate)
+        seconds = self._pace.seconds_left()
+        if seconds is not None:
+            self._callbacks.on_time_left(seconds)
 
     def _log(self, entry: Mapping[str, Any]) -> None:
         self._run.log(entry)
@@ -319,6 +582,10 @@ def _to_entry(report: StepReport, order: EpochOrder) -> dict[str, Any]:
         "data_wait": round(report.data_wait, 4),
         "peak_memory_gb": round(report.peak_memory / 1e9, 3),
     }
+    if report.stage == "train":
+        entry["positives"] = report.num_positives
+        if report.num_positives:
+            entry["positive_accuracy"] = round(report.num_correct / report.num_positives, 4)
     if report.skipped_chips:
         entry["skipped_chips"] = report.skipped_chips
     if report.progress.step_in_epoch == 1:
@@ -338,3 +605,8 @@ def _without_worker_traceback(batches: Iterable[Batch]) -> Iterator[Batch]:
         kind = type(error)
         message = str(error).rstrip().rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
         raise kind(message) from error
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in words."""
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"

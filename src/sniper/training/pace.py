@@ -11,7 +11,9 @@ SEARCH_SHARE = 0.5
 """Time to search a megapixel, merging included, relative to training on it, until it is measured."""
 
 _RPN_SHARE = 0.8  # time of a step of the RPN alone relative to one of the detector, until both are measured
-_HALF_LIFE = 120.0  # seconds after which a measurement has half its weight, since the speed of a machine varies
+_HALF_LIFE = (
+    120.0  # seconds after which a measurement has half its weight, since the speed of a machine varies
+)
 _FEW_STEPS, _FEW_SECONDS, _MANY_STEPS = 3, 10.0, 20  # steps to measure before an estimate is made
 
 
