@@ -4,11 +4,12 @@ Each stage continues where it was stopped, and is not repeated while its inputs 
 """
 
 import json
+import math
 import os
 import shutil
 import time as clock
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +34,8 @@ from sniper.data.batches import ChipTransform
 from sniper.data.datasets import Category, Dataset, DatasetIdentity, load_dataset
 from sniper.data.datasets.categories import CategoryMatch, match_categories
 from sniper.data.datasets.load import find_scored_split
-from sniper.data.epoch import EpochOrder, choose_positive_chips
-from sniper.data.holdout import hold_out
+from sniper.data.epoch import EpochOrder, choose_positive_chips, to_image_boxes
+from sniper.data.holdout import draw_images, hold_out
 from sniper.data.spec import SourceSpec
 from sniper.errors import ConfigError, count_and_list
 from sniper.evaluation.coco import score
@@ -46,17 +47,20 @@ from sniper.inference.mining import mine
 from sniper.inference.proposals import add_negatives
 from sniper.inference.store import BoxStore
 from sniper.inference.validation import validate
-from sniper.models.backbone import check_available
+from sniper.models.backbone import check_available, find_download
 from sniper.models.two_stage import TwoStageDetector
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
+from sniper.planning.cost import levels_megapixels
 from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
 from sniper.runs.initial import InitialWeights
 from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
 from sniper.runs.run import Run
 from sniper.training import loop
-from sniper.training.callbacks import Callbacks
+from sniper.training.callbacks import Callbacks, StartReport
 from sniper.training.epochs import load_configured_chips, order_epoch
 from sniper.training.learner import check_divisible
+from sniper.training.length import TimeLimit, count_evaluations
+from sniper.training.pace import Pace
 from sniper.training.tensorboard import check_tensorboard
 
 _SILENT = Callbacks(on_warning=lambda _: None)
@@ -97,8 +101,8 @@ def train(
         device: where to compute, such as `cpu` or `cuda:0`; by default a GPU if there is one.
         val: data set to validate on; short for `{"data.test.annotations": ...}`.
         epochs: number of epochs; short for `{"train.epochs": ...}`.
-        time: seconds, or text such as `10m`, that training on a data set may take, evaluation included; steps are
-            measured first, to find how many epochs fit.
+        time: seconds, or text such as `10m`, that training on a data set may take, evaluation included. A few steps are
+            measured first, to find how many epochs fit; the number is corrected while the training runs.
         config: with a data set, a YAML file of some fields of an experiment, which are not derived.
         weights_from: detector to start from: a run, its folder, or a safetensors file of its weights; short for
             `{"model.weights_from": ...}`. Classes are matched by name. With a data set, the model is that of the run.
@@ -134,6 +138,7 @@ def train(
     }
     changes = _with_shortcuts(overrides or {}, shortcuts)
     texts = to_yaml(changes)
+    limit = None
     processes = Processes.from_environment()
     callbacks = callbacks if processes.is_first else _SILENT
     chosen = select_device(device)
@@ -153,11 +158,13 @@ def train(
     else:
         Run.check_absent(folder)
         seconds = parse_time(time) if isinstance(time, str) else time
-        spec, dataset, test = _derive(
+        if seconds is not None:
+            limit = TimeLimit(seconds=seconds, end=started + seconds)
+        spec, dataset, test, limit = _derive(
             experiment,
             texts,
             config=config,
-            deadline=None if seconds is None else started + seconds,
+            limit=limit,
             device=chosen,
             callbacks=callbacks,
             processes=processes,
@@ -180,6 +187,7 @@ def train(
             callbacks=callbacks,
             transform=transform,
             processes=processes,
+            limit=limit,
         )
     return opened
 
@@ -194,6 +202,7 @@ def run_stages(
     callbacks: Callbacks = Callbacks(),
     transform: ChipTransform | None = None,
     processes: Processes = SINGLE_PROCESS,
+    limit: TimeLimit | None = None,
 ) -> TwoStageDetector:
     """Run the stages of an experiment that are not complete, in the folder of a run.
 
@@ -206,9 +215,10 @@ def run_stages(
         callbacks: called in the first process.
         transform: applied to each training chip; see `ChipDataset`.
         processes: that train together; all call this.
+        limit: when the training is to end; see `sniper.training.loop.train`.
 
     Returns:
-        The trained detector.
+        The detector after the last step.
 
     Raises:
         AnnotationError: if the test images have none of the categories of the training images.
@@ -224,6 +234,7 @@ def run_stages(
         callbacks=callbacks,
         transform=transform,
         processes=processes,
+        limit=limit,
     )
     return stages.train_detector()
 
@@ -414,17 +425,17 @@ def _derive(
     overrides: Mapping[str, str],
     *,
     config: str | os.PathLike[str] | None,
-    deadline: float | None,
+    limit: TimeLimit | None,
     device: torch.device,
     callbacks: Callbacks,
     processes: Processes,
-) -> tuple[ExperimentSpec, Dataset, Dataset | None]:
-    """Derive the experiment for a data set; return it with the images to train and to validate on.
+) -> tuple[ExperimentSpec, Dataset, Dataset | None, TimeLimit | None]:
+    """Derive the experiment for a data set; return it with the images to train and to validate on, and its limit.
 
     Raises:
         ConfigError: if a time is given to several processes, which would measure different lengths.
     """
-    if deadline is not None and processes.world_size > 1:
+    if limit is not None and processes.world_size > 1:
         raise ConfigError("--time: needs a single process; set --epochs")
     path = None if config is None else expand_path(config)
     _, names = load_partial(path, overrides=overrides)
@@ -434,8 +445,11 @@ def _derive(
         raise ConfigError(f"{label}: is the data set that is trained on, which was named already")
     texts = {**overrides, "data.train.annotations": _absolute(source)}
     spec, names = load_partial(path, overrides=texts)
-    if deadline is not None and "train.epochs" in names:
-        raise ConfigError("--time: and train.epochs exclude each other")
+    if limit is not None:
+        if "train.epochs" in names:
+            raise ConfigError("--time: and train.epochs exclude each other")
+        given_fields = {name.removeprefix("train.") for name in names if name.startswith("train.")}
+        limit = replace(limit, given=frozenset(given_fields))
     start = None if spec.model.weights_from is None else InitialWeights.load(spec.model.weights_from)
     given = Given(
         config=path, overrides=texts, spec=spec, names=names, model=None if start is None else start.model
@@ -460,11 +474,11 @@ def _derive(
         data=data,
         validation=reason,
         device=device,
-        deadline=deadline,
+        deadline=None if limit is None else limit.end,
         num_scored=0 if test is None else len(test),
     )
     callbacks.on_derived(derived.settings)
-    return derived.experiment, dataset, test
+    return derived.experiment, dataset, test, limit
 
 
 def _load_resumed(
@@ -532,17 +546,88 @@ class _Stages:
     callbacks: Callbacks
     transform: ChipTransform | None
     processes: Processes
+    limit: TimeLimit | None
+    pace: Pace = field(default_factory=Pace)
+    orders: dict[tuple[bool, int], EpochOrder] = field(default_factory=dict)  # made for the start report
 
     def train_detector(self) -> TwoStageDetector:
         """Train the detector, after RPN stage and mining if negative chips are mined."""
         evaluator = self._build_evaluator()
-        if self.spec.negatives.source == "mined":
+        is_mined = self.spec.negatives.source == "mined"
+        table = None
+        if is_mined:
             self.run.check_trained_on(self.dataset.identity)
+        else:
+            table = load_configured_chips(self.run, self.spec, self.dataset, processes=self.processes)
+        self.callbacks.on_start(self._start(table, evaluator))
+        if not is_mined:
+            return self._train(self.run, self.spec, lambda _: table, evaluator=evaluator)
+        if not self.run.checkpoints:
+            self._mined_chips(0)  # before the detector occupies memory
+        return self._train(self.run, self.spec, self._mined_chips, evaluator=evaluator)
+
+    def _start(self, table: ChipTable | None, evaluator: "_Evaluator | None") -> StartReport:
+        """Return what is to be done, and set what is left of each part of it."""
+        spec, train, progress = self.spec, self.spec.train, self.run.progress
+        is_mined = spec.negatives.source == "mined"
+        rpn_steps = num_mined = 0
+        if is_mined and not self._chips_path(progress.epoch).exists():
+            rpn = rpn_experiment(spec)
+            order = self._order(rpn, 0, None)
+            num_chips = len(order.table) + spec.negatives.per_image * len(self.dataset)
+            steps_per_epoch = math.ceil(num_chips / train.batch_size)
+            num_mined = len(self.dataset)
             if not self.run.checkpoints:
-                self._mined_chips(0)  # before the detector occupies memory
-            return self._train(self.run, self.spec, self._mined_chips, evaluator=evaluator)
-        table = load_configured_chips(self.run, self.spec, self.dataset, processes=self.processes)
-        return self._train(self.run, self.spec, lambda _: table, evaluator=evaluator)
+                rpn_steps = max(round(rpn.train.epochs * order.num_steps), 1)
+                rpn_steps = max(rpn_steps - Run(self.run.folder / "rpn").progress.step, 0)
+        else:
+            table = self._mined_chips(progress.epoch) if is_mined else table
+            steps_per_epoch = self._order(spec, progress.epoch, table).num_steps
+        steps = max(round(train.epochs * steps_per_epoch), 1)
+        num_evaluations = count_evaluations(train, after=progress.epoch) if evaluator else 0
+        self.pace.left["rpn"] = rpn_steps
+        self.pace.left["train"] = max(steps - progress.step, 0)
+        if is_mined:
+            self.pace.left["mine"] = self._megapixels_to_mine()
+        if evaluator is not None:
+            self.pace.left["evaluate"] = num_evaluations * evaluator.megapixels(on_all=False)
+        return StartReport(
+            steps=steps,
+            steps_done=progress.step,
+            epochs=train.epochs,
+            rpn_steps=rpn_steps,
+            num_mined=num_mined,
+            num_evaluations=num_evaluations,
+            num_scored=evaluator.num_scored if evaluator else 0,
+            num_images=evaluator.num_images if evaluator else 0,
+            download=None if self.run.checkpoints else find_download(spec.model.backbone),
+        )
+
+    def _megapixels_to_mine(self) -> float:
+        """Return the pixels that all rounds of mining search, in millions."""
+        every = self.spec.mine.every_epochs
+        num_rounds = math.ceil(self.spec.train.epochs / every) if every else 1
+        num_done = len(list(self.run.folder.glob("chips_*.npz")))
+        return max(num_rounds - num_done, 0) * self._megapixels_per_round
+
+    @cached_property
+    def _megapixels_per_round(self) -> float:
+        return levels_megapixels(self.spec.predict.levels, to_image_boxes(self.dataset))
+
+    def _order(self, spec: ExperimentSpec, epoch: int, table: ChipTable | None) -> EpochOrder:
+        """Order the chips of an epoch; the order that the start report was made with is made once."""
+        key = (spec.train.rpn_only, epoch)
+        order = self.orders.get(key)
+        if order is None:
+            self.orders.clear()
+            order = self.orders[key] = order_epoch(
+                spec,
+                self.dataset,
+                epoch=epoch,
+                table=table,
+                num_shares=self.processes.world_size * spec.train.accumulation_steps,
+            )
+        return order
 
     def _train(
         self,
@@ -553,13 +638,7 @@ class _Stages:
         evaluator: "_Evaluator | None" = None,
     ) -> TwoStageDetector:
         def order_of_epoch(epoch: int) -> EpochOrder:
-            return order_epoch(
-                spec,
-                self.dataset,
-                epoch=epoch,
-                table=chips_of_epoch(epoch),
-                num_shares=self.processes.world_size * spec.train.accumulation_steps,
-            )
+            return self._order(spec, epoch, chips_of_epoch(epoch))
 
         return loop.train(
             run,
@@ -571,13 +650,22 @@ class _Stages:
             evaluate=evaluator,
             transform=self.transform,
             processes=self.processes,
+            pace=self.pace,
+            limit=None if spec.train.rpn_only else self.limit,
         )
+
+    def _first_epoch(self, epoch: int) -> int:
+        """Return the epoch at whose start the chips of an epoch are mined."""
+        every = self.spec.mine.every_epochs
+        return epoch // every * every if every else 0
+
+    def _chips_path(self, epoch: int) -> Path:
+        """Return the file with the mined chips of an epoch."""
+        return self.run.folder / f"chips_{self._first_epoch(epoch):03d}.npz"
 
     def _mined_chips(self, epoch: int) -> ChipTable:
         """Return the positive and negative chips of an epoch; mine at the start of every round."""
-        every = self.spec.mine.every_epochs
-        first_epoch = epoch // every * every if every else 0
-        path = self.run.folder / f"chips_{first_epoch:03d}.npz"
+        first_epoch, path = self._first_epoch(epoch), self._chips_path(epoch)
         if not path.exists():
             miner = self._train_rpn() if first_epoch == 0 else self.run
             self._mine(miner, path, first_epoch=first_epoch)
@@ -596,13 +684,27 @@ class _Stages:
     def _mine(self, miner: Run, path: Path, *, first_epoch: int) -> None:
         """Mine with the newest weights of a run, and write the chips of a round."""
         started = clock.monotonic()
+        left = self.pace.left.get("mine", 0.0)
+        num_before = 0
+
+        def report(num_done: int, num_images: int) -> None:
+            nonlocal num_before
+            megapixels = self._megapixels_per_round * (num_done - num_before) / max(num_images, 1)
+            num_before = num_done
+            self.pace.lap("mine", megapixels)
+            self.pace.left["mine"] = max(left - self._megapixels_per_round * num_done / num_images, 0.0)
+            self.callbacks.on_mining(num_done, num_images)
+            seconds = self.pace.seconds_left()
+            if seconds is not None:
+                self.callbacks.on_time_left(seconds)
+
         store = mine(
             miner,
             self.spec,
             self.dataset,
             self.run.folder / "mined",
             device=self.device,
-            on_progress=self.callbacks.on_mining,
+            on_progress=report,
             processes=self.processes,
         )
         if self.processes.is_first:
@@ -638,12 +740,19 @@ class _Stages:
             match=_match(self.dataset, self.test),
             device=self.device,
             processes=self.processes,
+            on_image=self._report_evaluation,
         )
+
+    def _report_evaluation(self, num_done: int, num_images: int) -> None:
+        self.callbacks.on_evaluation(num_done, num_images)
+        seconds = self.pace.seconds_left()
+        if seconds is not None:
+            self.callbacks.on_time_left(seconds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Evaluator:
-    """Scores a detector on the test images; each process searches its share.
+    """Scores a detector on the test images, or on a subset of them; each process searches its share.
 
     How detections are merged and from which score they are shown is chosen by the way, and written to the run.
 
@@ -655,6 +764,8 @@ class _Evaluator:
         match: of the classes with the categories of the test images.
         device: of the detector.
         processes: that search together.
+        on_image: called after each image with the number of images that this process has searched, and of all that it
+            is to search.
     """
 
     run: Run
@@ -664,20 +775,45 @@ class _Evaluator:
     match: CategoryMatch
     device: torch.device
     processes: Processes
+    on_image: Callable[[int, int], None]
+
+    @property
+    def num_images(self) -> int:
+        return len(self.test)
+
+    @property
+    def num_scored(self) -> int:
+        return len(self._subset)
+
+    def megapixels(self, *, on_all: bool) -> float:
+        return self._megapixels * (1.0 if on_all else self.num_scored / max(self.num_images, 1))
+
+    @cached_property
+    def _megapixels(self) -> float:
+        return levels_megapixels(self.spec.predict.levels, to_image_boxes(self.test))
+
+    @cached_property
+    def _subset(self) -> Dataset:
+        num_images = self.spec.train.evaluate_images
+        if num_images is None or num_images >= len(self.test):
+            return self.test
+        return draw_images(self.test, num_images=num_images, seed=self.spec.seed)
 
     @cached_property
     def _truth(self) -> GroundTruth:
-        return GroundTruth.of(self.test)
+        return GroundTruth.of(self._subset)
 
-    def __call__(self, model: TwoStageDetector, step: int) -> Mapping[str, float]:
+    def __call__(self, model: TwoStageDetector, *, step: int, on_all: bool) -> Mapping[str, float]:
+        test = self.test if on_all else self._subset
         detector = Detector.from_model(model, spec=self.spec, categories=self.classes, device=self.device)
         validation = validate(
             detector,
-            self.test,
-            truth=self._truth,
+            test,
+            truth=GroundTruth.of(test) if on_all else self._truth,
             match=self.match,
             step=step,
             processes=self.processes,
+            on_image=self.on_image,
         )
         if self.processes.is_first:
             save_calibration(self.run, validation.calibration)

@@ -155,13 +155,15 @@ def test_a_chip_whose_loss_is_not_finite_is_named(
 ) -> None:
     learner = build_learner(spec)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    bad, compute = batches[0].names[2], TwoStageDetector.losses
+    bad, compute = batches[0].names[2], TwoStageDetector.losses_and_counts
 
-    def losses(self: TwoStageDetector, batch: Batch) -> dict[str, torch.Tensor]:
-        values = compute(self, batch)
-        return {name: loss * math.nan if bad in batch.names else loss for name, loss in values.items()}
+    def losses(self: TwoStageDetector, batch: Batch) -> Any:
+        values, counts = compute(self, batch)
+        return {
+            name: loss * math.nan if bad in batch.names else loss for name, loss in values.items()
+        }, counts
 
-    monkeypatch.setattr(TwoStageDetector, "losses", losses)
+    monkeypatch.setattr(TwoStageDetector, "losses_and_counts", losses)
     with pytest.raises(TrainingDiverged) as caught:
         learner.update(batches[0], learning_rate=0.01, step=7)
     assert str(caught.value).startswith("step 7: a loss or a gradient is not finite (rpn_objectness nan, ")
@@ -187,7 +189,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_answered_with_advice(
     def losses(self: TwoStageDetector, batch: Batch) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(TwoStageDetector, "losses", losses)
+    monkeypatch.setattr(TwoStageDetector, "losses_and_counts", losses)
     with pytest.raises(OutOfMemory, match=f"step 3: cpu is out of memory {advice}"):
         build_learner(with_data(spec, **fields)).update(batches[0], learning_rate=0.01, step=3)
 
@@ -198,7 +200,7 @@ def test_another_error_is_not_taken_for_lack_of_memory(
     def losses(self: TwoStageDetector, batch: Batch) -> Any:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(TwoStageDetector, "losses", losses)
+    monkeypatch.setattr(TwoStageDetector, "losses_and_counts", losses)
     with pytest.raises(RuntimeError, match="shapes differ"):
         build_learner(spec).update(batches[0], learning_rate=0.01, step=0)
 

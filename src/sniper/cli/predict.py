@@ -22,8 +22,8 @@ from sniper.cli.options import (
     flag,
     output_option,
 )
-from sniper.cli.output import print_result, print_warnings
-from sniper.cli.progress import show_progress
+from sniper.cli.output import print_progress, print_result, print_warnings
+from sniper.cli.progress import format_score, show_progress
 from sniper.cli.search import describe_match, list_images, match_classes, source_of, split_overrides
 from sniper.errors import ConfigError
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sniper.geometry import Detections
     from sniper.inference.detector import Detector
     from sniper.inference.results import ImageToSearch
+    from sniper.runs.run import CheckpointChoice, Run
 
 _UNCALIBRATED = (
     "the run has chosen no score on validation images, so pictures show detections from {} on (--min-score)"
@@ -78,6 +79,12 @@ def predict(
             show_default=default("where F1 was best on the validation images of the run, else 0.3"),
         ),
     ] = None,
+    checkpoint: Annotated[
+        str,
+        Parameter(
+            help="Checkpoint to use: best (by AP on the validation images), last, or the number of a step."
+        ),
+    ] = "best",
     resume: Annotated[bool, flag("Continue a stopped search.")] = False,
     limit: Limit = None,
     device: Device = None,
@@ -104,10 +111,11 @@ def predict(
     chosen = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
-    detector = Detector.load(opened, chosen, spec=spec)
+    detector = Detector.load(opened, chosen, spec=spec, checkpoint=checkpoint)
     match = match_classes(detector, truth, run=run)
     if Processes.from_environment().is_first:
         print_warnings(describe_match(match))
+        print_progress(_describe_weights(opened, checkpoint))
     if min_score is None:
         min_score = DEFAULT_MIN_SCORE if detector.min_score is None else detector.min_score
         if draw is not None and detector.min_score is None and Processes.from_environment().is_first:
@@ -128,7 +136,7 @@ def predict(
             target,
             match=match,
             min_score=min_score,
-            source=source_of(opened, spec),
+            source=source_of(opened, spec, checkpoint=checkpoint),
             existing="resume" if resume else "replace",
             processes=processes,
             on_progress=bars.predicting,
@@ -157,6 +165,17 @@ def predict(
         },
         is_json=json,
     )
+
+
+def _describe_weights(run: "Run", checkpoint: "CheckpointChoice") -> str:
+    """Return which checkpoint is used, and its AP."""
+    step = int(run.find_weights(checkpoint).parent.name)
+    line = f"checkpoint: step {step:,}"
+    scored = [entry for entry in run.evaluations if entry.step == step]
+    if scored:
+        line += f", AP {format_score(scored[-1].ap)} on {scored[-1].num_images:,} validation images"
+    newest = int(run.checkpoints[-1].name)
+    return line if step == newest else f"{line}; the newest is {newest:,} (--checkpoint last)"
 
 
 def _load_truth(

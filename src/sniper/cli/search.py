@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sniper.data.datasets.categories import CategoryMatch
     from sniper.inference.detector import Detector
     from sniper.inference.results import ImageToSearch
-    from sniper.runs.run import Run
+    from sniper.runs.run import CheckpointChoice, Run
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -71,8 +71,10 @@ def describe_match(match: "CategoryMatch") -> Iterator[str]:
         yield f"detections of classes that the data set lacks are written with ids that it does not use: {ids}"
 
 
-def source_of(run: "Run", spec: "ExperimentSpec") -> dict[str, Any]:
+def source_of(
+    run: "Run", spec: "ExperimentSpec", *, checkpoint: "CheckpointChoice" = "best"
+) -> dict[str, Any]:
     """Return what detections depend on beside the settings of the detector: its weights and its model."""
     from sniper.files import sha256
 
-    return {"weights": sha256(run.weights_path), "model": asdict(spec.model)}
+    return {"weights": sha256(run.find_weights(checkpoint)), "model": asdict(spec.model)}

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import time as clock
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ from sniper.cli.output import (
     print_result,
     print_warnings,
 )
-from sniper.cli.progress import show_progress
+from sniper.cli.progress import format_score, show_progress
 from sniper.cli.unknown import parse_overrides
 from sniper.errors import printable
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from sniper.config.derived import DerivedSetting
     from sniper.runs.run import Run
-    from sniper.training.callbacks import StepReport
+    from sniper.training.callbacks import EpochReport, StepReport
 
 
 def train(
@@ -63,8 +64,8 @@ def train(
     time: Annotated[
         str | None,
         Parameter(
-            help="Instead of --epochs: the time that the whole command may take, such as 90s, 10m or 1h30m. Some steps "
-            "are measured first.",
+            help="Instead of --epochs: the time that the whole command may take, such as 90s, 10m or 1h30m. The number "
+            "of epochs is estimated from a few steps, and corrected while it trains.",
             show_default=False,
         ),
     ] = None,
@@ -109,7 +110,9 @@ def train(
 
     Under torchrun, each process trains on its share of every batch.
     """
+    started = clock.monotonic()
     from sniper.pipeline import train as train_experiment
+    from sniper.planning.auto import parse_time
     from sniper.runs.processes import Processes
     from sniper.training.callbacks import Callbacks
 
@@ -121,9 +124,9 @@ def train(
             last.update(epoch=round(report.epoch, 4), loss=round(report.loss, 5))
             bars.step(report)
 
-        def report_scores(epoch: float, scores: Mapping[str, float]) -> None:
-            last.update({name: round(scores[name], 4) for name in ("ap", "ap50", "ap75")})
-            bars.scores(epoch, scores)
+        def report_epoch(report: "EpochReport") -> None:
+            last.update(epoch=report.epoch, loss=report.loss, positive_accuracy=report.positive_accuracy)
+            bars.epoch(report)
 
         trained = train_experiment(
             data,
@@ -133,24 +136,57 @@ def train(
             device=device,
             val=val,
             epochs=epochs,
-            time=time,
+            time=None if time is None else parse_time(time) - (clock.monotonic() - started),
             config=config,
             weights_from=weights_from,
             overrides={f"--{name}": value for name, value in parse_overrides(overrides).items()},
             callbacks=Callbacks(
+                on_start=bars.start,
                 on_step=report_step,
+                on_epoch=report_epoch,
                 on_mining=bars.mining,
-                on_scores=report_scores,
+                on_evaluation=bars.evaluating,
+                on_time_left=bars.time_left,
+                on_notice=print_progress,
                 on_derived=lambda settings: console.print(draw_settings(settings)),
                 on_weights=lambda report: print_progress(str(report)),
                 on_warning=lambda message: print_warnings([message]),
             ),
         )
-    if is_first:
-        step_of_run = int(trained.checkpoints[-1].name)
-        print_result({"run": str(trained.folder), "step": step_of_run, **last}, is_json=json)
-        if not json:
-            print_line(f"next: {_next_command(trained)}")
+    if not is_first:
+        return
+    result = {"run": str(trained.folder), "step": int(trained.checkpoints[-1].name), **last}
+    scores = trained.best_scores()
+    if scores:
+        result["best_step"] = scores["step"]
+        result |= {name: round(scores[name], 4) for name in _SCORES if scores.get(name) is not None}
+        result["num_images"] = scores["num_images"]
+    minutes = round((clock.monotonic() - started) / 60, 2)
+    if json:
+        print_result({**result, "minutes": minutes}, is_json=True)
+        return
+    print_result(_summary(trained, result, minutes=minutes), is_json=False)
+    print_line(f"next: {_next_command(trained)}")
+
+
+_SCORES = ("ap", "ap50", "ap75", "ar_100")
+
+
+def _summary(run: "Run", result: Mapping[str, Any], *, minutes: float) -> dict[str, Any]:
+    """Return the result of a training as lines for people: what was reached, and where it is."""
+    best, step = result.get("best_step"), result["step"]
+    lines: dict[str, Any] = {"run": result["run"]}
+    if best is None:
+        lines["checkpoint"] = f"step {step:,}"
+    else:
+        lines["checkpoint"] = f"step {best:,} has the best AP" + (f"; the last is {step:,}" * (best != step))
+        lines["AP"] = format_score(result.get("ap", -1))
+        lines["AP50"] = format_score(result.get("ap50", -1))
+        lines["AR (100 per image)"] = format_score(result.get("ar_100", -1))
+        lines["images"] = f"{result['num_images']:,}"
+    lines["minutes"] = f"{minutes:.1f}"
+    lines["metrics"] = str(run.metrics_path)
+    return lines
 
 
 def draw_settings(settings: Sequence["DerivedSetting"]) -> "Table":

@@ -1,4 +1,4 @@
-"""Held-out images: a part of a data set that is evaluated on and not trained on."""
+"""Images drawn by a hash of their file names: those that are held out of training, and subsets to evaluate on."""
 
 import hashlib
 
@@ -26,7 +26,7 @@ def hold_out(dataset: Dataset, *, share: float, seed: int) -> tuple[Dataset, Dat
         AnnotationError: if there are fewer than two image files.
     """
     names = dataset.file_names.tolist()
-    unique = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    unique = sorted(set(names), key=lambda name: _draw(name, seed=seed))
     if len(unique) < 2:
         raise AnnotationError(
             f"{dataset.path}: has {len(unique)} image{'s' * (len(unique) != 1)}, so none can be held out; "
@@ -35,3 +35,24 @@ def hold_out(dataset: Dataset, *, share: float, seed: int) -> tuple[Dataset, Dat
     held = set(unique[: min(max(round(share * len(unique)), 1), len(unique) - 1)])
     is_held = np.array([name in held for name in names])
     return dataset.select(np.flatnonzero(~is_held)), dataset.select(np.flatnonzero(is_held))
+
+
+def draw_images(dataset: Dataset, *, num_images: int, seed: int) -> Dataset:
+    """Draw images by a hash of the seed and their file names.
+
+    Args:
+        dataset: to draw from.
+        num_images: to draw; all if there are not more.
+        seed: of the run.
+
+    Returns:
+        The images, in the order of the data set.
+    """
+    names = dataset.file_names.tolist()
+    drawn = sorted(range(len(names)), key=lambda index: _draw(names[index], seed=seed))[:num_images]
+    return dataset.select(np.sort(np.array(drawn, dtype=np.int64)))
+
+
+def _draw(name: str, *, seed: int) -> bytes:
+    """Return a hash that orders file names at random."""
+    return hashlib.sha256(f"{seed} {name}".encode()).digest()

@@ -3,8 +3,9 @@
 Every way to merge is applied to the same detections of all levels. Only merged detections are kept in memory.
 """
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,6 +57,7 @@ def validate(
     match: CategoryMatch,
     step: int,
     processes: Processes = SINGLE_PROCESS,
+    on_image: Callable[[int, int], None] = lambda *_: None,
 ) -> Validation:
     """Search images, and choose how detections are merged and from which score they are shown; all processes call this.
 
@@ -69,6 +71,8 @@ def validate(
         match: of the detector's classes with the categories of the images.
         step: of the detector's weights.
         processes: those that search together.
+        on_image: called after each image with the number of images that this process has searched, and of all that it
+            is to search.
 
     Returns:
         The detections of all processes, in each of them.
@@ -77,7 +81,15 @@ def validate(
         ImageError: if an image cannot be read, and is not to be skipped.
         OutOfMemory: if a window does not fit into the device's memory.
     """
-    search = _SharedSearch(detector=detector, images=images, match=match, processes=processes)
+    num_shared = len(range(processes.rank, len(images), processes.world_size))
+    numbers = itertools.count(1)
+    search = _SharedSearch(
+        detector=detector,
+        images=images,
+        match=match,
+        processes=processes,
+        on_image=lambda: on_image(min(next(numbers), num_shared), num_shared),
+    )
     specs = _merge_specs(detector.spec)
     if len(specs) == 1:
         compared, candidates, chosen = [], [], 0
@@ -153,16 +165,17 @@ class _SharedSearch:
     images: Dataset
     match: CategoryMatch
     processes: Processes
+    on_image: Callable[[], None]
 
     def __call__(self, indices: Sequence[int], specs: Sequence[PredictSpec]) -> list[dict[int, Detections]]:
         """Return for each way to merge the detections of all images that could be read, by index, in order."""
         share = indices[self.processes.rank :: self.processes.world_size]
         results = self.detector.search(self.images[index] for index in share)
-        rows = [
-            (index, [self._select(merge(result.detections, spec)) for spec in specs])
-            for index, result in zip(share, results, strict=True)
-            if result is not None
-        ]
+        rows = []
+        for index, result in zip(share, results, strict=True):
+            if result is not None:
+                rows.append((index, [self._select(merge(result.detections, spec)) for spec in specs]))
+            self.on_image()
         gathered = sorted(
             (row for rows in self.processes.all_gather(rows) for row in rows), key=lambda row: row[0]
         )

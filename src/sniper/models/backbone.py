@@ -114,13 +114,7 @@ def check_available(spec: BackboneSpec) -> None:
     Raises:
         WeightsError: if they must be downloaded and the server does not answer within a few seconds.
     """
-    if spec.weights is not None or not spec.pretrained or not timm.is_model(spec.name):
-        return
-    config = timm.models.get_pretrained_cfg(spec.name)
-    hub = config and config.hf_hub_id
-    if not hub or any(
-        isinstance(huggingface_hub.try_to_load_from_cache(hub, name), str) for name in _HUB_FILES
-    ):
+    if _missing_weights(spec) is None:
         return
     try:
         with urllib.request.urlopen(
@@ -135,6 +129,30 @@ def check_available(spec: BackboneSpec) -> None:
             f"timm's weights for {spec.name}: must be downloaded, and {huggingface_hub.constants.ENDPOINT} cannot be "
             f"reached ({getattr(error, 'reason', error)}); {_WAYS_OUT}"
         ) from error
+
+
+def find_download(spec: BackboneSpec) -> str | None:
+    """Describe timm's weights that must be downloaded, with their size; None if there are none. Uses no network."""
+    hub = _missing_weights(spec)
+    if hub is None:
+        return None
+    with torch.device("meta"):
+        model = timm.create_model(spec.name)
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return f"{hub}, {num_bytes / 1e6:.0f} MB"
+
+
+def _missing_weights(spec: BackboneSpec) -> str | None:
+    """Return the name of timm's weights on the hub if they are needed and not on this machine."""
+    if spec.weights is not None or not spec.pretrained or not timm.is_model(spec.name):
+        return None
+    config = timm.models.get_pretrained_cfg(spec.name)
+    hub = config and config.hf_hub_id
+    if not hub or any(
+        isinstance(huggingface_hub.try_to_load_from_cache(hub, name), str) for name in _HUB_FILES
+    ):
+        return None
+    return str(hub)
 
 
 def _build_trunk(spec: BackboneSpec, *, has_weights: bool) -> Any:

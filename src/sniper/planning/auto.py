@@ -27,16 +27,16 @@ from sniper.planning.experiment import suggest_experiment
 from sniper.planning.measure import Measurement, measure
 from sniper.planning.page import resize_rule, sizes_text
 from sniper.planning.suggest import CHIP_SIZES, suggest_pyramid
+from sniper.training.length import EVALUATION_SHARE
+from sniper.training.pace import SEARCH_SHARE
 
 HOLDOUT = 0.1
 """The share of the images that are held out of a data set without a split to validate on."""
 
-_MEASURED_STEPS = 8
-_TIME_SHARE = (
-    0.95  # of the time that is planned with; checkpoints and steps slower than those measured take the rest
-)
-_EVALUATION_SHARE = 0.2  # of the time, for all evaluations but the last
-_FORWARD_SHARE = 0.5  # time to search a megapixel, merging included, relative to training on it
+_MEASURED_STEPS = 4
+_TIME_SHARE = 0.95  # of the time that is planned with, until the training measures itself
+_FEWEST_SCORED = 50  # images of an evaluation while training: the AP on fewer is too uncertain to choose by
+_MAX_EVALUATIONS = 4  # in a limited time
 _DETECTIONS_PER_OBJECT = 1.5
 _DETECTIONS_STEP = 100
 
@@ -129,8 +129,8 @@ def derive(
         data: the data section, see `choose_validation`.
         validation: the reason for the images to validate on.
         device: where to train.
-        deadline: when training and evaluation must end, in seconds of `time.monotonic`; steps are measured to find how
-            many epochs fit. None chooses the epochs by the size of the data set.
+        deadline: when training and evaluation must end, in seconds of `time.monotonic`; steps are measured to estimate
+            how many epochs fit. None chooses the epochs by the size of the data set.
         num_scored: images to validate on.
 
     Raises:
@@ -150,15 +150,24 @@ def derive(
             batch_reason = f"more do not fit into the memory of {device}"
             complete = partial(complete, batch_size=batch_size)
             experiment = complete()
+    megapixels = levels_megapixels(experiment.predict.levels, to_image_boxes(dataset)) / max(len(dataset), 1)
     measured = None
     if deadline is not None:
         measured = measure(experiment, dataset, device=device, num_steps=_MEASURED_STEPS)
-        seconds = deadline - time.monotonic()
-        length = _fit_time(experiment, dataset, measured, seconds=seconds, num_scored=num_scored)
-        experiment = complete(epochs=length.epochs)
+        epochs = _fit_time(
+            experiment,
+            measured,
+            seconds=deadline - time.monotonic(),
+            scored=megapixels * num_scored,
+            mined=megapixels * len(dataset),
+        )
+        experiment = complete(epochs=epochs)
         if not given.has("train.evaluate_every") and experiment.train.evaluate_every is not None:
-            every = max(math.ceil(length.epochs / length.num_evaluations), 1)
+            every = max(math.ceil(epochs / _MAX_EVALUATIONS), 1)
             experiment = replace(experiment, train=replace(experiment.train, evaluate_every=every))
+    experiment = _limit_evaluations(
+        experiment, given, cost, megapixels_per_image=megapixels, num_scored=num_scored
+    )
     settings = _describe(
         dataset,
         given,
@@ -275,42 +284,80 @@ def _max_detections(dataset: Dataset) -> int:
     return max(wanted, PredictSpec().max_detections)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Length:
-    """How long to train, and how often to evaluate, the end included."""
-
-    epochs: float
-    num_evaluations: int
-
-
 def _fit_time(
-    experiment: ExperimentSpec, dataset: Dataset, measured: Measurement, *, seconds: float, num_scored: int
-) -> _Length:
-    """Fit epochs and evaluations into a time.
+    experiment: ExperimentSpec, measured: Measurement, *, seconds: float, scored: float, mined: float
+) -> float:
+    """Fit epochs into a time; evaluations while training take at most a fifth of it.
 
-    The time of an evaluation is estimated from the pixels of the images at the test levels.
+    The times of mining and evaluation are estimated from the pixels of the images at the test levels.
+
+    Args:
+        experiment: without the length.
+        measured: a few steps of it.
+        seconds: that are left.
+        scored: pixels of the images to validate on, in millions.
+        mined: pixels of the training images, in millions.
+
+    Returns:
+        The number of epochs, to thousandths.
 
     Raises:
         ConfigError: if not one step fits.
     """
     train = experiment.train
     per_epoch = 60 * measured.minutes_per_epoch
-    boxes = to_image_boxes(dataset)
-    megapixels_per_step = train.batch_size * experiment.pyramid.chip_size**2 / 1e6
-    per_megapixel = _FORWARD_SHARE * measured.seconds_per_step / megapixels_per_step
-    searched = levels_megapixels(experiment.predict.levels, boxes) * num_scored / max(len(dataset), 1)
-    evaluation = per_megapixel * searched if train.evaluate_every is not None else 0.0
+    per_megapixel = SEARCH_SHARE * measured.seconds_per_step / _megapixels_per_step(experiment)
+    evaluation = per_megapixel * scored if train.evaluate_every is not None else 0.0
     usable = _TIME_SHARE * seconds
-    num_evaluations = 1 + (int(_EVALUATION_SHARE * usable / evaluation) if evaluation else 3)
-    num_evaluations = min(num_evaluations, 4)
-    epochs = (usable - num_evaluations * evaluation) / per_epoch
+    if experiment.negatives.source == "mined":
+        usable -= experiment.mine.rpn_epochs * per_epoch + per_megapixel * mined
+    evaluations = evaluation + min((_MAX_EVALUATIONS - 1) * evaluation, EVALUATION_SHARE * usable)
+    epochs = (usable - evaluations) / per_epoch
     if epochs * per_epoch < measured.seconds_per_step:
         raise ConfigError(
             f"--time: no step fits: a step takes {measured.seconds_per_step:.1f} s, an evaluation about "
             f"{evaluation:.0f} s, and {seconds:.0f} s are left after reading and planning "
             "(--train.evaluate_every null leaves out the evaluation)"
         )
-    return _Length(epochs=math.floor(1000 * epochs) / 1000 or epochs, num_evaluations=num_evaluations)
+    return math.floor(1000 * epochs) / 1000 or epochs
+
+
+def _limit_evaluations(
+    experiment: ExperimentSpec,
+    given: Given,
+    cost: CostPlan,
+    *,
+    megapixels_per_image: float,
+    num_scored: int,
+) -> ExperimentSpec:
+    """Evaluate on so few images while training, and so seldom, that it takes at most a fifth of the time.
+
+    The best checkpoint is then evaluated on all images at the end.
+    """
+    train = experiment.train
+    if train.evaluate_every is None or given.has("train.evaluate_images"):
+        return experiment
+    num_steps = train.epochs * cost.num_steps(train.batch_size)
+    training = num_steps * _megapixels_per_step(experiment) / (1 - EVALUATION_SHARE)
+    per_image = SEARCH_SHARE * megapixels_per_image
+    num_evaluations = math.ceil(train.epochs / train.evaluate_every)
+    fitting = int(EVALUATION_SHARE * training / (per_image * num_evaluations))
+    if fitting >= num_scored or num_evaluations == 1:
+        return experiment
+    num_images = min(max(fitting, _FEWEST_SCORED), num_scored)
+    every = train.evaluate_every
+    if fitting < num_images and not given.has("train.evaluate_every"):
+        num_evaluations = max(int(EVALUATION_SHARE * training / (per_image * num_images)), 1)
+        every = math.ceil(train.epochs / num_evaluations)
+    is_subset = num_images < num_scored and every < train.epochs
+    return replace(
+        experiment,
+        train=replace(train, evaluate_every=every, evaluate_images=num_images if is_subset else None),
+    )
+
+
+def _megapixels_per_step(experiment: ExperimentSpec) -> float:
+    return experiment.train.batch_size * experiment.pyramid.chip_size**2 / 1e6
 
 
 def _describe(
@@ -405,8 +452,8 @@ def _describe(
         ),
         (
             "evaluation",
-            _evaluations(train),
-            "four times or fewer",
+            _evaluations(train, num_scored),
+            "four times or fewer, in at most a fifth of the time",
             "train.evaluate_every",
         ),
         ("precision", f"{train.precision} on {device}", "bf16 where the device has it", "train.precision"),
@@ -441,13 +488,16 @@ def _validation(data: DataSpec, num_scored: int) -> str:
     return f"{images} of {data.test.annotations or f'split {data.test.split}'}"
 
 
-def _evaluations(train: TrainSpec) -> str:
+def _evaluations(train: TrainSpec, num_scored: int) -> str:
     every = train.evaluate_every
     if every is None:
         return "none"
     if every >= train.epochs:
         return "at the end"
-    return f"every {every} epochs and at the end" if every > 1 else "every epoch and at the end"
+    interval = f"every {every} epochs" if every > 1 else "every epoch"
+    if train.evaluate_images is None or train.evaluate_images >= num_scored:
+        return f"{interval} and at the end"
+    return f"{interval} on {train.evaluate_images} images, at the end on all"
 
 
 def _levels(levels: Any) -> str:

@@ -105,20 +105,31 @@ class Checkpoint:
         weights, identity = load_tensors(folder / WEIGHTS)
         ema = load_tensors(folder / EMA)[0] if (folder / EMA).exists() else None
         optimizer, counters = load_tensors(folder / OPTIMIZER)
-        try:
-            progress = Progress(**{field.name: counters.pop(field.name) for field in fields(Progress)})
-        except KeyError as error:
-            raise CheckpointError(
-                f"{folder / OPTIMIZER}: the progress of the run is missing ({error})"
-            ) from error
+        progress = _to_progress(counters, source=folder / OPTIMIZER)
         return cls(
             weights=weights,
             ema=ema,
             optimizer=optimizer,
-            counters=counters,
+            counters={name: value for name, value in counters.items() if name not in asdict(progress)},
             progress=progress,
             identity=to_identity(identity, source=folder / WEIGHTS),
         )
+
+
+def read_progress(folder: Path) -> Progress:
+    """Read how far the run had come when a checkpoint was written.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    return _to_progress(load_tensors(folder / OPTIMIZER)[1], source=folder / OPTIMIZER)
+
+
+def _to_progress(head: Mapping[str, Any], *, source: Path) -> Progress:
+    try:
+        return Progress(**{field.name: head[field.name] for field in fields(Progress)})
+    except KeyError as error:
+        raise CheckpointError(f"{source}: the progress of the run is missing ({error})") from error
 
 
 def to_identity(head: Mapping[str, Any], *, source: Path) -> DatasetIdentity:

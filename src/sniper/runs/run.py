@@ -16,7 +16,15 @@ from sniper.data.datasets import Category, DatasetIdentity
 from sniper.errors import CheckpointError, RunError
 from sniper.files import atomic_write, check_regular, read_bytes
 from sniper.models.weights import load_tensors
-from sniper.runs.checkpoints import EMA, OPTIMIZER, WEIGHTS, Checkpoint, remove_checkpoint, to_identity
+from sniper.runs.checkpoints import (
+    EMA,
+    WEIGHTS,
+    Checkpoint,
+    Progress,
+    read_progress,
+    remove_checkpoint,
+    to_identity,
+)
 
 CheckpointChoice = Literal["best", "last"] | int
 """The checkpoint with the best validation AP, the newest one, or that of a step."""
@@ -73,6 +81,18 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
+
+    @property
+    def progress(self) -> Progress:
+        """How far the newest checkpoint has come; the start if there is none.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+        """
+        if not self.checkpoints:
+            return Progress()
+        with self._naming_previous_checkpoint():
+            return read_progress(self.checkpoints[-1])
 
     @classmethod
     def check_absent(cls, folder: Path) -> None:
@@ -160,6 +180,17 @@ class Run:
         entries = [entry for entry in self._entries_of("final") if entry["step"] == step]
         return entries[-1] if entries else None
 
+    def best_scores(self) -> dict[str, Any] | None:
+        """Return the scores of the best checkpoint: on all validation images if it was evaluated on all.
+
+        None if no checkpoint has been evaluated.
+        """
+        best = self.best
+        if best is None:
+            return None
+        final = self.final_scores(best.step)
+        return final or [entry for entry in self._entries_of("evaluate") if entry["step"] == best.step][-1]
+
     def epoch_means(self, step: int) -> dict[str, Any]:
         """Return the line with the means of the epoch that ended with a step; empty if there is none."""
         entries = [entry for entry in self._entries_of("epoch") if entry["step"] == step]
@@ -240,10 +271,8 @@ class Run:
             CheckpointError: if it cannot be read.
         """
         index = self.checkpoints.index(self._checkpoint_of(step))
-        _, head = load_tensors(self.checkpoints[index] / OPTIMIZER)
-        tables = [
-            path for path in self.folder.glob("chips_*.npz") if int(path.stem.split("_")[1]) > head["epoch"]
-        ]
+        epoch = read_progress(self.checkpoints[index]).epoch
+        tables = [path for path in self.folder.glob("chips_*.npz") if int(path.stem.split("_")[1]) > epoch]
         for path in (*self.checkpoints[index + 1 :], *tables):
             renamed = path.with_name(f"{path.name}.old")
             if renamed.is_dir():
@@ -334,7 +363,8 @@ class Run:
             if not others:
                 raise
             raise CheckpointError(
-                f"{error}; use another checkpoint (--checkpoint STEP): the run has those of step {others}"
+                f"{error}; other checkpoints are of step {others}: predict with one of them (sniper predict "
+                "--checkpoint STEP), or continue from one (sniper train --resume --step STEP)"
             ) from error
 
     def _trained_on_other_data(self) -> CheckpointError:

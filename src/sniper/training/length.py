@@ -26,12 +26,12 @@ class TimeLimit:
     Attributes:
         seconds: that the whole command may take.
         end: when they are over, on the clock of `Pace`.
-        is_interval_free: whether `evaluate_every` may be changed.
+        given: fields of `TrainSpec` that the user has set, which are not changed.
     """
 
     seconds: float
     end: float
-    is_interval_free: bool = True
+    given: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +81,12 @@ def fit_length(
         The same specification if the steps so far would have had other learning rates, or little would change.
     """
     seconds = limit.end - (1 - _AIM) * limit.seconds - now
-    changed = _fit_epochs(train, seconds=seconds, epoch=epoch, costs=costs)
-    if limit.is_interval_free and changed.evaluate_every is not None:
+    has_shares = "milestones" not in limit.given
+    changed = _fit_epochs(train, seconds=seconds, epoch=epoch, costs=costs, has_shares=has_shares)
+    if "evaluate_every" not in limit.given and changed.evaluate_every is not None:
         for every in range(changed.evaluate_every, math.ceil(changed.epochs) + 1):
-            changed = _fit_epochs(
-                replace(train, evaluate_every=every), seconds=seconds, epoch=epoch, costs=costs
-            )
+            scored = replace(train, evaluate_every=every)
+            changed = _fit_epochs(scored, seconds=seconds, epoch=epoch, costs=costs, has_shares=has_shares)
             if (count_evaluations(changed, after=epoch) - 1) * costs.evaluation <= EVALUATION_SHARE * seconds:
                 break
     is_small = abs(changed.epochs - train.epochs) < _SMALLEST_CHANGE * train.epochs
@@ -111,8 +111,10 @@ def correction_epochs(train: TrainSpec, *, steps_per_epoch: int) -> Iterator[flo
         yield milestone - _MARGIN * train.epochs
 
 
-def _fit_epochs(train: TrainSpec, *, seconds: float, epoch: float, costs: Costs) -> TrainSpec:
-    """Return the training with the most epochs that take some seconds."""
+def _fit_epochs(
+    train: TrainSpec, *, seconds: float, epoch: float, costs: Costs, has_shares: bool
+) -> TrainSpec:
+    """Return the training with the most epochs that take some seconds; milestones may keep their shares of it."""
     low = (1 + _SHORTEST_REST) * epoch
     high = max(epoch + seconds / costs.epoch, low)
     for _ in range(40):
@@ -123,7 +125,7 @@ def _fit_epochs(train: TrainSpec, *, seconds: float, epoch: float, costs: Costs)
     scale = epochs / train.epochs
     soonest = math.ceil(epoch * 10000) / 10000
     milestones = tuple(
-        milestone if milestone <= epoch else max(round(milestone * scale, 3), soonest)
+        milestone if milestone <= epoch or not has_shares else max(round(milestone * scale, 3), soonest)
         for milestone in train.milestones
     )
     return replace(train, epochs=epochs, milestones=milestones)

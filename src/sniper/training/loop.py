@@ -220,7 +220,7 @@ class _Loop:
         self._corrected_at = -1.0
         self._is_late = False
         self._means = _EpochMeans()
-        self._last_of_epoch = 0
+        self._last_of_epoch = -1
 
     def train(self, order_of_epoch: OrderOfEpoch, progress: Progress) -> None:
         """Train all epochs that are left, and evaluate."""
