@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sniper.inference.calibration import load_calibration
 from sniper.models.spec import BackboneSpec
 from sniper.pipeline import run_stages, train
 from sniper.runs.run import Run
-from sniper.training.callbacks import Callbacks, StepReport
+from sniper.training.callbacks import Callbacks, StartReport, StepReport
 from tests.data.tiny import write_dataset
 from tests.training.experiments import (
     CPU,
@@ -99,10 +99,10 @@ def test_mined_negatives_are_reported_stage_by_stage(
     assert stages.distinct == ["rpn", "mine", "train"]
     assert stages.seen.count("mine") == len(dataset)
     rpn = Run(run.folder / "rpn").entries()
-    assert {entry["stage"] for entry in rpn} == {"rpn"}
-    assert all("head_class" not in entry and "rpn_box" in entry for entry in rpn)
+    assert {entry["stage"] for entry in rpn} == {"rpn", "epoch"}
+    assert all("head_class" not in entry and "rpn_box" in entry for entry in rpn if entry["stage"] == "rpn")
     assert rpn[0]["negative_chips"] == 0
-    mined, first, *rest = run.entries()
+    mined, first, *rest = [entry for entry in run.entries() if entry["stage"] != "epoch"]
     assert mined["stage"] == "mine"
     assert 0 < first["negative_chips"] <= min(mined["negative_chips_pool"], 2 * 4)
     assert first["chips"] == mined["positive_chips"] + first["negative_chips"]
@@ -197,6 +197,7 @@ def test_a_signal_interrupts_mining_at_once(dataset: Dataset, spec: ExperimentSp
         run_all(run, spec, dataset, callbacks=Callbacks(on_mining=interrupt_second_mining))
     assert len(searched) == 5
     assert run.entries()[-1]["epoch"] == 1.0
+    assert run.entries()[-1]["stage"] == "epoch"
 
 
 def test_negatives_are_mined_again_with_the_newest_weights(
@@ -261,6 +262,44 @@ def test_training_in_python_mines_and_scores_as_configured(spec: ExperimentSpec,
     assert len(sniper.Detector.load(run).categories) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*of data.test are in data.train too")
+def test_what_is_to_be_done_is_reported_before_it_is_done(spec: ExperimentSpec, tmp_path: Path) -> None:
+    starts: list[StartReport] = []
+    searched: list[tuple[int, int]] = []
+    scores: list[Mapping[str, float]] = []
+    stages = Stages()
+
+    def start(report: StartReport) -> None:
+        assert not stages.seen
+        starts.append(report)
+
+    callbacks = dataclasses.replace(
+        stages.callbacks,
+        on_start=start,
+        on_evaluation=lambda *counts: searched.append(counts),
+        on_scores=lambda _, named: scores.append(named),
+    )
+    overrides = {"train.evaluate_every": 1, "train.evaluate_images": 3, "train.epochs": 2.0}
+    run = sniper.train(spec, run=tmp_path / "run", device="cpu", overrides=overrides, callbacks=callbacks)
+    (report,) = starts
+    assert report.rpn_steps == stages.seen.count("rpn")
+    assert report.num_mined == stages.seen.count("mine") == 4
+    assert report.steps >= stages.seen.count("train")  # not all images have as many negative chips
+    assert (report.num_evaluations, report.num_scored, report.num_images) == (2, 3, 4)
+    assert report.download is None
+    assert searched == [(1, 3), (2, 3), (3, 3)] * 2 + [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [named["num_images"] for named in scores] == [3, 3, 4]
+    *_, final = run.entries()
+    assert (final["stage"], final["num_images"]) == ("final", 4)
+    starts.clear()
+    stages.seen.clear()
+    again = {**overrides, "train.epochs": 3.0}
+    sniper.train(spec, run=tmp_path / "run", resume=True, device="cpu", overrides=again, callbacks=callbacks)
+    (report,) = starts
+    assert (report.rpn_steps, report.num_mined, report.num_evaluations) == (0, 0, 1)
+    assert report.steps - report.steps_done == pytest.approx(stages.seen.count("train"), abs=1)
+
+
 def test_an_experiment_file_names_the_run(
     plain: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +308,7 @@ def test_an_experiment_file_names_the_run(
     run = train("mine.yaml", device="cpu")
     assert run.folder == Path("runs/mine")
     spec = load_experiment(run.config_path)
-    assert {entry["stage"] for entry in run.entries()} == {"train"}
+    assert {entry["stage"] for entry in run.entries()} == {"train", "epoch"}
     assert not (run.folder / "rpn").exists()
     assert spec == plain
 

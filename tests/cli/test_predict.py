@@ -307,3 +307,19 @@ def test_arguments_that_cannot_be_used_are_refused(
 ) -> None:
     monkeypatch.chdir(trained_folder)
     assert message in sniper.error("predict", *arguments.split())
+
+
+def test_the_checkpoint_can_be_chosen(trained_folder: Path, sniper: CommandLine) -> None:
+    run = trained_folder / "run"
+    (newest,) = (run / "checkpoints").iterdir()
+    best = newest.with_name("00000000")
+    shutil.copytree(newest, best)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "evaluate", "step": 0, "epoch": 0.1, "ap": 0.25, "num_images": 4}\n')
+    search = ("predict", run, "--limit", 1)
+    printed = sniper.text(*search)
+    assert "checkpoint: step 0, AP 0.250 on 4 validation images; the newest is 1" in printed.err
+    assert "checkpoint: step 1\n" in sniper.text(*search, "--checkpoint", "last").err
+    assert "checkpoint: step 0" in sniper.text(*search, "--checkpoint", 0).err
+    assert "there is no checkpoint of step 7" in sniper.error(*search, "--checkpoint", 7)
+    assert "--checkpoint" in sniper.error(*search, "--checkpoint", "worst")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.data.holdout import hold_out
+from sniper.data.holdout import draw_images, hold_out
 from sniper.errors import AnnotationError
 from tests.data.tiny import write_dataset
 
@@ -61,3 +61,14 @@ def test_a_share_is_refused_beside_other_test_images(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="holdout must be 0 with test"):
         DataSpec(holdout=0.1, test=SourceSpec(annotations=str(tmp_path)))
+
+
+def test_a_subset_depends_on_the_seed_and_the_file_names_alone(images: Dataset) -> None:
+    drawn = draw_images(images, num_images=7, seed=3)
+    assert len(set(names_of(drawn))) == 7
+    assert [name for name in names_of(images) if name in names_of(drawn)] == names_of(drawn)
+    shuffled = images.select(np.random.default_rng(0).permutation(len(images)))
+    assert set(names_of(draw_images(shuffled, num_images=7, seed=3))) == set(names_of(drawn))
+    assert set(names_of(draw_images(images, num_images=7, seed=4))) != set(names_of(drawn))
+    assert set(names_of(drawn)) < set(names_of(draw_images(images, num_images=8, seed=3)))
+    assert names_of(draw_images(images, num_images=99, seed=3)) == names_of(images)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sniper.errors import ConfigError, WeightsError
-from sniper.models.backbone import Backbone, check_available
+from sniper.models.backbone import Backbone, check_available, find_download
 from sniper.models.spec import BackboneSpec
 
 # The layers of the stem and of the first stage, as timm names them.
@@ -160,3 +160,14 @@ def test_no_server_is_asked_where_nothing_is_downloaded(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     check_available(spec)
+    assert find_download(spec) is None
+
+
+def test_weights_to_download_have_a_size_before_they_are_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    assert find_download(BackboneSpec(name="mobilenetv2_100")) == "timm/mobilenetv2_100.ra_in1k, 14 MB"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(tmp_path))
+    assert find_download(BackboneSpec(name="mobilenetv2_100")) is None

@@ -65,6 +65,22 @@ def test_the_box_loss_of_the_head_is_weighted() -> None:
     assert heavier["head_class"] == plain["head_class"]
 
 
+@pytest.mark.parametrize(("label", "share"), [(0, 1.0), (1, 0.0)])
+def test_positives_with_the_right_class_are_counted(label: int, share: float) -> None:
+    """The classifier always chooses class 0."""
+    model = build_tiny()
+    torch.nn.init.zeros_(model.roi_head.classes.weight)
+    with torch.no_grad():
+        model.roi_head.classes.bias.copy_(torch.tensor([5.0, 0.0, 0.0]))
+    batch = build_batch(build_sample([[20, 20, 60, 60], [70, 70, 110, 110]], [V, V]), build_sample([], []))
+    targets = dataclasses.replace(batch.targets, labels=torch.full_like(batch.targets.labels, label))
+    losses, counts = model.losses_and_counts(dataclasses.replace(batch, targets=targets))
+    assert counts["positives"] >= 2
+    assert counts["correct"] == share * counts["positives"]
+    assert not losses.keys() & counts.keys()
+    assert not counts["correct"].requires_grad
+
+
 def test_a_negative_chip_has_no_box_loss() -> None:
     batch = build_batch(build_sample([[20, 20, 60, 60]], [IN_NEGATIVE]), build_sample([], []))
     losses = build_tiny().losses(batch)

@@ -257,6 +257,21 @@ def test_steps_and_evaluations_fit_into_the_time(
         assert train.epochs / train.evaluate_every <= 4
 
 
+@pytest.mark.parametrize(
+    ("num_scored", "epochs", "subset"), [(10, 40, None), (2000, 40, 50), (2000, 4000, 500), (40, 1, None)]
+)
+def test_evaluations_on_many_images_use_a_subset(
+    dataset: Dataset, num_scored: int, epochs: float, subset: int | None
+) -> None:
+    train = derived(dataset, num_scored=num_scored, train__epochs=epochs).train
+    assert (train.evaluate_images is None) == (subset is None)
+    if subset is not None and train.evaluate_images is not None:
+        assert train.evaluate_images >= subset
+        assert train.evaluate_images < num_scored
+    given_images = derived(dataset, num_scored=2000, train__epochs=40, train__evaluate_images=7)
+    assert given_images.train.evaluate_images == 7
+
+
 def measured(*, seconds_per_step: float, num_steps: int) -> Measurement:
     minutes = seconds_per_step * num_steps / 60
     return Measurement(

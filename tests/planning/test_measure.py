@@ -1,15 +1,18 @@
 """A few training steps are measured, and nothing of them stays."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sniper.config.experiment import ExperimentSpec
+from sniper.data.batches import Batch
 from sniper.data.datasets import Dataset
 from sniper.errors import ImageError
 from sniper.planning.measure import measure
 from sniper.planning.plan import plan
 from sniper.training.epochs import order_epoch
+from sniper.training.learner import Learner, Update
 
 
 def test_minutes_follow_from_the_seconds_of_a_step(dataset: Dataset, spec: ExperimentSpec) -> None:
@@ -20,6 +23,21 @@ def test_minutes_follow_from_the_seconds_of_a_step(dataset: Dataset, spec: Exper
     assert measured.minutes == pytest.approx(measured.minutes_per_epoch * spec.train.epochs)
     assert measured.peak_memory > 100e6  # resident, with torch loaded
     assert measured.device == "cpu"
+
+
+def test_no_step_is_begun_after_the_time_is_over(
+    dataset: Dataset, spec: ExperimentSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    update = Learner.update
+
+    def count(learner: Learner, batch: Batch, **arguments: Any) -> Update:
+        steps.append(arguments["step"])
+        return update(learner, batch, **arguments)
+
+    monkeypatch.setattr(Learner, "update", count)
+    assert measure(spec, dataset, device="cpu", max_seconds=0.0).seconds_per_step > 0
+    assert steps == [0]
 
 
 def test_a_plan_measures_its_experiment_on_request(dataset: Dataset, spec: ExperimentSpec) -> None:

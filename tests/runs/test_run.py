@@ -1,6 +1,7 @@
 """The folder of a run: metrics, checkpoints that are complete or absent, and continuing from them."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,56 @@ def test_progress_counts_steps_and_epochs() -> None:
     progress = Progress(step=7, epoch=1, step_in_epoch=2)
     assert progress.next_step() == Progress(step=8, epoch=1, step_in_epoch=3)
     assert progress.next_epoch() == Progress(step=7, epoch=2, step_in_epoch=0)
+
+
+def log_evaluation(run: Run, step: int, *, ap: float, num_images: int = 4) -> None:
+    run.log({"stage": "evaluate", "step": step, "epoch": step / 4, "ap": ap, "num_images": num_images})
+
+
+def test_the_best_checkpoint_is_used_and_the_newest_where_none_is_scored(trained: TrainedRun) -> None:
+    run = trained.run
+    first, second, last = run.checkpoints
+    assert run.best is None
+    assert run.weights_path.parent == last
+    log_evaluation(run, int(first.name), ap=0.3)
+    log_evaluation(run, int(second.name), ap=0.5)
+    log_evaluation(run, int(last.name), ap=0.4)
+    assert run.weights_path.parent == second
+    assert run.find_weights("last").parent == last
+    assert run.find_weights(int(first.name)).parent == first
+    with pytest.raises(RunError, match="there is no checkpoint of step 999; there are"):
+        run.find_weights(999)
+    assert run.load_weights()[2].parent == second
+    assert run.progress.step == int(last.name)
+
+
+def test_the_next_best_checkpoint_is_used_if_the_best_was_deleted(trained: TrainedRun) -> None:
+    run = trained.run
+    first, second, last = run.checkpoints
+    for path, ap in ((first, 0.3), (second, 0.5), (last, 0.2)):
+        log_evaluation(run, int(path.name), ap=ap)
+    shutil.rmtree(second)
+    assert run.weights_path.parent == first
+    run.rewind_to(int(first.name))
+    run.truncate_metrics(step=int(first.name))
+    assert run.weights_path.parent == first
+    assert len(run.evaluations) == 1
+
+
+def test_scores_on_other_images_and_undefined_ones_are_not_compared(trained: TrainedRun) -> None:
+    run = trained.run
+    first, second, last = (int(path.name) for path in run.checkpoints)
+    log_evaluation(run, first, ap=0.9, num_images=2)
+    log_evaluation(run, second, ap=-1.0)
+    assert run.best is None
+    log_evaluation(run, last, ap=0.0)
+    assert run.best is not None
+    assert (run.best.step, len(run.evaluations)) == (last, 2)
+
+
+def test_of_equal_scores_the_later_one_is_the_best(trained: TrainedRun) -> None:
+    first, second, _ = (int(path.name) for path in trained.run.checkpoints)
+    for step in (first, second):
+        log_evaluation(trained.run, step, ap=0.25)
+    assert trained.run.best is not None
+    assert trained.run.best.step == second

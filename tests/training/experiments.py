@@ -93,7 +93,7 @@ class FixedScores:
     num_images: int = 4
 
     def megapixels(self, *, on_all: bool) -> float:
-        return float(self.num_images if on_all else self.num_scored)
+        return 0.03 * (self.num_images if on_all else self.num_scored)
 
     def __call__(self, model: TwoStageDetector, *, step: int, on_all: bool) -> Mapping[str, float]:
         return {"ap": self.score(model)}

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ import torch
 from sniper.chips import LevelSpec
 from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.config.experiment import ExperimentSpec
+from sniper.config.loading import dump_experiment, load_experiment
+from sniper.data.batches import Batch
 from sniper.data.datasets import Dataset
 from sniper.errors import CheckpointError, ConfigError, TrainingDiverged
 from sniper.models.build import autocast, build_detector
 from sniper.models.two_stage import TwoStageDetector
 from sniper.runs.run import Run
-from sniper.training.callbacks import Callbacks, StepReport
+from sniper.training.callbacks import Callbacks, EpochReport, StepReport
 from sniper.training.epochs import order_epoch
+from sniper.training.learner import Learner, Update
+from sniper.training.length import TimeLimit
+from sniper.training.pace import Pace
 from tests.training.experiments import (
     CPU,
     FixedScores,
@@ -236,6 +242,246 @@ def test_scores_are_computed_once_even_if_the_run_was_killed_before_them(
     scored = [entry for entry in entries if entry["stage"] == "evaluate"]
     assert [(entry["epoch"], entry["ap"]) for entry in scored] == reported
     assert scored[-1]["step"] == entries[-2]["step"] == num_steps_of(run)
+
+
+def test_the_means_of_an_epoch_are_those_of_its_steps(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = with_train(spec, epochs=1.5)
+    reports: list[EpochReport] = []
+    run = Run.create(tmp_path / "run", config="")
+    train_killed_at(run, spec, dataset, step=3)  # the means are of all steps, also of those before
+    train_run(run, spec, dataset, callbacks=Callbacks(on_epoch=reports.append))
+    entries = run.entries()
+    epochs = [entry for entry in entries if entry["stage"] == "epoch"]
+    assert [report.epoch for report in reports] == [1.0, 1.5]
+    first = 0
+    for epoch, report in zip(epochs, reports, strict=True):
+        steps = [
+            entry for entry in entries if entry["stage"] == "train" and first < entry["step"] <= epoch["step"]
+        ]
+        first = epoch["step"]
+        num_positives = sum(entry["positives"] for entry in steps)
+        num_correct = sum(entry["positives"] * entry.get("positive_accuracy", 0) for entry in steps)
+        assert num_positives > 0
+        assert epoch["positive_accuracy"] == pytest.approx(num_correct / num_positives, abs=1e-4)
+        assert epoch["loss"] == pytest.approx(sum(entry["loss"] for entry in steps) / len(steps), abs=1e-5)
+        assert (report.loss, report.positive_accuracy) == (epoch["loss"], epoch["positive_accuracy"])
+    assert all(
+        entry["loss"]
+        == pytest.approx(sum(entry[name] for name in ("rpn_objectness", "rpn_box", "head_class", "head_box")))
+        for entry in entries
+        if entry["stage"] == "train"
+    )
+
+
+def scored(*aps: float, **fields: int) -> FixedScores:
+    """Return an evaluator that gives a detector one score after the other."""
+    values = iter(aps)
+    return FixedScores(score=lambda _: next(values), **fields)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = with_train(spec, epochs=4.0, evaluate_every=1, keep_checkpoints=1, ema_decay=0.9)
+    reports: list[EpochReport] = []
+    run = Run.create(tmp_path / "run", config="")
+    train_run(
+        run,
+        spec,
+        dataset,
+        evaluate=scored(0.1, 0.5, 0.3, 0.2),
+        callbacks=Callbacks(on_epoch=reports.append),
+    )
+    assert [report.is_best for report in reports] == [True, True, False, False]
+    best = run.best
+    assert best is not None
+    assert (best.epoch, best.ap) == (2, 0.5)
+    assert [int(path.name) for path in run.checkpoints] == [best.step, num_steps_of(run)]
+    assert run.weights_path == run.checkpoints[0] / "ema.safetensors"
+    train_run(run, with_train(spec, epochs=5.0), dataset, evaluate=scored(0.6))
+    assert [int(path.name) for path in run.checkpoints] == [num_steps_of(run)]
+    assert run.best is not None
+    assert run.best.epoch == 5
+
+
+def test_the_best_checkpoint_is_scored_on_all_images_at_the_end(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = with_train(spec, epochs=3.0, evaluate_every=1)
+    run = Run.create(tmp_path / "run", config="")
+    seen: list[dict[str, torch.Tensor]] = []
+    values = iter([0.1, 0.5, 0.3, 0.45])
+
+    def score(model: TwoStageDetector) -> float:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return next(values)
+
+    evaluate = FixedScores(score=score, num_scored=2, num_images=4)
+    model = train_run(run, spec, dataset, evaluate=evaluate)
+    second, last, final = seen[1:]
+    assert all(torch.equal(second[name], tensor) for name, tensor in final.items())
+    assert all(torch.equal(last[name], tensor) for name, tensor in model.state_dict().items())
+    scores = run.best_scores()
+    assert scores is not None
+    assert (scores["ap"], scores["num_images"], scores["epoch"]) == (0.45, 4, 2)
+    train_run(run, spec, dataset, evaluate=evaluate)
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("killed_at", [None, 2, 4])
+def test_evaluations_without_a_better_score_end_the_training(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, killed_at: int | None
+) -> None:
+    spec = with_train(spec, epochs=9.0, evaluate_every=1, patience=2)
+    scores = [0.2, 0.4, 0.4, 0.3, 0.9]
+    run = Run.create(tmp_path / "run", config="")
+    num_evaluations = 0
+    notices: list[str] = []
+
+    def score(_: TwoStageDetector) -> float:
+        nonlocal num_evaluations, killed_at
+        num_evaluations += 1
+        if num_evaluations == killed_at:
+            num_evaluations -= 1
+            killed_at = None
+            raise Killed
+        return scores[num_evaluations - 1]
+
+    def train() -> None:
+        callbacks = Callbacks(on_notice=notices.append)
+        train_run(run, spec, dataset, evaluate=FixedScores(score=score), callbacks=callbacks)
+
+    if killed_at is not None:
+        with pytest.raises(Killed):
+            train()
+    train()
+    train()  # a run that has stopped is complete
+    assert num_evaluations == 4
+    assert run.entries()[-1]["epoch"] == 4
+    assert "2 evaluations without a better AP than 0.400" in notices[-1]
+
+
+class Clock:
+    """A clock that advances by the seconds of each step and evaluation."""
+
+    def __init__(self, seconds_of_step: Callable[[int], float]) -> None:
+        self.now = 0.0
+        self.seconds_of_step = seconds_of_step
+
+    def __call__(self) -> float:
+        return self.now
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        update = Learner.update
+
+        def timed(learner: Learner, batch: Batch, **arguments: Any) -> Update:
+            self.now += self.seconds_of_step(arguments["step"])
+            return update(learner, batch, **arguments)
+
+        monkeypatch.setattr(Learner, "update", timed)
+
+    def score(self, _: TwoStageDetector) -> float:
+        self.now += 4.0
+        return 0.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs"),
+    [(lambda _: 1.0, 3.0), (lambda _: 1.0, 40.0), (lambda step: 1.0 if step < 10 else 1.6, 12.0)],
+)
+def test_a_limited_training_ends_in_time_and_its_configuration_reproduces_it(
+    dataset: Dataset,
+    spec: ExperimentSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: Callable[[int], float],
+    epochs: float,
+) -> None:
+    """The epochs at the start are a wrong estimate; 100 seconds are given."""
+    milestones = (round(0.75 * epochs, 3), round(0.92 * epochs, 3))
+    spec = with_train(
+        spec,
+        epochs=epochs,
+        milestones=milestones,
+        evaluate_every=4,
+        warmup_steps=3,
+        checkpoint_minutes=10.0,
+    )
+    clock, notices = Clock(seconds), []
+    clock.install(monkeypatch)
+    run = Run.create(tmp_path / "run", config=dump_experiment(spec))
+    train_run(
+        run,
+        spec,
+        dataset,
+        evaluate=FixedScores(score=clock.score),
+        callbacks=Callbacks(on_notice=notices.append),
+        pace=Pace(clock),
+        limit=TimeLimit(seconds=100.0, end=100.0),
+    )
+    assert 95 <= clock.now <= 101
+    corrected = load_experiment(run.config_path)
+    assert notices
+    assert corrected.train.epochs != epochs
+    assert dataclasses.replace(corrected, train=spec.train) == spec
+    first, second = (milestone / corrected.train.epochs for milestone in corrected.train.milestones)
+    assert (first, second) == pytest.approx((0.75, 0.92), abs=0.03)
+    again = Run.create(tmp_path / "again", config="")
+    train_run(again, corrected, dataset, evaluate=FixedScores(score=clock.score))
+    assert have_equal_weights(run, again)
+    steps, steps_again = (
+        [entry for entry in deterministic_metrics(made) if entry["stage"] == "train"] for made in (run, again)
+    )
+    assert steps == steps_again
+
+
+def test_a_limited_training_that_was_killed_continues_with_the_corrected_length(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = with_train(
+        spec, epochs=4.0, milestones=(3.0,), warmup_steps=2, checkpoint_minutes=10.0, evaluate_every=None
+    )
+    clock = Clock(lambda _: 1.0)
+    clock.install(monkeypatch)
+
+    def kill(report: StepReport) -> None:
+        if report.epochs > 4 and report.progress.step > 12:
+            raise Killed
+
+    run = Run.create(tmp_path / "run", config=dump_experiment(spec))
+    limit = TimeLimit(seconds=30.0, end=30.0)
+    with pytest.raises(Killed):
+        train_run(run, spec, dataset, callbacks=Callbacks(on_step=kill), pace=Pace(clock), limit=limit)
+    corrected = load_experiment(run.config_path)
+    assert corrected.train.epochs > 6
+    train_run(run, corrected, dataset)
+    unbroken = Run.create(tmp_path / "unbroken", config="")
+    train_run(unbroken, corrected, dataset)
+    assert have_equal_weights(run, unbroken)
+
+
+def test_a_training_that_becomes_slow_at_its_end_is_completed_with_a_warning(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = with_train(spec, epochs=12.0, milestones=(9.0,), warmup_steps=2, checkpoint_minutes=10.0)
+    num_steps = 12 * order_epoch(spec, dataset, epoch=0).num_steps
+    clock, warnings = Clock(lambda step: 1.0 if step < 0.8 * num_steps else 4.0), []
+    clock.install(monkeypatch)
+    run = Run.create(tmp_path / "run", config=dump_experiment(spec))
+    train_run(
+        run,
+        spec,
+        dataset,
+        callbacks=Callbacks(on_warning=warnings.append),
+        pace=Pace(clock),
+        limit=TimeLimit(seconds=1.02 * num_steps, end=1.02 * num_steps),
+    )
+    assert [entry["stage"] for entry in run.entries()].count("length") == 0
+    assert run.entries()[-1]["epoch"] == 12
+    assert len(warnings) == 1
+    assert "longer than --time; it is not cut off" in warnings[0]
 
 
 def test_metrics_are_written_for_tensorboard(dataset: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:

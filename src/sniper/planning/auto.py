@@ -33,7 +33,7 @@ from sniper.training.pace import SEARCH_SHARE
 HOLDOUT = 0.1
 """The share of the images that are held out of a data set without a split to validate on."""
 
-_MEASURED_STEPS = 4
+_MEASURED_STEPS, _MEASURED_SHARE = 4, 0.03  # steps, and the share of the time after which they are enough
 _TIME_SHARE = 0.95  # of the time that is planned with, until the training measures itself
 _FEWEST_SCORED = 50  # images of an evaluation while training: the AP on fewer is too uncertain to choose by
 _MAX_EVALUATIONS = 4  # in a limited time
@@ -153,7 +153,10 @@ def derive(
     megapixels = levels_megapixels(experiment.predict.levels, to_image_boxes(dataset)) / max(len(dataset), 1)
     measured = None
     if deadline is not None:
-        measured = measure(experiment, dataset, device=device, num_steps=_MEASURED_STEPS)
+        max_seconds = _MEASURED_SHARE * (deadline - time.monotonic())
+        measured = measure(
+            experiment, dataset, device=device, num_steps=_MEASURED_STEPS, max_seconds=max_seconds
+        )
         epochs = _fit_time(
             experiment,
             measured,

@@ -1,5 +1,6 @@
 """Measure a few training steps of an experiment: what an epoch takes in minutes and memory on this machine."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,7 @@ def measure(
     *,
     device: str | torch.device | None = None,
     num_steps: int = _NUM_STEPS,
+    max_seconds: float = math.inf,
 ) -> Measurement:
     """Train for a few steps from random weights, and discard the result.
 
@@ -48,6 +50,7 @@ def measure(
         dataset: its training set, with image files.
         device: where to compute; by default a GPU if there is one.
         num_steps: steps to measure, after one that is not counted.
+        max_seconds: after which no further step is begun.
 
     Raises:
         AnnotationError: if the data set has no box to learn from.
@@ -63,12 +66,14 @@ def measure(
         order, replace(experiment.data, num_workers=0), steps=steps, pin_memory=chosen.type == "cuda"
     )
     seconds = []
-    started = time.monotonic()
+    first = started = time.monotonic()
     for step, batch in enumerate(batches):
         learner.update(batch, learning_rate=1e-6, step=step, weight=order.weight(step))
         now = time.monotonic()
         seconds.append(now - started)
         started = now
+        if now - first > max_seconds:
+            break
     counted = seconds[1:] or seconds
     mean = sum(counted) / len(counted)
     per_epoch = mean * order.num_steps / 60
