@@ -125,7 +125,7 @@ def test_a_bar_fits_into_the_terminal(width: int) -> None:
         shown = terminal.render_lines(bars._progress.get_renderable())
     (line,) = ["".join(segment.text for segment in line) for line in shown]
     assert len(line.rstrip()) <= width
-    assert "step 11,999 of 12,000  loss 123.457  123.4 chips/s" in line
+    assert "11,999/12,000  loss 123.  123 chips/s" in line
     assert "left" in line
     assert "…" not in line
 
@@ -143,9 +143,9 @@ def test_elsewhere_a_line_is_printed_from_time_to_time(capsys: pytest.CaptureFix
     assert first.startswith("time: 16 min, until about ")
     assert first.endswith("memory: 1.3 GB")
     assert lines == [
-        "train  step 31 of 1,000  loss 123.457  123.4 chips/s  16 min left",
-        "train  step 62 of 1,000  loss 123.457  123.4 chips/s  16 min left",
-        "train  step 93 of 1,000  loss 123.457  123.4 chips/s  15 min left",
+        "train  step 31/1,000  loss 123.  123 chips/s  16 min left",
+        "train  step 62/1,000  loss 123.  123 chips/s  16 min left",
+        "train  step 93/1,000  loss 123.  123 chips/s  15 min left",
         "epoch 3/12  loss 0.513  class accuracy 67 %  15 min left",
     ]
 

@@ -71,7 +71,7 @@ def test_positives_with_the_right_class_are_counted(label: int, share: float) ->
     model = build_tiny()
     torch.nn.init.zeros_(model.roi_head.classes.weight)
     with torch.no_grad():
-        model.roi_head.classes.bias.copy_(torch.tensor([5.0, 0.0, 0.0]))
+        model.roi_head.classes.bias.copy_(torch.tensor([5.0, 0.0, 0.0, 0.0]))
     batch = build_batch(build_sample([[20, 20, 60, 60], [70, 70, 110, 110]], [V, V]), build_sample([], []))
     targets = dataclasses.replace(batch.targets, labels=torch.full_like(batch.targets.labels, label))
     losses, counts = model.losses_and_counts(dataclasses.replace(batch, targets=targets))

@@ -111,11 +111,12 @@ def predict(
     chosen = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
-    detector = Detector.load(opened, chosen, spec=spec, checkpoint=checkpoint)
+    selected = _parse_checkpoint(checkpoint)
+    detector = Detector.load(opened, chosen, spec=spec, checkpoint=selected)
     match = match_classes(detector, truth, run=run)
     if Processes.from_environment().is_first:
         print_warnings(describe_match(match))
-        print_progress(_describe_weights(opened, checkpoint))
+        print_progress(_describe_weights(opened, selected))
     if min_score is None:
         min_score = DEFAULT_MIN_SCORE if detector.min_score is None else detector.min_score
         if draw is not None and detector.min_score is None and Processes.from_environment().is_first:
@@ -136,7 +137,7 @@ def predict(
             target,
             match=match,
             min_score=min_score,
-            source=source_of(opened, spec, checkpoint=checkpoint),
+            source=source_of(opened, spec, checkpoint=selected),
             existing="resume" if resume else "replace",
             processes=processes,
             on_progress=bars.predicting,
@@ -165,6 +166,20 @@ def predict(
         },
         is_json=json,
     )
+
+
+def _parse_checkpoint(text: str) -> "CheckpointChoice":
+    """Return the checkpoint that an option selects.
+
+    Raises:
+        ConfigError: if it is neither `best` nor `last` nor a number.
+    """
+    match text:
+        case "best" | "last":
+            return text
+        case _ if text.isdecimal():
+            return int(text)
+    raise ConfigError(f"--checkpoint {text}: expected best, last, or the number of a step")
 
 
 def _describe_weights(run: "Run", checkpoint: "CheckpointChoice") -> str:

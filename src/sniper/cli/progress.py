@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sniper.training.callbacks import EpochReport, StartReport, StepReport
 
 _SECONDS_BETWEEN_LINES = 30
-_BAR_WIDTH = 20  # characters; a line with it fits into 80
+_BAR_WIDTH = 14  # characters; a line with it fits into 80
 
 
 @contextmanager
@@ -71,7 +71,7 @@ class ProgressBars:
         """Show a training step."""
         done = report.progress.step
         self._peak_memory = report.peak_memory
-        text = f"loss {report.loss:.3f}  {report.chips_per_second:.1f} chips/s"
+        text = f"loss {report.loss:#.3g}  {report.chips_per_second:.3g} chips/s"
         self._show(report.stage, text, done=done, total=done + report.steps_left, unit="step")
 
     def mining(self, num_done: int, num_images: int) -> None:
@@ -110,7 +110,7 @@ class ProgressBars:
         self._last_line = self._clock()
 
     def _show(self, stage: str, text: str, *, done: int, total: int, unit: str) -> None:
-        text = f"{unit} {done:,} of {total:,}" + (f"  {text}" if text else "")
+        text = f"{done:,}/{total:,}" + (f"  {text}" if text else "")
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, text=text)
         for name, task in self._tasks.items():
@@ -121,7 +121,7 @@ class ProgressBars:
         now = self._clock()
         if self._has_lines and now - self._last_line > _SECONDS_BETWEEN_LINES:
             seconds = self.seconds_left()
-            print_progress(f"{stage}  {text}" + (f"  {format_time_left(seconds)}" if seconds else ""))
+            print_progress(f"{stage}  {unit} {text}" + (f"  {format_time_left(seconds)}" if seconds else ""))
             self._last_line = now
 
 
