@@ -110,5 +110,12 @@ def test_small_changes_are_not_made() -> None:
     assert fit(seconds=116.5, epoch=1.0) == TRAIN
 
 
-def test_the_length_is_corrected_after_the_warm_up_at_half_and_before_each_milestone() -> None:
-    assert list(correction_epochs(TRAIN, steps_per_epoch=STEPS)) == pytest.approx([0.4, 6.0, 8.76, 10.76])
+def test_the_length_is_corrected_at_half_and_before_each_milestone() -> None:
+    assert list(correction_epochs(TRAIN)) == pytest.approx([6.0, 8.76, 10.76])
+
+
+def test_a_cosine_has_its_length_at_the_end_of_the_warm_up() -> None:
+    """The cosine begins after the warm-up, so all later rates depend on the number of epochs."""
+    cosine = replace(TRAIN, schedule="cosine")
+    assert fit(cosine, seconds=235.0, epoch=20 / STEPS).epochs > 20
+    assert fit(cosine, seconds=235.0, epoch=22 / STEPS) == cosine

@@ -103,9 +103,8 @@ def seconds_of(train: TrainSpec, *, epoch: float, costs: Costs) -> float:
     return (train.epochs - epoch) * costs.epoch + num_evaluations * costs.evaluation + costs.end
 
 
-def correction_epochs(train: TrainSpec, *, steps_per_epoch: int) -> Iterator[float]:
-    """Iterate over the epochs after which the length is corrected: after warm-up, at half, before each milestone."""
-    yield train.warmup_steps / steps_per_epoch
+def correction_epochs(train: TrainSpec) -> Iterator[float]:
+    """Iterate over the epochs after which the length is corrected again, after warm-up: half, before each milestone."""
     yield 0.5 * train.epochs
     for milestone in train.milestones:
         yield milestone - _MARGIN * train.epochs

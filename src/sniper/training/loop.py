@@ -40,7 +40,7 @@ from sniper.training.tensorboard import TensorBoardLogger, check_tensorboard
 OrderOfEpoch = Callable[[int], EpochOrder]
 """Returns the chips of an epoch, 0 the first, in their order; equal epochs must give equal orders."""
 
-_FEW_LAPS = 5  # steps to measure before the length is corrected
+_FEW_LAPS = 3  # steps to measure before the length is corrected
 _LATE_SHARE = 0.05  # of a limited time: a training that takes more is warned of
 
 
@@ -448,8 +448,9 @@ class _Loop:
         if epoch >= train.epochs:
             return
         now, costs = self._pace.clock(), self._costs(order)
-        points = list(correction_epochs(train, steps_per_epoch=order.num_steps))
-        if any(self._corrected_at < point <= epoch for point in points):
+        points = list(correction_epochs(train))
+        is_warm = progress.step == max(train.warmup_steps, _FEW_LAPS + 1)
+        if is_warm or any(self._corrected_at < point <= epoch for point in points):
             self._corrected_at = epoch
             changed = fit_length(train, limit, now=now, step=progress.step, epoch=epoch, costs=costs)
             if changed != train:
