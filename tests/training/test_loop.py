@@ -409,7 +409,8 @@ def test_a_limited_training_ends_in_time_and_its_configuration_reproduces_it(
         warmup_steps=3,
         checkpoint_minutes=10.0,
     )
-    clock, notices = Clock(seconds), []
+    clock = Clock(seconds)
+    notices: list[str] = []
     clock.install(monkeypatch)
     run = Run.create(tmp_path / "run", config=dump_experiment(spec))
     train_run(
@@ -467,7 +468,8 @@ def test_a_training_that_becomes_slow_at_its_end_is_completed_with_a_warning(
 ) -> None:
     spec = with_train(spec, epochs=12.0, milestones=(9.0,), warmup_steps=2, checkpoint_minutes=10.0)
     num_steps = 12 * order_epoch(spec, dataset, epoch=0).num_steps
-    clock, warnings = Clock(lambda step: 1.0 if step < 0.8 * num_steps else 4.0), []
+    clock = Clock(lambda step: 1.0 if step < 0.8 * num_steps else 4.0)
+    warnings: list[str] = []
     clock.install(monkeypatch)
     run = Run.create(tmp_path / "run", config=dump_experiment(spec))
     train_run(
