@@ -50,7 +50,7 @@ def measure(
         dataset: its training set, with image files.
         device: where to compute; by default a GPU if there is one.
         num_steps: steps to measure, after one that is not counted.
-        max_seconds: after which no further step is begun.
+        max_seconds: after which no further step is begun, except the first that is counted.
 
     Raises:
         AnnotationError: if the data set has no box to learn from.
@@ -72,7 +72,7 @@ def measure(
         now = time.monotonic()
         seconds.append(now - started)
         started = now
-        if now - first > max_seconds:
+        if len(seconds) > 1 and now - first > max_seconds:
             break
     counted = seconds[1:] or seconds
     mean = sum(counted) / len(counted)
