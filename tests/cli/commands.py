@@ -11,6 +11,7 @@ import pytest
 
 from sniper.cli import run
 
+ANNOUNCEMENTS = ("download: ", "training: ", "evaluation: ", "checkpoint: ")
 SNIPER = str(Path(sys.executable).parent / "sniper")
 
 
@@ -41,12 +42,19 @@ class CommandLine:
         return printed
 
     def error(self, *arguments: object) -> str:
-        """Run a command that must exit with 2, nothing on standard output, one paragraph on standard error."""
+        """Run a command that must exit with 2, nothing on standard output, one paragraph on standard error.
+
+        Lines with what the command was about to do may come before it.
+        """
         code = run([*map(str, arguments)])
         printed = self.capsys.readouterr()
         assert code == 2, printed.err
         assert printed.out == ""
-        assert printed.err.startswith("error: ")
+        lines = printed.err.splitlines()
+        while lines and lines[0].startswith(ANNOUNCEMENTS):
+            lines.pop(0)
+        assert lines
+        assert lines[0].startswith("error: ")
         assert "Traceback" not in printed.err
         return " ".join(printed.err.split())
 
