@@ -22,7 +22,13 @@ from sniper.data.epoch import choose_positive_chips, order_chips, to_image_boxes
 from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, OutOfMemory
 from sniper.models.spec import DetectorSpec
-from sniper.planning.cost import CostPlan, compute_cost, levels_megapixels
+from sniper.planning.cost import (
+    USEFUL_SIZES,
+    USEFUL_SIZES_OF_ONE_MAP,
+    CostPlan,
+    compute_cost,
+    levels_megapixels,
+)
 from sniper.planning.experiment import suggest_experiment
 from sniper.planning.measure import Measurement, measure
 from sniper.planning.page import resize_rule, sizes_text
@@ -206,14 +212,15 @@ def parse_time(text: str) -> float:
 def _choose_pyramid(dataset: Dataset, given: Given) -> CostPlan:
     """Return the cost of the pyramid that was set, or else of the one that suits the data set."""
     boxes, base, seed = to_image_boxes(dataset), given.spec.pyramid, given.spec.seed
+    useful_sizes = USEFUL_SIZES if _choose_neck(given) == "fpn" else USEFUL_SIZES_OF_ONE_MAP
     if not given.has("pyramid.levels"):
         sizes = (base.chip_size,) if given.has("pyramid.chip_size") else CHIP_SIZES
-        suggestion = suggest_pyramid(boxes, base=base, chip_sizes=sizes, seed=seed)
+        suggestion = suggest_pyramid(boxes, base=base, chip_sizes=sizes, useful_sizes=useful_sizes, seed=seed)
         if suggestion is not None:
             return suggestion.cost
     order_chips(dataset, base, batch_size=1, flip=0.0, seed=seed, epoch=0)  # raises if there is no box
     table = choose_positive_chips(dataset, base, generator=np.random.default_rng(seed))
-    return compute_cost(table, boxes, pyramid=base)
+    return compute_cost(table, boxes, pyramid=base, useful_sizes=useful_sizes)
 
 
 def _complete(
@@ -250,10 +257,15 @@ def _complete(
 
 
 def _choose_neck(given: Given) -> Literal["concat", "fpn"]:
-    """Return the neck that was set, or else a feature pyramid, unless the other fields that were set exclude it."""
+    """Return the neck that was set, or that of the detector to start from, or else a feature pyramid.
+
+    Other fields that were set may exclude it.
+    """
     model = given.spec.model
     if given.has("model.backbone.neck"):
         return model.backbone.neck
+    if given.model is not None:
+        return given.model.backbone.neck
     has_other_anchors = given.has("model.rpn.anchor_sizes") and len(model.rpn.anchor_sizes) != 5
     return "concat" if has_other_anchors or model.roi_head.pooling == "deformable" else "fpn"
 

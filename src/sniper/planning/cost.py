@@ -15,8 +15,14 @@ from sniper.chips.table import ChipTable
 from sniper.chips.visibility import Visibility, chip_visibility
 from sniper.geometry.boxes import size
 
-USEFUL_SIZES = (32.0, 480.0)
-"""The sizes in chip pixels, from and to, at which detectors do well (a rule of thumb of the authors' code)."""
+USEFUL_SIZES = (16.0, 480.0)
+"""The sizes in chip pixels, from and to, at which detectors with a feature pyramid do well.
+
+The lower one is measured (`docs/benchmarks.md`). The upper one is a rule of thumb of the authors' code.
+"""
+
+USEFUL_SIZES_OF_ONE_MAP = (32.0, 480.0)
+"""The same for detectors with one feature map at stride 16: the rule of thumb of the authors' code."""
 
 (_SINGLE_PASS,) = WholeSpec().levels
 
