@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from sniper.config.experiment import ExperimentSpec, TrainSpec, widened
 from sniper.config.loading import load_partial
 from sniper.data.datasets import Dataset, load_dataset
+from sniper.data.epoch import to_image_boxes
 from sniper.errors import AnnotationError, ConfigError, OutOfMemory
 from sniper.planning import auto
 from sniper.planning.auto import DerivedExperiment, Given, choose_validation, derive, parse_time
 from sniper.planning.experiment import suggest_experiment
 from sniper.planning.measure import Measurement
+from sniper.planning.suggest import suggest_pyramid
 from tests.data.tiny import write_dataset
 from tests.planning.test_experiment import DATA, cost_of
 
@@ -311,3 +313,15 @@ def test_the_same_experiment_is_derived_again(dataset: Dataset) -> None:
     first, second = derived(dataset), derived(dataset)
     assert first == second
     assert np.isfinite(first.train.epochs)
+
+
+@pytest.mark.parametrize("neck", ["fpn", "concat"])
+def test_the_pyramid_suits_the_neck(dataset: Dataset, neck: str) -> None:
+    given = give(dataset, model__backbone__neck=neck)
+    data, reason = choose_validation(given)
+    result = derive(dataset, given, data=data, validation=reason, device=CPU, num_scored=1)
+    low = {"fpn": 16, "concat": 32}[neck]
+    assert f"{low} to 480 px" in {setting.name: setting.reason for setting in result.settings}["chips"]
+    pyramid = suggest_pyramid(to_image_boxes(dataset), useful_sizes=(float(low), 480.0))
+    assert pyramid is not None
+    assert result.experiment.pyramid == pyramid.pyramid

@@ -18,7 +18,7 @@ from tests.data_folder import find_data
 
 def cost_of(world: ImageBoxes, pyramid: PyramidSpec = SMALL_PYRAMID) -> CostPlan:
     table = cover(pyramid, world, generator=np.random.default_rng(0))
-    return compute_cost(table, world, pyramid=pyramid)
+    return compute_cost(table, world, pyramid=pyramid, useful_sizes=(32.0, 480.0))
 
 
 @given(worlds)

@@ -96,3 +96,11 @@ def test_planning_imports_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_the_useful_sizes_are_those_of_the_neck(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path)
+    one_map = sniper.ExperimentSpec(pyramid=SMALL_PYRAMID)
+    assert sniper.plan(path).cost.useful_sizes == (16.0, 480.0)
+    assert sniper.plan(path, experiment=one_map).cost.useful_sizes == (32.0, 480.0)
+    assert sniper.plan(path, experiment=one_map, useful_sizes=(20.0, 90.0)).cost.useful_sizes == (20.0, 90.0)

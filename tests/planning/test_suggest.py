@@ -165,7 +165,7 @@ def test_a_share_that_no_pyramid_reaches_is_lowered(
     low = np.random.default_rng(0).uniform(0, 900, (100, 2))
     sides = np.where(np.arange(100)[:, None] < num_tiny, 2.0, side)
     image = one_image(1280, 960, np.concatenate([low, low + sides], axis=1))
-    suggestion = suggest_pyramid(image, share=share)
+    suggestion = suggest_pyramid(image, share=share, useful_sizes=(32.0, 480.0))
     assert suggestion is not None
     assert suggestion.goal == goal
     assert suggestion.cost.share_useful == (100 - num_tiny) / 100

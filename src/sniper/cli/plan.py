@@ -68,9 +68,13 @@ def plan(
         ),
     ] = None,
     useful_sizes: Annotated[
-        tuple[float, float],
-        Parameter(help="Sizes from and to which detectors do well, chip pixels."),
-    ] = (32.0, 480.0),
+        tuple[float, float] | None,
+        Parameter(
+            negative=(),
+            help="Sizes from and to which detectors do well, chip pixels.",
+            show_default=default("16 480 with a feature pyramid, 32 480 with one feature map"),
+        ),
+    ] = None,
     measure: Annotated[bool, flag("Train three steps, and report minutes and memory.")] = False,
     device: Device = None,
     seed: Seed = 0,
@@ -85,7 +89,7 @@ def plan(
     started = time.monotonic()
     from sniper.planning import plan as planning
 
-    if not 0 < useful_sizes[0] < useful_sizes[1]:
+    if useful_sizes is not None and not 0 < useful_sizes[0] < useful_sizes[1]:
         raise ConfigError(
             f"--useful-sizes: expected two sizes, the smaller first, not {useful_sizes[0]:g} {useful_sizes[1]:g}"
         )

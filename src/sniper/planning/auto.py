@@ -24,7 +24,6 @@ from sniper.errors import ConfigError, OutOfMemory
 from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import (
     USEFUL_SIZES,
-    USEFUL_SIZES_OF_ONE_MAP,
     CostPlan,
     compute_cost,
     levels_megapixels,
@@ -212,7 +211,7 @@ def parse_time(text: str) -> float:
 def _choose_pyramid(dataset: Dataset, given: Given) -> CostPlan:
     """Return the cost of the pyramid that was set, or else of the one that suits the data set."""
     boxes, base, seed = to_image_boxes(dataset), given.spec.pyramid, given.spec.seed
-    useful_sizes = USEFUL_SIZES if _choose_neck(given) == "fpn" else USEFUL_SIZES_OF_ONE_MAP
+    useful_sizes = USEFUL_SIZES[_choose_neck(given)]
     if not given.has("pyramid.levels"):
         sizes = (base.chip_size,) if given.has("pyramid.chip_size") else CHIP_SIZES
         suggestion = suggest_pyramid(boxes, base=base, chip_sizes=sizes, useful_sizes=useful_sizes, seed=seed)

@@ -1,6 +1,6 @@
 """The cost of a pyramid on a data set before training: chips, pixels, and the sizes of the boxes in the chips."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,14 +15,12 @@ from sniper.chips.table import ChipTable
 from sniper.chips.visibility import Visibility, chip_visibility
 from sniper.geometry.boxes import size
 
-USEFUL_SIZES = (16.0, 480.0)
-"""The sizes in chip pixels, from and to, at which detectors with a feature pyramid do well.
+USEFUL_SIZES: Mapping[str, tuple[float, float]] = {"fpn": (16.0, 480.0), "concat": (32.0, 480.0)}
+"""The sizes in chip pixels, from and to, at which detectors do well, by their neck.
 
-The lower one is measured (`docs/benchmarks.md`). The upper one is a rule of thumb of the authors' code.
+With one feature map at stride 16 they are a rule of thumb of the authors' code. The lower one with a feature pyramid is
+measured (`docs/benchmarks.md`).
 """
-
-USEFUL_SIZES_OF_ONE_MAP = (32.0, 480.0)
-"""The same for detectors with one feature map at stride 16: the rule of thumb of the authors' code."""
 
 (_SINGLE_PASS,) = WholeSpec().levels
 
@@ -155,7 +153,7 @@ def compute_cost(
     *,
     pyramid: PyramidSpec,
     negatives_per_image: int = 0,
-    useful_sizes: tuple[float, float] = USEFUL_SIZES,
+    useful_sizes: tuple[float, float] = USEFUL_SIZES["fpn"],
 ) -> CostPlan:
     """Compute what the chips of a data set cost, from every chip and every box.
 

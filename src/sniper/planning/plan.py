@@ -36,7 +36,7 @@ def plan(
     proposals: str | os.PathLike[str] | None = None,
     num_levels: int | None = None,
     share: float | None = None,
-    useful_sizes: tuple[float, float] = USEFUL_SIZES,
+    useful_sizes: tuple[float, float] | None = None,
     batch_size: int | None = None,
     crowded_above: int = 100,
     is_measured: bool = False,
@@ -54,7 +54,8 @@ def plan(
         proposals: folder that `sniper mine` wrote; negative chips are chosen from it.
         num_levels: suggest a pyramid of this many levels; see `suggest_pyramid`.
         share: fraction of the boxes that the suggested pyramid must bring to a useful size; see `suggest_pyramid`.
-        useful_sizes: the sizes, from and to, at which a detector does well, chip pixels.
+        useful_sizes: the sizes, from and to, at which a detector does well, chip pixels; None takes those of the
+            neck: 16 to 480 with a feature pyramid, 32 to 480 with one map.
         batch_size: chips per step; None takes that of the experiment.
         crowded_above: chips that show more boxes are counted as crowded.
         is_measured: whether to train for a few steps, to measure minutes and memory.
@@ -83,6 +84,7 @@ def plan(
     if not isinstance(data, Dataset):
         data = load_dataset(data, image_root=images, split=split, has_images=is_measured, data=base.data)
     boxes = to_image_boxes(data)
+    useful_sizes = useful_sizes or USEFUL_SIZES["fpn" if experiment is None else base.model.backbone.neck]
     suggestion = suggest_pyramid(
         boxes,
         base=base.pyramid,

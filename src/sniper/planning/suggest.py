@@ -112,7 +112,7 @@ def suggest_pyramid(
     num_levels: int | None = None,
     share: float | None = None,
     chip_sizes: Sequence[int] = CHIP_SIZES,
-    useful_sizes: tuple[float, float] = USEFUL_SIZES,
+    useful_sizes: tuple[float, float] = USEFUL_SIZES["fpn"],
     seed: int = 0,
 ) -> Suggestion | None:
     """Suggest a pyramid: the one with the fewest levels within 5 % of the least cost.
