@@ -260,7 +260,7 @@ def test_steps_and_evaluations_fit_into_the_time(
 
 
 @pytest.mark.parametrize(
-    ("num_scored", "epochs", "subset"), [(10, 40, None), (2000, 20, None), (2000, 400, 50), (40, 1, None)]
+    ("num_scored", "epochs", "subset"), [(10, 40, None), (2000, 8, None), (2000, 400, 50), (40, 1, None)]
 )
 def test_evaluations_on_many_images_use_a_subset(
     dataset: Dataset, num_scored: int, epochs: float, subset: int | None
