@@ -11,6 +11,8 @@ from sniper.errors import AnnotationError, DetectionsError
 from sniper.evaluation.coco import score
 from sniper.evaluation.duplicates import without_duplicates
 from sniper.evaluation.pair import EvaluationPair, look_up_ids
+from sniper.geometry import Detections
+from sniper.geometry.nms import drop_duplicates
 from tests.evaluation.entries import entry, ground_truth_of
 
 IDS = st.integers(-20, 20) | st.integers(-(2**63), 2**63 - 1)
@@ -149,3 +151,17 @@ def test_duplicates_are_left_out_of_each_image() -> None:
     pair = EvaluationPair.of(detections, ground_truth_of())
     assert without_duplicates(pair).scores.tolist() == [0.9, 0.3, 0.2]
     assert len(without_duplicates(EvaluationPair.of([], ground_truth_of()))) == 0
+
+
+@pytest.mark.parametrize("height", [11.0, 12.0, 13.0, 14.0, 16.0, 18.0])
+def test_duplicates_of_results_are_those_that_pictures_leave_out(height: float) -> None:
+    boxes = [[0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 20.0, height]]  # IoU 0.55 to 0.9, of two classes
+    detections = [
+        entry(bbox=box, score=score, category_id=category)
+        for box, score, category in zip(boxes, (0.9, 0.8), (1, 2), strict=True)
+    ]
+    truth = truth_of({1: "ship", 2: "boat"})
+    shown = drop_duplicates(
+        Detections(boxes=np.array(boxes), scores=np.array([0.9, 0.8]), labels=np.array([0, 1]))
+    )
+    assert len(without_duplicates(EvaluationPair.of(detections, truth))) == len(shown)

@@ -17,6 +17,7 @@ from sniper.geometry.kernels import kernel
 
 Decay = Literal["gaussian", "linear", "hard"]
 
+_SAME_CLASS_IOU, _ANY_CLASS_IOU = 0.5, 0.6  # above which a box is a second one on an object; see `drop_duplicates`
 _GAUSSIAN, _LINEAR, _HARD = range(3)
 _CODES = {"gaussian": _GAUSSIAN, "linear": _LINEAR, "hard": _HARD}
 
@@ -79,7 +80,10 @@ def soft_nms(
 
 
 def drop_duplicates(
-    detections: Detections, *, iou_threshold: float = 0.5, any_class_iou_threshold: float = 0.6
+    detections: Detections,
+    *,
+    iou_threshold: float = _SAME_CLASS_IOU,
+    any_class_iou_threshold: float = _ANY_CLASS_IOU,
 ) -> Detections:
     """Drop second boxes on an object, which soft-NMS keeps with lower scores: NMS within classes, then across them.
 
@@ -109,7 +113,10 @@ def drop_duplicates(
 
 
 def find_first_boxes(
-    detections: Detections, *, iou_threshold: float = 0.5, any_class_iou_threshold: float = 0.7
+    detections: Detections,
+    *,
+    iou_threshold: float = _SAME_CLASS_IOU,
+    any_class_iou_threshold: float = _ANY_CLASS_IOU,
 ) -> Int[np.ndarray, " k"]:
     """Return the indices of the detections that `drop_duplicates` keeps, best first."""
     first = _nms(detections, detections.labels, iou_threshold)
