@@ -149,8 +149,8 @@ class PredictSpec:
     Attributes:
         levels: the image pyramid; a level reports the detections whose size is in its range.
         merge: how overlapping detections of all levels are merged: soft-NMS, `gaussian` or `linear`; `hard` NMS;
-            `fusion`, the mean of boxes weighted by their scores; or `auto`, the method, width and IoU with the best AP
-            on the validation images of the run, Gaussian soft-NMS where there are none.
+            `fusion`, the mean of boxes weighted by their scores; or `auto`, the method, `soft_nms_sigma` and
+            `merge_iou` with the best AP on the validation images of the run, Gaussian soft-NMS where there are none.
         soft_nms_sigma: sigma of Gaussian soft-NMS.
         merge_iou: IoU above which detections are merged; not used by Gaussian soft-NMS.
         score_threshold: detections with a lower score after merging are dropped.
@@ -170,6 +170,15 @@ class PredictSpec:
     window: Annotated[int, Ge(256)] = 4096
     batch_megapixels: PositiveFloat = 8.0
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if self.merge != "auto":
+            return
+        for name, field in type(self).__dataclass_fields__.items():
+            if name in ("soft_nms_sigma", "merge_iou") and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"merge: auto chooses {name} itself; leave it at {field.default:g}, or set another merge"
+                )
 
 
 @spec_dataclass
