@@ -17,6 +17,7 @@ from sniper.config.loading import (
     dump_experiment,
     is_experiment,
     load_experiment,
+    merge_experiment,
     parse_experiment,
 )
 from sniper.data.spec import DataSpec, ReadSpec, SourceSpec
@@ -301,6 +302,23 @@ def test_a_run_may_be_resumed_for_longer_but_not_with_other_settings() -> None:
     check_resumable(old, dataclasses.replace(old, train=TrainSpec(epochs=9.0)), source=SOURCE)
     with pytest.raises(ConfigError, match=r"seed was 0, not 1; train\.momentum was 0\.9, not 0\.5"):
         check_resumable(old, dataclasses.replace(old, seed=1, train=TrainSpec(momentum=0.5)), source=SOURCE)
+
+
+def test_the_length_of_a_cosine_is_fixed_when_a_run_is_resumed() -> None:
+    old = ExperimentSpec(train=TrainSpec(schedule="cosine", epochs=4.0))
+    longer = dataclasses.replace(old, train=dataclasses.replace(old.train, epochs=8.0))
+    with pytest.raises(ConfigError, match=r"train\.epochs was 4\.0, not 8\.0"):
+        check_resumable(old, longer, source=SOURCE)
+
+
+@pytest.mark.parametrize("field", ["merge_iou", "soft_nms_sigma"])
+def test_what_is_chosen_on_validation_images_cannot_be_set(field: str) -> None:
+    base = ExperimentSpec(predict=PredictSpec(merge="auto"))
+    overrides = {f"--predict.{field}": "0.7"}
+    with pytest.raises(ConfigError, match=f"^--predict.{field}: merge: auto chooses {field} itself"):
+        merge_experiment(base, None, overrides=overrides)
+    spec = merge_experiment(base, None, overrides={**overrides, "--predict.merge": "hard"})
+    assert getattr(spec.predict, field) == 0.7
 
 
 def test_a_path_that_is_not_utf8_is_refused_by_its_name() -> None:

@@ -188,6 +188,14 @@ def test_a_partial_file_and_overrides_win(dataset: Dataset, tmp_path: Path) -> N
     assert {setting.name: setting.reason for setting in result.settings}["length"] == "given"
 
 
+def test_early_stopping_keeps_the_derived_interval_of_evaluations(dataset: Dataset) -> None:
+    train = derived(dataset, train__patience=3).train
+    assert train.patience == 3
+    assert train.evaluate_every == derived(dataset).train.evaluate_every > 1  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="patience needs evaluate_every, which is null"):
+        derived(dataset, num_scored=0, train__patience=3)
+
+
 def test_every_setting_has_a_value_a_reason_and_an_option_that_sets_it(dataset: Dataset) -> None:
     given = give(dataset)
     data, reason = choose_validation(given)

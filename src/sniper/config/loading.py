@@ -167,7 +167,8 @@ def load_partial(
 
     Returns:
         The experiment, with the defaults for the other fields, and the dotted names of the fields that were given. A
-        chip size without levels has one level, the whole image.
+        chip size without levels has one level, the whole image; early stopping without an interval evaluates after
+        every epoch.
 
     Raises:
         ConfigError: naming all problems of the file and the overrides.
@@ -177,13 +178,13 @@ def load_partial(
     in_file, changes = _parse_file(text, source=source), _parse_overrides(overrides or {})
     values = _put_over(in_file, changes)
     pyramid = values.get("pyramid")
-    whole: dict[str, Any] = {}
+    needed: dict[str, Any] = {}  # by the fields that were given, in place of defaults that exclude them
     if isinstance(pyramid, dict) and isinstance(pyramid.get("chip_size"), int):
-        whole = {
-            "pyramid": {"levels": [{"long_side": pyramid["chip_size"]}]}
-        }  # the default levels do not fit into it
-    spec = _validate(_merged(whole, in_file), changes, source=source)
-    return spec, frozenset(_flat(values))
+        needed["pyramid"] = {"levels": [{"long_side": pyramid["chip_size"]}]}
+    names = frozenset(_flat(values))
+    if "train.patience" in names:
+        needed["train"] = {"evaluate_every": 1}
+    return _validate(_merged(needed, in_file), changes, source=source), names
 
 
 def list_fields() -> list[str]:
@@ -360,6 +361,8 @@ def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -
     """
     before, after = _flat(to_plain(old)), _flat(to_plain(new))
     free = [name for name in _FREE_TO_CHANGE if name != "predict" or new.mine.every_epochs is None]
+    if old.train.schedule == "cosine":
+        free.remove("train.epochs")  # on which all learning rates after the warm-up depend
     if new.data.cache.format == "png" or None not in (old.data.cache.folder, new.data.cache.folder):
         free.append("data.cache.folder")  # the pixels are the same
     differing = [
