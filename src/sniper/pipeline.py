@@ -476,6 +476,7 @@ def _derive(
         device=device,
         deadline=None if limit is None else limit.end,
         num_scored=0 if test is None else len(test),
+        measures_batch=processes.world_size == 1,
     )
     callbacks.on_derived(derived.settings)
     return derived.experiment, dataset, test, limit

@@ -121,7 +121,12 @@ def test_fields_that_exclude_a_feature_pyramid_lead_to_one_map(
 
 
 def derive_on_gpu(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, *, most_chips: int, **fields: Any
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    most_chips: int,
+    measures_batch: bool = True,
+    **fields: Any,
 ) -> DerivedExperiment:
     """Derive for a GPU on which a batch of at most so many chips fits into the memory."""
 
@@ -133,7 +138,15 @@ def derive_on_gpu(
     monkeypatch.setattr(auto, "measure", measure)
     given = give(dataset, **fields)
     data, reason = choose_validation(given)
-    return derive(dataset, given, data=data, validation=reason, device=torch.device("cuda:0"), num_scored=1)
+    return derive(
+        dataset,
+        given,
+        data=data,
+        validation=reason,
+        device=torch.device("cuda:0"),
+        num_scored=1,
+        measures_batch=measures_batch,
+    )
 
 
 def test_a_gpu_has_a_larger_network(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +176,13 @@ def test_a_batch_that_exceeds_the_memory_of_a_gpu_is_halved(
     assert given.experiment.train.batch_size == 16
 
 
+def test_the_batch_of_several_processes_does_not_depend_on_the_memory_of_each(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = derive_on_gpu(dataset, monkeypatch, most_chips=1, measures_batch=False)
+    assert result.experiment.train.batch_size == 8
+
+
 def test_a_gpu_on_which_no_chip_fits_is_out_of_memory(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +206,18 @@ def test_a_partial_file_and_overrides_win(dataset: Dataset, tmp_path: Path) -> N
     assert (train.epochs, train.clip_grad_norm, result.experiment.model.rpn.channels) == (4, 3, 16)
     assert train.milestones == (3.0, 3.68)
     assert {setting.name: setting.reason for setting in result.settings}["length"] == "given"
+
+
+def test_a_cosine_that_is_set_is_described(dataset: Dataset) -> None:
+    given = give(dataset, train__schedule="cosine")
+    data, reason = choose_validation(given)
+    settings_ = derive(dataset, given, data=data, validation=reason, device=CPU).settings
+    (schedule,) = (setting for setting in settings_ if setting.name == "schedule")
+    assert (schedule.value, schedule.reason, schedule.option) == (
+        "half a cosine",
+        "given",
+        "--train.schedule",
+    )
 
 
 def test_early_stopping_keeps_the_derived_interval_of_evaluations(dataset: Dataset) -> None:

@@ -125,6 +125,7 @@ def derive(
     device: torch.device,
     deadline: float | None = None,
     num_scored: int = 0,
+    measures_batch: bool = True,
 ) -> DerivedExperiment:
     """Derive every field of an experiment that was not set, from the data, the machine and the fields that were.
 
@@ -137,6 +138,8 @@ def derive(
         deadline: when training and evaluation must end, in seconds of `time.monotonic`; steps are measured to estimate
             how many epochs fit. None chooses the epochs by the size of the data set.
         num_scored: images to validate on.
+        measures_batch: whether to measure if a batch fits into the memory of a GPU. Several processes must not, since
+            they have to derive the same, and each computes its share of a batch only.
 
     Raises:
         AnnotationError: if the data set has no box to learn from.
@@ -149,7 +152,7 @@ def derive(
     )
     experiment = complete()
     batch_reason = _BATCH_REASONS[device.type == "cuda"]
-    if device.type == "cuda" and not given.has("train.batch_size"):
+    if device.type == "cuda" and measures_batch and not given.has("train.batch_size"):
         batch_size = _fit_batch(complete, dataset, device=device)
         if batch_size < experiment.train.batch_size:
             batch_reason = f"more do not fit into the memory of {device}"
@@ -460,9 +463,11 @@ def _describe(
         ),
         (
             "schedule",
-            f"×{train.gamma:g} after {_epochs(train.milestones)} epochs",
+            "half a cosine"
+            if train.schedule == "cosine"
+            else f"×{train.gamma:g} after {_epochs(train.milestones)} epochs",
             "at 75 and 92 % of the run",
-            "train.milestones",
+            "train.schedule" if given.has("train.schedule") else "train.milestones",
         ),
         (
             "evaluation",

@@ -100,7 +100,7 @@ class InitialWeights:
 
     @classmethod
     def load(cls, path: str | Path) -> "InitialWeights":
-        """Read the newest weights of a run (their moving average if one is kept), or a file of weights.
+        """Read the best weights of a run (see `Run.load_weights`), or a file of weights.
 
         The second stage of a run that has trained the RPN alone is left out.
 
