@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import sniper
+from sniper import pipeline
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.config.loading import dump_experiment, load_experiment
@@ -298,6 +299,19 @@ def test_what_is_to_be_done_is_reported_before_it_is_done(spec: ExperimentSpec, 
     (report,) = starts
     assert (report.rpn_steps, report.num_mined, report.num_evaluations) == (0, 0, 1)
     assert report.steps - report.steps_done == pytest.approx(stages.seen.count("train"), abs=1)
+
+
+def test_no_download_is_announced_where_a_detector_is_started_from(
+    plain: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "find_download", lambda _: "weights, 14 MB")
+    starts: list[StartReport] = []
+    callbacks = Callbacks(on_start=starts.append)
+    first = sniper.train(plain, run=tmp_path / "first", epochs=0.2, device="cpu", callbacks=callbacks)
+    sniper.train(
+        plain, run=tmp_path / "second", epochs=0.2, device="cpu", weights_from=first, callbacks=callbacks
+    )
+    assert [report.download for report in starts] == ["weights, 14 MB", None]
 
 
 def test_an_experiment_file_names_the_run(

@@ -584,6 +584,7 @@ class _Stages:
         else:
             table = self._mined_chips(progress.epoch) if is_mined else table
             steps_per_epoch = self._order(spec, progress.epoch, table).num_steps
+        has_weights = bool(self.run.checkpoints) or spec.model.weights_from is not None
         steps = max(round(train.epochs * steps_per_epoch), 1)
         num_evaluations = count_evaluations(train, after=progress.epoch) if evaluator else 0
         self.pace.left["rpn"] = rpn_steps
@@ -601,7 +602,7 @@ class _Stages:
             num_evaluations=num_evaluations,
             num_scored=evaluator.num_scored if evaluator else 0,
             num_images=evaluator.num_images if evaluator else 0,
-            download=None if self.run.checkpoints else find_download(spec.model.backbone),
+            download=None if has_weights else find_download(spec.model.backbone),
         )
 
     def _megapixels_to_mine(self) -> float:
@@ -755,7 +756,8 @@ class _Stages:
 class _Evaluator:
     """Scores a detector on the test images, or on a subset of them; each process searches its share.
 
-    How detections are merged and from which score they are shown is chosen by the way, and written to the run.
+    How detections are merged, and from which score they are shown, is chosen with the same search and written to the
+    run.
 
     Attributes:
         run: that the detector belongs to.

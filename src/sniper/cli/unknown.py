@@ -186,7 +186,7 @@ def explain_option(option: str, command: Command, commands: Sequence[Command]) -
 
 
 def _elsewhere(name: str, candidates: Sequence[str], command: Command, commands: Sequence[Command]) -> str:
-    """Say where an option is that the command does not have: in an experiment, a run, or another command."""
+    """Describe where an option is that the command does not have: in an experiment, a run, or another command."""
     names = [each for candidate in candidates for each in candidate.split(" or ")]
     fields = [each for each in names if "." in each]
     for field in fields:

@@ -17,7 +17,10 @@ from sniper.geometry.kernels import kernel
 
 Decay = Literal["gaussian", "linear", "hard"]
 
-_SAME_CLASS_IOU, _ANY_CLASS_IOU = 0.5, 0.6  # above which a box is a second one on an object; see `drop_duplicates`
+_SAME_CLASS_IOU, _ANY_CLASS_IOU = (
+    0.5,
+    0.6,
+)  # above which a box is a second one on an object; see `drop_duplicates`
 _GAUSSIAN, _LINEAR, _HARD = range(3)
 _CODES = {"gaussian": _GAUSSIAN, "linear": _LINEAR, "hard": _HARD}
 

@@ -93,22 +93,23 @@ def validate(
     specs = _merge_specs(detector.spec)
     if len(specs) == 1:
         compared, candidates, chosen = [], [], 0
-        found = search(range(len(images)), specs)[0]
+        detections = search(range(len(images)), specs)[0]
     else:
         compared = spread(len(images), count=MAX_COMPARED)
         tables = search(compared, specs)
-        part = truth.select_images(np.array(compared, dtype=np.int64))
+        compared_truth = truth.select_images(np.array(compared, dtype=np.int64))
         candidates = [
             _to_candidate(
-                spec, _pair({new: table[old] for new, old in enumerate(compared) if old in table}, part)
+                spec,
+                _pair({new: table[old] for new, old in enumerate(compared) if old in table}, compared_truth),
             )
             for spec, table in zip(specs, tables, strict=True)
         ]
         chosen = choose(candidates)
         rest = sorted(set(range(len(images))) - set(compared))
-        found = tables[chosen] | search(rest, specs[chosen : chosen + 1])[0]
+        detections = tables[chosen] | search(rest, specs[chosen : chosen + 1])[0]
         del tables
-    shown = {index: drop_duplicates(detections) for index, detections in found.items()}
+    shown = {index: drop_duplicates(of_image) for index, of_image in detections.items()}
     best = find_best_f1(_pair(shown, truth))
     calibration = Calibration(
         step=step,
@@ -123,7 +124,7 @@ def validate(
         recall=_or_zero(best.recall),
         candidates=tuple(candidates),
     )
-    return Validation(pair=_pair(found, truth), calibration=calibration)
+    return Validation(pair=_pair(detections, truth), calibration=calibration)
 
 
 def spread(num_images: int, *, count: int) -> list[int]:

@@ -27,7 +27,7 @@ class Pace:
         clock: returns the time in seconds.
 
     Attributes:
-        left: how much of each part is left; whoever works on a part keeps it up to date.
+        left: how much of each part is left; kept up to date by the code that works on the part.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
