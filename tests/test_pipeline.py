@@ -492,6 +492,26 @@ def test_a_refused_resume_leaves_the_run_as_it_was(plain: ExperimentSpec, tmp_pa
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.filterwarnings("ignore:.*of data.test are in data.train too")
+def test_a_damaged_calibration_is_refused_before_the_training_continues(
+    plain: ExperimentSpec, tmp_path: Path
+) -> None:
+    run = train(plain, run=tmp_path / "run", device="cpu")
+    run.calibration_path.write_text("[")
+    longer = {"train.epochs": 1.0}
+    with pytest.raises(RunError, match=r"calibration\.json: cannot be read .*; delete it"):
+        train(
+            plain,
+            run=run.folder,
+            resume=True,
+            device="cpu",
+            overrides={**longer, "train.evaluate_every": 1},
+        )
+    num_entries = len(run.entries())
+    train(plain, run=run.folder, resume=True, device="cpu", overrides=longer)
+    assert len(run.entries()) > num_entries
+
+
 def test_overrides_may_be_numpy_numbers_tuples_and_specs(plain: ExperimentSpec, tmp_path: Path) -> None:
     overrides = {"train.batch_size": np.int64(2), "train.milestones": (1, 2.5), "mine": MineSpec(nms_iou=0.5)}
     run = train(plain, run=tmp_path / "run", device="cpu", epochs=np.float64(0.1), overrides=overrides)

@@ -41,7 +41,7 @@ from sniper.errors import ConfigError, count_and_list
 from sniper.evaluation.coco import score
 from sniper.evaluation.pair import GroundTruth
 from sniper.files import atomic_write, expand_path
-from sniper.inference.calibration import save_calibration
+from sniper.inference.calibration import load_calibration, save_calibration
 from sniper.inference.detector import Detector
 from sniper.inference.mining import mine
 from sniper.inference.proposals import add_negatives
@@ -357,7 +357,10 @@ def _check_inputs(
         check_tensorboard()
     check_divisible(spec, device=device, processes=processes)
     if resume:
-        Run.open(folder).check_trained_on(dataset.identity)
+        run = Run.open(folder)
+        run.check_trained_on(dataset.identity)
+        if spec.train.evaluate_every is not None:
+            load_calibration(run)  # refuses a damaged file now, not after an epoch
         return
     Run.check_absent(folder)
     if spec.data.chips is not None:

@@ -363,6 +363,15 @@ def test_evaluations_without_a_better_score_end_the_training(
     assert "2 evaluations without a better AP than 0.400" in notices[-1]
 
 
+def test_undefined_scores_do_not_end_the_training(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = with_train(spec, epochs=3.0, evaluate_every=1, patience=1)
+    run = Run.create(tmp_path / "run", config="")
+    train_run(run, spec, dataset, evaluate=scored(-1.0, -1.0, -1.0))
+    assert run.entries()[-1]["epoch"] == 3
+
+
 class Clock:
     """A clock that advances by the seconds of each step and evaluation."""
 

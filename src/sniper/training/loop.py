@@ -361,7 +361,8 @@ class _Loop:
         if patience is None or self._evaluate is None:
             return False
         scores = [entry.ap for entry in self._run.evaluations] if self._processes.is_first else []
-        since_best = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        has_scores = bool(scores) and max(scores) >= 0  # the images have objects
+        since_best = len(scores) - 1 - scores.index(max(scores)) if has_scores else 0
         if self._sum(since_best >= patience)[0] == 0:
             return False
         if self._processes.is_first:
