@@ -23,7 +23,7 @@ from sniper.cli.options import (
     output_option,
 )
 from sniper.cli.output import print_progress, print_result, print_warnings
-from sniper.cli.progress import format_score, show_progress
+from sniper.cli.progress import show_progress
 from sniper.cli.search import describe_match, list_images, match_classes, source_of, split_overrides
 from sniper.errors import ConfigError
 
@@ -184,6 +184,8 @@ def _parse_checkpoint(text: str) -> "CheckpointChoice":
 
 def _describe_weights(run: "Run", checkpoint: "CheckpointChoice") -> str:
     """Return which checkpoint is used, and its AP."""
+    from sniper.reports.scores import format_score
+
     step = int(run.find_weights(checkpoint).parent.name)
     line = f"checkpoint: step {step:,}"
     scored = [entry for entry in run.evaluations if entry.step == step]

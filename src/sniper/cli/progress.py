@@ -148,6 +148,8 @@ def describe_start(report: "StartReport") -> Iterator[str]:
 
 def describe_epoch(report: "EpochReport") -> str:
     """Return a line with the means and the scores of an epoch."""
+    from sniper.reports.scores import format_score
+
     name = "rpn epoch" if report.stage == "rpn" else "epoch"
     parts = [f"{name} {report.epoch:g}/{report.epochs:g}"]
     if report.loss is not None:
@@ -162,11 +164,6 @@ def describe_epoch(report: "EpochReport") -> str:
             scores += f" on {report.num_scored:,} of {report.num_images:,} images"
         parts.append(scores + (" (best)" if report.is_best else ""))
     return "  ".join(parts)
-
-
-def format_score(score: float) -> str:
-    """Return a score with three digits, or a dash where it is undefined."""
-    return "–" if score < 0 else f"{score:.3f}"
 
 
 def format_time_left(seconds: float) -> str:

@@ -18,7 +18,7 @@ from sniper.cli.output import (
     print_result,
     print_warnings,
 )
-from sniper.cli.progress import format_score, show_progress
+from sniper.cli.progress import show_progress
 from sniper.cli.unknown import parse_overrides
 from sniper.errors import printable
 
@@ -174,6 +174,8 @@ _SCORES = ("ap", "ap50", "ap75", "ar_100")
 
 def _summary(run: "Run", result: Mapping[str, Any], *, minutes: float) -> dict[str, Any]:
     """Return the result of a training as lines for people: what was reached, and where it is."""
+    from sniper.reports.scores import format_score
+
     best, step = result.get("best_step"), result["step"]
     lines: dict[str, Any] = {"run": result["run"]}
     if best is None:
