@@ -125,6 +125,8 @@ LEFT_OUT = {
     "data.crowds": "what the annotations are like",
     "data.whole": "absent: trains on chips",
     "data.tiles": "absent: trains on chips",
+    "train.evaluate_images": "not used without evaluate_every",
+    "train.patience": "not used without evaluate_every",
     "train.compile": "speed",
     "train.tensorboard": "reports",
     "train.checkpoint_minutes": "what is kept on disk",
