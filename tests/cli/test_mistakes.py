@@ -148,6 +148,7 @@ def test_a_mistake_is_answered_with_what_to_do(
 def test_the_names_of_other_libraries_lead_to_options_that_exist() -> None:
     collections = {name: app[name].assemble_argument_collection() for name in app if not name.startswith("-")}
     options = {name for each in collections.values() for argument in each for name in argument.names}
+    options |= {word for name in collections for word in str(app[name].usage).split()}  # such as DETECTIONS
     for ours in {
         name for candidates in OTHER_NAMES.values() for each in candidates for name in each.split(" or ")
     }:

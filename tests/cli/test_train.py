@@ -96,7 +96,7 @@ def test_a_stopped_training_names_the_command_that_continues_it(
     def interrupt(_: object, report: StepReport) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    arguments = ("train", "train.json", "--config", "small.yaml", "--epochs", "1", "--run", "my run")
+    arguments = ("train", "train.json", "--config", "small.yaml", "--epochs", "3", "--run", "my run")
     with monkeypatch.context() as patch:
         patch.setattr(ProgressBars, "step", interrupt)
         assert run([*arguments]) == 130

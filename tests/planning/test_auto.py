@@ -55,7 +55,7 @@ def test_warm_up_and_milestones_lie_inside_the_run(
     cost = cost_of(num_images)
     train = suggest_experiment(cost, data=DATA, is_scored=True, epochs=epochs, batch_size=batch_size).train
     steps = train.epochs * cost.num_steps(train.batch_size)
-    assert train.warmup_steps <= steps / 20
+    assert train.warmup_steps <= steps / 20 + 1e-9
     assert 0 < train.milestones[0] < train.milestones[1] < train.epochs
     assert train.evaluate_every is not None
     assert train.evaluate_every <= max(train.epochs, 1)
@@ -295,8 +295,7 @@ def test_steps_and_evaluations_fit_into_the_time(
     training = train.epochs * 5 * 2.0
     assert training <= 0.95 * seconds
     assert training >= 0.3 * seconds
-    is_too_long = (num_scored, seconds) == (100, 60.0)
-    assert (train.evaluate_every is None) == (num_scored == 0 or is_too_long)
+    assert (train.evaluate_every is None) == (num_scored == 0)
     if train.evaluate_every is not None:
         assert train.epochs / train.evaluate_every <= 4
 

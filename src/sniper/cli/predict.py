@@ -194,7 +194,7 @@ def _summary(result: Mapping[str, Any], *, draw: Path | None) -> dict[str, Any]:
         lines["not readable"] = count_and_list(result["skipped_images"], separator=", ")
     shown = f"{result['num_shown']:,} with a score of at least {result['min_score']:.3g}"
     lines["detections"] = f"{result['num_detections']:,}; {shown}"
-    lines["minutes"] = f"{result['seconds'] / 60:.1f}"
+    lines["seconds"] = f"{result['seconds']:.1f}"
     lines["results"] = result["output"]
     if draw is not None:
         lines["pictures"] = str(draw)
