@@ -128,7 +128,7 @@ def train(
     if step is not None and not resume:
         raise ConfigError("step: needs resume; it selects the checkpoint to continue from")
     started = clock.monotonic()
-    folder = _default_folder(experiment) if run is None else expand_path(run)
+    folder = default_folder(experiment) if run is None else expand_path(run)
     if time is not None and epochs is not None:
         raise ConfigError("--time: and --epochs exclude each other")
     shortcuts = {
@@ -399,7 +399,12 @@ def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
     )
 
 
-def _default_folder(experiment: ExperimentSpec | str | os.PathLike[str]) -> Path:
+def default_folder(experiment: ExperimentSpec | str | os.PathLike[str]) -> Path:
+    """Return the folder of a run that none is given for: `runs/NAME`, after the file, the folder or the recipe.
+
+    Raises:
+        ConfigError: if a specification is given, which has no name.
+    """
     if isinstance(experiment, ExperimentSpec):
         raise ConfigError("run: name the folder of the run; an ExperimentSpec has no file to name it after")
     path = expand_path(experiment)

@@ -1,6 +1,7 @@
 """`sniper predict`: which images it searches, what it writes, and what it refuses."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,37 @@ def test_arguments_that_cannot_be_used_are_refused(
     assert message in sniper.error("predict", *arguments.split())
 
 
+def test_an_unreadable_image_is_reported_with_the_way_to_skip_it(
+    trained_folder: Path, sniper: CommandLine
+) -> None:
+    run, photos = trained_folder / "run", trained_folder / "photos"
+    photos.mkdir()
+    for image in (trained_folder / "images").iterdir():
+        shutil.copy(image, photos)
+    cut = photos / "cut.png"
+    cut.write_bytes(image.read_bytes()[:60])
+    answer = sniper.error("predict", run, photos)
+    assert "cut.png: cannot be read as an image" in answer
+    assert f"set data.on_bad_image to skip in {run / 'config.yaml'}, and continue with --resume" in answer
+    config = (run / "config.yaml").read_text()
+    assert "on_bad_image: refuse" in config
+    (run / "config.yaml").write_text(config.replace("on_bad_image: refuse", "on_bad_image: skip"))
+    with pytest.warns(UserWarning, match="cut.png: .*skipped"):
+        printed = sniper.text("predict", run, photos, "--resume")
+    assert re.search(r"^not readable +.*cut.png$", printed.out, re.MULTILINE)
+    assert "next:" not in printed.out
+
+
+def test_a_search_of_the_validation_images_names_what_is_next(
+    trained_folder: Path, sniper: CommandLine
+) -> None:
+    run, drawn = trained_folder / "run", trained_folder / "drawn"
+    printed = sniper.text("predict", run, "--draw", drawn)
+    assert re.search(rf"^pictures +{re.escape(str(drawn))}$", printed.out, re.MULTILINE)
+    assert f"next: sniper evaluate {run}" in printed.out
+    assert "not readable" not in printed.out
+
+
 def test_the_checkpoint_can_be_chosen(trained_folder: Path, sniper: CommandLine) -> None:
     run = trained_folder / "run"
     (newest,) = (run / "checkpoints").iterdir()
@@ -322,4 +354,7 @@ def test_the_checkpoint_can_be_chosen(trained_folder: Path, sniper: CommandLine)
     assert "checkpoint: step 1\n" in sniper.text(*search, "--checkpoint", "last").err
     assert "checkpoint: step 0" in sniper.text(*search, "--checkpoint", 0).err
     assert "there is no checkpoint of step 7" in sniper.error(*search, "--checkpoint", 7)
+    scored = sniper.text("evaluate", run, "--checkpoint", "last")
+    assert "checkpoint: step 1\n" in scored.err
+    assert "the newest is 1 (--checkpoint last)" in sniper.text("evaluate", run).err
     assert "--checkpoint" in sniper.error(*search, "--checkpoint", "worst")

@@ -55,6 +55,10 @@ def step(number: int, *, left: int, stage: str = "train") -> StepReport:
         ({}, ["training: 12,000 steps, 12 epochs of 1,000"]),
         ({"steps_done": 300}, ["training: 12,000 steps, 12 epochs of 1,000, from step 300"]),
         (
+            {"steps_done": 12_000, "num_evaluations": 1},
+            ["training: complete, 12,000 steps were made before; 12 epochs are set"],
+        ),
+        (
             {"download": "timm/some, 14 MB", "rpn_steps": 400, "num_mined": 5000},
             [
                 "download: timm/some, 14 MB",

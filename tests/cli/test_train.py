@@ -1,19 +1,25 @@
 """`sniper train`: overrides, resuming, and mistakes that are found before or during training."""
 
 import json
+import os
 import re
+import shlex
+import signal
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 import sniper as package
+from sniper.cli import run
+from sniper.cli.progress import ProgressBars
 from sniper.cli.unknown import parse_overrides
 from sniper.config.experiment import widened
 from sniper.config.loading import load_experiment
 from sniper.errors import ConfigError
 from sniper.pipeline import load_split
 from sniper.runs.run import Run
+from sniper.training.callbacks import StepReport
 from tests.cli.commands import CommandLine
 from tests.data.tiny import write_dataset
 
@@ -82,6 +88,22 @@ def test_another_data_set_is_validated_on(data: Path, sniper: CommandLine) -> No
     sniper.json("train", "train.json", "--val", "val.json", "--config", "small.yaml", "--epochs", 0.5)
     assert names_of(Path("runs/train"), "train") == {f"train_{index}.png" for index in range(4)}
     assert names_of(Path("runs/train"), "test") == {f"val_{index}.png" for index in range(4)}
+
+
+def test_a_stopped_training_names_the_command_that_continues_it(
+    data: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object, report: StepReport) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    arguments = ("train", "train.json", "--config", "small.yaml", "--epochs", "3", "--run", "my run")
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressBars, "step", interrupt)
+        assert run([*arguments]) == 130
+    stopped = sniper.capsys.readouterr().err.splitlines()[-1]
+    message, _, command = stopped.partition("; to continue: ")
+    assert message == "stopped after step 1, which is saved"
+    assert "from step 1" in sniper.text(*shlex.split(command)[1:]).err
 
 
 def test_held_out_images_stay_held_out_when_a_run_is_resumed(data: Path, sniper: CommandLine) -> None:

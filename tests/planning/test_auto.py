@@ -55,7 +55,7 @@ def test_warm_up_and_milestones_lie_inside_the_run(
     cost = cost_of(num_images)
     train = suggest_experiment(cost, data=DATA, is_scored=True, epochs=epochs, batch_size=batch_size).train
     steps = train.epochs * cost.num_steps(train.batch_size)
-    assert train.warmup_steps <= steps / 20
+    assert train.warmup_steps <= steps / 20 + 1e-9
     assert 0 < train.milestones[0] < train.milestones[1] < train.epochs
     assert train.evaluate_every is not None
     assert train.evaluate_every <= max(train.epochs, 1)
@@ -136,6 +136,7 @@ def derive_on_gpu(
         return measured(seconds_per_step=0.1, num_steps=5)
 
     monkeypatch.setattr(auto, "measure", measure)
+    monkeypatch.setattr(auto, "choose_precision", lambda *_: "bf16")
     given = give(dataset, **fields)
     data, reason = choose_validation(given)
     return derive(
@@ -299,6 +300,32 @@ def test_steps_and_evaluations_fit_into_the_time(
         assert train.epochs / train.evaluate_every <= 4
 
 
+def test_an_evaluation_longer_than_half_the_time_is_left_out(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(auto, "measure", lambda *_, **__: measured(seconds_per_step=2.0, num_steps=5))
+
+    def limited(*, num_scored: int, **fields: Any) -> DerivedExperiment:
+        given = give(dataset, **fields)
+        data, reason = choose_validation(given)
+        return derive(
+            dataset, given, data=data, validation=reason, device=CPU, deadline=60.0, num_scored=num_scored
+        )
+
+    short, long = limited(num_scored=1), limited(num_scored=10_000)
+    assert short.experiment.train.evaluate_every is not None
+    assert long.experiment.train.evaluate_every is None
+    assert long.experiment.train.epochs * 5 * 2.0 > 0.9 * 60
+    evaluation = next(setting for setting in long.settings if setting.name == "evaluation")
+    assert evaluation.value == "none"
+    assert "too much of the time; `sniper evaluate` scores the run" in evaluation.reason
+    with pytest.raises(
+        ConfigError, match=r"no step fits: .* an evaluation about .* leaves out the evaluation"
+    ):
+        limited(num_scored=10_000, train__evaluate_every=1)
+
+
 @pytest.mark.parametrize(
     ("num_scored", "epochs", "subset"), [(10, 40, None), (2000, 8, None), (2000, 400, 50), (40, 1, None)]
 )
@@ -334,6 +361,8 @@ def test_a_time_without_room_for_a_step_is_refused(dataset: Dataset, monkeypatch
     data, reason = choose_validation(given)
     with pytest.raises(ConfigError, match=r"--time: no step fits: a step takes 9\.0 s"):
         derive(dataset, given, data=data, validation=reason, device=CPU, deadline=5.0)
+    with pytest.raises(ConfigError, match="--time: is over after reading, planning and measuring a step"):
+        derive(dataset, given, data=data, validation=reason, device=CPU, deadline=-5.0)
 
 
 @pytest.mark.parametrize(

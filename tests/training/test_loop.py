@@ -396,6 +396,25 @@ class Clock:
         return 0.5
 
 
+def test_no_time_is_left_after_the_last_evaluation(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = with_train(spec, epochs=4.0, evaluate_every=2)
+    clock = Clock(lambda _: 20.0)
+    clock.install(monkeypatch)
+    left: list[float] = []
+    train_run(
+        Run.create(tmp_path / "run", config=""),
+        spec,
+        dataset,
+        evaluate=FixedScores(score=clock.score),
+        callbacks=Callbacks(on_time_left=left.append),
+        pace=Pace(clock),
+    )
+    assert left[-1] == 0.0
+    assert left[-2] > 0.0
+
+
 @pytest.mark.parametrize(
     ("seconds", "epochs"),
     [(lambda _: 1.0, 3.0), (lambda _: 1.0, 40.0), (lambda step: 1.0 if step < 10 else 1.6, 12.0)],

@@ -13,6 +13,7 @@ from cyclopts import Parameter, validators
 from sniper.cli.inputs import check_parent, load_annotations, load_images, load_split, scored_split
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
+    Checkpoint,
     Device,
     FollowLinks,
     Images,
@@ -27,13 +28,22 @@ from sniper.cli.output import (
     console,
     fits,
     print_line,
+    print_paragraph,
     print_progress,
     print_result,
     print_table,
     print_warnings,
 )
 from sniper.cli.progress import show_progress
-from sniper.cli.search import describe_match, list_images, match_classes, source_of, split_overrides
+from sniper.cli.search import (
+    describe_match,
+    describe_weights,
+    list_images,
+    match_classes,
+    parse_checkpoint,
+    source_of,
+    split_overrides,
+)
 from sniper.errors import AnnotationError, ConfigError, DetectionsError, count_and_list
 from sniper.files import atomic_write, expand_path
 
@@ -45,6 +55,7 @@ if TYPE_CHECKING:
     from sniper.evaluation.diagnosis import Diagnosis
     from sniper.evaluation.operating_point import MatchCounts, OperatingPoint
     from sniper.evaluation.pair import EvaluationPair, GroundTruth
+    from sniper.runs.run import CheckpointChoice
 
 _Choice = Literal["min_score", "validation_images", "scored_images"]
 
@@ -127,6 +138,7 @@ def evaluate(
             default="RUN/evaluation; none for detections",
         ),
     ] = None,
+    checkpoint: Checkpoint = "best",
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -150,6 +162,7 @@ def evaluate(
         crowds=crowds,
         limit=limit,
         overrides=overrides,
+        checkpoint=parse_checkpoint(checkpoint),
         device=device,
     )
     is_run = run.is_dir()
@@ -197,6 +210,7 @@ class _Options:
     crowds: Literal["ignore", "objects"] | None
     limit: int | None
     overrides: Mapping[str, str]
+    checkpoint: "CheckpointChoice"
     device: str | None
 
 
@@ -233,10 +247,16 @@ def _open(detections: Path, options: _Options) -> _Subject:
         if not detections.exists():
             raise ConfigError(f"{detections}: no such file or folder")
         raise ConfigError(f"{detections}: expected the folder of a run, or annotations after the result file")
+    if (options.annotations / "config.yaml").is_file():
+        raise ConfigError(
+            f"{options.annotations}: the folder of a run comes first: sniper evaluate {options.annotations} "
+            f"{detections}"
+        )
     for name, value in (
         ("--images", options.images),
         ("--follow-links", options.follow_links),
         ("--device", options.device),
+        ("--checkpoint", options.checkpoint != "best"),
         *options.overrides.items(),
     ):
         if value:
@@ -267,9 +287,11 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     dataset = _load_dataset(spec, options, run=run)
     sources = list_images(dataset)[: options.limit]
     device = select_device(options.device)
-    detector = Detector.load(opened, device, spec=spec)
+    detector = Detector.load(opened, device, spec=spec, checkpoint=options.checkpoint)
     match = match_classes(detector, dataset, run=run)
-    source = source_of(opened, spec)
+    source = source_of(opened, spec, checkpoint=options.checkpoint)
+    if Processes.from_environment().is_first:
+        print_progress(describe_weights(opened, options.checkpoint))
     with (
         Processes.from_environment().process_group(device) as processes,
         show_progress(is_shown=processes.is_first) as bars,
@@ -438,7 +460,7 @@ class _Report:
             )
         print_line("")
         for line in self._describe_point():
-            print_line(line)
+            print_paragraph(line)
         print_table(show_classes(self.scores, self.point))
         print_line("")
         self._show_confusions()

@@ -32,7 +32,7 @@ from sniper.cli.demo import demo
 from sniper.cli.evaluate import evaluate
 from sniper.cli.mine import mine
 from sniper.cli.options import convert_argument
-from sniper.cli.output import console, print_error, print_warnings
+from sniper.cli.output import console, print_error, print_progress, print_warnings
 from sniper.cli.plan import plan
 from sniper.cli.predict import predict
 from sniper.cli.recipes import recipes
@@ -112,8 +112,8 @@ def run(arguments: Sequence[str]) -> int:
         path = f"{error.filename}: " if error.filename else ""
         print_error(f"{path}{error.strerror or error}")
         return 2
-    except KeyboardInterrupt:
-        console.print("stopped")
+    except KeyboardInterrupt as stop:
+        print_progress(f"stopped{stop}")
         return 130
     return 0
 

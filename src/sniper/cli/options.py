@@ -78,6 +78,12 @@ Crowds = Annotated[
     Parameter(help="Take boxes that are marked as crowds as regions to ignore, or for objects."),
 ]
 Count = Annotated[int, Parameter(validator=at_least_1)]
+Checkpoint = Annotated[
+    str,
+    Parameter(
+        help="Checkpoint to use: best (by AP on the validation images), last, or the number of a step."
+    ),
+]
 Limit = Annotated[int | None, Parameter(validator=at_least_1, help="Use only the first LIMIT images.")]
 Seed = Annotated[
     int,

@@ -34,6 +34,11 @@ def print_line(text: str) -> None:
     print(printable(text))
 
 
+def print_paragraph(text: str) -> None:
+    """Print a long line of a result; on a terminal it is broken between words."""
+    _stdout.print(printable(text), soft_wrap=not _stdout.is_terminal)
+
+
 def print_table(table: "Table") -> None:
     """Print a table of a result."""
     _stdout.print(table)

@@ -1,6 +1,5 @@
 """`sniper plan`: report what training on chips costs, and suggest a pyramid."""
 
-import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +23,18 @@ from sniper.cli.options import (
     flag,
     output_option,
 )
-from sniper.cli.output import announce_compilation, console, print_line, print_result, print_table
+from sniper.cli.output import (
+    announce_compilation,
+    console,
+    print_line,
+    print_paragraph,
+    print_result,
+    print_table,
+)
 from sniper.errors import ConfigError
 
 if TYPE_CHECKING:
     from sniper.planning.page import PlanPage
-
-_TEXT_WIDTH = 100  # characters; of a paragraph, about that of the tables
 
 
 def plan(
@@ -142,11 +146,12 @@ def _show(page: "PlanPage", folder: Path) -> None:
             f"{page.measurement.minutes_per_epoch:.1f} minutes per epoch, {page.measurement.minutes:.0f} in all, and "
             f"{page.measurement.peak_memory / 1e9:.1f} GB on {page.measurement.device}"
         )
-    print_line("; ".join(parts))
+    print_paragraph("; ".join(parts))
     for table in (draw_levels(cost), draw_pixels(cost), draw_suggestions(page)):
         print_table(table)
     if page.suggestion is not None:
-        print_line(f"{textwrap.fill(page.suggestion.reason, width=_TEXT_WIDTH)}\n")
+        print_paragraph(page.suggestion.reason)
+        print_line("")
     print_line(f"page:   {folder / 'plan.html'}")
     if page.suggested_yaml:
         print_line(f"train:  sniper train {folder / 'suggested.yaml'}")

@@ -1,10 +1,12 @@
 """`sniper predict`: detect objects in images with the detector of a run."""
 
+import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
@@ -12,6 +14,7 @@ from sniper.cli.images import find_image_files
 from sniper.cli.inputs import load_images, load_split, scored_split
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
+    Checkpoint,
     Device,
     FollowLinks,
     Images,
@@ -22,10 +25,18 @@ from sniper.cli.options import (
     flag,
     output_option,
 )
-from sniper.cli.output import print_progress, print_result, print_warnings
+from sniper.cli.output import print_line, print_progress, print_result, print_warnings
 from sniper.cli.progress import show_progress
-from sniper.cli.search import describe_match, list_images, match_classes, source_of, split_overrides
-from sniper.errors import ConfigError
+from sniper.cli.search import (
+    describe_match,
+    describe_weights,
+    list_images,
+    match_classes,
+    parse_checkpoint,
+    source_of,
+    split_overrides,
+)
+from sniper.errors import ConfigError, ImageError, count_and_list
 
 if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
@@ -34,7 +45,7 @@ if TYPE_CHECKING:
     from sniper.geometry import Detections
     from sniper.inference.detector import Detector
     from sniper.inference.results import ImageToSearch
-    from sniper.runs.run import CheckpointChoice, Run
+    from sniper.runs.run import Run
 
 _UNCALIBRATED = (
     "the run has chosen no score on validation images, so pictures show detections from {} on (--min-score)"
@@ -79,12 +90,7 @@ def predict(
             show_default=default("where F1 was best on the validation images of the run, else 0.3"),
         ),
     ] = None,
-    checkpoint: Annotated[
-        str,
-        Parameter(
-            help="Checkpoint to use: best (by AP on the validation images), last, or the number of a step."
-        ),
-    ] = "best",
+    checkpoint: Checkpoint = "best",
     resume: Annotated[bool, flag("Continue a stopped search.")] = False,
     limit: Limit = None,
     device: Device = None,
@@ -111,12 +117,12 @@ def predict(
     chosen = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
-    selected = _parse_checkpoint(checkpoint)
+    selected = parse_checkpoint(checkpoint)
     detector = Detector.load(opened, chosen, spec=spec, checkpoint=selected)
     match = match_classes(detector, truth, run=run)
     if Processes.from_environment().is_first:
         print_warnings(describe_match(match))
-        print_progress(_describe_weights(opened, selected))
+        print_progress(describe_weights(opened, selected))
     if min_score is None:
         min_score = DEFAULT_MIN_SCORE if detector.min_score is None else detector.min_score
         if draw is not None and detector.min_score is None and Processes.from_environment().is_first:
@@ -130,6 +136,7 @@ def predict(
     with (
         Processes.from_environment().process_group(chosen) as processes,
         show_progress(is_shown=processes.is_first) as bars,
+        _naming_skip(opened),
     ):
         report = search_to_file(
             detector,
@@ -153,46 +160,45 @@ def predict(
                 f"allows ({spec.predict.max_detections}), and perhaps had more"
             ]
         )
-    print_result(
-        {
-            "run": str(run),
-            "num_images": len(sources),
-            "skipped_images": [str(sources[index].path) for index in report.skipped],
-            "num_detections": report.num_results,
-            "min_score": min_score,
-            "num_shown": report.num_shown,
-            "seconds": round(time.monotonic() - started, 3),
-            "output": str(target),
-        },
-        is_json=json,
-    )
+    result = {
+        "run": str(run),
+        "num_images": len(sources),
+        "skipped_images": [str(sources[index].path) for index in report.skipped],
+        "num_detections": report.num_results,
+        "min_score": min_score,
+        "num_shown": report.num_shown,
+        "seconds": round(time.monotonic() - started, 3),
+        "output": str(target),
+    }
+    print_result(result if json else _summary(result, draw=draw), is_json=json)
+    if not json and not paths and annotations is None:
+        print_line(f"next: sniper evaluate {shlex.quote(str(run))}")
 
 
-def _parse_checkpoint(text: str) -> "CheckpointChoice":
-    """Return the checkpoint that an option selects.
-
-    Raises:
-        ConfigError: if it is neither `best` nor `last` nor a number.
-    """
-    match text:
-        case "best" | "last":
-            return text
-        case _ if text.isdecimal():
-            return int(text)
-    raise ConfigError(f"--checkpoint {text}: expected best, last, or the number of a step")
+@contextmanager
+def _naming_skip(run: "Run") -> Iterator[None]:
+    """Add to the error about an image that cannot be read how to go on without it."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(
+            f"{error}; to skip such images, set data.on_bad_image to skip in {run.config_path}, and continue with "
+            "--resume"
+        ) from error
 
 
-def _describe_weights(run: "Run", checkpoint: "CheckpointChoice") -> str:
-    """Return which checkpoint is used, and its AP."""
-    from sniper.reports.scores import format_score
-
-    step = int(run.find_weights(checkpoint).parent.name)
-    line = f"checkpoint: step {step:,}"
-    scored = [entry for entry in run.evaluations if entry.step == step]
-    if scored:
-        line += f", AP {format_score(scored[-1].ap)} on {scored[-1].num_images:,} validation images"
-    newest = int(run.checkpoints[-1].name)
-    return line if step == newest else f"{line}; the newest is {newest:,} (--checkpoint last)"
+def _summary(result: Mapping[str, Any], *, draw: Path | None) -> dict[str, Any]:
+    """Return the result of a search as lines for people."""
+    lines: dict[str, Any] = {"run": result["run"], "images": f"{result['num_images']:,}"}
+    if result["skipped_images"]:
+        lines["not readable"] = count_and_list(result["skipped_images"], separator=", ")
+    shown = f"{result['num_shown']:,} with a score of at least {result['min_score']:.3g}"
+    lines["detections"] = f"{result['num_detections']:,}; {shown}"
+    lines["seconds"] = f"{result['seconds']:.1f}"
+    lines["results"] = result["output"]
+    if draw is not None:
+        lines["pictures"] = str(draw)
+    return lines
 
 
 def _load_truth(

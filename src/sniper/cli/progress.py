@@ -134,6 +134,9 @@ def describe_start(report: "StartReport") -> Iterator[str]:
     if report.num_mined:
         yield f"mining: {report.num_mined:,} images"
     per_epoch = report.steps / report.epochs
+    if report.steps_done >= report.steps:
+        yield f"training: complete, {report.steps_done:,} steps were made before; {report.epochs:g} epochs are set"
+        return
     about = "about " if report.num_mined else ""
     line = f"training: {about}{report.steps:,} steps, {report.epochs:g} epochs of {about}{per_epoch:,.0f}"
     yield line + (f", from step {report.steps_done:,}" if report.steps_done else "")

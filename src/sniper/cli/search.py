@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sniper.cli.unknown import UnknownOption, parse_overrides
+from sniper.errors import ConfigError
 
 if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
@@ -69,6 +70,33 @@ def describe_match(match: "CategoryMatch") -> Iterator[str]:
     if match.added:
         ids = ", ".join(f"{category.name!r} {category.category_id}" for category in match.added)
         yield f"detections of classes that the data set lacks are written with ids that it does not use: {ids}"
+
+
+def parse_checkpoint(text: str) -> "CheckpointChoice":
+    """Return the checkpoint that an option selects.
+
+    Raises:
+        ConfigError: if it is neither `best` nor `last` nor a number.
+    """
+    match text:
+        case "best" | "last":
+            return text
+        case _ if text.isdecimal():
+            return int(text)
+    raise ConfigError(f"--checkpoint {text}: expected best, last, or the number of a step")
+
+
+def describe_weights(run: "Run", checkpoint: "CheckpointChoice") -> str:
+    """Return which checkpoint is used, and its AP."""
+    from sniper.reports.scores import format_score
+
+    step = int(run.find_weights(checkpoint).parent.name)
+    line = f"checkpoint: step {step:,}"
+    scored = [entry for entry in run.evaluations if entry.step == step]
+    if scored:
+        line += f", AP {format_score(scored[-1].ap)} on {scored[-1].num_images:,} validation images"
+    newest = int(run.checkpoints[-1].name)
+    return line if step == newest else f"{line}; the newest is {newest:,} (--checkpoint last)"
 
 
 def source_of(

@@ -3,7 +3,8 @@
 import math
 import shlex
 import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,6 +112,7 @@ def train(
     Under torchrun, each process trains on its share of every batch.
     """
     started = clock.monotonic()
+    from sniper.pipeline import default_folder
     from sniper.pipeline import train as train_experiment
     from sniper.planning.auto import parse_time
     from sniper.runs.processes import Processes
@@ -128,31 +130,36 @@ def train(
             last.update(epoch=report.epoch, loss=report.loss, positive_accuracy=report.positive_accuracy)
             bars.epoch(report)
 
-        trained = train_experiment(
-            data,
-            run=run,
-            resume=resume,
-            step=step,
-            device=device,
-            val=val,
-            epochs=epochs,
-            time=None if time is None else parse_time(time) - (clock.monotonic() - started),
-            config=config,
-            weights_from=weights_from,
-            overrides={f"--{name}": value for name, value in parse_overrides(overrides).items()},
-            callbacks=Callbacks(
-                on_start=bars.start,
-                on_step=report_step,
-                on_epoch=report_epoch,
-                on_mining=bars.mining,
-                on_evaluation=bars.evaluating,
-                on_time_left=bars.time_left,
-                on_notice=print_progress,
-                on_derived=lambda settings: console.print(draw_settings(settings)),
-                on_weights=lambda report: print_progress(str(report)),
-                on_warning=lambda message: print_warnings([message]),
-            ),
-        )
+        options = "" if run is None else f" --run {shlex.quote(str(run))}"
+        with _naming_continuation(
+            default_folder(data) if run is None else run,
+            f"sniper train {shlex.quote(data)}{options} --resume",
+        ):
+            trained = train_experiment(
+                data,
+                run=run,
+                resume=resume,
+                step=step,
+                device=device,
+                val=val,
+                epochs=epochs,
+                time=None if time is None else parse_time(time) - (clock.monotonic() - started),
+                config=config,
+                weights_from=weights_from,
+                overrides={f"--{name}": value for name, value in parse_overrides(overrides).items()},
+                callbacks=Callbacks(
+                    on_start=bars.start,
+                    on_step=report_step,
+                    on_epoch=report_epoch,
+                    on_mining=bars.mining,
+                    on_evaluation=bars.evaluating,
+                    on_time_left=bars.time_left,
+                    on_notice=print_progress,
+                    on_derived=lambda settings: console.print(draw_settings(settings)),
+                    on_weights=lambda report: print_progress(str(report)),
+                    on_warning=lambda message: print_warnings([message]),
+                ),
+            )
     if not is_first:
         return
     result = {"run": str(trained.folder), "step": int(trained.checkpoints[-1].name), **last}
@@ -169,6 +176,21 @@ def train(
     print_line(f"next: {_next_command(trained)}")
 
 
+@contextmanager
+def _naming_continuation(folder: Path, command: str) -> Iterator[None]:
+    """Add to an interrupt what is saved, and the command that continues the run."""
+    from sniper.runs.run import Run
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        checkpoints = Run(folder).checkpoints
+        if not checkpoints:
+            raise
+        step = int(checkpoints[-1].name)
+        raise KeyboardInterrupt(f" after step {step:,}, which is saved; to continue: {command}") from stop
+
+
 _SCORES = ("ap", "ap50", "ap75", "ar_100")
 
 
@@ -180,6 +202,7 @@ def _summary(run: "Run", result: Mapping[str, Any], *, minutes: float) -> dict[s
     lines: dict[str, Any] = {"run": result["run"]}
     if best is None:
         lines["checkpoint"] = f"step {step:,}"
+        lines["AP"] = "not evaluated"
     else:
         lines["checkpoint"] = f"step {best:,} has the best AP" + (f"; the last is {step:,}" * (best != step))
         lines["AP"] = format_score(result.get("ap", -1))

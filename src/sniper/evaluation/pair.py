@@ -250,7 +250,11 @@ def _look_up_labels(
         return labels, is_scored, ()
     named = [Category(category_id=each, name=name) for each, name in table.class_names.items()]
     match = match_categories(
-        named, categories, classes_of="the set of detections", categories_of="the ground truth"
+        named,
+        categories,
+        classes_of="the set of detections",
+        categories_of="the ground truth",
+        are_all=False,
     )
     indices = look_up_ids(table.category_ids, pack_ids([category.category_id for category in named]))
     is_named = indices >= 0

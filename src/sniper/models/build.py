@@ -32,11 +32,17 @@ def build_inference_model(model: TwoStageDetector) -> TwoStageDetector:
     return model.to(memory_format=torch.channels_last)
 
 
+def choose_precision(precision: Precision, device: torch.device) -> Precision:
+    """Return a precision; in place of `auto`, bf16 where the device computes it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    is_native = _gpu_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16()
+    return "bf16" if is_native else "fp32"
+
+
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return the autocast context of a precision; `auto` is bf16 where the device computes it natively, else fp32."""
-    if precision == "auto":
-        is_native = _gpu_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16()
-        precision = "bf16" if is_native else "fp32"
+    """Return the autocast context of a precision; see `choose_precision`."""
+    precision = choose_precision(precision, device)
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 

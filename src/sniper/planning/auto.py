@@ -21,6 +21,7 @@ from sniper.data.datasets.splits import choose_splits, scored_split
 from sniper.data.epoch import choose_positive_chips, order_chips, to_image_boxes
 from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, OutOfMemory
+from sniper.models.build import choose_precision
 from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import (
     USEFUL_SIZES,
@@ -42,6 +43,9 @@ _MEASURED_STEPS, _MEASURED_SHARE = 4, 0.03  # steps, and the share of the time a
 _TIME_SHARE = 0.95  # of the time that is planned with, until the training measures itself
 _FEWEST_SCORED = 50  # images of an evaluation while training: the AP on fewer is too uncertain to choose by
 _MAX_EVALUATIONS = 4  # in a limited time
+_LONGEST_EVALUATION = (
+    0.5  # of a limited time; a longer one is left out, since it would leave too little to train in
+)
 _DETECTIONS_PER_OBJECT = 1.5
 _DETECTIONS_STEP = 100
 
@@ -159,16 +163,24 @@ def derive(
             complete = partial(complete, batch_size=batch_size)
             experiment = complete()
     megapixels = levels_megapixels(experiment.predict.levels, to_image_boxes(dataset)) / max(len(dataset), 1)
-    measured = None
+    measured = left_out = None
     if deadline is not None:
         max_seconds = _MEASURED_SHARE * (deadline - time.monotonic())
         measured = measure(
             experiment, dataset, device=device, num_steps=_MEASURED_STEPS, max_seconds=max_seconds
         )
+        seconds = deadline - time.monotonic()
+        evaluation = _per_megapixel(experiment, measured) * megapixels * num_scored
+        if not given.has("train.evaluate_every") and 0 < seconds < evaluation / _LONGEST_EVALUATION:
+            left_out = (
+                f"one takes about {evaluation:.0f} s, too much of the time; `sniper evaluate` scores the run"
+            )
+            complete = partial(complete, is_scored=False)
+            experiment = complete()
         epochs = _fit_time(
             experiment,
             measured,
-            seconds=deadline - time.monotonic(),
+            seconds=seconds,
             scored=megapixels * num_scored,
             mined=megapixels * len(dataset),
         )
@@ -189,6 +201,7 @@ def derive(
         batch_reason=batch_reason,
         num_scored=num_scored,
         measured=measured,
+        left_out=left_out,
     )
     return DerivedExperiment(experiment=experiment, settings=settings)
 
@@ -322,8 +335,10 @@ def _fit_time(
         ConfigError: if not one step fits.
     """
     train = experiment.train
+    if seconds <= 0:
+        raise ConfigError("--time: is over after reading, planning and measuring a step; set a longer one")
     per_epoch = 60 * measured.minutes_per_epoch
-    per_megapixel = SEARCH_SHARE * measured.seconds_per_step / _megapixels_per_step(experiment)
+    per_megapixel = _per_megapixel(experiment, measured)
     evaluation = per_megapixel * scored if train.evaluate_every is not None else 0.0
     usable = _TIME_SHARE * seconds
     if experiment.negatives.source == "mined":
@@ -331,10 +346,11 @@ def _fit_time(
     evaluations = evaluation + min((_MAX_EVALUATIONS - 1) * evaluation, EVALUATION_SHARE * usable)
     epochs = (usable - evaluations) / per_epoch
     if epochs * per_epoch < measured.seconds_per_step:
+        scoring = f", an evaluation about {evaluation:.0f} s" if evaluation else ""
+        remedy = " (--train.evaluate_every null leaves out the evaluation)" if evaluation else ""
         raise ConfigError(
-            f"--time: no step fits: a step takes {measured.seconds_per_step:.1f} s, an evaluation about "
-            f"{evaluation:.0f} s, and {seconds:.0f} s are left after reading and planning "
-            "(--train.evaluate_every null leaves out the evaluation)"
+            f"--time: no step fits: a step takes {measured.seconds_per_step:.1f} s{scoring}, and {seconds:.0f} s are "
+            f"left after reading and planning{remedy}"
         )
     return math.floor(1000 * epochs) / 1000 or epochs
 
@@ -373,6 +389,11 @@ def _limit_evaluations(
     )
 
 
+def _per_megapixel(experiment: ExperimentSpec, measured: Measurement) -> float:
+    """Return the estimated seconds to search a megapixel."""
+    return SEARCH_SHARE * measured.seconds_per_step / _megapixels_per_step(experiment)
+
+
 def _megapixels_per_step(experiment: ExperimentSpec) -> float:
     return experiment.train.batch_size * experiment.pyramid.chip_size**2 / 1e6
 
@@ -388,6 +409,7 @@ def _describe(
     batch_reason: str,
     num_scored: int,
     measured: Measurement | None,
+    left_out: str | None,
 ) -> tuple[DerivedSetting, ...]:
     """Describe the settings that decide the most, in the order of the sections."""
     data, pyramid, train, predict = experiment.data, experiment.pyramid, experiment.train, experiment.predict
@@ -395,7 +417,12 @@ def _describe(
     num_steps = max(round(train.epochs * steps), 1)
     low, high = cost.useful_sizes
     rows: list[tuple[str, Any, str, str]] = [
-        ("validation", _validation(data, num_scored), validation, "data.test.annotations"),
+        (
+            "validation",
+            _validation(data, num_scored),
+            validation if num_scored else "the training is not evaluated",
+            "data.test.annotations",
+        ),
         (
             "chips",
             f"{pyramid.chip_size} px, {cost.mean_chips_per_image:.1f} per image",
@@ -472,10 +499,15 @@ def _describe(
         (
             "evaluation",
             _evaluations(train, num_scored),
-            "four times or fewer, in at most a fifth of the time",
+            left_out or "four times or fewer, in at most a fifth of the time",
             "train.evaluate_every",
         ),
-        ("precision", f"{train.precision} on {device}", "bf16 where the device has it", "train.precision"),
+        (
+            "precision",
+            f"{choose_precision(train.precision, device)} on {device}",
+            "bf16 where the device has it",
+            "train.precision",
+        ),
     ]
     return tuple(
         DerivedSetting(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from sniper.data.datasets import Category, DatasetIdentity
-from sniper.errors import CheckpointError, RunError
+from sniper.errors import CheckpointError, RunError, count_and_list
 from sniper.files import atomic_write, check_regular, read_bytes
 from sniper.models.weights import load_tensors
 from sniper.runs.checkpoints import (
@@ -132,8 +132,10 @@ class Run:
         Raises:
             RunError: if there is no run.
         """
+        if folder.is_file():
+            raise RunError(f"{folder}: there is no run; expected its folder, not a file")
         if not (folder / "config.yaml").is_file():
-            raise RunError(f"{folder}: there is no run (config.yaml is missing)")
+            raise RunError(f"{folder}: there is no run (config.yaml is missing){_list_runs(folder.parent)}")
         return cls(folder)
 
     def save_config(self, config: str) -> None:
@@ -387,6 +389,15 @@ class Run:
                 f"{error}; the previous checkpoint is of step {step}: continue from it with "
                 f"sniper train --resume --step {step}, or by moving {newest} away"
             ) from error
+
+
+def _list_runs(folder: Path) -> str:
+    """Return which runs a folder has, as the end of an error; empty if there are none."""
+    try:
+        names = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+    except OSError:
+        return ""
+    return f"; runs in {folder}: {count_and_list(names, limit=8, separator=', ')}" if names else ""
 
 
 def _to_evaluation(entry: Mapping[str, Any]) -> Evaluation:

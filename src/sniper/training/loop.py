@@ -347,7 +347,12 @@ class _Loop:
         num_images = self._evaluate.num_images if on_all else self._evaluate.num_scored
         with self.signals.suspended():  # every step is saved
             scores = {**self._evaluate(model, step=step, on_all=on_all), "num_images": num_images}
-        self._pace.lap("evaluate", self._evaluate.megapixels(on_all=on_all))
+        megapixels = self._evaluate.megapixels(on_all=on_all)
+        self._pace.lap("evaluate", megapixels)
+        self._pace.left["evaluate"] = max(self._pace.left.get("evaluate", 0.0) - megapixels, 0.0)
+        seconds = self._pace.seconds_left()
+        if self._processes.is_first and seconds is not None:
+            self._callbacks.on_time_left(seconds)
         return scores
 
     def _is_evaluated(self, progress: Progress) -> bool:

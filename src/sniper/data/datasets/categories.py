@@ -55,6 +55,7 @@ def match_categories(
     *,
     classes_of: str = "the detector",
     categories_of: str = "the data set",
+    are_all: bool = True,
 ) -> CategoryMatch:
     """Match the classes of a detector with the categories of a data set, by name.
 
@@ -66,6 +67,7 @@ def match_categories(
         categories: of the data set, by label. A data set without categories has those of the detector.
         classes_of: name of the first side for messages, such as `runs/data`.
         categories_of: name of the second side for messages, such as the path of a file.
+        are_all: whether the detector has no other classes. Of results, only classes with a detection are known.
 
     Raises:
         AnnotationError: if no name is on both sides, or two categories of one side have the same name.
@@ -98,7 +100,7 @@ def match_categories(
     label_of |= {index: len(categories) + position for position, index in enumerate(unknown)}
     matched = (*categories, *added)
     labels = [label_of[index] for index in range(len(classes))]
-    undetected = [each for label, each in enumerate(categories) if label not in labels]
+    undetected = [each for label, each in enumerate(categories) if are_all and label not in labels]
     return CategoryMatch(
         categories=matched,
         labels=np.array(labels, dtype=np.int64),
