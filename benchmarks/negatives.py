@@ -30,13 +30,14 @@ import torch
 from cells import keep_options, run_cells
 from PIL import Image, ImageDraw
 
+from sniper.chips import LevelSpec, PyramidSpec
 from sniper.chips.negatives import NegativeSpec
-from sniper.config.experiment import ExperimentSpec, MineSpec
+from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec, TrainSpec
 from sniper.config.loading import dump_experiment
 from sniper.data.datasets import Dataset, ImageRecord, load_dataset
 from sniper.data.epoch import order_chips
 from sniper.data.images.files import load_image
-from sniper.demo.run import demo_experiment
+from sniper.data.spec import DataSpec, SourceSpec
 from sniper.demo.shapes import ShapesSpec, draw_shapes
 from sniper.evaluation.coco import evaluate
 from sniper.evaluation.diagnosis import count_false_positives
@@ -45,7 +46,7 @@ from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry import Detections
 from sniper.geometry.boxes import from_xywh
 from sniper.inference.detector import Detector, to_coco
-from sniper.models.spec import BackboneSpec
+from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.pipeline import run_stages
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks
@@ -53,6 +54,12 @@ from sniper.training.callbacks import Callbacks
 VARIANTS = ("positive", "mined")
 CPU = torch.device("cpu")
 RECALLS = (60, 80, 90, 95)  # percent
+LEVELS = (
+    LevelSpec(factor=3.0, below=40),
+    LevelSpec(factor=1.0, at_least=32, below=120),
+    LevelSpec(factor=0.4, at_least=96, below=360),
+    LevelSpec(long_side=256, at_least=320),
+)
 NUMBERS = ("ap", "ap50", "ar_100", *(f"fp_{recall}" for recall in RECALLS), "recall")
 
 
@@ -168,18 +175,32 @@ def run_cell(folder: Path, variant: str, seed: int, spec: ExperimentSpec) -> Non
 def experiment(
     data: Path, *, weights: Path, seed: int, steps: int, negatives: NegativeSpec, mine: MineSpec
 ) -> ExperimentSpec:
-    """Return the demo's experiment with a larger backbone, and as many epochs as make this number of steps."""
-    spec = demo_experiment(data)
-    spec = replace(
-        spec,
+    """Return an experiment of as many epochs as make this number of steps."""
+    spec = ExperimentSpec(
         seed=seed,
-        model=replace(
-            spec.model,
-            backbone=BackboneSpec(name="mobilenetv2_100", weights=str(weights.absolute())),
-            roi_head=replace(spec.model.roi_head, channels=64, hidden_dim=512),
+        data=DataSpec(
+            train=SourceSpec(annotations=str((data / "train.json").absolute())),
+            test=SourceSpec(annotations=str((data / "test.json").absolute())),
         ),
+        pyramid=PyramidSpec(chip_size=256, levels=LEVELS),
         negatives=negatives,
         mine=mine,
+        model=DetectorSpec(
+            backbone=BackboneSpec(name="mobilenetv2_100", weights=str(weights.absolute())),
+            rpn=RPNSpec(
+                channels=96, anchor_sizes=(24, 48, 96, 160), pre_nms_top_n=1000, post_nms_top_n_train=64
+            ),
+            roi_head=RoIHeadSpec(channels=64, hidden_dim=512),
+        ),
+        train=TrainSpec(
+            batch_size=8,
+            learning_rate=0.03,
+            reference_batch_size=8,
+            warmup_steps=50,
+            warmup_start_factor=2 / 15,
+            clip_grad_norm=10.0,
+        ),
+        predict=PredictSpec(levels=LEVELS),
     )
     train_set = load_dataset(data / "train.json")
     order = order_chips(

@@ -137,6 +137,19 @@ def test_a_few_shapes_extend_over_the_border_by_less_than_half() -> None:
     assert visibility.min() > 0.5
 
 
+def test_the_smaller_shapes_stand_in_groups() -> None:
+    spec = ShapesSpec(min_objects=40, max_objects=40, num_groups=2, grouped_below=40.0)
+    for seed in range(5):
+        boxes = boxes_of(place_shapes(spec, Sides(1500, 1200), generator=np.random.default_rng(seed)))
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        grouped = centres[size(boxes) < 40]
+        distances = np.linalg.norm(grouped[:, None] - grouped[None], axis=2)
+        # Of two groups, each member has about half of the others nearby; scattered shapes have 2 %.
+        assert ((distances < 200).mean(axis=1) > 0.3).all()
+        scattered = centres[size(boxes) >= 40]
+        assert np.ptp(scattered, axis=0).min() > 600
+
+
 @pytest.mark.parametrize("side", [8, 30, 120])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_box_is_tight_around_the_pixels_that_change(kind: str, side: int) -> None:
@@ -185,6 +198,18 @@ def test_a_background_has_the_given_sides(width: int, height: int, seed: int) ->
     assert (background.mode, background.size) == ("RGB", (width, height))
 
 
+def test_backgrounds_of_a_small_range_are_near_grey() -> None:
+    means = [
+        np.asarray(paint_background(SIDES, generator=np.random.default_rng(seed), colour_range=share)).mean(
+            axis=(0, 1)
+        )
+        for share in (0.0, 1.0)
+        for seed in range(8)
+    ]
+    near, far = np.abs(np.array(means) - 127.5).reshape(2, -1).mean(axis=1)
+    assert near < 20 < far
+
+
 def test_painting_leaves_the_background_unchanged() -> None:
     background = Image.new("RGB", (300, 300), "grey")
     paint_shapes(background, [single_shape("disc", side=50)], generator=np.random.default_rng(0))
@@ -199,6 +224,8 @@ def test_painting_leaves_the_background_unchanged() -> None:
         ({"min_objects": 5, "max_objects": 4}, "min_objects <= max_objects, got 5, 4"),
         ({"min_distractors": -1}, "min_distractors <= max_distractors, got -1"),
         ({"min_size": 0.0}, r"0 < min_size <= max_size <= min_side / 2, got 0.0, 400.0 and 1000"),
+        ({"num_groups": -1}, "num_groups must not be negative, not -1"),
+        ({"background_range": 1.5}, "background_range must be from 0 to 1, not 1.5"),
         ({"max_size": 501.0}, r"max_size <= min_side / 2, got 8.0, 501.0 and 1000"),
     ],
 )

@@ -23,11 +23,13 @@ _TRUNCATED_FRACTION = 0.04  # of shapes that extend over the border of the image
 _OVERHANG = (0.1, 0.4)  # fraction of their width or height that is outside
 _MAX_OVERLAP = 0.04  # fraction of the smaller of two boxes
 _NUM_TRIES = 200  # positions tried before a shape is left out
+_GROUP_SPREAD = 40.0  # standard deviation of positions in a group, pixels
 _NUM_COLOURS = 24  # candidates, until one has enough contrast
 _MIN_CONTRAST = 60.0  # grey levels between a shape and its surroundings
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 _JPEG_QUALITY = 95
 _BACKGROUND_REDUCTION = 4  # the background is painted this much smaller, then enlarged
+_GREY = 127.5
 _GRAIN = 3  # grey levels, up and down
 
 Rings = tuple[Float[np.ndarray, "_ 2"], ...]
@@ -48,6 +50,9 @@ class ShapesSpec:
         max_distractors: in an image.
         min_size: of an object or distractor, pixels (square root of the area of its box).
         max_size: of an object or distractor, pixels.
+        num_groups: groups in an image that its smaller shapes form, as cars do in car parks; 0 scatters all shapes.
+        grouped_below: size from which shapes are scattered, pixels.
+        background_range: share of the range of colours that the mean of a background is drawn from, around grey.
     """
 
     num_images: int = 40
@@ -59,6 +64,9 @@ class ShapesSpec:
     max_distractors: int = 12
     min_size: float = 8.0
     max_size: float = 400.0
+    num_groups: int = 0
+    grouped_below: float = 48.0
+    background_range: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_images < 0:
@@ -79,6 +87,10 @@ class ShapesSpec:
                 f"expected 0 < min_size <= max_size <= min_side / 2, "
                 f"got {self.min_size}, {self.max_size} and {self.min_side}"
             )
+        if self.num_groups < 0:
+            raise ValueError(f"num_groups must not be negative, not {self.num_groups}")
+        if not 0 <= self.background_range <= 1:
+            raise ValueError(f"background_range must be from 0 to 1, not {self.background_range}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,7 +148,8 @@ def draw_shapes(folder: Path, *, spec: ShapesSpec, seed: int, name: str = "train
         generator = np.random.default_rng([seed, index])
         sides = Sides(*generator.integers(spec.min_side, spec.max_side + 1, size=2).tolist())
         shapes = place_shapes(spec, sides, generator=generator)
-        picture = paint_shapes(paint_background(sides, generator=generator), shapes, generator=generator)
+        background = paint_background(sides, colour_range=spec.background_range, generator=generator)
+        picture = paint_shapes(background, shapes, generator=generator)
         file_name = f"{name}_{index:0{digits}d}.jpg"
         picture.save(folder / "images" / file_name, quality=_JPEG_QUALITY)
         images.append({"id": index + 1, "file_name": file_name, **sides._asdict()})
@@ -164,28 +177,40 @@ def place_shapes(spec: ShapesSpec, sides: Sides, *, generator: np.random.Generat
         *_draw_sizes_and_kinds(CLASSES, num_objects, spec, generator),
         *_draw_sizes_and_kinds(DISTRACTORS, num_distractors, spec, generator),
     ]
+    centres: list[Float[np.ndarray, " 2"]] = []
     shapes: list[Shape] = []
     boxes = empty_boxes()
-    for size, kind in sorted(drawn, reverse=True):
+    for index, (size, kind) in enumerate(sorted(drawn, reverse=True)):
         rings = _rotate_and_scale(_OUTLINES[kind](generator), size=size, generator=generator)
-        corner = _find_free_corner(rings[0].max(axis=0), sides, boxes, generator)
+        extent = rings[0].max(axis=0)
+        if spec.num_groups and size < spec.grouped_below:
+            if not centres:  # all larger shapes have a position by now
+                centres = [_choose_centre(sides, boxes, generator) for _ in range(spec.num_groups)]
+            corners = _draw_corners_in_group(extent, sides, centres[index % spec.num_groups], generator)
+        else:
+            corners = _draw_corners(extent, sides, generator)
+        corner = _first_free(corners, extent, boxes)
         if corner is not None:
             shapes.append(Shape(kind=kind, rings=tuple(ring + corner for ring in rings)))
             boxes = np.concatenate([boxes, shapes[-1].box[None]])
     return tuple(shapes)
 
 
-def paint_background(sides: Sides, *, generator: np.random.Generator) -> Image.Image:
+def paint_background(
+    sides: Sides, *, generator: np.random.Generator, colour_range: float = 1.0
+) -> Image.Image:
     """Paint a background: noise of several scales, a gradient, sometimes stripes, in a few colours, with fine grain.
 
     Args:
         sides: of the image.
         generator: draws everything.
+        colour_range: share of the range of colours that the mean is drawn from, around grey.
     """
     columns, rows = -(-sides.width // _BACKGROUND_REDUCTION), -(-sides.height // _BACKGROUND_REDUCTION)
     field = _noise(columns, rows, generator) + _gradient_and_stripes(columns, rows, generator)
     field = (field - field.min()) / (np.ptp(field) + 1e-9)  # (rows, columns)
-    palette = np.clip(generator.uniform(40, 215, size=3) + generator.normal(0, 28, size=(4, 3)), 0, 255)
+    mean = _GREY + colour_range * (generator.uniform(40, 215, size=3) - _GREY)
+    palette = np.clip(mean + generator.normal(0, 28, size=(4, 3)), 0, 255)
     stops = np.linspace(0, 1, len(palette))
     table = np.stack([np.interp(np.linspace(0, 1, 256), stops, palette[:, i]) for i in range(3)], axis=1)
     colours = table.astype(np.uint8)[(field * 255).astype(np.uint8)]  # (rows, columns, 3)
@@ -352,19 +377,45 @@ def _rotate_and_scale(rings: Rings, *, size: float, generator: np.random.Generat
     return tuple((ring - low) * (size / math.sqrt(np.prod(high - low))) for ring in rotated)
 
 
-def _find_free_corner(
-    extent: Float[np.ndarray, " 2"],
-    sides: Sides,
-    boxes: Float[np.ndarray, "m 4"],
-    generator: np.random.Generator,
-) -> Float[np.ndarray, " 2"] | None:
-    """Return a corner for a box of this extent that hardly overlaps the other boxes; None if all tries fail."""
+def _draw_corners(
+    extent: Float[np.ndarray, " 2"], sides: Sides, generator: np.random.Generator
+) -> Float[np.ndarray, "t 2"]:
+    """Draw upper left corners for a box of this extent anywhere in an image, some of them over its border."""
     room = np.array(sides) - extent
     corners = generator.uniform(0, 1, size=(_NUM_TRIES, 2)) * room
     if generator.random() < _TRUNCATED_FRACTION:
         axis, is_far = generator.integers(2, size=2)
         overhang = generator.uniform(*_OVERHANG) * extent[axis]
         corners[:, axis] = room[axis] + overhang if is_far else -overhang
+    return corners
+
+
+def _choose_centre(
+    sides: Sides, boxes: Float[np.ndarray, "m 4"], generator: np.random.Generator
+) -> Float[np.ndarray, " 2"]:
+    """Draw the centre of a group, where there is no other shape if possible."""
+    extent = np.full(2, 3 * _GROUP_SPREAD)
+    corners = generator.uniform(0, 1, size=(_NUM_TRIES, 2)) * np.maximum(np.array(sides) - extent, 0)
+    corner = _first_free(corners, extent, boxes)
+    centre: Float[np.ndarray, " 2"] = (corners[0] if corner is None else corner) + extent / 2
+    return centre
+
+
+def _draw_corners_in_group(
+    extent: Float[np.ndarray, " 2"],
+    sides: Sides,
+    centre: Float[np.ndarray, " 2"],
+    generator: np.random.Generator,
+) -> Float[np.ndarray, "t 2"]:
+    """Draw upper left corners for a box of this extent near the centre of a group, inside the image."""
+    corners = generator.normal(centre - extent / 2, _GROUP_SPREAD, size=(_NUM_TRIES, 2))
+    return np.clip(corners, 0.0, np.array(sides) - extent)
+
+
+def _first_free(
+    corners: Float[np.ndarray, "t 2"], extent: Float[np.ndarray, " 2"], boxes: Float[np.ndarray, "m 4"]
+) -> Float[np.ndarray, " 2"] | None:
+    """Return the first corner at which a box of this extent hardly overlaps the other boxes; None if there is none."""
     candidates = np.concatenate([corners, corners + extent], axis=1)
     smaller = np.minimum(np.prod(extent), area(boxes))  # (m,)
     is_free = (intersections(candidates, boxes) <= _MAX_OVERLAP * smaller).all(axis=1)
