@@ -132,8 +132,8 @@ def test_an_image_that_is_skipped_is_never_opened(outside: Path, sniper: Command
         predicted = sniper.json("predict", "run", "--draw", "pictures")
     assert [Path(path).name for path in predicted["skipped_images"]] == ["train_0.png", "train_1.png"]
     assert sorted(path.name for path in Path("pictures").iterdir()) == [
-        "000003_train_2.png",
-        "000004_train_3.png",
+        "000003_train_2.jpg",
+        "000004_train_3.jpg",
     ]
     with pytest.warns(UserWarning, match=r"train_[01]\.png.*; skipped"):
         mined = sniper.json("mine", "run")
