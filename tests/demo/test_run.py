@@ -70,7 +70,7 @@ def test_a_quick_look_draws_and_trains_less() -> None:
     full, quick = DemoSpec(seed=2), quick_look(2)
     assert quick.seed == 2
     assert quick.world == full.world
-    assert quick.num_train * quick.epochs < full.num_train * full.epochs / 3
+    assert quick.num_train * quick.epochs < full.num_train * full.epochs / 2
 
 
 def test_a_folder_with_a_demo_is_refused_and_left_unchanged(tmp_path: Path) -> None:

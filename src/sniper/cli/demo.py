@@ -61,11 +61,13 @@ def demo(
 
 def _print_story(result: Mapping[str, Any], *, is_quick: bool) -> None:
     """Print the scores, what to look at, and the next command."""
+    from sniper.reports.scores import format_score
+
     print_line(
         f"trained and tested in {result['minutes']:.1f} minutes, on {result['num_images']} test images:"
     )
     for key, (name, meaning) in _SCORES.items():
-        print_line(f"  {name:<14} {result[key]:.3f}  {meaning}")
+        print_line(f"  {name:<14} {format_score(result[key])}  {meaning}")
     if is_quick:
         print_line("This was a quick look; `sniper demo` trains for longer and reaches an AP50 above 0.8.")
     print_line(f"Look at the pictures in {result['pictures']}:")

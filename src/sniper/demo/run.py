@@ -87,8 +87,8 @@ class DemoSpec:
 
 
 def quick_look(seed: int = 0) -> DemoSpec:
-    """Return a demo that takes a minute, with a quarter of the images."""
-    return DemoSpec(seed=seed, num_train=60, num_test=6, warmup_steps=20)
+    """Return a demo that takes a minute, with a third of the images."""
+    return DemoSpec(seed=seed, num_train=80, num_test=5, warmup_steps=20)
 
 
 def demo_experiment(data: Path, *, spec: DemoSpec = DemoSpec()) -> ExperimentSpec:
