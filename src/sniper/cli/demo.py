@@ -39,7 +39,7 @@ def demo(
 ) -> None:
     """Draw a small data set, train on it, predict, score, and draw pictures.
 
-    Takes less than five minutes on two CPU cores.
+    Takes about three minutes on two CPU cores.
     """
     from sniper.demo.run import DemoSpec, quick_look, run_demo
     from sniper.runs.processes import select_device
