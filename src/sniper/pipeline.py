@@ -704,9 +704,7 @@ class _Stages:
             self.pace.lap("mine", megapixels)
             self.pace.left["mine"] = max(left - self._megapixels_per_round * num_done / num_images, 0.0)
             self.callbacks.on_mining(num_done, num_images)
-            seconds = self.pace.seconds_left()
-            if seconds is not None:
-                self.callbacks.on_time_left(seconds)
+            self.pace.report(self.callbacks.on_time_left)
 
         store = mine(
             miner,
@@ -755,9 +753,7 @@ class _Stages:
 
     def _report_evaluation(self, num_done: int, num_images: int) -> None:
         self.callbacks.on_evaluation(num_done, num_images)
-        seconds = self.pace.seconds_left()
-        if seconds is not None:
-            self.callbacks.on_time_left(seconds)
+        self.pace.report(self.callbacks.on_time_left)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -133,22 +133,29 @@ def test_resume_without_an_earlier_search_starts_one(images: list[ImageToSearch]
     assert search(images, tmp_path / "found.json", resume=True).num_results > 0
 
 
+def change(what: str, images: list[ImageToSearch]) -> tuple[list[ImageToSearch], Detector, str]:
+    """Return images, detector and weights of which one may differ from those of `search`."""
+    detector, weights = DETECTOR, "a"
+    if what == "weights":
+        weights = "b"
+    elif what == "images":
+        images = images[:-1]
+    elif what == "file":
+        os.utime(images[3].path, ns=(1, 1))
+    elif what == "settings":
+        detector = dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, merge_iou=0.4))
+    return images, detector, weights
+
+
 @pytest.mark.parametrize("changed", ["weights", "images", "file", "settings", "classes"])
 def test_a_search_of_something_else_is_not_resumed(
     changed: str, images: list[ImageToSearch], tmp_path: Path
 ) -> None:
-    target, detector, weights = tmp_path / "found.json", DETECTOR, "a"
+    target = tmp_path / "found.json"
     with pytest.raises(KeyboardInterrupt):
         search(images, target, on_progress=kill_after(25))
-    if changed == "weights":
-        weights = "b"
-    elif changed == "images":
-        images = images[:-1]
-    elif changed == "file":
-        os.utime(images[3].path, ns=(1, 1))
-    elif changed == "settings":
-        detector = dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, merge_iou=0.4))
-    else:
+    images, detector, weights = change(changed, images)
+    if changed == "classes":
         detector = dataclasses.replace(detector, categories=())
     with pytest.raises(DetectionsError, match=r"found\.json\.parts: was written with other .*omit --resume"):
         search(images, target, resume=True, weights=weights, detector=detector)
@@ -242,18 +249,10 @@ def test_a_search_with_other_settings_of_prediction_is_not_resumed(
 def test_results_are_recognised_by_everything_that_they_depend_on(
     changed: str, images: list[ImageToSearch], tmp_path: Path
 ) -> None:
-    target, detector, weights = tmp_path / "found.json", DETECTOR, "a"
-    match = match_categories(DETECTOR.categories, ())
+    target, match = tmp_path / "found.json", match_categories(DETECTOR.categories, ())
     search(images, target)
-    if changed == "weights":
-        weights = "b"
-    elif changed == "images":
-        images = images[:-1]
-    elif changed == "file":
-        os.utime(images[3].path, ns=(1, 1))
-    elif changed == "settings":
-        detector = dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, merge_iou=0.4))
-    elif changed == "results":
+    images, detector, weights = change(changed, images)
+    if changed == "results":
         target.write_text("[]")
     elif changed == "categories":
         match = dataclasses.replace(match, categories=(Category(category_id=9, name="other"),))

@@ -44,6 +44,17 @@ class ValidRange:
         sizes = size(boxes)
         return (sizes >= self.at_least) & (sizes < self.below)
 
+    def describe(self) -> str:
+        """Return the range as text.
+
+        Example:
+            >>> [ValidRange(at_least=low, below=high).describe() for low, high in ((0, 80), (32, 150), (120, math.inf))]
+            ['up to 80 px', '32 to 150 px', '120 px and more']
+        """
+        if math.isinf(self.below):
+            return "all sizes" if self.at_least == 0 else f"{self.at_least:g} px and more"
+        return f"up to {self.below:g} px" if self.at_least == 0 else f"{self.at_least:g} to {self.below:g} px"
+
 
 @spec_dataclass
 class LevelSpec:

@@ -354,12 +354,6 @@ def _load_dataset(spec: "ExperimentSpec", options: _Options, *, run: Path) -> "D
     return load_split(spec, "test")
 
 
-def _without_duplicates(pair: "EvaluationPair") -> "EvaluationPair":
-    from sniper.evaluation.duplicates import without_duplicates
-
-    return without_duplicates(pair)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Report:
     """Everything that is printed without options.
@@ -393,6 +387,7 @@ class _Report:
         """Score detections, and print a warning where there are more than count."""
         from sniper.evaluation import coco
         from sniper.evaluation.confusion import count_confusions
+        from sniper.evaluation.duplicates import without_duplicates
         from sniper.evaluation.matching import match_pair
         from sniper.evaluation.operating_point import find_best_score, measure_at
 
@@ -404,7 +399,7 @@ class _Report:
                     f"AR count only the best {max_detections} (--max-detections)"
                 ]
             )
-        matches = match_pair(_without_duplicates(pair) if drops_duplicates else pair)
+        matches = match_pair(without_duplicates(pair) if drops_duplicates else pair)
         chosen_on: _Choice
         if min_score is not None:
             score, chosen_on = min_score, "min_score"

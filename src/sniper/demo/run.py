@@ -27,6 +27,7 @@ from sniper.evaluation.pair import EvaluationPair
 from sniper.evaluation.results import save_detections
 from sniper.geometry import Detections
 from sniper.geometry.boxes import iou
+from sniper.geometry.detections import DEFAULT_MIN_SCORE
 from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.pipeline import run_stages
@@ -37,7 +38,6 @@ from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks
 
 _NUM_PICTURES = 4
-_MIN_SCORE = 0.3  # of the detections in pictures
 
 WORLD = ShapesSpec(
     min_side=1000,
@@ -236,7 +236,7 @@ def _detect(detector: Detector, dataset: Dataset, *, pictures: Path) -> list[dic
                 pictures / f"detections_{record.path.stem}.jpg",
                 categories=detector.categories,
                 ground_truth=record,
-                min_score=_MIN_SCORE,
+                min_score=DEFAULT_MIN_SCORE,
             )
         if index == 0:
             _draw_levels(detector, record, detections, pictures / "levels.jpg")
@@ -245,7 +245,7 @@ def _detect(detector: Detector, dataset: Dataset, *, pictures: Path) -> list[dic
 
 def _draw_levels(detector: Detector, record: ImageRecord, detections: Detections, path: Path) -> None:
     """Draw which level detects which object."""
-    shown = detections.confident(_MIN_SCORE)
+    shown = detections.confident(DEFAULT_MIN_SCORE)
     sides = {"width": record.width, "height": record.height}
     draw_levels(
         open_record(record, detector.data.read),
@@ -253,7 +253,7 @@ def _draw_levels(detector: Detector, record: ImageRecord, detections: Detections
         path,
         levels=[level.at(**sides, index=index) for index, level in enumerate(detector.spec.levels)],
         level_of=find_levels(detector, record, shown),
-        title=f"{record.path.name}: detections with a score of at least {_MIN_SCORE:g}, by level",
+        title=f"{record.path.name}: detections with a score of at least {DEFAULT_MIN_SCORE:g}, by level",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from sniper.config.experiment import ExperimentSpec, PredictSpec
 from sniper.config.loading import load_experiment, merge_experiment, to_yaml
@@ -208,15 +209,18 @@ def to_coco(
     detections: Detections, *, image_id: int | str, categories: tuple[Category, ...]
 ) -> list[dict[str, Any]]:
     """Convert the detections of one image to COCO results: boxes as xywh to 0.01 px, scores to 5 digits."""
-    boxes = np.round(to_xywh(detections.boxes), 2).tolist()
+    boxes, scores = round_detections(detections)
     return [
         {
             "image_id": image_id,
             "category_id": categories[label].category_id,
             "bbox": box,
-            "score": round(score, 5),
+            "score": score,
         }
-        for box, score, label in zip(
-            boxes, detections.scores.tolist(), detections.labels.tolist(), strict=True
-        )
+        for box, score, label in zip(boxes.tolist(), scores, detections.labels.tolist(), strict=True)
     ]
+
+
+def round_detections(detections: Detections) -> tuple[Float[np.ndarray, "n 4"], list[float]]:
+    """Return boxes, as xywh to 0.01 px, and scores, to 5 digits, as results have them."""
+    return np.round(to_xywh(detections.boxes), 2), [round(score, 5) for score in detections.scores.tolist()]

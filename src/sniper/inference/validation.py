@@ -14,13 +14,12 @@ from sniper.config.experiment import PredictSpec
 from sniper.data.datasets import Dataset
 from sniper.data.datasets.categories import CategoryMatch
 from sniper.evaluation.coco import score
+from sniper.evaluation.duplicates import without_duplicates
 from sniper.evaluation.operating_point import find_best_f1
 from sniper.evaluation.pair import EvaluationPair, GroundTruth
 from sniper.geometry import Detections
-from sniper.geometry.boxes import to_xywh
-from sniper.geometry.nms import drop_duplicates
 from sniper.inference.calibration import Calibration, MergeCandidate
-from sniper.inference.detector import Detector
+from sniper.inference.detector import Detector, round_detections
 from sniper.inference.merging import MergeMethod, merge, merge_method
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 
@@ -109,8 +108,8 @@ def validate(
         rest = sorted(set(range(len(images))) - set(compared))
         detections = tables[chosen] | search(rest, specs[chosen : chosen + 1])[0]
         del tables
-    shown = {index: drop_duplicates(of_image) for index, of_image in detections.items()}
-    best = find_best_f1(_pair(shown, truth))
+    pair = _pair(detections, truth)
+    best = find_best_f1(without_duplicates(pair))
     calibration = Calibration(
         step=step,
         num_images=len(images),
@@ -124,7 +123,7 @@ def validate(
         recall=_or_zero(best.recall),
         candidates=tuple(candidates),
     )
-    return Validation(pair=_pair(detections, truth), calibration=calibration)
+    return Validation(pair=pair, calibration=calibration)
 
 
 def spread(num_images: int, *, count: int) -> list[int]:
@@ -191,13 +190,14 @@ class _SharedSearch:
 def _pair(detections: Mapping[int, Detections], truth: GroundTruth) -> EvaluationPair:
     """Pair detections, by the index of their image, with the ground truth, rounded as results are."""
     joined = Detections.join(list(detections.values()))
+    boxes, scores = round_detections(joined)
     counts = [len(each) for each in detections.values()]
     return EvaluationPair(
         truth=truth,
         image_indices=np.repeat(np.array(list(detections), dtype=np.int64), counts),
         labels=joined.labels.astype(np.int64),
-        boxes=np.round(to_xywh(joined.boxes), 2),
-        scores=np.array([round(score, 5) for score in joined.scores.tolist()], dtype=np.float64),
+        boxes=boxes,
+        scores=np.array(scores, dtype=np.float64),
     )
 
 

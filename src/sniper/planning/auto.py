@@ -23,12 +23,7 @@ from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, OutOfMemory
 from sniper.models.build import choose_precision
 from sniper.models.spec import DetectorSpec
-from sniper.planning.cost import (
-    USEFUL_SIZES,
-    CostPlan,
-    compute_cost,
-    levels_megapixels,
-)
+from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment
 from sniper.planning.measure import Measurement, measure
 from sniper.planning.page import resize_rule, sizes_text

@@ -524,9 +524,7 @@ def _to_jpeg(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
 
 def sizes_text(level: LevelSpec) -> str:
     """Return the valid range of a level as text."""
-    if math.isinf(level.below):
-        return "all sizes" if level.at_least == 0 else f"{level.at_least:g} px and more"
-    return f"up to {level.below:g} px" if level.at_least == 0 else f"{level.at_least:g} to {level.below:g} px"
+    return level.valid_range.describe()
 
 
 def resize_rule(level: LevelSpec) -> str:

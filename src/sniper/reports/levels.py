@@ -1,6 +1,5 @@
 """Draw which level of the pyramid detects which object, and how that level shows it to the detector."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,15 +74,12 @@ def draw_levels(
 
 def _describe(level: Level, *, image_sizes: Float[np.ndarray, " n"]) -> tuple[str, str]:
     """Return two lines about a level: its scale and range, and its detections."""
-    low, high = level.valid_range.at_least, level.valid_range.below
-    scope = f"{low:g} to {high:g} px"
-    if low == 0:
-        scope = "all sizes" if high == math.inf else f"up to {high:g} px"
-    elif high == math.inf:
-        scope = f"{low:g} px and more"
     count = "1 object" if len(image_sizes) == 1 else f"{len(image_sizes)} objects"
     sizes = f" of {image_sizes.min():.0f} to {image_sizes.max():.0f} px" if len(image_sizes) else ""
-    return f"level {level.index + 1} (×{level.scale:.2g}): {scope}", f"detects {count}{sizes}"
+    return (
+        f"level {level.index + 1} (×{level.scale:.2g}): {level.valid_range.describe()}",
+        f"detects {count}{sizes}",
+    )
 
 
 def _window(level: Level, boxes: Float[np.ndarray, "n 4"]) -> tuple[int, int, int, int]:

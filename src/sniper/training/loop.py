@@ -350,9 +350,8 @@ class _Loop:
         megapixels = self._evaluate.megapixels(on_all=on_all)
         self._pace.lap("evaluate", megapixels)
         self._pace.left["evaluate"] = max(self._pace.left.get("evaluate", 0.0) - megapixels, 0.0)
-        seconds = self._pace.seconds_left()
-        if self._processes.is_first and seconds is not None:
-            self._callbacks.on_time_left(seconds)
+        if self._processes.is_first:
+            self._pace.report(self._callbacks.on_time_left)
         return scores
 
     def _is_evaluated(self, progress: Progress) -> bool:
@@ -563,9 +562,7 @@ class _Loop:
             self._pace.left["evaluate"] = num_evaluations * self._evaluate.megapixels(
                 on_all=False
             ) + self._final_megapixels(self._evaluate)
-        seconds = self._pace.seconds_left()
-        if seconds is not None:
-            self._callbacks.on_time_left(seconds)
+        self._pace.report(self._callbacks.on_time_left)
 
     def _log(self, entry: Mapping[str, Any]) -> None:
         self._run.log(entry)

@@ -96,6 +96,12 @@ class Pace:
                 total += amount * seconds
         return max(total - (self.clock() - self._mark), 0.0)
 
+    def report(self, on_time_left: Callable[[float], None]) -> None:
+        """Call a function with the seconds that all parts still take, if they are known."""
+        seconds = self.seconds_left()
+        if seconds is not None:
+            on_time_left(seconds)
+
     def _has_measured_steps(self) -> bool:
         rates = [self._rates[part] for part in ("rpn", "train") if part in self._rates]
         num_laps = sum(rate.num_laps for rate in rates)
