@@ -1,5 +1,7 @@
 """Errors that a user can correct, each explained in one paragraph."""
 
+import errno
+import os
 import re
 from collections.abc import Sequence
 
@@ -7,6 +9,33 @@ _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, except tab and newline
     r"\u202a-\u202e\u2066-\u2069"  # changes of the direction of the text that follows
     r"\u2028\u2029\ud800-\udfff]"
+)
+
+_REMEDIES = {
+    errno.ENOSPC: "free space on its disk, or use a folder on another one",
+    errno.EDQUOT: "free space within your quota, or use a folder on another disk",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or use a folder on another disk",
+    errno.EROFS: "use a folder that can be written",
+    errno.EACCES: "check the permissions of the file and its folders, or use another folder",
+    errno.EPERM: "check the owner and the attributes of the file and its folders, or use another folder",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer processes (data.num_workers)",
+    errno.ENFILE: "close other programs, or use fewer processes (data.num_workers)",
+    errno.ENAMETOOLONG: "choose shorter names of folders and files",
+    errno.EIO: "the disk or the connection to it fails: check it (dmesg), or use a folder on another one",
+    errno.ESTALE: "the connection to its disk was lost: mount it again, or use a folder on another one",
+    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTEMPTY: "choose another name, or remove the folder",
+    errno.EEXIST: "choose another name, or remove it",
+    errno.ELOOP: "links lead in a circle: name the file that they are meant to lead to",
+    errno.ENOMEM: "free memory, or use fewer processes (data.num_workers)",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or use fewer (data.num_workers)",
+}
+"""What to do about errors of the operating system, by number; where an error says it all, nothing."""
+
+_NO_FILE = "a file of a library, such as one in TMPDIR"
+_SHARED_MEMORY = re.compile(
+    r"shared memory|</torch_|Bus error|items of ancdata|Too many open files", re.IGNORECASE
 )
 
 
@@ -64,6 +93,46 @@ class TrainingDiverged(SniperError):
 
 class OutOfMemory(SniperError):
     """A batch that does not fit into the memory of its device."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what went wrong and what to do about it, without the path, for the end of a message.
+
+    Example:
+        >>> describe_os_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        'No space left on device; free space on its disk, or use a folder on another one'
+    """
+    reason = error.strerror or " ".join(map(str, error.args)) or type(error).__name__
+    remedy = _REMEDIES.get(error.errno) if error.errno is not None else None
+    return reason if remedy is None else f"{reason}; {remedy}"
+
+
+def explain_os_error(error: OSError) -> str:
+    """Return a message that names the file of an error of the operating system, what went wrong, and what to do.
+
+    Example:
+        >>> explain_os_error(OSError(errno.EROFS, os.strerror(errno.EROFS), "runs/a"))
+        'runs/a: Read-only file system; use a folder that can be written'
+    """
+    path = _NO_FILE if error.filename is None else os.fsdecode(error.filename)
+    return f"{path}: {describe_os_error(error)}"
+
+
+def explain_shared_memory(error: RuntimeError) -> str | None:
+    """Explain an error of torch that means that loader processes lack shared memory or open files; None for others.
+
+    Example:
+        >>> text = "unable to write to file </torch_12>: No space left on device (28)"
+        >>> explain_shared_memory(RuntimeError(text)).partition(";")[0]
+        '/dev/shm: unable to write to file </torch_12>: No space left on device (28)'
+    """
+    text = " ".join(str(error).split())
+    if not _SHARED_MEMORY.search(text):
+        return None
+    return (
+        f"/dev/shm: {text}; use fewer loader processes (data.num_workers, 0 for none), allow more open files (ulimit "
+        "-n), or provide more shared memory (docker run --shm-size=8g)"
+    )
 
 
 def count_and_list(problems: Sequence[str], *, limit: int = 3, separator: str = "; ") -> str:

@@ -19,7 +19,7 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
-from sniper.errors import ConfigError, SniperError
+from sniper.errors import ConfigError, SniperError, describe_os_error
 
 _T = TypeVar("_T")
 
@@ -167,6 +167,22 @@ def describe_other_content(content: bytes) -> str | None:
 
 
 @contextmanager
+def naming_path(path: str | os.PathLike[str], *, written_as: Path | None = None) -> Iterator[None]:
+    """Name a file in errors of the operating system: one of a write does not name the file that is written to.
+
+    Args:
+        path: of the file.
+        written_as: its temporary name, which is replaced in errors.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.filename == (written_as and os.fspath(written_as)):
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears under its name only once it is complete and on disk.
 
@@ -178,11 +194,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open("wb") as file:
+        with naming_path(path, written_as=unfinished), unfinished.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        with naming_path(path, written_as=unfinished):
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -200,7 +217,7 @@ def read_json(path: Path, *, error: type[SniperError]) -> Any:
     try:
         content = read_bytes(path)
     except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
+        raise error(f"{path}: cannot be read ({describe_os_error(problem)})") from problem
     other = describe_other_content(content)
     if other is not None:
         raise error(f"{path}: is not JSON, but {other}")

@@ -7,11 +7,17 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sniper.evaluation.confusion import Confusion, count_confusions
+from sniper.evaluation.confusion import Confusion, ConfusionMatrix, count_confusions
 from sniper.evaluation.matching import PairMatches, match_pair
 from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry.boxes import from_xywh, iou
 from tests.evaluation.random_pairs import NUM_CLASSES, random_pair
+
+
+def count(matches: PairMatches, score: float) -> ConfusionMatrix:
+    matrix = count_confusions(matches, score)
+    assert matrix is not None
+    return matrix
 
 
 def count_slowly(matches: PairMatches, score: float) -> np.ndarray:
@@ -41,7 +47,7 @@ def test_matches_are_those_of_a_slow_count(
     seed: int, num_objects: int, num_detections: int, score: float
 ) -> None:
     matches = match_pair(random_pair(seed, num_objects, num_detections, has_equal_scores=False))
-    counts = count_confusions(matches, score).counts
+    counts = count(matches, score).counts
     assert counts.tolist() == count_slowly(matches, score).tolist()
 
 
@@ -49,7 +55,7 @@ def test_matches_are_those_of_a_slow_count(
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_rows_add_up_to_objects_and_columns_to_detections(seed: int, score: float) -> None:
     matches = match_pair(random_pair(seed, 12, 30))
-    counts, truth = count_confusions(matches, score).counts, matches.pair.truth
+    counts, truth = count(matches, score).counts, matches.pair.truth
     is_counted = (matches.is_true_positive | matches.is_false_positive) & (matches.pair.scores >= score)
     num_objects = np.bincount(truth.labels[~truth.is_crowd], minlength=NUM_CLASSES)
     num_detections = np.bincount(matches.pair.labels[is_counted], minlength=NUM_CLASSES)
@@ -72,11 +78,11 @@ def test_confusions_are_listed_from_the_most_frequent() -> None:
         for i, (box, category) in enumerate(zip(boxes, detected_as, strict=True))
     ]
     matches = match_pair(EvaluationPair.of(detections, truth))
-    matrix = count_confusions(matches, 0.55)
+    matrix = count(matches, 0.55)
     assert matrix.counts.tolist() == [[1, 2, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
     assert matrix.find_largest(10) == [
         Confusion(object="car", detected_as="van", count=2, num_objects=5),
         Confusion(object="car", detected_as="bus", count=1, num_objects=5),
     ]
     assert matrix.find_largest(1) == matrix.find_largest(10)[:1]
-    assert count_confusions(matches, math.nan).counts[:, -1].tolist() == [5, 0, 1, 0]
+    assert count(matches, math.nan).counts[:, -1].tolist() == [5, 0, 1, 0]

@@ -361,7 +361,7 @@ class _Report:
     Attributes:
         scores: COCO's.
         point: precision, recall and F1 at one score.
-        confusion: at the same score.
+        confusion: at the same score; None for too many classes.
         chosen_on: how the score was chosen.
         is_optimistic: whether it was chosen on the images that are scored.
         drops_duplicates: whether second boxes on an object count neither in `point` nor in `confusion`.
@@ -369,7 +369,7 @@ class _Report:
 
     scores: "Scores"
     point: "OperatingPoint"
-    confusion: "ConfusionMatrix"
+    confusion: "ConfusionMatrix | None"
     chosen_on: _Choice
     is_optimistic: bool
     drops_duplicates: bool
@@ -386,7 +386,7 @@ class _Report:
     ) -> "_Report":
         """Score detections, and print a warning where there are more than count."""
         from sniper.evaluation import coco
-        from sniper.evaluation.confusion import count_confusions
+        from sniper.evaluation.confusion import MAX_CLASSES, count_confusions
         from sniper.evaluation.duplicates import without_duplicates
         from sniper.evaluation.matching import match_pair
         from sniper.evaluation.operating_point import find_best_score, measure_at
@@ -407,10 +407,16 @@ class _Report:
             score, chosen_on = subject.min_score, "validation_images"
         else:
             score, chosen_on = find_best_score(matches), "scored_images"
+        confusion = count_confusions(matches, score)
+        if confusion is None:
+            num_classes = len(pair.truth.categories)
+            print_warnings(
+                [f"the confusion matrix is left out: {num_classes:,} classes, expected at most {MAX_CLASSES:,}"]
+            )
         return cls(
             scores=scores,
             point=measure_at(matches, score),
-            confusion=count_confusions(matches, score),
+            confusion=confusion,
             chosen_on=chosen_on,
             is_optimistic=chosen_on == "scored_images"
             or (chosen_on == "validation_images" and subject.is_validation),
@@ -434,7 +440,7 @@ class _Report:
                 {**asdict(scores), **_counts_as_dict(counts)}
                 for scores, counts in zip(self.scores.classes, point.classes, strict=True)
             ],
-            "confusions": self.confusion.as_list(),
+            "confusions": None if self.confusion is None else self.confusion.as_list(),
         }
 
     def show(self, answer: Mapping[str, Any], *, details: "Diagnosis | None") -> None:
@@ -457,8 +463,9 @@ class _Report:
         for line in self._describe_point():
             print_paragraph(line)
         print_table(show_classes(self.scores, self.point))
-        print_line("")
-        self._show_confusions()
+        if self.confusion is not None:
+            print_line("")
+            _show_confusions(self.confusion)
         if details is not None:
             for table in show_details(self.scores, details):
                 print_line("")
@@ -466,19 +473,6 @@ class _Report:
         for name in ("curve", "detections", "output"):
             if name in answer:
                 print_line(f"{name}: {answer[name]}")
-
-    def _show_confusions(self) -> None:
-        """Print the confusion matrix of few classes, or the most frequent confusions."""
-        from sniper.reports.scores import MAX_CLASSES_IN_TABLE, describe_confusions, show_confusion
-
-        if len(self.confusion.categories) <= MAX_CLASSES_IN_TABLE:
-            table = show_confusion(self.confusion)
-            print_table(table if fits(table) else show_confusion(self.confusion, is_numbered=True))
-            return
-        lines = list(describe_confusions(self.confusion))
-        print_line("most frequent confusions of two classes" if lines else "no class is detected as another")
-        for line in lines:
-            print_line(line)
 
     def _describe_point(self) -> list[str]:
         """Describe at which score precision, recall and F1 are."""
@@ -499,6 +493,20 @@ class _Report:
                 "caution: the score was chosen on the images that are scored; on others, expect a lower F1"
             )
         return lines
+
+
+def _show_confusions(confusion: "ConfusionMatrix") -> None:
+    """Print the confusion matrix of few classes, or the most frequent confusions."""
+    from sniper.reports.scores import MAX_CLASSES_IN_TABLE, describe_confusions, show_confusion
+
+    if len(confusion.categories) <= MAX_CLASSES_IN_TABLE:
+        table = show_confusion(confusion)
+        print_table(table if fits(table) else show_confusion(confusion, is_numbered=True))
+        return
+    lines = list(describe_confusions(confusion))
+    print_line("most frequent confusions of two classes" if lines else "no class is detected as another")
+    for line in lines:
+        print_line(line)
 
 
 def _counts_as_dict(counts: "MatchCounts") -> dict[str, float]:
@@ -524,15 +532,20 @@ def _with_null(value: Any) -> Any:
     return None if isinstance(value, float) and (math.isnan(value) or value == -1) else value
 
 
-def _write(confusion: "ConfusionMatrix", answer: Mapping[str, Any], folder: Path) -> None:
-    """Write the scores and the confusion matrix."""
+def _write(confusion: "ConfusionMatrix | None", answer: Mapping[str, Any], folder: Path) -> None:
+    """Write the scores and the confusion matrix, if there is one."""
     from sniper.reports.confusion import draw_confusion, write_confusion
 
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "scores.json") as file:
         file.write(json_module.dumps(answer, indent=1).encode())
-    write_confusion(confusion, folder / "confusion.csv")
-    draw_confusion(confusion, folder / "confusion.png")
+    table, picture = folder / "confusion.csv", folder / "confusion.png"
+    if confusion is None:
+        table.unlink(missing_ok=True)  # of an earlier evaluation
+        picture.unlink(missing_ok=True)
+        return
+    write_confusion(confusion, table)
+    draw_confusion(confusion, picture)
 
 
 def _check_sizes(sizes: Sequence[float] | None, *, details: bool) -> None:

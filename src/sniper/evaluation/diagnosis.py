@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import hotcoco
 import numpy as np
 from jaxtyping import Float
 
@@ -101,8 +100,8 @@ def diagnose(
     any_class = run_coco_eval(
         pair, max_detections=[max_detections], area_ranges=area_ranges, use_categories=False
     )
-    precision, recall = _curves(by_class)
-    _, any_recall = _curves(any_class)  # (t, 1, a, m)
+    precision, recall = by_class.precision, by_class.recall
+    any_recall = any_class.recall  # (t, 1, a, m)
     return Diagnosis(
         sizes=[
             SizeScores(
@@ -115,7 +114,7 @@ def diagnose(
             for a, (low, high) in enumerate(bins, start=1)
         ],
         false_positives=count_false_positives(pair, max_detections=max_detections),
-        recalls=np.array(by_class.params.rec_thrs),
+        recalls=np.array(by_class.result.params.rec_thrs),
         precisions=np.stack([_mean_curve(precision[t, :, :, 0, -1]) for t in (0, 5, 9)]),
     )
 
@@ -143,12 +142,6 @@ def count_false_positives(
         level: float(num_false[points[0]] / pair.truth.num_images) if len(points) else None
         for level, points in reached.items()
     }
-
-
-def _curves(evaluation: hotcoco.COCOeval) -> tuple[np.ndarray, np.ndarray]:
-    """Return (t, r, k, a, m) precisions and (t, k, a, m) recalls: IoU, recall, class, area, detections."""
-    assert evaluation.eval is not None
-    return np.array(evaluation.eval["precision"]), np.array(evaluation.eval["recall"])
 
 
 def _mean_curve(precision: Float[np.ndarray, "r k"]) -> Float[np.ndarray, " r"]:

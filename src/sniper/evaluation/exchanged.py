@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 
-import hotcoco
 import numpy as np
 from jaxtyping import Int
 
 from sniper.errors import count_and_list
+from sniper.evaluation.confusion import MAX_CLASSES, count_pairs
 from sniper.evaluation.pair import EvaluationPair
 
 _MAX_IMAGES = 500  # compared: enough to recognise classes, and fast
+_MAX_DETECTIONS = 100  # of each image
 _MIN_MATCHES = 20  # of a class, so that chance does not look like an exchange
 _MIN_OTHER, _MAX_OWN = 0.6, 0.2  # shares of the matches of an exchanged class
 _MIN_SHARE = 0.5  # of all matches that exchanged classes have
@@ -25,7 +26,7 @@ def find_exchanged_classes(pair: EvaluationPair) -> tuple[str, ...]:
     Returns:
         A warning, or nothing.
     """
-    if len(pair) == 0 or len(pair.truth.categories) < 2:
+    if len(pair) == 0 or not 2 <= len(pair.truth.categories) <= MAX_CLASSES:
         return ()
     confusion = _count_confusions(pair)  # (objects, detections)
     matches = confusion.sum(axis=0)
@@ -47,11 +48,10 @@ def find_exchanged_classes(pair: EvaluationPair) -> tuple[str, ...]:
 
 def _count_confusions(pair: EvaluationPair) -> Int[np.ndarray, "c c"]:
     """Return how many detections of each class (columns) lie on objects of each class (rows)."""
-    evaluation = hotcoco.COCOeval(*pair.hotcoco, "bbox")
     step = -(-pair.truth.num_images // _MAX_IMAGES)
-    evaluation.params.img_ids = list(range(0, pair.truth.num_images, step))
-    matrix = np.asarray(evaluation.confusion_matrix(iou_thr=0.5, max_det=100)["matrix"], dtype=np.int64)
-    return matrix[:-1, :-1]  # without background
+    images = np.argsort(pair.image_ranks)[::step]
+    counts = count_pairs(pair.select_images(images), iou=0.5, max_detections=_MAX_DETECTIONS)
+    return counts[:-1, :-1]  # without background
 
 
 def _describe(

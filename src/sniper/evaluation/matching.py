@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sniper.data.datasets import ImageRecord
+from sniper.evaluation.blocks import MatchingBlocks, split_crowded
 from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry import Detections
 from sniper.geometry.boxes import area, intersections, iou
@@ -24,6 +25,31 @@ LARGEST_AREA = 1e10
 _EVERY_AREA = {"all": (0.0, LARGEST_AREA)}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class COCOEvaluation:
+    """What hotcoco computes.
+
+    Attributes:
+        result: with precision and recall.
+        blocks: what it was computed on: the images, or blocks of crowded ones.
+    """
+
+    result: hotcoco.COCOeval
+    blocks: MatchingBlocks
+
+    @property
+    def precision(self) -> Float[np.ndarray, "t r k a m"]:
+        """(t, r, k, a, m) precision by IoU, recall, class, area and number of detections; -1 without objects."""
+        assert self.result.eval is not None
+        return np.array(self.result.eval["precision"])
+
+    @property
+    def recall(self) -> Float[np.ndarray, "t k a m"]:
+        """(t, k, a, m) recall by IoU, class, area and number of detections; -1 without objects."""
+        assert self.result.eval is not None
+        return np.array(self.result.eval["recall"])
+
+
 def run_coco_eval(
     pair: EvaluationPair,
     *,
@@ -31,8 +57,12 @@ def run_coco_eval(
     area_ranges: Mapping[str, tuple[float, float]] = _EVERY_AREA,
     iou_thresholds: Sequence[float] | None = None,
     use_categories: bool = True,
-) -> hotcoco.COCOeval:
+    max_overlaps: int | None = None,
+) -> COCOEvaluation:
     """Match detections by the COCO rules for boxes, and accumulate precision and recall.
+
+    Of crowded images, which are split (`blocks`), only numbers with the last of `max_detections` are those of the
+    images.
 
     Args:
         pair: detections and ground truth.
@@ -40,8 +70,19 @@ def run_coco_eval(
         area_ranges: smallest and largest area (inclusive), square image pixels, by name.
         iou_thresholds: COCO's 0.50, 0.55 … 0.95 if None.
         use_categories: False to match detections with objects of any class.
+        max_overlaps: see `split_crowded`.
+
+    Raises:
+        DetectionsError: if there are too many boxes on each other to be compared.
     """
-    evaluation = hotcoco.COCOeval(*pair.hotcoco, "bbox")
+    blocks = split_crowded(
+        pair,
+        max_detections=max_detections[-1],
+        iou=min(iou_thresholds or (0.5,)),
+        use_categories=use_categories,
+        max_overlaps=max_overlaps,
+    )
+    evaluation = hotcoco.COCOeval(*blocks.pair.hotcoco, "bbox")
     params = evaluation.params
     params.max_dets = list(max_detections)
     params.area_rng = [list(bounds) for bounds in area_ranges.values()]
@@ -51,7 +92,7 @@ def run_coco_eval(
         params.iou_thrs = list(iou_thresholds)
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation
+    return COCOEvaluation(result=evaluation, blocks=blocks)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,10 +148,11 @@ def match_pair(pair: EvaluationPair, *, iou: float = 0.5, max_detections: int | 
     limit = max(pair.num_per_image_and_class, default=1) if max_detections is None else max_detections
     evaluation = run_coco_eval(pair, max_detections=[int(limit)], iou_thresholds=[iou])
     # Candidates for wrong labels are not needed: no detection has a score of infinity.
-    states = evaluation.image_diagnostics(iou_thr=iou, score_thr=math.inf)[
+    states = evaluation.result.image_diagnostics(iou_thr=iou, score_thr=math.inf)[
         "dt_status"
     ]  # without those ignored
-    indices = np.fromiter(states, dtype=np.int64, count=len(states)) - 1  # hotcoco numbers detections from 1
+    numbers = np.fromiter(states, dtype=np.int64, count=len(states))
+    indices = evaluation.blocks.rows[numbers - 1]  # hotcoco numbers detections from 1
     is_true = np.fromiter((state == "tp" for state in states.values()), dtype=np.bool_, count=len(states))
     is_true_positive = np.zeros(len(pair), dtype=np.bool_)
     is_false_positive = np.zeros(len(pair), dtype=np.bool_)
@@ -128,7 +170,7 @@ class ClassMatches:
     A detection that is ignored, since it lies in a crowd, is neither a true nor a false positive.
 
     Attributes:
-        scores: (d,) of the detections.
+        scores: (d,) of the detections, or their ranks, from the last.
         image_indices: (d,) the image of each detection.
         is_true_positive: (t, d) whether each detection matches an object, by IoU threshold.
         is_false_positive: (t, d) whether each detection matches nothing, by IoU threshold.
@@ -142,32 +184,30 @@ class ClassMatches:
     num_objects: Int[np.ndarray, " m"]
 
 
-def matches_by_class(evaluation: hotcoco.COCOeval, pair: EvaluationPair) -> list[ClassMatches]:
+def matches_by_class(evaluation: COCOEvaluation, pair: EvaluationPair) -> list[ClassMatches]:
     """Return the matches of each class that has objects or detections.
 
     Args:
         evaluation: from `run_coco_eval`, with a single range of areas.
         pair: that was evaluated.
     """
-    indices = {rank: index for index, rank in enumerate(pair.image_ranks.tolist())}
     images_of_class: dict[int, list[Mapping[str, Any]]] = {}
-    for image in evaluation.eval_imgs:
+    for image in evaluation.result.eval_imgs:
         if image is not None:
             images_of_class.setdefault(image["category_id"], []).append(image)
-    num_thresholds = len(evaluation.params.iou_thrs)
-    return [
-        _join_images(images, indices, num_thresholds=num_thresholds) for images in images_of_class.values()
-    ]
+    return [_join_images(images, evaluation, pair) for images in images_of_class.values()]
 
 
 def _join_images(
-    images: Sequence[Mapping[str, Any]], indices: Mapping[int, int], *, num_thresholds: int
+    images: Sequence[Mapping[str, Any]], evaluation: COCOEvaluation, pair: EvaluationPair
 ) -> ClassMatches:
     """Join hotcoco's matches of one class in single images."""
+    blocks, num_thresholds = evaluation.blocks, len(evaluation.result.params.iou_thrs)
+    block_of_rank = np.argsort(blocks.pair.image_ranks)
     scores, image_indices, is_matched, is_ignored = [], [], [], []
-    num_objects = np.zeros(len(indices), dtype=np.int64)
+    num_objects = np.zeros(pair.truth.num_images, dtype=np.int64)
     for image in sorted(images, key=lambda image: image["image_id"]):
-        index = indices[image["image_id"]]
+        index = blocks.images[block_of_rank[image["image_id"]]]
         num_objects[index] += len(image["gtIgnore"]) - sum(image["gtIgnore"])
         num = len(image["dtScores"])
         scores.append(np.array(image["dtScores"], dtype=np.float64))
@@ -216,16 +256,17 @@ def match_detections(
     is_true_positive = np.zeros(len(detections), dtype=np.bool_)
     is_ignored = np.zeros(len(detections), dtype=np.bool_)
     is_matched = np.zeros(len(boxes), dtype=np.bool_)
-    overlaps = iou(detections.boxes, boxes)  # (n, m)
-    is_in_crowd = intersections(detections.boxes, boxes) >= iou_threshold * area(detections.boxes)[:, None]
     for index, label in enumerate(detections.labels.tolist()):
+        box = detections.boxes[index : index + 1]  # one by one, since the overlaps of all may not fit into memory
         is_of_class = ground_truth.labels == label
         free = np.flatnonzero(is_of_class & ~is_crowd & ~is_matched)
-        best = free[np.argmax(overlaps[index, free])] if len(free) else None
-        if best is not None and overlaps[index, best] >= iou_threshold:
-            is_true_positive[index] = is_matched[best] = True
+        overlaps = iou(box, boxes[free])[0]  # (k,)
+        best = np.argmax(overlaps) if len(free) else None
+        if best is not None and overlaps[best] >= iou_threshold:
+            is_true_positive[index] = is_matched[free[best]] = True
         else:
-            is_ignored[index] = (is_in_crowd[index] & is_of_class & is_crowd).any()
+            crowds = boxes[is_of_class & is_crowd]
+            is_ignored[index] = (intersections(box, crowds)[0] >= iou_threshold * area(box)).any()
     return ImageMatches(
         is_true_positive=is_true_positive, is_ignored=is_ignored, is_missed=~is_matched & ~is_crowd
     )

@@ -58,18 +58,22 @@ class GroundTruth:
         """Number of images."""
         return len(self.image_ids)
 
+    def select(self, is_kept: Bool[np.ndarray, " n"]) -> "GroundTruth":
+        """Return the same images with some of the objects."""
+        names = ("image_indices", "labels", "boxes", "areas", "is_crowd")
+        return replace(self, **{name: getattr(self, name)[is_kept] for name in names})
+
     def select_images(self, indices: Int[np.ndarray, " k"]) -> "GroundTruth":
         """Return some images with their objects, in the order of the indices, which must be distinct."""
+        new = self.new_indices(indices)[self.image_indices]
+        kept = self.select(new >= 0)
+        return replace(kept, image_ids=self.image_ids[indices], image_indices=new[new >= 0])
+
+    def new_indices(self, indices: Int[np.ndarray, " k"]) -> Int64[np.ndarray, " m"]:
+        """Return the index of each image among some of the images; -1 where it is none of them."""
         new = np.full(self.num_images, -1)
         new[indices] = np.arange(len(indices))
-        image_indices = new[self.image_indices]
-        names = ("labels", "boxes", "areas", "is_crowd")
-        return replace(
-            self,
-            image_ids=self.image_ids[indices],
-            image_indices=image_indices[image_indices >= 0],
-            **{name: getattr(self, name)[image_indices >= 0] for name in names},
-        )
+        return new
 
     @classmethod
     def of(cls, truth: Truth) -> "GroundTruth":
@@ -184,8 +188,13 @@ class EvaluationPair:
 
     def first_images(self, count: int) -> "EvaluationPair":
         """Return the first images of the ground truth, with their objects and detections."""
-        truth = self.truth.select_images(np.arange(min(count, self.truth.num_images)))
-        return replace(self.select(self.image_indices < count), truth=truth)
+        return self.select_images(np.arange(min(count, self.truth.num_images)))
+
+    def select_images(self, indices: Int[np.ndarray, " k"]) -> "EvaluationPair":
+        """Return some images with their objects and detections, in the order of the indices, which must be distinct."""
+        new = self.truth.new_indices(indices)[self.image_indices]
+        kept = self.select(new >= 0)
+        return replace(kept, truth=self.truth.select_images(indices), image_indices=new[new >= 0])
 
     def select(self, is_kept: Bool[np.ndarray, " n"]) -> "EvaluationPair":
         """Return the same ground truth with some of the detections."""
