@@ -167,18 +167,22 @@ def describe_other_content(content: bytes) -> str | None:
 
 
 @contextmanager
-def naming_path(path: str | os.PathLike[str], *, written_as: Path | None = None) -> Iterator[None]:
+def naming_path(path: Path, *, written_as: Path | None = None) -> Iterator[None]:
     """Name a file in errors of the operating system: one of a write does not name the file that is written to.
 
     Args:
-        path: of the file.
-        written_as: its temporary name, which is replaced in errors.
+        path: of the file, or of a folder.
+        written_as: its temporary path, which is replaced in errors.
     """
     try:
         yield
     except OSError as error:
-        if error.filename is None or error.filename == (written_as and os.fspath(written_as)):
+        if error.filename is None:
             error.filename = os.fspath(path)
+        elif written_as is not None and isinstance(error.filename, str):
+            named = Path(error.filename)
+            if named.is_relative_to(written_as):
+                error.filename = os.fspath(path / named.relative_to(written_as))
         raise
 
 
@@ -199,6 +203,25 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         with naming_path(path, written_as=unfinished):
+            unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write one of many files, such as a picture: complete or not at all, but not synced to disk.
+
+    Args:
+        path: the file to write, in an existing folder. An existing file is unchanged if writing fails.
+        content: of the file.
+
+    Raises:
+        OSError: if it cannot be written; names the file.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with naming_path(path, written_as=unfinished):
+            unfinished.write_bytes(content)
             unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -3,15 +3,19 @@
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Le, MaxLen, MinLen
 from jaxtyping import Bool, Int
 from pydantic import PositiveFloat, PositiveInt
 
 from sniper.chips.image_boxes import ImageBoxes
-from sniper.chips.pyramid import LevelSpec, check_ranges
+from sniper.chips.pyramid import MAX_CHIP_SIZE, MAX_FACTOR, MAX_LEVELS, LevelSpec, check_ranges
 from sniper.chips.table import ChipTable
 from sniper.geometry.boxes import area, intersections
 from sniper.specs import Fraction, spec_dataclass
+
+
+MAX_BATCH_MEGAPIXELS = 1000.0
+"""The most pixels in a batch of images of various sizes, in millions: 12 GB."""
 
 
 @spec_dataclass
@@ -28,8 +32,8 @@ class WholeSpec:
             batch of chips has.
     """
 
-    levels: Annotated[tuple[LevelSpec, ...], MinLen(1)] = (LevelSpec(short_side=800, max_long_side=1333),)
-    batch_megapixels: PositiveFloat | None = None
+    levels: Annotated[tuple[LevelSpec, ...], MinLen(1), MaxLen(MAX_LEVELS)] = (LevelSpec(short_side=800, max_long_side=1333),)
+    batch_megapixels: Annotated[PositiveFloat, Le(MAX_BATCH_MEGAPIXELS)] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self.levels)
@@ -47,9 +51,9 @@ class TileSpec:
         min_visibility: boxes with a smaller visible fraction of their area are left out of a tile.
     """
 
-    side: PositiveInt = 512
+    side: Annotated[PositiveInt, Le(MAX_CHIP_SIZE)] = 512
     overlap: Annotated[float, Ge(0), Le(0.9)] = 0.2
-    factor: PositiveFloat = 1.0
+    factor: Annotated[PositiveFloat, Le(MAX_FACTOR)] = 1.0
     empty: Literal["keep", "drop"] = "keep"
     min_visibility: Fraction = 0.1
 

@@ -17,6 +17,8 @@ from sniper.geometry.kernels import kernel, run_in_threads
 
 _IMAGES_AT_ONCE = 65_536
 _TOLERANCE = 1e-6  # level pixels; rounding errors of a box edge
+_MIN_CELLS = 4096  # of a level, from which on it matters how many are empty
+_MAX_WINDOWS = 1 << 24  # of a group of boxes, for each of which 12 bytes are held; 131,072 px square at stride 32
 
 
 def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Generator) -> ChipTable:
@@ -327,8 +329,8 @@ def _pick_common(rects: np.ndarray, pick: np.ndarray, state: np.uint64) -> tuple
     for r in range(1, len(rects)):
         left, right = max(left, rects[r, 0]), min(right, rects[r, 1])
         top, bottom = max(top, rects[r, 2]), min(bottom, rects[r, 3])
-    if right < left or bottom < top:
-        return False, state
+        if right < left or bottom < top:
+            return False, state
     num_x, num_y = right - left + 1, bottom - top + 1
     state, drawn = _draw(state, num_x * num_y)
     pick[0], pick[1] = left + drawn % num_x, top + drawn // num_x
@@ -416,25 +418,34 @@ def _group(rects: np.ndarray) -> np.ndarray:
         return np.array([0, num_rects])
     starts = np.zeros(num_rects + 1, dtype=np.int64)
     columns, rows = (rects[:, 0] - first_x) // span, (rects[:, 2] - first_y) // span
-    newest = np.full(
-        (num_y, num_x), -1, dtype=np.int32
-    )  # linked list per cell; `older` points to the next box
+    keys = rows.astype(np.int64) * num_x + columns
+    num_cells = np.int64(num_y) * num_x
+    cells = np.zeros(0, dtype=np.int64)
+    if num_cells > _MIN_CELLS + 8 * num_rects:  # few boxes far apart: only cells with boxes are kept
+        cells = np.unique(keys)
+        num_cells = len(cells)
+    # A linked list for each cell; `older` points to the next box.
+    newest = np.full(num_cells, -1, dtype=np.int32)
     older = np.empty(num_rects, dtype=np.int32)
     for r in range(num_rects):
-        older[r] = newest[rows[r], columns[r]]
-        newest[rows[r], columns[r]] = r
+        cell = _find_cell(cells, keys[r])
+        older[r] = newest[cell]
+        newest[cell] = r
     order = np.empty(num_rects, dtype=np.int32)
     num_ordered, num_groups = 0, 0
     for seed in range(num_rects):
-        if newest[rows[seed], columns[seed]] < 0:
-            continue  # its cell is in a group already
+        cell = _find_cell(cells, keys[seed])
+        if newest[cell] < 0:
+            continue  # it is in a group already
         reached = num_ordered
-        num_ordered = _pop_cell(newest, older, columns[seed], rows[seed], order, num_ordered)
+        num_ordered = _pop_cell(newest, older, cell, order, num_ordered)
         while reached < num_ordered:
             box = order[reached]
             for y in range(max(rows[box] - 1, 0), min(rows[box] + 2, num_y)):
                 for x in range(max(columns[box] - 1, 0), min(columns[box] + 2, num_x)):
-                    num_ordered = _pop_cell(newest, older, x, y, order, num_ordered)
+                    cell = _find_cell(cells, np.int64(y) * num_x + x)
+                    if cell >= 0:
+                        num_ordered = _pop_cell(newest, older, cell, order, num_ordered)
             reached += 1
         num_groups += 1
         starts[num_groups] = num_ordered
@@ -443,12 +454,19 @@ def _group(rects: np.ndarray) -> np.ndarray:
 
 
 @kernel
-def _pop_cell(
-    newest: np.ndarray, older: np.ndarray, x: int, y: int, order: np.ndarray, num_ordered: int
-) -> int:
+def _find_cell(cells: np.ndarray, key: int) -> int:
+    """Return the index of a cell by its key, -1 if there is none; without `cells`, all cells are there in order."""
+    if len(cells) == 0:
+        return key
+    index = np.searchsorted(cells, key)
+    return index if index < len(cells) and cells[index] == key else -1
+
+
+@kernel
+def _pop_cell(newest: np.ndarray, older: np.ndarray, cell: int, order: np.ndarray, num_ordered: int) -> int:
     """Move the boxes of a cell to the end of `order`; return its new length."""
-    box = newest[y, x]
-    newest[y, x] = -1
+    box = newest[cell]
+    newest[cell] = -1
     while box >= 0:
         order[num_ordered] = box
         num_ordered += 1
@@ -460,12 +478,31 @@ def _pop_cell(
 def _cover_level(
     rects: np.ndarray, min_boxes: int, picked: np.ndarray, state: np.uint64
 ) -> tuple[int, np.uint64]:
-    """Cover the boxes of a level group by group; see `_cover_group`."""
+    """Cover the boxes of a level group by group; see `_cover_group`.
+
+    The boxes of a group that extends over too many windows are covered in halves, left and right or top and bottom.
+    """
     starts = _group(rects)
     num_picked = 0
+    firsts, lasts = np.empty(64, dtype=np.int64), np.empty(64, dtype=np.int64)  # a stack of halves
     for g in range(len(starts) - 1):
-        count, state = _cover_group(rects[starts[g] : starts[g + 1]], min_boxes, picked[num_picked:], state)
-        num_picked += count
+        firsts[0], lasts[0], num_parts = starts[g], starts[g + 1], 1
+        while num_parts > 0:
+            num_parts -= 1
+            first, last = firsts[num_parts], lasts[num_parts]
+            part = rects[first:last]
+            num_x = np.int64(part[:, 1].max()) - part[:, 0].min() + 1
+            num_y = np.int64(part[:, 3].max()) - part[:, 2].min() + 1
+            if num_x * num_y <= _MAX_WINDOWS or last - first == 1:
+                count, state = _cover_group(part, min_boxes, picked[num_picked:], state)
+                num_picked += count
+                continue
+            axis = 0 if num_x >= num_y else 2
+            part[:] = part[np.argsort(part[:, axis], kind="mergesort")]
+            middle = (first + last) // 2
+            firsts[num_parts], lasts[num_parts] = middle, last
+            firsts[num_parts + 1], lasts[num_parts + 1] = first, middle
+            num_parts += 2
     return num_picked, state
 
 

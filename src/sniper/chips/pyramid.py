@@ -7,12 +7,26 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from annotated_types import MinLen
+from annotated_types import Le, MaxLen, MinLen
 from jaxtyping import Bool, Float, Int
 from pydantic import AllowInfNan, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from sniper.errors import ConfigError
 from sniper.geometry.boxes import size
 from sniper.specs import spec_dataclass
+
+
+MAX_LEVEL_SIDE = 1 << 24
+"""The longest side of an image at a level, pixels: up to here, float32 holds every whole coordinate."""
+
+MAX_CHIP_SIZE = 16_384
+"""The longest side of a chip, pixels: a network computes all of it at once."""
+
+MAX_LEVELS = 32
+"""The most levels of a pyramid."""
+
+MAX_FACTOR = 100.0
+"""The largest factor by which a level enlarges images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +83,10 @@ class LevelSpec:
         below: smallest box size that is too large to be valid, image pixels.
     """
 
-    factor: PositiveFloat | None = None
-    long_side: PositiveInt | None = None
-    short_side: PositiveInt | None = None
-    max_long_side: PositiveInt | None = None
+    factor: Annotated[PositiveFloat, Le(MAX_FACTOR)] | None = None
+    long_side: Annotated[PositiveInt, Le(MAX_LEVEL_SIDE)] | None = None
+    short_side: Annotated[PositiveInt, Le(MAX_LEVEL_SIDE)] | None = None
+    max_long_side: Annotated[PositiveInt, Le(MAX_LEVEL_SIDE)] | None = None
     at_least: NonNegativeFloat = 0.0
     below: Annotated[float, AllowInfNan(True)] = math.inf
 
@@ -105,6 +119,9 @@ class LevelSpec:
         Returns:
             Two (m,) arrays: widths and heights of the level images, pixels.
 
+        Raises:
+            ConfigError: if a level image has a side of more than `MAX_LEVEL_SIDE`.
+
         Example:
             >>> LevelSpec(long_side=512).resized(np.array([640]), np.array([480]))
             (array([512]), array([384]))
@@ -118,7 +135,22 @@ class LevelSpec:
         else:
             assert self.short_side is not None
             scale = np.minimum(self.short_side / short, (self.max_long_side or math.inf) / long)
-        return _rounded(widths * scale), _rounded(heights * scale)
+        sides = _rounded(widths * scale), _rounded(heights * scale)
+        longest = int(np.maximum(*sides).argmax()) if len(long) else 0
+        if len(long) and max(side[longest] for side in sides) > MAX_LEVEL_SIDE:
+            raise ConfigError(
+                f"levels: {self._rule()} makes an image of {widths[longest]}x{heights[longest]} pixels "
+                f"{max(side[longest] for side in sides):,} pixels long, expected at most {MAX_LEVEL_SIDE:,}"
+                + (" (max_long_side limits it)" if self.short_side else "")
+            )
+        return sides
+
+    def _rule(self) -> str:
+        for name in ("factor", "long_side", "short_side"):
+            value = getattr(self, name)
+            if value is not None:
+                return f"{name}: {value:g}"
+        raise AssertionError
 
     def at(self, *, width: int, height: int, index: int = 0) -> "Level":
         """Bind this level to one image.
@@ -229,10 +261,10 @@ class PyramidSpec:
             any image into one chip (`long_side` at most `chip_size`), so that no box is ever lost.
     """
 
-    chip_size: PositiveInt = 512
+    chip_size: Annotated[PositiveInt, Le(MAX_CHIP_SIZE)] = 512
     stride: PositiveInt = 32
     random_offset: bool = False
-    levels: Annotated[tuple[LevelSpec, ...], MinLen(1)] = PAPER_LEVELS
+    levels: Annotated[tuple[LevelSpec, ...], MinLen(1), MaxLen(MAX_LEVELS)] = PAPER_LEVELS
 
     def __post_init__(self) -> None:
         if self.stride > self.chip_size:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 
 from sniper.chips.chip import Chip
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
-from sniper.errors import ChipTableError
+from sniper.errors import ChipTableError, describe_os_error
 from sniper.files import UNREADABLE, atomic_write, open_regular
 
 _VERSION = 3
@@ -168,7 +168,7 @@ class ChipTable:
                 saved_pyramid, saved_digest = head["pyramid"], head["digest"]
                 arrays = {name: file[name] for name in _ARRAYS}
         except OSError as error:
-            raise ChipTableError(f"{path}: cannot be read ({error.strerror or error})") from error
+            raise ChipTableError(f"{path}: cannot be read ({describe_os_error(error)})") from error
         except (*UNREADABLE, TypeError) as error:
             raise ChipTableError(f"{path}: not a chip table ({error})") from error
         if saved_digest != digest:

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from sniper.evaluation.pair import EvaluationPair, GroundTruth
     from sniper.runs.run import CheckpointChoice
 
+_MAX_SIZE = 100_000  # pixels; the square root of COCO's largest area
+
 _Choice = Literal["min_score", "validation_images", "scored_images"]
 
 
@@ -85,7 +87,7 @@ def evaluate(
     max_detections: Annotated[
         int,
         Parameter(
-            validator=validators.Number(gte=10),
+            validator=validators.Number(gte=10, lte=1_000_000),
             help="Count only this many of the best detections per image and class; COCO's own value is 100. Precision, "
             "recall, F1 and the confusion matrix count all.",
         ),
@@ -551,10 +553,11 @@ def _write(confusion: "ConfusionMatrix | None", answer: Mapping[str, Any], folde
 def _check_sizes(sizes: Sequence[float] | None, *, details: bool) -> None:
     if sizes is None:
         return
-    is_rising = all(0 <= low < high for low, high in pairwise((*sizes, math.inf)))
+    is_rising = all(0 <= low < high for low, high in pairwise((*sizes, _MAX_SIZE)))
     if not details or not is_rising:
         raise ConfigError(
-            f"--sizes {' '.join(map(str, sizes))}: expected rising numbers from 0, together with --details"
+            f"--sizes {' '.join(map(str, sizes))}: expected rising numbers from 0 to {_MAX_SIZE:,}, together with "
+            "--details"
         )
 
 

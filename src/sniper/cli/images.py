@@ -9,7 +9,7 @@ from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 
-from sniper.errors import ConfigError, count_and_list
+from sniper.errors import ConfigError, count_and_list, describe_os_error
 from sniper.files import expand_path, is_ignored, matches_pattern, read_bytes
 
 _HIDDEN, _UNREADABLE = "hidden with images", "folders that cannot be read"
@@ -97,7 +97,7 @@ class _Walk:
                     entries = sorted(scanned, key=lambda entry: entry.name)
             except OSError as error:
                 if path == str(folder):
-                    raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+                    raise ConfigError(f"{path}: cannot be read ({describe_os_error(error)})") from error
                 self._others[_UNREADABLE].append(path)
                 continue
             if (status.st_dev, status.st_ino) in seen:
@@ -216,7 +216,7 @@ def _read_list(path: Path) -> list[Path]:
         if "\0" in text:
             raise ValueError("it is not text")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read as a list of images ({error.strerror})") from error
+        raise ConfigError(f"{path}: cannot be read as a list of images ({describe_os_error(error)})") from error
     except ValueError as error:
         raise ConfigError(f"{path}: cannot be read as a list of images ({error})") from error
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]

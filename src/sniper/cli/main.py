@@ -32,13 +32,20 @@ from sniper.cli.demo import demo
 from sniper.cli.evaluate import evaluate
 from sniper.cli.mine import mine
 from sniper.cli.options import convert_argument
-from sniper.cli.output import console, print_error, print_progress, print_warnings
+from sniper.cli.output import (
+    STANDARD_OUTPUT,
+    console,
+    flush,
+    print_error,
+    print_progress,
+    print_warnings,
+)
 from sniper.cli.plan import plan
 from sniper.cli.predict import predict
 from sniper.cli.recipes import recipes
 from sniper.cli.train import train
 from sniper.cli.unknown import OTHER_COMMANDS, Command, UnknownOption, explain_option
-from sniper.errors import SniperError
+from sniper.errors import SniperError, explain_os_error, explain_shared_memory
 
 app = App(
     name="sniper",
@@ -96,6 +103,7 @@ def run(arguments: Sequence[str]) -> int:
     logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of a head that is left out on purpose
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        flush()
     except CycloptsError as error:
         print_error(_describe(error, arguments))
         return 2
@@ -109,8 +117,18 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a path that cannot be written, a full disk
-        path = f"{error.filename}: " if error.filename else ""
-        print_error(f"{path}{error.strerror or error}")
+        if error.filename == STANDARD_OUTPUT:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
+        print_error(explain_os_error(error))
+        return 2
+    except MemoryError as error:
+        print_error(f"there is not enough memory ({' '.join(str(error).split()) or 'no details'})")
+        return 2
+    except RuntimeError as error:
+        explanation = explain_shared_memory(error)
+        if explanation is None:
+            raise
+        print_error(explanation)
         return 2
     except KeyboardInterrupt as stop:
         print_progress(f"stopped{stop}")

@@ -1,6 +1,7 @@
 """What commands print: their result on standard output, everything else on standard error."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 """Standard error. What names contain is text: neither markup nor codes of emoji are interpreted."""
 
+STANDARD_OUTPUT = "standard output"
+"""Names standard output in errors of the operating system."""
+
 _stdout = Console(highlight=False, markup=False, emoji=False)
 
 
 def print_result(values: Mapping[str, Any], *, is_json: bool) -> None:
     """Print the result of a command: one JSON object, or a line for each value."""
     if is_json:
-        print(json.dumps(values))
+        with _naming_output():
+            print(json.dumps(values))
         return
     width = max(len(name) for name in values)
     for name, value in values.items():
@@ -31,17 +36,38 @@ def print_result(values: Mapping[str, Any], *, is_json: bool) -> None:
 
 def print_line(text: str) -> None:
     """Print a line of a result."""
-    print(printable(text))
+    with _naming_output():
+        print(printable(text))
 
 
 def print_paragraph(text: str) -> None:
     """Print a long line of a result; on a terminal it is broken between words."""
-    _stdout.print(printable(text), soft_wrap=not _stdout.is_terminal)
+    with _naming_output():
+        _stdout.print(printable(text), soft_wrap=not _stdout.is_terminal)
 
 
 def print_table(table: "Table") -> None:
     """Print a table of a result."""
-    _stdout.print(table)
+    with _naming_output():
+        _stdout.print(table)
+
+
+def flush() -> None:
+    """Write what is printed of a result but still held in memory, so that an error is noticed."""
+    with _naming_output():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _naming_output() -> Iterator[None]:
+    """Name standard output in errors, such as that of a full disk that it is redirected to."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        error.filename = STANDARD_OUTPUT
+        raise
 
 
 def fits(table: "Table") -> bool:

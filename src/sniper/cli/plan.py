@@ -51,14 +51,20 @@ def plan(
         output_option("Folder for plan.html and suggested.yaml.", default="plans/FOLDER_NAME of ANNOTATIONS"),
     ] = None,
     batch_size: Annotated[
-        Count | None, Parameter(help="Chips per step.", show_default=default("as in the experiment"))
+        int | None,
+        Parameter(
+            validator=validators.Number(gte=1, lte=65_536),
+            help="Chips per step.",
+            show_default=default("as in the experiment"),
+        ),
     ] = None,
     crowded_above: Annotated[
         Count, Parameter(help="Report how many chips show more than this many boxes.")
     ] = 100,
     levels: Annotated[
-        Count | None,
+        int | None,
         Parameter(
+            validator=validators.Number(gte=1, lte=8),
             help="Number of levels to suggest.",
             show_default=default("the fewest of 1 to 4 within 5 % of the least cost"),
         ),

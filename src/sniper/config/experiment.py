@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import AllowInfNan, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sniper.chips import LevelSpec, PyramidSpec
+from sniper.chips.baselines import MAX_BATCH_MEGAPIXELS
 from sniper.chips.negatives import NegativeSpec
+from sniper.chips.pyramid import MAX_LEVELS
 from sniper.data.spec import DataSpec, SourceSpec
 from sniper.models.spec import DetectorSpec, Precision
 from sniper.specs import Fraction, spec_dataclass
@@ -16,6 +18,17 @@ _OWN_RATES = {"sgd": (0.12, 1.25e-5), "adamw": (0.0014, 0.01)}
 """Learning rate for a batch of 128 chips and weight decay of each optimizer; those of SGD are the paper's."""
 
 _MAX_ADAMW_RATE = 0.02
+
+MAX_BATCH_SIZE = 65_536
+"""The most chips in a batch; 65,536 chips of 64 pixels a side have 3 GB."""
+
+MAX_DETECTIONS = 1_000_000
+"""The most detections of an image."""
+
+MAX_SEED = 2**63 - 1
+"""The largest seed of torch's generators."""
+
+_MAX_EPOCHS = 1e6
 
 
 @spec_dataclass
@@ -60,8 +73,8 @@ class TrainSpec:
         rpn_only: train the region proposal network alone, on positive chips, for mining.
     """
 
-    epochs: PositiveFloat = 12.0
-    batch_size: PositiveInt = 128
+    epochs: Annotated[PositiveFloat, Le(_MAX_EPOCHS)] = 12.0
+    batch_size: Annotated[PositiveInt, Le(MAX_BATCH_SIZE)] = 128
     accumulation_steps: PositiveInt = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat | None = None
@@ -119,10 +132,10 @@ class MineSpec:
         batch_megapixels: millions of pixels per batch, padding included.
     """
 
-    rpn_epochs: PositiveFloat = 4.0
+    rpn_epochs: Annotated[PositiveFloat, Le(_MAX_EPOCHS)] = 4.0
     every_epochs: PositiveInt | None = None
     nms_iou: Fraction = 0.7
-    batch_megapixels: PositiveFloat = 8.0
+    batch_megapixels: Annotated[PositiveFloat, Le(MAX_BATCH_MEGAPIXELS)] = 8.0
 
 
 PAPER_TEST_LEVELS = (
@@ -161,14 +174,14 @@ class PredictSpec:
         precision: `bf16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively.
     """
 
-    levels: Annotated[tuple[LevelSpec, ...], MinLen(1)] = PAPER_TEST_LEVELS
+    levels: Annotated[tuple[LevelSpec, ...], MinLen(1), MaxLen(MAX_LEVELS)] = PAPER_TEST_LEVELS
     merge: Literal["auto", "gaussian", "linear", "hard", "fusion"] = "gaussian"
     soft_nms_sigma: Annotated[float, Gt(0), AllowInfNan(True)] = 0.55
     merge_iou: Annotated[float, Gt(0), Lt(1)] = 0.5
     score_threshold: Annotated[float, Ge(0), Lt(1)] = 0.001
-    max_detections: PositiveInt = 200
+    max_detections: Annotated[PositiveInt, Le(MAX_DETECTIONS)] = 200
     window: Annotated[int, Ge(256)] = 4096
-    batch_megapixels: PositiveFloat = 8.0
+    batch_megapixels: Annotated[PositiveFloat, Le(MAX_BATCH_MEGAPIXELS)] = 8.0
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -196,7 +209,7 @@ class ExperimentSpec:
         predict: how to detect objects with it.
     """
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, Le(MAX_SEED)] = 0
     data: DataSpec = DataSpec()
     pyramid: PyramidSpec = PyramidSpec()
     negatives: NegativeSpec = NegativeSpec()

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from sniper.chips import PyramidSpec
 from sniper.config.experiment import ExperimentSpec, widened
 from sniper.config.recipes import find_recipe
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, describe_os_error
 from sniper.files import expand_path, read_bytes
 
 _VALIDATOR = TypeAdapter(ExperimentSpec)
@@ -279,7 +279,7 @@ def _read_text(path: Path, *, label: str) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{label}: cannot be read ({error})") from error
     except OSError as error:
-        raise ConfigError(f"{label}: cannot be read ({error.strerror or error})") from error
+        raise ConfigError(f"{label}: cannot be read ({describe_os_error(error)})") from error
 
 
 def _parse_file(text: str, *, source: Path) -> dict[str, Any]:

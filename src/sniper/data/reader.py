@@ -20,7 +20,7 @@ from sniper.data.images.cache import ChipCache, Stamp
 from sniper.data.images.files import ImageReader, open_image
 from sniper.data.images.regions import cut_chip, read_source_pixels, render_chip
 from sniper.data.spec import CacheSpec, ReadSpec
-from sniper.errors import ImageError
+from sniper.errors import ImageError, describe_os_error
 from sniper.geometry.boxes import Sides
 
 _CHECK_WINDOW = 4096  # pixels a side that are read at a time while an image is checked
@@ -84,7 +84,7 @@ class ChipReader:
         try:
             stamp = cache.stamp(path)
         except OSError as error:
-            raise ImageError(f"{path}: cannot be read as an image ({error})") from error
+            raise ImageError(f"{path}: cannot be read as an image ({describe_os_error(error)})") from error
         if self._stamps.get(path, stamp) != stamp:
             self._images.pop(path, None)  # the file has changed since it was decoded
         key = cache.key(stamp, chip)

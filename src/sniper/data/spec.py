@@ -9,6 +9,10 @@ from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.specs import Fraction, spec_dataclass
 
 
+_MAX_GIGABYTES = 70_000.0  # SQLite counts 2^32 pages
+_MAX_WORKERS = 1024
+
+
 @spec_dataclass
 class SourceSpec:
     """One data set on disk. Paths in an experiment file are relative to that file.
@@ -67,7 +71,7 @@ class CacheSpec:
     """
 
     folder: str | None = None
-    gigabytes: Annotated[float, Ge(0.01)] = 50.0
+    gigabytes: Annotated[float, Ge(0.01), Le(_MAX_GIGABYTES)] = 50.0
     format: Literal["jpeg", "png"] = "jpeg"
     quality: Annotated[int, Ge(1), Le(100)] = 95
 
@@ -140,7 +144,7 @@ class DataSpec:
     scale_jitter: Fraction = 0.0
     color_jitter: ColorJitterSpec = ColorJitterSpec()
     min_visible_side: NonNegativeFloat = 10.0
-    num_workers: NonNegativeInt = 1
+    num_workers: Annotated[NonNegativeInt, Le(_MAX_WORKERS)] = 1
 
     def __post_init__(self) -> None:
         if self.holdout and (self.test.annotations or self.test.split):

@@ -4,6 +4,7 @@ The five classes differ in outline alone; colour, texture, size and rotation are
 that differs from it in one detail and provokes false positives.
 """
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageChops, ImageDraw
 
+from sniper.files import write_bytes
 from sniper.geometry.boxes import Sides, area, empty_boxes, intersections
 
 _FULL_TURN = 2 * math.pi
@@ -151,7 +153,9 @@ def draw_shapes(folder: Path, *, spec: ShapesSpec, seed: int, name: str = "train
         background = paint_background(sides, colour_range=spec.background_range, generator=generator)
         picture = paint_shapes(background, shapes, generator=generator)
         file_name = f"{name}_{index:0{digits}d}.jpg"
-        picture.save(folder / "images" / file_name, quality=_JPEG_QUALITY)
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=_JPEG_QUALITY)
+        write_bytes(folder / "images" / file_name, content.getvalue())
         images.append({"id": index + 1, "file_name": file_name, **sides._asdict()})
         for shape in shapes:
             if shape.kind in CLASSES:
@@ -159,7 +163,8 @@ def draw_shapes(folder: Path, *, spec: ShapesSpec, seed: int, name: str = "train
                 annotations.append(ids | _to_annotation(shape, sides))
     categories = [{"id": category_id, "name": kind} for kind, category_id in _CATEGORY_IDS.items()]
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    content_of = {"images": images, "annotations": annotations, "categories": categories}
+    write_bytes(path, json.dumps(content_of).encode())
     return path
 
 

@@ -6,6 +6,7 @@ thread count of torch in the same process, and on small inputs they cost far mor
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numba
@@ -23,9 +24,22 @@ def kernel(function: Callable[..., Any]) -> Any:
     cache folder. Where none of them can be written, each process compiles it again.
     """
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        dispatcher = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba has no folder to write to
         return numba.njit(nogil=True)(function)
+    _bear_full_disk(dispatcher)
+    return dispatcher
+
+
+def _bear_full_disk(dispatcher: Any) -> None:
+    """Use machine code that cannot be kept, as the disk is full, instead of raising."""
+    save = dispatcher._cache.save_overload
+
+    def save_if_possible(signature: Any, data: Any) -> None:
+        with suppress(OSError):
+            save(signature, data)
+
+    dispatcher._cache.save_overload = save_if_possible
 
 
 def run_in_threads(task: Callable[[int, int], None], offsets: Int[np.ndarray, " m_plus_1"]) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sniper.errors import DetectionsError, ProposalsError, SniperError
-from sniper.files import atomic_write, open_regular, read_bytes
+from sniper.files import atomic_write, naming_path, open_regular, read_bytes
 from sniper.geometry import Detections
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 
@@ -273,7 +273,7 @@ class BoxStore:
                 break
         part = PartWriter(file, self.encoding)
         try:
-            with file:
+            with naming_path(path), file:
                 file.write(self._header)
                 yield part
         finally:

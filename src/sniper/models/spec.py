@@ -58,18 +58,18 @@ class RPNSpec:
         post_nms_top_n_train: proposals per chip in training; fewer are faster where chips show few objects.
     """
 
-    channels: PositiveInt = 512
+    channels: Annotated[PositiveInt, Le(_MAX_WIDTH)] = 512
     anchor_sizes: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (32, 64, 128, 256, 384)
     aspect_ratios: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (0.5, 1.0, 2.0)
     positive_iou: Annotated[float, Gt(0), Le(1)] = 0.5
     negative_iou: Annotated[float, Gt(0), Le(1)] = 0.4
     ignored_iou: Fraction = 0.3
-    batch_size_per_image: PositiveInt = 256
+    batch_size_per_image: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 256
     positive_fraction: Fraction = 0.5
-    pre_nms_top_n: PositiveInt = 6000
+    pre_nms_top_n: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 6000
     nms_iou: Fraction = 0.7
-    post_nms_top_n: PositiveInt = 300
-    post_nms_top_n_train: PositiveInt = 300
+    post_nms_top_n: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 300
+    post_nms_top_n_train: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 300
 
     def __post_init__(self) -> None:
         if self.negative_iou > self.positive_iou:
@@ -92,10 +92,10 @@ class RoIHeadSpec:
         score_threshold: detections with a lower score are dropped.
     """
 
-    channels: PositiveInt = 256
-    pool_size: PositiveInt = 7
+    channels: Annotated[PositiveInt, Le(_MAX_WIDTH)] = 256
+    pool_size: Annotated[PositiveInt, Le(_MAX_POOL_SIZE)] = 7
     pooling: Literal["align", "deformable"] = "align"
-    hidden_dim: PositiveInt = 1024
+    hidden_dim: Annotated[PositiveInt, Le(_MAX_WIDTH)] = 1024
     positive_iou: Annotated[float, Gt(0), Lt(1)] = 0.5
     box_loss_weight: PositiveFloat = 1.0
     score_threshold: Annotated[float, Ge(0), Lt(1)] = 0.001

@@ -5,6 +5,7 @@ Reading a file executes no code.
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import nn
 
 from sniper.errors import CheckpointError, count_and_list
 from sniper.files import check_regular
+
+_OS_ERROR = re.compile(r"(?:os error |code: )(\d+)")  # in messages of safetensors
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mapping[str, Any]) -> None:
@@ -34,7 +37,11 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mappi
     try:
         save_file(plain, path, metadata={"head": json.dumps(head)})
     except SafetensorError as error:  # also raised for errors of the operating system
-        raise OSError(f"{path}: {error}") from error
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -89,8 +89,11 @@ class PlanPage:
         image_of_box = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
         sizes = size(dataset.boxes)
         facts = []
+        required = np.flatnonzero(is_required)
+        by_label = required[np.argsort(dataset.labels[required], kind="stable")]
+        edges = np.searchsorted(dataset.labels[by_label], np.arange(len(dataset.categories) + 1))
         for label, category in enumerate(dataset.categories):
-            rows = np.flatnonzero(is_required & (dataset.labels == label))
+            rows = by_label[edges[label] : edges[label + 1]]
             facts.append(
                 ClassFacts(
                     name=category.name,

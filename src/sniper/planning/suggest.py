@@ -20,6 +20,7 @@ from sniper.chips.cover import count_chips, cover, is_coverable
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
+from sniper.errors import ConfigError
 from sniper.geometry.boxes import size
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, chips_megapixels, compute_cost, levels_megapixels
 
@@ -34,6 +35,7 @@ MAX_LEVELS = 4
 USUAL_SHARE, HIGH_SHARE = 0.95, 0.99
 """The shares of the boxes to bring to a useful size: the usual one, and the one taken where it costs little more."""
 
+_MOST_LEVELS = 8  # that can be asked for
 _FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 _SIZES = (1, 2, 3, *(int(2**power * step) for power in range(2, 16) for step in (1.0, 1.25, 1.5)))
 _OVERLAP, _LAST_OVERLAP = 0.4, 0.8  # lower bound of a range over upper bound of the one before (SNIPER §4)
@@ -132,7 +134,12 @@ def suggest_pyramid(
 
     Returns:
         The suggestion; None if there is no required box. Equal arguments give equal suggestions.
+
+    Raises:
+        ConfigError: if the number of levels is not from 1 to 8.
     """
+    if num_levels is not None and not 1 <= num_levels <= _MOST_LEVELS:
+        raise ConfigError(f"expected 1 to {_MOST_LEVELS} levels, not {num_levels}")
     if not images.is_required.any():
         return None
     search = _Search(images, base=base, chip_sizes=chip_sizes, useful_sizes=useful_sizes, seed=seed)

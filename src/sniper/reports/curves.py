@@ -5,6 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from sniper.evaluation.diagnosis import Diagnosis
+from sniper.files import atomic_write
 from sniper.reports.palette import GREEN, SKY_BLUE, VERMILION
 
 CURVE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -28,4 +29,5 @@ def draw_precision(diagnosis: Diagnosis, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix.lower().removeprefix("."), dpi=150)

@@ -14,6 +14,7 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import size
 from sniper.reports.fonts import load_font
 from sniper.reports.palette import PALETTE, SKY_BLUE, VERMILION, YELLOW
+from sniper.reports.pictures import save_picture
 
 _COLORS = (VERMILION, YELLOW, SKY_BLUE, *PALETTE)
 _BACKGROUND = "#202020"
@@ -69,7 +70,7 @@ def draw_levels(
             draw.text((left, y), text, fill=_color(level.index), font=load_font(_LETTERS - 3, text))
             y += _LINE
         picture.paste(_draw_window(image, level, window, boxes), (left, y))
-    picture.save(path, quality=92, subsampling=0)  # of JPEG, for sharp lines
+    save_picture(picture, path)
 
 
 def _describe(level: Level, *, image_sizes: Float[np.ndarray, " n"]) -> tuple[str, str]:

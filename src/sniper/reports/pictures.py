@@ -1,5 +1,6 @@
 """Draw pictures: chips with their boxes, and images with their detections."""
 
+import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from sniper.data.batches import ChipDataset, ChipSample
 from sniper.data.datasets import Category, ImageRecord
 from sniper.data.images.files import ImageReader
 from sniper.evaluation.matching import match_detections
+from sniper.files import write_bytes
 from sniper.geometry import Detections
 from sniper.geometry.boxes import size
 from sniper.reports.fonts import load_font, picture_names
@@ -64,7 +66,7 @@ def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 3
     sheet = Image.new("RGB", (columns * pitch + _GAP, rows * pitch + _GAP), _BACKGROUND)
     for index, cell in enumerate(cells):
         sheet.paste(cell, (_GAP + index % columns * pitch, _GAP + index // columns * pitch))
-    _save(_with_legend(sheet, list(_STATUS.values()), letters=18), path)
+    save_picture(_with_legend(sheet, list(_STATUS.values()), letters=18), path)
 
 
 def draw_detections(
@@ -100,7 +102,7 @@ def draw_detections(
     letters, line = _suit(sizes, long_side=max(sheet.size))
     _draw_marks(sheet, marks, zoom=zoom, letters=letters, line=line)
     legend_letters = max(round(max(sheet.size) * _LEGEND_LETTERS), _MIN_LETTERS)
-    _save(_with_legend(sheet, marks.legend, letters=legend_letters), path)
+    save_picture(_with_legend(sheet, marks.legend, letters=legend_letters), path)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,12 +241,18 @@ def _with_legend(sheet: Image.Image, entries: Sequence[tuple[str, str]], *, lett
     return picture
 
 
-def _save(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of its suffix; JPEG with colours in full resolution, for sharp lines."""
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as JPEG or PNG, by its suffix; JPEG with colours in full resolution, for sharp lines.
+
+    Raises:
+        OSError: if it cannot be written; names the file.
+    """
+    content = io.BytesIO()  # Pillow does not notice when an open file takes only a part of what it writes
     if path.suffix.lower() in (".jpg", ".jpeg"):
-        picture.save(path, quality=_QUALITY, subsampling=0)
+        picture.save(content, "JPEG", quality=_QUALITY, subsampling=0)
     else:
-        picture.save(path)
+        picture.save(content, "PNG")
+    write_bytes(path, content.getvalue())
 
 
 def _resize_for_viewing(image: ImageReader) -> tuple[Image.Image, float]:

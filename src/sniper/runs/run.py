@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 
 from sniper.data.datasets import Category, DatasetIdentity
-from sniper.errors import CheckpointError, RunError, count_and_list
-from sniper.files import atomic_write, check_regular, read_bytes
+from sniper.errors import CheckpointError, RunError, count_and_list, describe_os_error
+from sniper.files import atomic_write, check_regular, naming_path, read_bytes
 from sniper.models.weights import load_tensors
 from sniper.runs.checkpoints import (
     EMA,
@@ -119,7 +119,7 @@ class Run:
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder}: the folder of the run cannot be created ({error.strerror})") from error
+            raise RunError(f"{folder}: the folder of the run cannot be created ({describe_os_error(error)})") from error
         for old in (run.metrics_path, run.calibration_path, *folder.glob("chips_*.npz")):
             old.unlink(missing_ok=True)
         run.save_config(config)
@@ -151,7 +151,7 @@ class Run:
         }
         if self.metrics_path.exists():
             check_regular(self.metrics_path)
-        with self.metrics_path.open("a") as file:
+        with naming_path(self.metrics_path), self.metrics_path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def entries(self) -> list[dict[str, Any]]:
@@ -234,7 +234,7 @@ class Run:
             state = f"the newest complete one is {complete[-1]}" if complete else "there is no earlier one"
             raise CheckpointError(
                 f"{self.folder}: the checkpoint of step {checkpoint.progress.step} cannot be written "
-                f"({error.strerror or error}); {state}. Resolve the problem and continue with --resume."
+                f"({describe_os_error(error)}); {state}. Then continue with --resume."
             ) from error
         self.remove_checkpoints(keep=keep)
         return folder

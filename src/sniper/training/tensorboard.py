@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sniper.errors import ConfigError
+from sniper.files import naming_path
 
 
 def check_tensorboard() -> None:
@@ -37,7 +38,9 @@ class TensorBoardLogger:
         check_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._folder = folder
+        with naming_path(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -48,10 +51,12 @@ class TensorBoardLogger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.close()
+        with naming_path(self._folder):
+            self._writer.close()
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Write the numbers of one line of the metrics, grouped by stage."""
-        for name, value in entry.items():
-            if isinstance(value, int | float) and name != "step":
-                self._writer.add_scalar(f"{entry['stage']}/{name}", value, entry["step"])
+        with naming_path(self._folder):
+            for name, value in entry.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._writer.add_scalar(f"{entry['stage']}/{name}", value, entry["step"])

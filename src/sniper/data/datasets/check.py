@@ -20,7 +20,14 @@ from sniper.data.datasets.image_files import (
     find_file_problem,
     locate_image_files,
 )
-from sniper.data.datasets.raw import Findings, RawDataset, raise_for
+from sniper.data.datasets.raw import (
+    MAX_CATEGORIES,
+    MAX_NAME,
+    MAX_SIDE,
+    Findings,
+    RawDataset,
+    raise_for,
+)
 from sniper.data.images.files import read_image_sides
 from sniper.data.spec import DataSpec
 from sniper.errors import count_and_list
@@ -70,7 +77,7 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
         is_complete=has_images or has_unknown_sides,
     )
     raw, side_problems, side_findings = _complete_sides(raw, files, data)
-    problems = [*raw.problems, *side_problems]
+    problems = [*raw.problems, *_find_excess(raw), *side_problems]
     has_unchecked_files = has_images and not raw.are_files_checked
     file_problems = _find_bad_files(raw, files, data) if has_unchecked_files else []
     raw, file_problems, turned_findings, advice = _exchange_stored_sides(raw, file_problems)
@@ -112,6 +119,24 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
         num_dropped=num_dropped,
         warnings=tuple(f"{raw.path}: {line}" for line in warnings),
     )
+
+
+def _find_excess(raw: RawDataset) -> Iterator[str]:
+    """Yield a problem for each image that is too large, for too many categories, and for names that are too long."""
+    is_large = (raw.widths > MAX_SIDE) | (raw.heights > MAX_SIDE)
+    for index in np.flatnonzero(is_large).tolist():
+        yield (
+            f"{raw.name_image(index)}: width and height are {raw.widths[index]} and {raw.heights[index]}, expected at "
+            f"most {MAX_SIDE:,} pixels"
+        )
+    if len(raw.categories) > MAX_CATEGORIES:
+        yield f"there are {len(raw.categories):,} categories, expected at most {MAX_CATEGORIES:,}"
+    for category in raw.categories:
+        if len(category.name) > MAX_NAME:
+            yield (
+                f"category {reprlib.repr(category.category_id)}: name {reprlib.repr(category.name)} has "
+                f"{len(category.name):,} characters, expected at most {MAX_NAME:,}"
+            )
 
 
 def _describe_repeated_names(raw: RawDataset) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 from sniper.data.datasets.file_names import FileNames, Match, leaves_root
 from sniper.data.images.files import read_image_sides
 from sniper.data.spec import ReadSpec
-from sniper.errors import ImageError, count_and_list
+from sniper.errors import ImageError, count_and_list, describe_os_error
 from sniper.files import check_regular
 from sniper.geometry.boxes import Sides
 
@@ -258,7 +258,7 @@ def find_path_problem(path: Path, root: Path, *, follow_links: bool) -> str | No
         target = os.readlink(path) if path.is_symlink() else None
         return f"does not exist, expected {path}" if target is None else f"is a broken link, to {target}"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"cannot be read ({describe_os_error(error)})"
     real_path, real_root = os.path.realpath(path), os.path.realpath(root)
     if not follow_links and os.path.commonpath([real_root, real_path]) != real_root:
         return (

@@ -23,7 +23,7 @@ from sniper.data.datasets.visdrone import find_visdrone, read_visdrone
 from sniper.data.datasets.voc import find_voc, read_voc, root_tag
 from sniper.data.datasets.yolo import find_yolo, read_yolo
 from sniper.data.spec import DataSpec
-from sniper.errors import AnnotationError
+from sniper.errors import AnnotationError, describe_os_error
 from sniper.files import expand_path
 
 _MAX_LISTED = 12  # names of a folder's content, in an error
@@ -194,7 +194,7 @@ def _describe_nothing(path: Path) -> str:
             entry.name + "/" * entry.is_dir() for entry in path.iterdir() if entry.name[0] != "."
         )
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"cannot be read ({describe_os_error(error)})"
     lines = ["is no data set; looked for"]
     lines += [f"{name}: {looked_for}" for name, looked_for, _ in _FORMATS]
     hidden = len(content) - _MAX_LISTED

@@ -13,6 +13,15 @@ from sniper.errors import AnnotationError
 MAX_LISTED = 20
 """Number of problems of a data set that an error lists; the rest are counted."""
 
+MAX_SIDE = 1_000_000
+"""The longest side of an image, pixels: enlarged eight times, its coordinates are still whole numbers in float32."""
+
+MAX_CATEGORIES = 20_000
+"""The most categories of a data set: scores of more do not fit into memory. V3Det, the largest known, has 13,204."""
+
+MAX_NAME = 1024
+"""The most characters of the name of a category."""
+
 _MAX_EXAMPLES = 3  # listed in a warning
 
 

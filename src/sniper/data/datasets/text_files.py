@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from sniper.errors import AnnotationError
+from sniper.errors import AnnotationError, describe_os_error
 from sniper.files import open_regular, read_bytes
 from sniper.geometry.boxes import Sides
 
@@ -43,7 +43,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
+        raise AnnotationError(f"{path}: cannot be read ({describe_os_error(error)})") from error
 
 
 def read_xml(path: Path) -> ElementTree.Element:

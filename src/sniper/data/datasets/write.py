@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import yaml
 
 from sniper.data.datasets.dataset import Category, Dataset, ImageRecord
-from sniper.errors import AnnotationError, ConfigError, count_and_list
-from sniper.files import check_regular
+from sniper.errors import AnnotationError, ConfigError, count_and_list, describe_os_error
+from sniper.files import check_regular, naming_path
 
 FormatName = Literal["coco", "yolo", "voc"]
 ImageTransfer = Literal["copy", "link", "none"]
@@ -51,7 +51,7 @@ def write_dataset(
     write = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[to]
     splits = {_UNSAFE.sub("_", name): dataset for name, dataset in splits.items()}
     with _complete_folder(folder) as unfinished:
-        writer = _Writer(unfinished, _join_categories(splits), images)
+        writer = _Writer(unfinished, _join_categories(splits), images, target=folder)
         write(writer, splits)
     return writer.warnings
 
@@ -81,10 +81,13 @@ class _Writer:
         folder: to write to.
         categories: of all splits, by name.
         images: whether images are copied.
+        target: the name of the folder once it is complete.
     """
 
-    def __init__(self, folder: Path, categories: Sequence[Category], images: ImageTransfer) -> None:
-        self.folder, self.categories = folder, categories
+    def __init__(
+        self, folder: Path, categories: Sequence[Category], images: ImageTransfer, *, target: Path
+    ) -> None:
+        self.folder, self.categories, self._target = folder, categories, target
         self.warnings: list[str] = []
         self._images = images
         self._renamed: list[str] = []
@@ -139,14 +142,16 @@ class _Writer:
             except OSError as error:
                 hint = "; try --images copy" if self._images == "link" else ""
                 raise ConfigError(
-                    f"{image.record.path}: cannot be written to {file} ({error.strerror}){hint}"
+                    f"{image.record.path}: cannot be written to {self._target / folder / image.name} "
+                    f"({describe_os_error(error)}){hint}"
                 ) from error
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        with naming_path(path):
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def finish(self) -> None:
         """Report renamed images."""
@@ -309,7 +314,8 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
     unfinished = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
     unfinished.mkdir()
     try:
-        yield unfinished
-        unfinished.replace(folder)
+        with naming_path(folder, written_as=unfinished):
+            yield unfinished
+            unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 
 from sniper.chips import Chip
 from sniper.data.spec import CacheSpec, ReadSpec
-from sniper.errors import CacheError
+from sniper.errors import CacheError, describe_os_error
 from sniper.files import check_regular
 
 _VERSION = 2  # changes where the same file gives other pixels
@@ -77,7 +77,7 @@ class ChipCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CacheError(
-                f"{self._path.parent}: cannot be used as the folder of a chip cache ({error.strerror})"
+                f"{self._path.parent}: cannot be used as the folder of a chip cache ({describe_os_error(error)})"
             ) from error
         self._connect()
 

@@ -11,7 +11,7 @@ from threading import Lock
 from PIL import Image, UnidentifiedImageError
 
 from sniper.data.images.formats import FORMATS, has_heif
-from sniper.errors import ImageError
+from sniper.errors import ImageError, describe_os_error
 from sniper.files import describe_other_content, open_regular
 
 _MAX_NAME = 240  # characters of a file name in an error
@@ -179,7 +179,7 @@ def _reason(error: BaseException) -> str:
     while type(error).__module__.startswith("rasterio") and error.__cause__ is not None:
         error = error.__cause__  # "Read failed. See previous exception for details."
     if isinstance(error, OSError) and error.strerror:
-        text = error.strerror  # without the file name, which is in the message already
+        text = describe_os_error(error)  # without the file name, which is in the message already
     elif isinstance(error, MemoryError):
         text = "it does not fit into memory"
     else:
