@@ -10,12 +10,16 @@ from pydantic import PositiveFloat, PositiveInt
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import MAX_CHIP_SIZE, MAX_FACTOR, MAX_LEVELS, LevelSpec, check_ranges
 from sniper.chips.table import ChipTable
+from sniper.errors import ConfigError
 from sniper.geometry.boxes import area, intersections
 from sniper.specs import Fraction, spec_dataclass
 
 
 MAX_BATCH_MEGAPIXELS = 1000.0
 """The most pixels in a batch of images of various sizes, in millions: 12 GB."""
+
+_MAX_TILES = 100_000_000
+_MAX_PAIRS = 1 << 22  # of a tile and a box that are compared at once
 
 
 @spec_dataclass
@@ -105,6 +109,9 @@ def whole_images(spec: WholeSpec, images: ImageBoxes) -> ChipTable:
 def tiles(spec: TileSpec, images: ImageBoxes) -> ChipTable:
     """Return the tiles of every image, row by row; the last row and column end at the borders.
 
+    Raises:
+        ConfigError: if there are too many.
+
     Example:
         >>> image = ImageBoxes(
         ...     widths=np.array([1000]),
@@ -120,6 +127,11 @@ def tiles(spec: TileSpec, images: ImageBoxes) -> ChipTable:
     level_widths, level_heights = level.resized(images.widths, images.heights)
     columns, rows = (_num_along(sides, spec) for sides in (level_widths, level_heights))
     counts = columns * rows
+    if counts.sum() > _MAX_TILES:
+        raise ConfigError(
+            f"data.tiles: tiles of {spec.side} pixels at a distance of {spec.stride} give {counts.sum():,} tiles, "
+            f"expected at most {_MAX_TILES:,}"
+        )
     image_indices = np.repeat(np.arange(len(images)), counts)
     position = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     row, column = np.divmod(position, columns[image_indices])
@@ -162,6 +174,9 @@ def _shows_enough(table: ChipTable, images: ImageBoxes, *, min_visibility: float
     for image in np.flatnonzero(images.has_required).tolist():
         rows, windows = slice(*images.offsets[image : image + 2]), slice(*table.offsets[image : image + 2])
         boxes = images.boxes[rows][images.is_required[rows]] * scales[image]  # (n, 4)
-        shown = intersections(corners[windows].astype(np.float64), boxes)  # (w, n)
-        shows[windows] = ((shown > 0) & (shown >= min_visibility * area(boxes))).any(axis=1)
+        at_once = max(_MAX_PAIRS // len(boxes), 1)  # the areas of all may not fit into memory
+        for first in range(windows.start, windows.stop, at_once):
+            part = slice(first, min(first + at_once, windows.stop))
+            shown = intersections(corners[part].astype(np.float64), boxes)  # (w, n)
+            shows[part] = ((shown > 0) & (shown >= min_visibility * area(boxes))).any(axis=1)
     return shows

@@ -10,6 +10,7 @@ from sniper.chips.table import ChipTable
 from sniper.geometry.kernels import kernel, run_in_threads
 
 _TOLERANCE = 2e-6  # level pixels; rounding errors of a box edge
+_MARGIN = 1.0  # image pixels; more than rounding errors of a column
 
 
 class Visibility(IntEnum):
@@ -75,10 +76,17 @@ def _fill_visibility(
 ) -> None:
     """Fill `visibility` and `num_boxes` of some images, see `chip_visibility`."""
     for image in range(first_image, last_image):
+        # Boxes by their left edges, so that a chip is compared only with those near its columns.
+        order = offsets[image] + np.argsort(boxes[offsets[image] : offsets[image + 1], 0])
+        edges, widest = boxes[order, 0], 0.0
+        for b in order:
+            widest = max(widest, boxes[b, 2] - boxes[b, 0])
         for chip in range(chip_offsets[image], chip_offsets[image + 1]):
             level, width, height = levels[chip], widths[chip], heights[chip]
             scale_x, scale_y = scales[level, 0, image], scales[level, 1, image]
-            for b in range(offsets[image], offsets[image + 1]):
+            near = np.searchsorted(edges, lefts[chip] / scale_x - widest - _MARGIN)
+            far = np.searchsorted(edges, (lefts[chip] + width) / scale_x + _MARGIN)
+            for b in order[near:far]:
                 x1, x2 = boxes[b, 0] * scale_x - lefts[chip], boxes[b, 2] * scale_x - lefts[chip]
                 y1, y2 = boxes[b, 1] * scale_y - tops[chip], boxes[b, 3] * scale_y - tops[chip]
                 if min(x2, y2) <= 0 or x1 >= width or y1 >= height:

@@ -29,6 +29,7 @@ MAX_SEED = 2**63 - 1
 """The largest seed of torch's generators."""
 
 _MAX_EPOCHS = 1e6
+_MAX_CHIP_MEGAPIXELS = 4000.0  # of a batch on all devices together: 12 GB as it is read
 
 
 @spec_dataclass
@@ -221,6 +222,13 @@ class ExperimentSpec:
     def __post_init__(self) -> None:
         if self.negatives.source == "mined":
             self._check_mined()
+        megapixels = self.train.batch_size * self.pyramid.chip_size**2 / 1e6
+        if megapixels > _MAX_CHIP_MEGAPIXELS:
+            raise ValueError(
+                f"train.batch_size: a batch of {self.train.batch_size:,} chips of {self.pyramid.chip_size:,} pixels "
+                f"(pyramid.chip_size) has {megapixels:,.0f} million pixels, expected at most "
+                f"{_MAX_CHIP_MEGAPIXELS:,.0f}"
+            )
         num_levels = max(len(self.pyramid.levels), len(NegativeSpec().min_proposals))
         if len(self.negatives.min_proposals) > num_levels:
             raise ValueError(

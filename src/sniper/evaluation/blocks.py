@@ -50,7 +50,6 @@ def split_crowded(
     max_detections: int,
     iou: float,
     use_categories: bool = True,
-    by_label: bool = False,
     max_overlaps: int | None = None,
 ) -> MatchingBlocks:
     """Return a pair as it is if its overlaps fit into memory, otherwise without detections that do not count, or in blocks.
@@ -60,7 +59,6 @@ def split_crowded(
         max_detections: how many detections of each image and class count, with the highest scores.
         iou: the least overlap of a match, above 0.
         use_categories: False to match detections with objects of any class; `max_detections` then are of each image.
-        by_label: order detections of equal scores by class before their position, as confusion matrices do.
         max_overlaps: the overlaps above which images are split; `MAX_OVERLAPS` if None.
 
     Raises:
@@ -73,12 +71,12 @@ def split_crowded(
     )
     if groups.num_overlaps() <= max_overlaps:
         return everything
-    rows = _best_of_each(groups.detections, pair, max_detections, by_label=by_label)
+    rows = _best_of_each(groups.detections, pair, max_detections, use_categories=use_categories)
     kept = replace(everything, pair=pair.select(_mask(rows, len(pair))), rows=rows)
     groups = _Groups.of(kept.pair, use_categories=use_categories)
     if groups.num_overlaps() <= max_overlaps:
         return kept
-    return _split(kept, groups, iou=iou, by_label=by_label)
+    return _split(kept, groups, iou=iou, use_categories=use_categories)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,10 +116,10 @@ class _Groups:
 
 
 def _best_of_each(
-    groups: Int[np.ndarray, " n"], pair: EvaluationPair, count: int, *, by_label: bool
+    groups: Int[np.ndarray, " n"], pair: EvaluationPair, count: int, *, use_categories: bool
 ) -> Int[np.ndarray, " k"]:
     """Return the indices of the detections with the highest scores of each group, rising."""
-    order = np.lexsort((*_ties(pair, by_label=by_label), -pair.scores, groups))
+    order = np.lexsort((*_ties(pair, use_categories=use_categories), -pair.scores, groups))
     in_order = groups[order]
     ranks = np.arange(len(order)) - np.searchsorted(in_order, in_order)
     return np.sort(order[ranks < count])
@@ -133,7 +131,7 @@ def _mask(indices: Int[np.ndarray, " k"], length: int) -> Bool[np.ndarray, " n"]
     return mask
 
 
-def _split(kept: MatchingBlocks, groups: _Groups, *, iou: float, by_label: bool) -> MatchingBlocks:
+def _split(kept: MatchingBlocks, groups: _Groups, *, iou: float, use_categories: bool) -> MatchingBlocks:
     """Split the images of a pair into blocks."""
     pair, truth = kept.pair, kept.pair.truth
     is_object = ~truth.is_crowd
@@ -170,7 +168,7 @@ def _split(kept: MatchingBlocks, groups: _Groups, *, iou: float, by_label: bool)
             pair,
             truth=block_truth,
             image_indices=block_of_detection,
-            scores=_rank_scores(pair, by_label=by_label),
+            scores=_rank_scores(pair, use_categories=use_categories),
         ),
         rows=kept.rows,
         images=images,
@@ -178,18 +176,18 @@ def _split(kept: MatchingBlocks, groups: _Groups, *, iou: float, by_label: bool)
     )
 
 
-def _rank_scores(pair: EvaluationPair, *, by_label: bool) -> Float[np.ndarray, " n"]:
+def _rank_scores(pair: EvaluationPair, *, use_categories: bool) -> Float[np.ndarray, " n"]:
     """Return distinct scores that order the detections as they are ordered across images."""
     ranks = pair.image_ranks[pair.image_indices]
-    order = np.lexsort((*_ties(pair, by_label=by_label), ranks, -pair.scores))
+    order = np.lexsort((*_ties(pair, use_categories=use_categories), ranks, -pair.scores))
     scores = np.empty(len(pair), dtype=np.float64)
     scores[order] = np.arange(len(pair), 0, -1)
     return scores
 
 
-def _ties(pair: EvaluationPair, *, by_label: bool) -> tuple[np.ndarray, ...]:
+def _ties(pair: EvaluationPair, *, use_categories: bool) -> tuple[np.ndarray, ...]:
     """Return the key that orders detections of equal scores in an image before their position, if there is one."""
-    return (pair.labels,) if by_label else ()
+    return () if use_categories else (pair.labels,)
 
 
 def _components(

@@ -122,7 +122,7 @@ def count_pairs(pair: EvaluationPair, *, iou: float, max_detections: int) -> Int
     """
     without_crowds = replace(pair, truth=pair.truth.select(~pair.truth.is_crowd))
     blocks = split_crowded(
-        without_crowds, max_detections=max_detections, iou=iou, use_categories=False, by_label=True
+        without_crowds, max_detections=max_detections, iou=iou, use_categories=False
     )
     num_classes = len(pair.truth.categories)
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)

@@ -36,6 +36,7 @@ _QUANTILES = (0.1, 0.5, 0.9, 1.0)  # of chips per image: the images that are sho
 _OBJECT_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the sizes at a level: the objects that are shown
 _OBJECT_MARGIN, _MIN_CROP = 1.6, 96  # side of a crop over that of its box; smallest side, chip pixels
 _THUMBNAIL_SIDE = 900  # pixels; of the longer side
+_MAX_OUTLINES = 2000  # of chips in an image; browsers are slow with more
 _MAX_BARS = 40  # of a histogram
 _BOX_COLOR = "#d0021b"
 
@@ -260,7 +261,8 @@ class PlanPage:
 
     def _example(self, image_index: int) -> "_Example":
         outlines = []
-        for index in range(*self.table.offsets[image_index : image_index + 2].tolist()):
+        chips = range(*self.table.offsets[image_index : image_index + 2].tolist())
+        for index in chips[:: -(-len(chips) // _MAX_OUTLINES)]:
             chip = self.table.chip(index)
             visible = np.array([[0, 0, *chip.visible]], dtype=np.float64)
             is_negative = bool(self.table.is_negative[index])
@@ -272,7 +274,9 @@ class PlanPage:
             jpeg, problem = _thumbnail(record, self.experiment.data.read), ""
         except ImageError as error:
             jpeg, problem = None, str(error)
-        return _Example(record=record, jpeg=jpeg, problem=problem, outlines=outlines)
+        return _Example(
+            record=record, jpeg=jpeg, problem=problem, num_chips=len(chips), outlines=outlines
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,12 +296,14 @@ class _Example:
         record: the image and its boxes.
         jpeg: a thumbnail as base64 JPEG; None if there is no image file, or it cannot be read.
         problem: why the file cannot be read; empty if it can, or is absent.
-        outlines: its chips.
+        num_chips: its chips.
+        outlines: those that are drawn.
     """
 
     record: ImageRecord
     jpeg: str | None
     problem: str
+    num_chips: int
     outlines: list[_Outline]
 
 

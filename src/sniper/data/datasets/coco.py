@@ -22,12 +22,11 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from msgspec import UNSET
 
 from sniper.data.datasets.dataset import Category
-from sniper.data.datasets.raw import MAX_LISTED, Findings, RawDataset, raise_for
+from sniper.data.datasets.raw import MAX_LISTED, MAX_SIDE, Findings, RawDataset, raise_for
 from sniper.errors import AnnotationError
 from sniper.files import no_garbage_collection, read_json, read_typed_json
 from sniper.geometry.boxes import from_xywh
 
-_MAX_SIDE = np.iinfo(np.int32).max
 _MAX_TABLE = 10_000_000  # span of ids that are looked up in a table
 _MAX_ID = 256  # characters of a text, bits of a number
 _MAX_NAME = 1024  # characters of a file name
@@ -450,14 +449,15 @@ def _is_file_name(name: Any) -> bool:
 def _read_sides(table: _Table[_Image], key: str) -> tuple[Int64[np.ndarray, " m"], list[str]]:
     """Read the widths or the heights; 0 where there is none."""
     values = [getattr(entry, key) for entry in table.entries]
-    if set(map(type, values)) == {int} and min(values) > 0 and max(values) <= _MAX_SIDE:
+    if set(map(type, values)) == {int} and min(values) > 0 and max(values) <= MAX_SIDE:
         return np.array(values, dtype=np.int64), []
     sides, problems = [], []
     for index, value in enumerate(values):
         side = 0 if value in (None, "") else _parse_side(value)
-        if type(side) is not int or side > _MAX_SIDE:
+        if type(side) is not int or side > MAX_SIDE:
             problems.append(
-                f"{table.name(index)}: {key} is {reprlib.repr(value)}, expected a whole number of pixels"
+                f"{table.name(index)}: {key} is {reprlib.repr(value)}, expected a whole number of pixels, at most "
+                f"{MAX_SIDE:,}"
             )
             sides.append(-1)
         else:
