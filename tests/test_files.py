@@ -1,5 +1,6 @@
 """Paths are expanded, regular files alone are opened, writes are atomic, and JSON is read or refused with its place."""
 
+import errno
 import gc
 import hashlib
 import os
@@ -15,13 +16,21 @@ from sniper.files import (
     atomic_write,
     check_regular,
     expand_path,
+    naming_path,
     no_garbage_collection,
     open_regular,
     read_bytes,
     read_json,
     read_typed_json,
     sha256,
+    write_bytes,
 )
+from tests.limits import file_limit
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -47,6 +56,51 @@ def test_a_file_is_unchanged_when_writing_fails(tmp_path: Path) -> None:
         fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_atomically])
+def test_a_write_that_fails_names_the_file_and_leaves_it_unchanged(
+    tmp_path: Path, write: Callable[[Path, bytes], None]
+) -> None:
+    path = tmp_path / "file"
+    write(path, b"old")
+    with file_limit(1000), pytest.raises(OSError, match="File too large") as raised:
+        write(path, b"new" * 1000)
+    assert raised.value.filename == str(path)
+    assert raised.value.errno == errno.EFBIG
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_atomically])
+def test_a_name_that_is_too_long_is_named(tmp_path: Path, write: Callable[[Path, bytes], None]) -> None:
+    path = tmp_path / ("a" * 300)
+    with pytest.raises(OSError, match="File name too long") as raised:
+        write(path, b"new")
+    assert raised.value.filename == str(path)
+
+
+def test_files_under_a_temporary_folder_are_named_by_their_later_path(tmp_path: Path) -> None:
+    temporary = tmp_path / ".temporary"
+    with (
+        pytest.raises(FileNotFoundError) as raised,
+        naming_path(tmp_path / "out", written_as=temporary),
+    ):
+        (temporary / "labels" / "a.txt").write_text("")
+    assert raised.value.filename == str(tmp_path / "out" / "labels" / "a.txt")
+
+
+def test_a_file_that_an_error_names_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised, naming_path(tmp_path / "out"):
+        (tmp_path / "absent").read_bytes()
+    assert raised.value.filename == str(tmp_path / "absent")
+
+
+def test_a_full_device_is_named() -> None:
+    path = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as raised, naming_path(path):
+        path.write_bytes(b"new")
+    assert raised.value.filename == "/dev/full"
 
 
 @pytest.mark.parametrize("content", [b"", b"some bytes" * 100_000])

@@ -118,7 +118,7 @@ def explain_os_error(error: OSError) -> str:
     return f"{path}: {describe_os_error(error)}"
 
 
-def explain_shared_memory(error: RuntimeError) -> str | None:
+def explain_shared_memory(error: Exception) -> str | None:
     """Explain an error of torch that means that loader processes lack shared memory or open files; None for others.
 
     Example:

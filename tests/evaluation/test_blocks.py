@@ -121,7 +121,11 @@ def test_images_whose_best_detections_fit_are_not_split() -> None:
 def test_boxes_that_all_overlap_are_refused() -> None:
     pair = row_of_boxes(40, step=0.0)
     message = "image 7: 40 detections and 40 objects that are connected by their overlaps .* 1,600 overlaps, expected"
-    with splitting(), patch.object(blocks, "_MOST_OVERLAPS", 1599), pytest.raises(DetectionsError, match=message):
+    with (
+        splitting(),
+        patch.object(blocks, "_MOST_OVERLAPS", 1599),
+        pytest.raises(DetectionsError, match=message),
+    ):
         match_pair(pair)
 
 

@@ -14,7 +14,6 @@ from sniper.errors import ConfigError
 from sniper.geometry.boxes import area, intersections
 from sniper.specs import Fraction, spec_dataclass
 
-
 MAX_BATCH_MEGAPIXELS = 1000.0
 """The most pixels in a batch of images of various sizes, in millions: 12 GB."""
 
@@ -36,7 +35,9 @@ class WholeSpec:
             batch of chips has.
     """
 
-    levels: Annotated[tuple[LevelSpec, ...], MinLen(1), MaxLen(MAX_LEVELS)] = (LevelSpec(short_side=800, max_long_side=1333),)
+    levels: Annotated[tuple[LevelSpec, ...], MinLen(1), MaxLen(MAX_LEVELS)] = (
+        LevelSpec(short_side=800, max_long_side=1333),
+    )
     batch_megapixels: Annotated[PositiveFloat, Le(MAX_BATCH_MEGAPIXELS)] | None = None
 
     def __post_init__(self) -> None:

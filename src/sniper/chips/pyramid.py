@@ -15,7 +15,6 @@ from sniper.errors import ConfigError
 from sniper.geometry.boxes import size
 from sniper.specs import spec_dataclass
 
-
 MAX_LEVEL_SIDE = 1 << 24
 """The longest side of an image at a level, pixels: up to here, float32 holds every whole coordinate."""
 

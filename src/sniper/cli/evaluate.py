@@ -413,7 +413,9 @@ class _Report:
         if confusion is None:
             num_classes = len(pair.truth.categories)
             print_warnings(
-                [f"the confusion matrix is left out: {num_classes:,} classes, expected at most {MAX_CLASSES:,}"]
+                [
+                    f"the confusion matrix is left out: {num_classes:,} classes, expected at most {MAX_CLASSES:,}"
+                ]
             )
         return cls(
             scores=scores,

@@ -216,7 +216,9 @@ def _read_list(path: Path) -> list[Path]:
         if "\0" in text:
             raise ValueError("it is not text")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read as a list of images ({describe_os_error(error)})") from error
+        raise ConfigError(
+            f"{path}: cannot be read as a list of images ({describe_os_error(error)})"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{path}: cannot be read as a list of images ({error})") from error
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]

@@ -104,36 +104,39 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         flush()
-    except CycloptsError as error:
-        print_error(_describe(error, arguments))
-        return 2
-    except SniperError as error:
-        message = str(error)
-        if isinstance(error, UnknownOption):
-            message = _explain_option(error.option, arguments)
-        print_error(message)
-        return 2
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
-    except OSError as error:  # a path that cannot be written, a full disk
-        if error.filename == STANDARD_OUTPUT:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
-        print_error(explain_os_error(error))
-        return 2
-    except MemoryError as error:
-        print_error(f"there is not enough memory ({' '.join(str(error).split()) or 'no details'})")
-        return 2
-    except RuntimeError as error:
-        explanation = explain_shared_memory(error)
-        if explanation is None:
+    except (CycloptsError, SniperError, OSError, MemoryError, RuntimeError) as error:
+        message = _explain(error, arguments)
+        if message is None:
             raise
-        print_error(explanation)
+        print_error(message)
         return 2
     except KeyboardInterrupt as stop:
         print_progress(f"stopped{stop}")
         return 130
     return 0
+
+
+def _explain(error: Exception, arguments: Sequence[str]) -> str | None:
+    """Explain an error that a user can resolve; None for a fault of the program."""
+    if isinstance(error, CycloptsError):
+        return _describe(error, arguments)
+    if isinstance(error, UnknownOption):
+        return _explain_option(error.option, arguments)
+    if isinstance(error, OSError):  # a path that cannot be written, a full disk
+        if error.filename == STANDARD_OUTPUT:
+            _discard_output()
+        return explain_os_error(error)
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory ({' '.join(str(error).split()) or 'no details'})"
+    return str(error) if isinstance(error, SniperError) else explain_shared_memory(error)
+
+
+def _discard_output() -> None:
+    """Discard what is still to be written to standard output, at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

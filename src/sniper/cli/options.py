@@ -88,7 +88,8 @@ Limit = Annotated[int | None, Parameter(validator=at_least_1, help="Use only the
 Seed = Annotated[
     int,
     Parameter(
-        validator=validators.Number(gte=0, lte=2**63 - 1), help="Seed of the random choice between equally good chips."
+        validator=validators.Number(gte=0, lte=2**63 - 1),
+        help="Seed of the random choice between equally good chips.",
     ),
 ]
 Device = Annotated[

@@ -8,7 +8,6 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from sniper.chips.baselines import TileSpec, WholeSpec
 from sniper.specs import Fraction, spec_dataclass
 
-
 _MAX_GIGABYTES = 70_000.0  # SQLite counts 2^32 pages
 _MAX_WORKERS = 1024
 

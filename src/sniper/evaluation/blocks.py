@@ -52,7 +52,7 @@ def split_crowded(
     use_categories: bool = True,
     max_overlaps: int | None = None,
 ) -> MatchingBlocks:
-    """Return a pair as it is if its overlaps fit into memory, otherwise without detections that do not count, or in blocks.
+    """Return a pair as it is if its overlaps fit into memory, otherwise its detections that count, or blocks of them.
 
     Args:
         pair: detections and ground truth.

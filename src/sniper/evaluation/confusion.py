@@ -121,16 +121,12 @@ def count_pairs(pair: EvaluationPair, *, iou: float, max_detections: int) -> Int
         DetectionsError: if there are too many boxes on each other to be compared.
     """
     without_crowds = replace(pair, truth=pair.truth.select(~pair.truth.is_crowd))
-    blocks = split_crowded(
-        without_crowds, max_detections=max_detections, iou=iou, use_categories=False
-    )
+    blocks = split_crowded(without_crowds, max_detections=max_detections, iou=iou, use_categories=False)
     num_classes = len(pair.truth.categories)
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     for images in _chunks(blocks.pair):
         part, labels = _with_own_labels(blocks.pair.select_images(images))
-        result = hotcoco.COCOeval(*part.hotcoco, "bbox").confusion_matrix(
-            iou_thr=iou, max_det=max_detections
-        )
+        result = hotcoco.COCOeval(*part.hotcoco, "bbox").confusion_matrix(iou_thr=iou, max_det=max_detections)
         rows = [*labels.tolist(), num_classes]
         counts[np.ix_(rows, rows)] += np.array(result["matrix"], dtype=np.int64)
     return counts

@@ -257,7 +257,9 @@ def match_detections(
     is_ignored = np.zeros(len(detections), dtype=np.bool_)
     is_matched = np.zeros(len(boxes), dtype=np.bool_)
     for index, label in enumerate(detections.labels.tolist()):
-        box = detections.boxes[index : index + 1]  # one by one, since the overlaps of all may not fit into memory
+        box = detections.boxes[
+            index : index + 1
+        ]  # one by one, since the overlaps of all may not fit into memory
         is_of_class = ground_truth.labels == label
         free = np.flatnonzero(is_of_class & ~is_crowd & ~is_matched)
         overlaps = iou(box, boxes[free])[0]  # (k,)

@@ -9,6 +9,9 @@ from sniper.specs import Fraction, spec_dataclass
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+_MAX_WIDTH, _MAX_POOL_SIZE = 65_536, 64
+_MAX_PROPOSALS = 1_000_000
+
 
 @spec_dataclass
 class BackboneSpec:

@@ -274,9 +274,7 @@ class PlanPage:
             jpeg, problem = _thumbnail(record, self.experiment.data.read), ""
         except ImageError as error:
             jpeg, problem = None, str(error)
-        return _Example(
-            record=record, jpeg=jpeg, problem=problem, num_chips=len(chips), outlines=outlines
-        )
+        return _Example(record=record, jpeg=jpeg, problem=problem, num_chips=len(chips), outlines=outlines)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,9 @@ class Run:
         try:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder}: the folder of the run cannot be created ({describe_os_error(error)})") from error
+            raise RunError(
+                f"{folder}: the folder of the run cannot be created ({describe_os_error(error)})"
+            ) from error
         for old in (run.metrics_path, run.calibration_path, *folder.glob("chips_*.npz")):
             old.unlink(missing_ok=True)
         run.save_config(config)
