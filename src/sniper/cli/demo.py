@@ -29,7 +29,7 @@ def demo(
     seed: Annotated[
         int,
         Parameter(
-            validator=validators.Number(gte=0),
+            validator=validators.Number(gte=0, lte=2**62),
             help="Seed of the images, the initial weights and the order of the chips.",
         ),
     ] = 0,

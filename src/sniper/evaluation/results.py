@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from sniper.data.datasets.raw import MAX_NAME
 from sniper.errors import DetectionsError, count_and_list
 from sniper.files import atomic_write, no_garbage_collection, read_bytes, read_json
 
@@ -244,11 +245,13 @@ def _to_class_names(pairs: set[tuple[int | str, str | None]]) -> dict[int | str,
     """Return names by category id; an empty name is none.
 
     Raises:
-        ValueError: if a category has several names.
+        ValueError: if a category has several names, or too long a one.
     """
     named = sorted(((category_id, name) for category_id, name in pairs if name), key=str)
     names: dict[int | str, str] = {}
     for category_id, name in named:
+        if len(name) > MAX_NAME:
+            raise ValueError(f"category {category_id} has a name of {len(name):,} characters")
         if names.setdefault(category_id, name) != name:
             raise ValueError(
                 f"category {category_id} has two names in category_name: {names[category_id]!r} and {name!r}"
@@ -280,6 +283,10 @@ def _problems_of(entry: Any) -> Iterator[str]:
     name = entry.get("category_name")
     if name is not None and not isinstance(name, str):
         yield f"category_name must be a string, not {_shorten(name)}"
+    elif name is not None and len(name) > MAX_NAME:
+        yield (
+            f"category_name must have at most {MAX_NAME:,} characters, not {len(name):,}, as {_shorten(name)} has"
+        )
 
 
 def _problems_of_box(box: Any) -> Iterator[str]:

@@ -148,10 +148,12 @@ class PlanPage:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "plan.html") as file:
             file.write(html.encode())
-        (folder / "suggested.yaml").unlink(missing_ok=True)  # of an earlier plan
-        if self.suggested_yaml:
-            with atomic_write(folder / "suggested.yaml") as file:
-                file.write(self.suggested_yaml.encode())
+        suggested = folder / "suggested.yaml"
+        if not self.suggested_yaml:
+            suggested.unlink(missing_ok=True)  # of an earlier plan
+            return
+        with atomic_write(suggested) as file:
+            file.write(self.suggested_yaml.encode())
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as plain data, under the keys of the command line."""

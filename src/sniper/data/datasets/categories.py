@@ -100,14 +100,19 @@ def match_categories(
     label_of |= {index: len(categories) + position for position, index in enumerate(unknown)}
     matched = (*categories, *added)
     labels = [label_of[index] for index in range(len(classes))]
-    undetected = [each for label, each in enumerate(categories) if are_all and label not in labels]
+    detected = set(labels)
+    undetected = [each for label, each in enumerate(categories) if are_all and label not in detected]
     return CategoryMatch(
         categories=matched,
         labels=np.array(labels, dtype=np.int64),
         is_known=np.array([label < len(categories) for label in labels], dtype=np.bool_),
         warnings=tuple(
             _warnings(
-                [(classes[index], matched[label]) for index, label in enumerate(labels)],
+                [
+                    (classes[index], matched[label])
+                    for index, label in enumerate(labels)
+                    if label < len(categories)
+                ],
                 added,
                 undetected,
                 classes_of=classes_of,
@@ -139,7 +144,8 @@ def match_names(names: Sequence[str], others: Sequence[str]) -> dict[int, int]:
         index: index_of[name] for index, name in enumerate(names) if name in index_of and num_names[name] == 1
     }
     rest = [index for index in range(len(names)) if index not in matches]
-    free = [index for index in range(len(others)) if index not in matches.values()]
+    matched = set(matches.values())
+    free = [index for index in range(len(others)) if index not in matched]
     counts = Counter(_simplify(names[index]) for index in rest)
     other_counts = Counter(_simplify(others[index]) for index in free)
     similar = {
@@ -178,15 +184,14 @@ def _unused_ids(*sides: Sequence[Category]) -> Iterator[int]:
 
 
 def _warnings(
-    pairs: Sequence[tuple[Category, Category]],
+    known: Sequence[tuple[Category, Category]],
     added: Sequence[Category],
     undetected: Sequence[Category],
     *,
     classes_of: str,
     categories_of: str,
 ) -> Iterator[str]:
-    """Yield one line for each kind of difference."""
-    known = [(mine, theirs) for mine, theirs in pairs if theirs not in added]
+    """Yield one line for each kind of difference; `known` are the categories that both sides have."""
     renamed = [f"{mine.name!r} is {theirs.name!r}" for mine, theirs in known if mine.name != theirs.name]
     if renamed:
         listed = count_and_list(renamed, limit=_MAX_LISTED)
