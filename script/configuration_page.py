@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from sniper.config.experiment import ExperimentSpec
 
@@ -165,7 +165,7 @@ def _range(hint: Any, anchors: dict[type[Any], str]) -> str:
 
 def _bounds(metadata: tuple[Any, ...]) -> str:
     bounds = [
-        f"{symbol} {getattr(bound, name):g}"
+        f"{symbol} {_to_text(getattr(bound, name))}"
         for bound in metadata
         for kind, (name, symbol) in _BOUNDS.items()
         if isinstance(bound, kind)
@@ -175,7 +175,12 @@ def _bounds(metadata: tuple[Any, ...]) -> str:
         text += " or `.inf`"
     if any(isinstance(bound, MinLen) for bound in metadata):
         text += "; at least one"
+    text += "".join(f", at most {bound.max_length}" for bound in metadata if isinstance(bound, MaxLen))
     return text
+
+
+def _to_text(bound: float) -> str:
+    return f"{bound:,.0f}" if float(bound).is_integer() and abs(bound) < 2**53 else f"{bound:g}"
 
 
 if __name__ == "__main__":
