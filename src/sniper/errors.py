@@ -102,7 +102,8 @@ def describe_os_error(error: OSError) -> str:
         >>> describe_os_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         'No space left on device; free space on its disk, or use a folder on another one'
     """
-    reason = error.strerror or " ".join(map(str, error.args)) or type(error).__name__
+    lines = " ".join(map(str, error.args)).strip().splitlines()  # from a loader process: its traceback, too
+    reason = error.strerror or (lines[-1] if lines else type(error).__name__)
     remedy = _REMEDIES.get(error.errno) if error.errno is not None else None
     return reason if remedy is None else f"{reason}; {remedy}"
 

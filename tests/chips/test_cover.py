@@ -12,12 +12,31 @@ from hypothesis import strategies as st
 from sniper.chips import ChipTable, ImageBoxes, LevelSpec, PyramidSpec
 from sniper.chips.cover import count_chips, cover, cover_dense, is_coverable
 from sniper.chips.pyramid import Level
+from sniper.chips.visibility import Visibility, chip_visibility
 from sniper.geometry.boxes import is_inside
 from tests.chips.worlds import SMALL_PYRAMID, boxes_of, build_world, one_image, worlds
 
 
 def cover_world(world: ImageBoxes, *, pyramid: PyramidSpec = SMALL_PYRAMID, seed: int = 0) -> ChipTable:
     return cover(pyramid, world, generator=np.random.default_rng(seed))
+
+
+def test_boxes_far_apart_in_the_largest_image_are_covered_one_by_one() -> None:
+    side = 1_000_000
+    low = np.array([[1.0 * x, 1.0 * y] for x in range(0, side, 50_000) for y in range(0, side, 60_000)])
+    table = cover_world(one_image(side, side, np.concatenate([low, low + 30], axis=1)), pyramid=PyramidSpec())
+    assert table.chips_per_level.tolist() == [len(low), 0, 0]
+    assert (table.moved_to == -1).all()
+
+
+def test_a_chain_of_boxes_through_a_large_image_is_covered() -> None:
+    starts = 150.0 * np.arange(1000)  # windows of neighbours overlap, so that all are one group
+    low = np.stack([starts, starts], axis=1)
+    world = one_image(200_000, 200_000, np.concatenate([low, low + 30], axis=1))
+    table = cover_world(world, pyramid=PyramidSpec())
+    visibility, _ = chip_visibility(table, world)
+    assert (visibility[:, 0] == Visibility.WHOLE).all()
+    assert 500 <= len(table) <= 600  # two boxes to a chip, but for the ends of its parts
 
 
 def chips_of(table: ChipTable, image: int, level: Level) -> np.ndarray:

@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 
 from sniper.chips import LevelSpec, PyramidSpec, ValidRange
+from sniper.errors import ConfigError
 
 SQUARE = np.array([0.0, 0.0, 1.0, 1.0])
+
+
+def test_a_level_image_that_is_too_long_is_refused() -> None:
+    message = "short_side: 800 makes an image of 1000000x3 pixels 266,666,667 pixels long, expected at most 16,777,216"
+    with pytest.raises(ConfigError, match=message):
+        LevelSpec(short_side=800).resized(np.array([10, 1_000_000]), np.array([10, 3]))
+    widths, _ = LevelSpec(short_side=800, max_long_side=2000).resized(np.array([1_000_000]), np.array([3]))
+    assert widths.tolist() == [2000]
 
 
 @pytest.mark.parametrize(("side", "valid"), [(31.9, False), (32.0, True), (149.9, True), (150.0, False)])

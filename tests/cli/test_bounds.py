@@ -130,16 +130,16 @@ def set_name(name: str) -> Change:
 REFUSED = [
     (
         set_image("width", 10**8),
-        "image 1: width is 100000000, expected a whole number of pixels, at most 1,000,000",
+        "image 1: width is 100000000, expected at most 1,000,000 pixels",
     ),
     (
         set_image("width", 10**30),
-        "image 1: width is 1000000000000000000000000000000, expected a whole number",
+        "image 1: width is 1000000000000...0000000000000, expected ",
     ),
-    (set_image("height", 1e300), "image 1: height is 1e+300, expected a whole number of pixels"),
+    (set_image("height", 1e300), "image 1: height is 1e+300, expected "),
     (set_image("height", float("nan")), "image 1: height is nan, expected a whole number of pixels"),
     (set_image("height", float("inf")), "image 1: height is inf, expected a whole number of pixels"),
-    (set_image("height", "1e8"), "image 1: height is '1e8', expected a whole number of pixels"),
+    (set_image("height", "1e8"), "image 1: height is '1e8', expected at most 1,000,000 pixels"),
     (set_image("width", [640]), "image 1: width is [640], expected a whole number of pixels"),
     (add_categories(50_000), "there are 50,002 categories, expected at most 20,000"),
     (set_name("a" * 1_000_000), "has 1,000,000 characters, expected at most 1,024"),

@@ -54,6 +54,10 @@ def test_a_failed_save_keeps_the_older_file(tmp_path: Path) -> None:
         ({"image_id": 1, "score": 0.5}, "entry 1: has no category_id, bbox"),
         ([1, 2], "entry 1: expected an object with image_id, category_id, bbox, score, got [1, 2]"),
         (entry(image_id=1.5), "entry 1: image_id must be an integer of at most 64 bits or a string, not 1.5"),
+        (
+            entry(category_name="a" * 1025),
+            "entry 1: category_name must have at most 1,024 characters, not 1,025, as \"aaa",
+        ),
         (entry(image_id=2**63), "64 bits or a string, not 9223372036854775808"),
         (entry(image_id=1e16), "64 bits or a string, not 1e+16"),
         (entry(category_id=True), "category_id must be an integer of at most 64 bits or a string, not true"),

@@ -9,6 +9,7 @@ from sniper.chips import ImageBoxes, LevelSpec, PyramidSpec
 from sniper.chips.cover import count_chips
 from sniper.data.datasets import load_dataset
 from sniper.data.epoch import to_image_boxes
+from sniper.errors import ConfigError
 from sniper.planning import suggest
 from sniper.planning.suggest import CHIP_SIZES, Suggestion, suggest_pyramid
 from tests.chips.worlds import build_world, one_image
@@ -208,3 +209,9 @@ def test_deeppcb_costs_a_third_of_a_single_pass() -> None:
     assert suggestion is not None
     assert suggestion.cost.share_useful >= suggestion.goal
     assert suggestion.cost.megapixels.ratio_800x1333 < 1 / 3
+
+
+@pytest.mark.parametrize("num_levels", [0, 9, 10**9])
+def test_a_number_of_levels_beyond_the_bounds_is_refused(drone: ImageBoxes, num_levels: int) -> None:
+    with pytest.raises(ConfigError, match=f"expected 1 to 8 levels, not {num_levels}"):
+        suggest_pyramid(drone, num_levels=num_levels)

@@ -15,7 +15,7 @@ from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import order_chips, order_tiles, order_whole_images
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
-from tests.data.datasets.small import load
+from tests.data.datasets.small import Change, category, changed, load
 from tests.data_folder import find_data
 
 WIDTH, HEIGHT = 640, 480
@@ -256,3 +256,46 @@ def test_a_data_set_without_a_box_to_learn_from_has_a_reason(
         with pytest.raises(AnnotationError) as refused:
             order()
         assert str(refused.value) == f"{dataset.path}: has no box to learn from; {reason}"
+
+
+def set_categories(count: int) -> Change:
+    """Add categories up to a number."""
+
+    def change(coco: dict[str, Any]) -> None:
+        added = range(count - len(coco["categories"]))
+        coco["categories"] += [{"id": 1000 + number, "name": f"class {number}"} for number in added]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_categories(20_001), "there are 20,001 categories, expected at most 20,000"),
+        (category(name="a" * 1025), "has 1,025 characters, expected at most 1,024"),
+    ],
+)
+def test_categories_beyond_the_bounds_are_refused(folder: Path, change: Change, message: str) -> None:
+    with pytest.raises(AnnotationError) as raised:
+        load(folder, changed(change))
+    assert message in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+def test_categories_at_the_bounds_are_accepted(folder: Path) -> None:
+    content = changed(category(name="a" * 1024))
+    set_categories(20_000)(content)
+    assert len(load(folder, content).categories) == 20_000
+
+
+@pytest.mark.parametrize("side", [1_000_001, 100_000_000])
+def test_sides_beyond_the_bound_are_refused_in_other_formats(tmp_path: Path, side: int) -> None:
+    (tmp_path / "a.xml").write_text(
+        f"<annotation><filename>a.jpg</filename><size><width>{side}</width><height>5</height></size>"
+        "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox></object>"
+        "</annotation>"
+    )
+    with pytest.raises(
+        AnnotationError, match=f"width and height are {side} and 5, expected at most 1,000,000 pixels"
+    ):
+        load_dataset(tmp_path, has_images=False)
