@@ -56,7 +56,7 @@ def test_a_failed_save_keeps_the_older_file(tmp_path: Path) -> None:
         (entry(image_id=1.5), "entry 1: image_id must be an integer of at most 64 bits or a string, not 1.5"),
         (
             entry(category_name="a" * 1025),
-            "entry 1: category_name must have at most 1,024 characters, not 1,025, as \"aaa",
+            'entry 1: category_name must have at most 1,024 characters, not 1,025, as "aaa',
         ),
         (entry(image_id=2**63), "64 bits or a string, not 9223372036854775808"),
         (entry(image_id=1e16), "64 bits or a string, not 1e+16"),

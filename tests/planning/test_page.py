@@ -239,3 +239,14 @@ def test_a_histogram_of_counts_counts_every_number(values: list[int], labels: li
     histogram = Histogram.of_counts(np.array(values, dtype=np.int64), "", unit="")
     assert histogram.labels == labels
     assert len(histogram.bars) == len(labels)
+
+
+def test_of_many_chips_some_are_drawn(
+    page: PlanPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = int(np.diff(page.table.offsets).max())
+    assert most > 2
+    monkeypatch.setattr("sniper.planning.page._MAX_OUTLINES", 2)
+    html = html_of(page, tmp_path)
+    assert f"{most} chips, of which " in html
+    assert html.count("fill-opacity") <= 2 * len(page.dataset)
