@@ -220,7 +220,7 @@ def test_class_numbers_without_names_are_bounded(tmp_path: Path, number: str) ->
     write_files(tmp_path, {"images/a.jpg": None, "labels/a.txt": LINE.replace("1", number, 1)})
     dataset = load_dataset(tmp_path)
     assert len(dataset.boxes) == len(dataset.categories) == 0
-    assert f"the class is {number}, expected a whole number from 0 to 99999" in dataset.warnings[0]
+    assert f"the class is {number}, expected a whole number from 0 to 19999" in dataset.warnings[0]
 
 
 def test_classes_without_a_name_or_of_one_name_are_reported(tmp_path: Path) -> None:
@@ -261,8 +261,9 @@ ENDLESS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("train: images/*.gif\n" + NAMES, "train: no image is in a pattern"),
         ("val: images/val\ntest: images/val\n" + NAMES, "has the splits val, test and no training split"),
         ("train: images/train\nkpt_shape: 3\n" + NAMES, "kpt_shape is '3', expected two numbers"),
-        ("train: images/train\nnc: 1000000000\n", "nc is '1000000000', expected at most 100,000 classes"),
-        ("train: images/train\nnc: " + "9" * 5000, r"nc is '9+\.\.\.9+', expected at most 100,000 classes"),
+        ("names:\n" + "- a\n" * 1_000_000, "has 1,000,001 lines, expected at most 250,000"),
+        ("train: images/train\nnc: 1000000000\n", "nc is '1000000000', expected at most 20,000 classes"),
+        ("train: images/train\nnc: " + "9" * 5000, r"nc is '9+\.\.\.9+', expected at most 20,000 classes"),
         ("train: images/train\nnames: {0: a, 00: b}\n", "names has a class number twice"),
         ("train: images/train\nnames: {0: a, 0: b}\n", "is not YAML .the key '0' occurs twice"),
         ("train: images/train\nnames: {10000000000: a}\n", "expected a list of names"),

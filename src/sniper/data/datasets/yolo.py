@@ -12,7 +12,7 @@ import yaml
 
 from sniper.data.datasets.collect import Collector, envelope, has_image_suffix, names_by_stem
 from sniper.data.datasets.dataset import Category
-from sniper.data.datasets.raw import RawDataset
+from sniper.data.datasets.raw import MAX_CATEGORIES, RawDataset
 from sniper.data.datasets.splits import ALL, by_split, canonical, choose_splits, find_split_folders
 from sniper.data.datasets.text_files import read_text
 from sniper.data.spec import DataSpec
@@ -23,7 +23,8 @@ YAML_SUFFIXES = (".yaml", ".yml")
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 _NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels.txt")
 _ABSENT = ("", "~", "null", "None")
-_MAX_CLASSES = 100_000  # without names: a larger number is a mistake, and its names would fill the memory
+_MAX_LINES = 250_000  # of data.yaml, which is read slowly
+_MAX_CLASSES = MAX_CATEGORIES  # without names: a larger number is a mistake, and its names would fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,14 @@ class _TextLoader(yaml.BaseLoader):
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file with text for all values."""
     try:
-        content = yaml.load(read_text(path), Loader=_TextLoader)
+        text = read_text(path)
+        num_lines = text.count("\n")
+        if num_lines > _MAX_LINES:
+            raise AnnotationError(
+                f"{path}: has {num_lines:,} lines, expected at most {_MAX_LINES:,}; image files can be listed in a "
+                "text file that it names"
+            )
+        content = yaml.load(text, Loader=_TextLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise AnnotationError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):

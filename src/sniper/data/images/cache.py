@@ -29,7 +29,7 @@ _VERSION = 2  # changes where the same file gives other pixels
 _FILE_NAME = "chips.sqlite"
 _PAGE_SIZE = 16_384  # bytes; a chip takes a few pages
 _TIMEOUT = 120.0  # seconds to wait for another process that writes
-_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG)
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_IOERR_WRITE)
 
 
 class Stamp(NamedTuple):
@@ -178,7 +178,8 @@ class ChipCache:
                     self._connection.execute(setting)
         except (sqlite3.Error, OSError) as error:
             self.close()
-            raise CacheError(f"{self._path}: cannot be used as a chip cache ({error})") from error
+            reason = describe_os_error(error) if isinstance(error, OSError) else error
+            raise CacheError(f"{self._path}: cannot be used as a chip cache ({reason})") from error
         _OPEN_CACHES.add(self)
         return self._connection
 
