@@ -215,7 +215,7 @@ def test_suffixes_may_be_in_upper_case(tmp_path: Path) -> None:
     assert only_boxes(load_dataset(tmp_path)) == [BOX]
 
 
-@pytest.mark.parametrize("number", ["100000", "1e300", "inf", "nan"])
+@pytest.mark.parametrize("number", ["20000", "1e300", "inf", "nan"])
 def test_class_numbers_without_names_are_bounded(tmp_path: Path, number: str) -> None:
     write_files(tmp_path, {"images/a.jpg": None, "labels/a.txt": LINE.replace("1", number, 1)})
     dataset = load_dataset(tmp_path)
@@ -261,7 +261,9 @@ ENDLESS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("train: images/*.gif\n" + NAMES, "train: no image is in a pattern"),
         ("val: images/val\ntest: images/val\n" + NAMES, "has the splits val, test and no training split"),
         ("train: images/train\nkpt_shape: 3\n" + NAMES, "kpt_shape is '3', expected two numbers"),
-        ("names:\n" + "- a\n" * 1_000_000, "has 1,000,001 lines, expected at most 250,000"),
+        pytest.param(
+            "names:\n" + "- a\n" * 1_000_000, "has 1,000,001 lines, expected at most 250,000", id="lines"
+        ),
         ("train: images/train\nnc: 1000000000\n", "nc is '1000000000', expected at most 20,000 classes"),
         ("train: images/train\nnc: " + "9" * 5000, r"nc is '9+\.\.\.9+', expected at most 20,000 classes"),
         ("train: images/train\nnames: {0: a, 00: b}\n", "names has a class number twice"),

@@ -24,7 +24,9 @@ _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
 _NAME_FILES = ("classes.txt", "obj.names", "classes.names", "labels.txt")
 _ABSENT = ("", "~", "null", "None")
 _MAX_LINES = 250_000  # of data.yaml, which is read slowly
-_MAX_CLASSES = MAX_CATEGORIES  # without names: a larger number is a mistake, and its names would fill the memory
+_MAX_CLASSES = (
+    MAX_CATEGORIES  # without names: a larger number is a mistake, and its names would fill the memory
+)
 
 
 @dataclass(frozen=True, kw_only=True)
