@@ -197,15 +197,15 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         The binary file to write to.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with naming_path(path, written_as=unfinished), unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        with naming_path(path, written_as=unfinished):
+    with naming_path(path, written_as=unfinished):
+        try:
+            with unfinished.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -219,12 +219,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         OSError: if it cannot be written; names the file.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with naming_path(path, written_as=unfinished):
+    with naming_path(path, written_as=unfinished):
+        try:
             unfinished.write_bytes(content)
             unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def read_json(path: Path, *, error: type[SniperError]) -> Any:
