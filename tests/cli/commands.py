@@ -11,7 +11,7 @@ import pytest
 
 from sniper.cli import run
 
-ANNOUNCEMENTS = ("download: ", "training: ", "evaluation: ", "checkpoint: ")
+ANNOUNCEMENTS = ("compiling kernels", "download: ", "training: ", "evaluation: ", "checkpoint: ")
 SNIPER = str(Path(sys.executable).parent / "sniper")
 
 

@@ -134,7 +134,7 @@ REFUSED = [
     ),
     (
         set_image("width", 10**30),
-        "image 1: width is 1000000000000...0000000000000, expected ",
+        "image 1: width is 1000000000000000000000000000000, expected at most 1,000,000 pixels",
     ),
     (set_image("height", 1e300), "image 1: height is 1e+300, expected "),
     (set_image("height", float("nan")), "image 1: height is nan, expected a whole number of pixels"),
@@ -149,7 +149,7 @@ COMMANDS = (
     "plan data.json -o plan",
     "chips data.json -o c.npz",
     "convert data.json out --to voc",
-    "train data.json --run new --epochs 0.01 --device cpu",
+    "train data.json --run new --epochs 0.01 --device cpu --model.backbone.pretrained false",
     "evaluate d.json data.json",
     "predict run --annotations data.json",
     "mine run data.json",
@@ -191,7 +191,10 @@ USED = [
         "convert data.json OUT --to voc",
         "evaluate d.json data.json",
         "predict run --annotations data.json -o e.json",
-        pytest.param("train data.json --run OUT --epochs 0.01 --device cpu", marks=pytest.mark.slow),
+        pytest.param(
+            "train data.json --run OUT --epochs 0.01 --device cpu --model.backbone.pretrained false",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_odd_numbers_are_used(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sniper.cli import main
+from sniper.cli import run
 from tests.cli.commands import SNIPER, CommandLine
 from tests.limits import file_limit
 
@@ -112,7 +112,7 @@ def test_a_fault_of_torch_keeps_its_traceback(trained_folder: Path, monkeypatch:
 
     monkeypatch.setattr("sniper.cli.chips.load_annotations", fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        main.run(["chips", str(trained_folder / "train.json"), "-o", "c.npz"])
+        run(["chips", str(trained_folder / "train.json"), "-o", "c.npz"])
 
 
 @pytest.mark.parametrize("arguments", ["recipes", "recipes --json"])

@@ -455,7 +455,7 @@ def _read_sides(table: _Table[_Image], key: str) -> tuple[Int64[np.ndarray, " m"
     for index, value in enumerate(values):
         side = 0 if value in (None, "") else _parse_side(value)
         if type(side) is not int or side > MAX_SIDE:
-            is_whole = isinstance(side, int) or (type(side) is str and _WHOLE_NUMBER.fullmatch(side))
+            is_whole = isinstance(side, int) or (isinstance(side, str) and side.lstrip("+-").isdecimal())
             wanted = f"at most {MAX_SIDE:,} pixels" if is_whole else "a whole number of pixels"
             problems.append(f"{table.name(index)}: {key} is {reprlib.repr(value)}, expected {wanted}")
             sides.append(-1)
