@@ -25,6 +25,8 @@ pytestmark = pytest.mark.slow
 NUM_TRIALS = int(os.environ.get("SNIPER_FULL_DISKS", "2"))
 SEED = int(os.environ.get("SNIPER_SEED", "0"))
 
+_PAGE = 4096  # bytes; space on a small disk is counted in pages
+
 Kind = Literal["size limit", "small disk"]
 
 
@@ -157,14 +159,18 @@ def read_all(folder: Path) -> dict[Path, bytes]:
 def small_disk(
     earlier: dict[Path, bytes], expected: dict[Path, bytes], *, random: Random, kind: Kind
 ) -> Iterator["Grow"]:
-    """Put earlier output on a disk that has space for a part of what is expected; yield what enlarges it."""
-    sizes = [len(content) for content in expected.values()]
-    if kind == "size limit":
-        limit = random.randrange(max(sizes))
-    else:
-        limit = sum(map(len, earlier.values())) + 4096 * (len(earlier) + 8) + random.randrange(sum(sizes))
+    """Put earlier output on a disk that has space for a part of the largest file; yield what enlarges it."""
+    largest = max(map(len, expected.values()))
+    limit = random.randrange(largest)
+    if kind == "small disk":
+        limit = max(count_bytes(earlier) + limit // _PAGE * _PAGE, _PAGE)
     with limited(Path("out"), limit, kind=kind, content=earlier) as grow:
         yield grow
+
+
+def count_bytes(content: dict[Path, bytes]) -> int:
+    """Count the bytes that files take on a small disk, in whole pages."""
+    return sum(-(-len(each) // _PAGE) * _PAGE for each in content.values())
 
 
 class Grow:
@@ -186,16 +192,16 @@ def limited(
 ) -> Iterator[Grow]:
     """Create a folder with some content, in which a limited number of bytes can be written."""
     folder.mkdir()
+    mounted = folder.absolute()
     with ExitStack() as stack:
         if kind == "small disk":
-            # The pages of tmpfs are counted as a whole.
-            options = f"size={-(-limit // 4096) * 4096}"
+            options = f"size={-(-limit // _PAGE) * _PAGE}"
             done = subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False
             )
             if done.returncode:
                 pytest.skip("only root can mount a disk")
-            stack.callback(subprocess.run, ["umount", "-l", folder.absolute()], check=True)
+            stack.callback(lambda: subprocess.run(["umount", "-l", mounted], check=True))
         for path, data in (content or {}).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)

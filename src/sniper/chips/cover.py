@@ -460,7 +460,7 @@ def _find_cell(cells: np.ndarray, key: int) -> int:
     """Return the index of a cell by its key, -1 if there is none; without `cells`, all cells are there in order."""
     if len(cells) == 0:
         return key
-    index = np.searchsorted(cells, key)
+    index = int(np.searchsorted(cells, key))
     return index if index < len(cells) and cells[index] == key else -1
 
 
