@@ -27,7 +27,7 @@ LIMIT = 60  # bytes: less than any file of ours has
         ("convert train.json out --to voc", "images/train_0.png: cannot be written to "),
         ("train experiment.yaml --run new", "new/config.yaml"),
         ("predict run -o found.json", "/"),
-        ("predict run -o found.json --draw pictures", "/"),
+        ("predict run -o found.json --draw pictures --min-score 0.3", "/"),
         ("mine run -o store", "store/head.json"),
         ("demo --run demo", "demo/config.yaml"),
     ],
