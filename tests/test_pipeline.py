@@ -27,7 +27,7 @@ from sniper.runs.lock import lock_folder
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StartReport, StepReport
 from tests.data.tiny import write_dataset
-from tests.runs.locks import held_by_another_thread
+from tests.runs.locks import held_by_another_thread, identities
 from tests.training.experiments import (
     CPU,
     Killed,
@@ -190,14 +190,14 @@ def test_a_stage_of_other_inputs_is_started_over_and_leaves_nothing(
 
 def test_a_run_that_another_process_works_on_is_refused_and_unchanged(trained: TrainedRun) -> None:
     folder = trained.run.folder
-    before = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    before = identities(folder)
     with held_by_another_thread(lock_folder(folder, option="--run")):
         for resume in (False, True):
             with pytest.raises(
                 InUseError, match=r"trained: another process .*elsewhere \(--run, run=\.\.\.\)"
             ):
                 train(trained.spec, run=folder, resume=resume, epochs=9, device="cpu")
-    assert {path: path.stat() for path in folder.rglob("*") if path.is_file()} == before
+    assert identities(folder) == before
 
 
 def test_a_signal_interrupts_mining_at_once(dataset: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Hold locks as another process would, for the tests."""
+"""Hold locks as another process would, and check that nothing was changed, for the tests."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -23,3 +24,9 @@ def held_by_another_thread(lock: AbstractContextManager[None]) -> Iterator[None]
     finally:
         is_done.set()
         thread.join()
+
+
+def identities(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """Return what changes when a file in a folder is written or replaced."""
+    stats = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}

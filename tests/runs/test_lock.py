@@ -53,9 +53,12 @@ def test_a_holder_that_cannot_be_read_is_another_process(content: str, tmp_path:
 
 def test_a_long_command_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["sniper", "predict", *["photo.jpg"] * 1000])
-    with held_by_another_thread(lock_folder(tmp_path, option="-o")):
-        with pytest.raises(InUseError) as refused, lock_folder(tmp_path, option="-o"):
-            pass
+    with (
+        held_by_another_thread(lock_folder(tmp_path, option="-o")),
+        pytest.raises(InUseError) as refused,
+        lock_folder(tmp_path, option="-o"),
+    ):
+        pass
     assert len(str(refused.value)) < 700
     assert "photo.jpg photo.j" in str(refused.value)
 
@@ -140,10 +143,12 @@ def test_a_full_disk_leaves_a_lock_without_a_name(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", fail)
-    with held_by_another_thread(lock_folder(tmp_path, option="--run")):
-        with pytest.raises(InUseError, match="another process writes there; wait"):
-            with lock_folder(tmp_path, option="--run"):
-                pass
+    with (
+        held_by_another_thread(lock_folder(tmp_path, option="--run")),
+        pytest.raises(InUseError, match="another process writes there; wait"),
+        lock_folder(tmp_path, option="--run"),
+    ):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
