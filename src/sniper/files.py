@@ -312,13 +312,9 @@ def _create_temporary(parent: Path) -> tuple[Path, FileLock]:
     while True:
         folder = _temporary_path(parent)
         folder.mkdir()
-        try:
+        # Before it is locked, another process may take it for a leftover.
+        with suppress(BlockingIOError, FileNotFoundError):
             return folder, FileLock(folder / _LOCK)
-        except (
-            BlockingIOError,
-            FileNotFoundError,
-        ):  # another process took it for a leftover before it was locked
-            continue
 
 
 def _is_of_this_host(folder: Path) -> bool:

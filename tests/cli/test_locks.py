@@ -103,7 +103,7 @@ def test_a_command_is_refused_before_anything_slow_is_imported(trained_folder: P
         "train nothing.yaml --run none/run",
         "mine none",
         "predict none",
-        "predict run nothing.jpg -o none/output.json",
+        "predict run --checkpoint 99 -o none/output.json",
         "chips train.json -o none/output.npz",
         "convert nothing.json none/output --to coco",
     ],

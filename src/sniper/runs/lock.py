@@ -76,7 +76,7 @@ def _hold(path: Path, subject: Path, *, option: str) -> Iterator[None]:
         if is_held or not path.parent.is_dir():
             yield
             return
-        lock = _take(path, subject, option=option)
+        lock = _take(key, subject, option=option)
         _HOLDERS[key] = _Holder(lock, threading.get_ident())
         try:
             _announce(lock, subject)
@@ -106,7 +106,8 @@ def _create_folder(folder: Path) -> list[Path]:
 def _take(path: Path, subject: Path, *, option: str) -> FileLock:
     holder = None
     for _ in range(_NUM_TRIES):
-        with suppress(BlockingIOError):
+        with suppress(BlockingIOError, FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)  # its last holder may have removed it
             return FileLock(path)
         holder = _read_holder(path)
         if holder is not None:
