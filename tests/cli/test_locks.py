@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -127,6 +127,16 @@ def test_a_command_leaves_no_lock(
     assert hidden == {".detections.json.source"}
 
 
+@contextmanager
+def ended(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
+    """Stop a training at the end of a block, also if that fails."""
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+
+
 def loaders_of(process: "subprocess.Popen[str]") -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in children.read_text().split()]
@@ -164,7 +174,13 @@ def test_a_killed_training_is_continued_while_its_loaders_live(folder: Path) -> 
 @pytest.mark.processes
 def test_a_second_torchrun_is_refused_and_the_first_goes_on(folder: Path) -> None:
     options = ("--train.epochs", "500", "--train.checkpoint_minutes", "99")
-    first = start_two(*training(folder, "run", *options))
+    with ended(start_two(*training(folder, "run", *options))) as first:
+        _check_refused_beside(first, folder, options)
+    steps = [entry["step"] for entry in Run(folder / "run").entries() if entry["stage"] == "train"]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def _check_refused_beside(first: "subprocess.Popen[str]", folder: Path, options: tuple[str, ...]) -> None:
     metrics, config = folder / "run" / "metrics.jsonl", folder / "run" / "config.yaml"
     wait_for(first, metrics.exists)
     before = config.read_bytes(), config.stat().st_ino
@@ -176,16 +192,16 @@ def test_a_second_torchrun_is_refused_and_the_first_goes_on(folder: Path) -> Non
     num_lines = len(metrics.read_text().splitlines())
     wait_for(first, lambda: len(metrics.read_text().splitlines()) > num_lines)
     assert first.poll() is None
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=PATIENCE)
-    steps = [entry["step"] for entry in Run(folder / "run").entries()]
-    assert steps == list(range(1, len(steps) + 1))
 
 
 @pytest.mark.processes
 def test_a_run_is_read_while_it_is_trained(folder: Path, sniper: CommandLine) -> None:
     options = ("--train.epochs", "5000", "--train.keep_checkpoints", "1")
-    process = start(*training(folder, "run", *options))
+    with ended(start(*training(folder, "run", *options))) as process:
+        _check_readable(process, folder, sniper)
+
+
+def _check_readable(process: "subprocess.Popen[str]", folder: Path, sniper: CommandLine) -> None:
     run = Run(folder / "run")
     wait_for(process, lambda: run.checkpoints)
     steps = set()
@@ -198,5 +214,3 @@ def test_a_run_is_read_while_it_is_trained(folder: Path, sniper: CommandLine) ->
     with pytest.raises(RunError, match=f"there is no checkpoint of step {min(steps)}; there are"):
         run.load_weights(min(steps))
     assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE)
