@@ -149,8 +149,8 @@ def test_a_killed_training_is_continued_while_its_loaders_live(folder: Path) -> 
     options = ("--train.epochs", "500", "--data.num_workers", "2")
     killed = start(*training(folder, "run", *options))
     wait_for(killed, lambda: Run(folder / "run").checkpoints)
-    loaders: list[int] = []
-    wait_for(killed, lambda: loaders.extend(loaders_of(killed)) or len(loaders) >= 2)
+    wait_for(killed, lambda: len(loaders_of(killed)) >= 2)
+    loaders = loaders_of(killed)
     for loader in loaders:
         os.kill(loader, signal.SIGSTOP)  # so that they outlive the training
     try:
@@ -206,7 +206,7 @@ def _check_readable(process: "subprocess.Popen[str]", folder: Path, sniper: Comm
     wait_for(process, lambda: run.checkpoints)
     steps = set()
     for choice in ("best", "last") * 100:
-        steps.add(int(run.load_weights(choice)[2].parent.name))  # type: ignore[arg-type]
+        steps.add(int(run.load_weights(choice)[2].parent.name))
     assert len(steps) > 1
     result = sniper.json("predict", folder / "run", folder / "images")
     assert result["num_images"] == 4
