@@ -1,10 +1,17 @@
 """Paths are expanded, regular files alone are opened, writes are atomic, and JSON is read or refused with its place."""
 
 import errno
+import fcntl
 import gc
 import hashlib
 import os
+import shutil
+import signal
 import socket
+import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +20,22 @@ import pytest
 
 from sniper.errors import ConfigError, DetectionsError
 from sniper.files import (
+    FileLock,
+    atomic_folder,
     atomic_write,
     check_regular,
     expand_path,
+    is_temporary,
     naming_path,
     no_garbage_collection,
     open_regular,
     read_bytes,
     read_json,
     read_typed_json,
+    remove_folder,
+    remove_leftovers,
     sha256,
+    temporary_folder,
     write_bytes,
 )
 from tests.limits import file_limit
@@ -101,6 +114,254 @@ def test_a_full_device_is_named() -> None:
     with pytest.raises(OSError, match="No space left on device") as raised, naming_path(path):
         path.write_bytes(b"new")
     assert raised.value.filename == "/dev/full"
+
+
+def test_a_file_and_its_name_are_on_disk_in_this_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    synced = []
+
+    def sync(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with atomic_write(path) as file:
+        file.write(b"new")
+    assert synced == [(False, False), (True, True)]
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_folder_appears_once_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    with atomic_folder(path) as folder:
+        (folder / "file").write_bytes(b"new")
+        assert not list(path.iterdir())
+    assert [path.name for path in path.iterdir()] == ["file"]
+    with pytest.raises(RuntimeError, match="disk"), atomic_folder(tmp_path / "other"):
+        raise RuntimeError("disk")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_with_files_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"old")
+    with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "folder"):
+        pass
+    assert (tmp_path / "folder" / "file").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_nothing_is_left_under_the_name_of_a_folder_whose_removal_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            remove_folder(folder)
+    assert not folder.exists()
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_temporary_folders_of_a_process_at_work_are_kept(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path) as first, temporary_folder(tmp_path) as second:
+        assert first != second
+        assert is_temporary(first.name)
+        remove_leftovers(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted((first, second))
+        with atomic_write(tmp_path / "file"):
+            pass
+        assert first.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ours"),
+    [
+        (".unfinished-gpu1-17-0123abcd", True),
+        (".unfinished-a_container-1-ffffffff", True),
+        (".unfinished-gpu1-17-0123abc", False),
+        ("unfinished", False),
+        (".unfinished-work", False),
+    ],
+)
+def test_only_folders_with_our_names_are_leftovers(name: str, is_ours: bool, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    os.utime(folder, (0, 0))
+    assert is_temporary(name) == is_ours
+    remove_leftovers(tmp_path)
+    assert folder.exists() != is_ours
+
+
+def test_leftovers_of_other_hosts_are_kept_for_a_day(tmp_path: Path) -> None:
+    folder = tmp_path / ".unfinished-another_host-17-0123abcd"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"")
+    for hours, is_left in ((0, True), (23, True), (25, False)):
+        for path in (folder / "file", folder):
+            os.utime(path, (time.time() - 3600 * hours,) * 2)
+        remove_leftovers(tmp_path)
+        assert folder.exists() == is_left
+
+
+def test_a_temporary_file_that_was_left_is_kept_for_a_day(tmp_path: Path) -> None:
+    file = tmp_path / ".unfinished-host-17-0123abcd"
+    file.touch()
+    for hours, is_left in ((23, True), (25, False)):
+        os.utime(file, (time.time() - 3600 * hours,) * 2)
+        remove_leftovers(tmp_path)
+        assert file.exists() == is_left
+
+
+def test_a_lock_is_held_once_and_its_file_goes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lock = FileLock(path)
+    lock.write(b"a long text")
+    lock.write(b"text")
+    assert path.read_bytes() == b"text"
+    with pytest.raises(BlockingIOError):
+        FileLock(path)
+    assert path.read_bytes() == b"text"
+    lock.release()
+    assert not path.exists()
+    assert not lock.is_held
+    again = FileLock(path)
+    lock.release()  # does nothing
+    assert again.is_held
+    assert path.exists()
+    again.release()
+
+
+def without_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_without_locks_of_the_file_system_leftovers_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    lock = FileLock(tmp_path / "lock")
+    assert lock.problem == "No locks available"
+    lock.release()
+    with temporary_folder(tmp_path) as folder:
+        remove_leftovers(tmp_path)
+        assert folder.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
+def run_script(code: str, *arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from sniper.files import atomic_folder, atomic_write
+with atomic_write(Path(sys.argv[1]) / "file") as file, atomic_folder(Path(sys.argv[1]) / "folder") as folder:
+    file.write(b"half")
+    file.flush()
+    (folder / "file").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.processes
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    killed = run_script(KILLED_WHILE_WRITING, tmp_path)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    leftovers = list(tmp_path.iterdir())
+    assert len(leftovers) == 2
+    assert all(is_temporary(path.name) and f"-{killed.pid}-" in path.name for path in leftovers)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+KILLED_WITH_A_FORKED_PROCESS = """
+import os, signal, sys, time
+from pathlib import Path
+from sniper.files import FileLock
+lock = FileLock(Path(sys.argv[1]))
+if os.fork() == 0:
+    print(os.getpid(), lock.is_held, flush=True)
+    lock.release()
+    while True:
+        time.sleep(1)
+sys.stdin.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.processes
+def test_a_lock_of_a_killed_process_is_free_while_forked_processes_live(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    holder = run_script(KILLED_WITH_A_FORKED_PROCESS, path)
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    child, is_held = holder.stdout.readline().split()
+    try:
+        assert is_held == "False"
+        with pytest.raises(BlockingIOError):
+            FileLock(path)
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert holder.wait(600) == -signal.SIGKILL
+        assert path.exists()
+        FileLock(path).release()
+        os.kill(int(child), 0)  # it lives
+    finally:
+        os.kill(int(child), signal.SIGKILL)
+    holder.communicate()
+
+
+COUNT_UNDER_A_LOCK = """
+import sys
+from pathlib import Path
+from sniper.files import FileLock
+folder, left = Path(sys.argv[1]), 300
+while left:
+    try:
+        lock = FileLock(folder / "lock")
+    except BlockingIOError:
+        continue
+    count = int((folder / "count").read_text())
+    (folder / "count").write_text(str(count + 1))
+    lock.release()
+    left -= 1
+"""
+
+
+@pytest.mark.processes
+def test_processes_that_take_turns_never_hold_a_lock_together(tmp_path: Path) -> None:
+    (tmp_path / "count").write_text("0")
+    processes = [run_script(COUNT_UNDER_A_LOCK, tmp_path) for _ in range(3)]
+    assert [process.wait(600) for process in processes] == [0, 0, 0]
+    for process in processes:
+        process.communicate()
+    assert (tmp_path / "count").read_text() == "900"
 
 
 @pytest.mark.parametrize("content", [b"", b"some bytes" * 100_000])

@@ -19,13 +19,15 @@ from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec
 from sniper.config.loading import dump_experiment, load_experiment
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.errors import AnnotationError, CheckpointError, ConfigError, RunError, SniperError
+from sniper.errors import AnnotationError, CheckpointError, ConfigError, InUseError, RunError, SniperError
 from sniper.inference.calibration import load_calibration
 from sniper.models.spec import BackboneSpec
 from sniper.pipeline import run_stages, train
+from sniper.runs.lock import lock_folder
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StartReport, StepReport
 from tests.data.tiny import write_dataset
+from tests.runs.locks import held_by_another_thread, identities
 from tests.training.experiments import (
     CPU,
     Killed,
@@ -175,13 +177,28 @@ def test_a_complete_run_does_not_need_its_earlier_stages(
     assert stages.distinct == ["train"]
 
 
-def test_a_stage_that_was_partly_deleted_is_started_over(
+def test_a_stage_of_other_inputs_is_started_over_and_leaves_nothing(
     dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:
     run = create(tmp_path / "run", spec)
-    (run.folder / "rpn.old" / "checkpoints").mkdir(parents=True)
+    stage = Run.create(run.folder / "rpn", config="other: 1")
+    (stage.folder / "notes.txt").touch()
     run_all(run, spec, dataset)
-    assert not (run.folder / "rpn.old").exists()
+    assert stage.checkpoints
+    assert not (stage.folder / "notes.txt").exists()
+    assert not [path.name for path in run.folder.iterdir() if path.name.startswith(".") or "old" in path.name]
+
+
+def test_a_run_that_another_process_works_on_is_refused_and_unchanged(trained: TrainedRun) -> None:
+    folder = trained.run.folder
+    before = identities(folder)
+    with held_by_another_thread(lock_folder(folder, option="--run")):
+        for resume in (False, True):
+            with pytest.raises(
+                InUseError, match=r"trained: another process .*elsewhere \(--run, run=\.\.\.\)"
+            ):
+                train(trained.spec, run=folder, resume=resume, epochs=9, device="cpu")
+    assert identities(folder) == before
 
 
 def test_a_signal_interrupts_mining_at_once(dataset: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:

@@ -76,7 +76,11 @@ class ProposalsError(SniperError):
 
 
 class RunError(SniperError):
-    """A run folder that is missing, not empty, in use, or without a checkpoint."""
+    """A run folder that is missing, not empty, or without a checkpoint."""
+
+
+class InUseError(SniperError):
+    """A run or an output that another process writes to; the message names that process."""
 
 
 class CheckpointError(SniperError):

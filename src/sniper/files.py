@@ -1,6 +1,7 @@
-"""Files on disk: paths as a user writes them, regular files alone for reading, atomic writes, digests and JSON."""
+"""Files on disk: paths as a user writes them, regular files alone, locks, atomic writes, digests and JSON."""
 
 import errno
+import fcntl
 import gc
 import hashlib
 import io
@@ -8,11 +9,15 @@ import json
 import mmap
 import os
 import re
+import secrets
+import shutil
+import socket
 import stat
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -39,6 +44,12 @@ _IGNORED = frozenset(
     | {"thumbs.db"}
 )
 """Names, in lower case, that systems give to thumbnails, attributes and trash; others of these start with a dot."""
+
+_HOST = re.sub(r"\W", "_", socket.gethostname(), flags=re.ASCII)[:32]
+_PREFIX = ".unfinished-"
+_TEMPORARY = re.compile(rf"{re.escape(_PREFIX)}\w+-\d+-[0-9a-f]{{8}}", re.ASCII)
+_LOCK = ".lock"  # in a temporary folder
+_SECONDS_KEPT = 86_400.0
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}/]+)\})", re.ASCII)
 _KINDS = (
@@ -166,6 +177,170 @@ def describe_other_content(content: bytes) -> str | None:
     return next((name for signature, name in _OTHER_CONTENT if start.startswith(signature)), None)
 
 
+class FileLock:
+    """An exclusive lock, which the system releases when this process ends, however it ends.
+
+    The lock is on a file that is removed with it. A forked process does not hold it.
+
+    Args:
+        path: of the file, in an existing folder. Its content is kept until `write`.
+
+    Attributes:
+        path: of the file.
+        problem: why the file system has no locks; None if it has.
+
+    Raises:
+        BlockingIOError: if the lock is held, in this process or another one.
+        OSError: if the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem: str | None = None
+        self._descriptor: int | None = None
+        while not self._is_of_path():
+            self._close()
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            _LOCKS.add(self)
+            try:
+                # Not lockf: its locks are lost when any descriptor of the file is closed in the process. On NFS, Linux
+                # turns a flock into a lock of the server, for which the file has to be open for writing.
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    self._close()
+                    raise BlockingIOError(errno.EAGAIN, "is locked", os.fspath(path)) from error
+                self.problem = error.strerror or str(error)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process holds the lock; False in a process that was forked from it."""
+        return self._descriptor is not None
+
+    def write(self, content: bytes) -> None:
+        """Replace the content of the file."""
+        assert self._descriptor is not None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, content, 0)
+
+    def release(self) -> None:
+        """Remove the file and release the lock, if this process holds it."""
+        if self.is_held:
+            self.path.unlink(missing_ok=True)  # while it is locked, so that it is not that of another process
+            self._close()
+
+    def _is_of_path(self) -> bool:
+        """Check whether the open file is still the one at the path, and was not removed by its last holder."""
+        if self._descriptor is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+        _LOCKS.discard(self)
+
+
+_LOCKS: set[FileLock] = set()
+"""The locks that this process holds."""
+
+
+def _close_locks() -> None:
+    """Close the files of all locks in a forked process, which would keep them locked after the end of its parent."""
+    for lock in tuple(_LOCKS):
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_close_locks)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Create a hidden folder for this process alone; at the end it is removed with what is left in it.
+
+    Its name has host, process and a random number. Folders that killed processes left in the same place are removed.
+
+    Args:
+        parent: an existing folder.
+
+    Yields:
+        The folder.
+
+    Raises:
+        OSError: if it cannot be created.
+    """
+    remove_leftovers(parent)
+    folder, lock = _create_temporary(parent)
+    try:
+        yield folder
+    finally:
+        if lock.is_held:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove what processes that have ended, on any machine, left under temporary names in a folder.
+
+    The folder of a process that has not ended is locked. Since some network file systems have locks only among the
+    processes of a machine, folders of other hosts are kept until nothing in them has changed for a day, as are files.
+    """
+    for path in [path for path in parent.iterdir() if is_temporary(path.name)]:
+        with suppress(OSError):  # it is locked, or another process removes it, too
+            is_new = time.time() - _last_change(path) < _SECONDS_KEPT
+            if path.is_file() and not is_new:
+                path.unlink()
+            elif path.is_dir() and (_is_of_this_host(path) or not is_new):
+                lock = FileLock(path / _LOCK)
+                if lock.problem is None:
+                    shutil.rmtree(path, ignore_errors=True)
+                lock.release()
+
+
+def is_temporary(name: str) -> bool:
+    """Check whether a name is that of a `temporary_folder`."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _temporary_path(parent: Path) -> Path:
+    return parent / f"{_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _create_temporary(parent: Path) -> tuple[Path, FileLock]:
+    while True:
+        folder = _temporary_path(parent)
+        with naming_path(parent, written_as=folder):
+            folder.mkdir()
+            # Before it is locked, another process may take it for a leftover.
+            with suppress(BlockingIOError, FileNotFoundError):
+                return folder, FileLock(folder / _LOCK)
+
+
+def _is_of_this_host(folder: Path) -> bool:
+    return folder.name.startswith(f"{_PREFIX}{_HOST}-")
+
+
+def _last_change(folder: Path) -> float:
+    """Return when a folder or something in it was changed last, seconds since the epoch."""
+    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder are on disk, where its file system can do that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def naming_path(path: Path, *, written_as: Path | None = None) -> Iterator[None]:
     """Name a file in errors of the operating system: one of a write does not name the file that is written to.
@@ -196,16 +371,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Yields:
         The binary file to write to.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with naming_path(path, written_as=unfinished):
-        try:
-            with unfinished.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    with temporary_folder(path.parent) as folder, naming_path(path, written_as=folder / path.name):
+        unfinished = folder / path.name
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        sync_folder(path.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -218,13 +391,39 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: if it cannot be written; names the file.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = _temporary_path(path.parent)
     with naming_path(path, written_as=unfinished):
         try:
             unfinished.write_bytes(content)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Create a folder that appears under its name only once it is complete; its files are not synced to disk.
+
+    Args:
+        path: the folder, absent or empty at the end, in an existing folder.
+
+    Yields:
+        The folder to write to, under another name.
+    """
+    with temporary_folder(path.parent) as folder, naming_path(path, written_as=folder / path.name):
+        unfinished = folder / path.name
+        unfinished.mkdir()
+        yield unfinished
+        sync_folder(unfinished)
+        unfinished.replace(path)
+        sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; if that is interrupted, nothing is left under its name."""
+    renamed = _temporary_path(path.parent)
+    path.replace(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def read_json(path: Path, *, error: type[SniperError]) -> Any:

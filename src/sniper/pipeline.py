@@ -6,7 +6,6 @@ Each stage continues where it was stopped, and is not repeated while its inputs 
 import json
 import math
 import os
-import shutil
 import time as clock
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -40,7 +39,7 @@ from sniper.data.spec import SourceSpec
 from sniper.errors import ConfigError, count_and_list
 from sniper.evaluation.coco import score
 from sniper.evaluation.pair import GroundTruth
-from sniper.files import atomic_write, expand_path
+from sniper.files import atomic_write, expand_path, remove_folder
 from sniper.inference.calibration import load_calibration, save_calibration
 from sniper.inference.detector import Detector
 from sniper.inference.mining import mine
@@ -52,7 +51,9 @@ from sniper.models.two_stage import TwoStageDetector
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
 from sniper.planning.cost import levels_megapixels
 from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
+from sniper.runs.default import default_run
 from sniper.runs.initial import InitialWeights
+from sniper.runs.lock import lock_folder
 from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
 from sniper.runs.run import Run
 from sniper.training import loop
@@ -116,6 +117,7 @@ def train(
     Raises:
         ConfigError: if the experiment cannot be used.
         RunError: if the folder already has a run, or has none to resume.
+        InUseError: if another process works on the run.
         AnnotationError: if a data set cannot be used.
         KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, once the step in progress is complete and saved.
         SniperError: for everything else that a user can correct; see `sniper.training.loop.train`.
@@ -142,54 +144,59 @@ def train(
     processes = Processes.from_environment()
     callbacks = callbacks if processes.is_first else _SILENT
     chosen = select_device(device)
-    if isinstance(experiment, ExperimentSpec) or is_experiment(expand_path(experiment)):
-        for name, value in (("time", time), ("config", config)):
-            if value is not None:
-                raise ConfigError(f"--{name}: needs a data set; an experiment states its fields itself")
-        spec = _load_experiment(experiment, texts, resumed=Run.open(folder) if resume else None)
-        dataset = load_split(spec, "train", callbacks=callbacks)
-        test = _load_test(spec, dataset, callbacks=callbacks)
-    elif resume:
-        if time is not None:
-            raise ConfigError("--time: the length of a run is fixed at its start; set --epochs to change it")
-        spec = _load_resumed(experiment, texts, config=config, run=Run.open(folder))
-        dataset = load_split(spec, "train", callbacks=callbacks)
-        test = _load_test(spec, dataset, callbacks=callbacks)
-    else:
-        Run.check_absent(folder)
-        seconds = parse_time(time) if isinstance(time, str) else time
-        if seconds is not None:
-            limit = TimeLimit(seconds=seconds, end=started + seconds)
-        spec, dataset, test, limit = _derive(
-            experiment,
-            texts,
-            config=config,
-            limit=limit,
-            device=chosen,
-            callbacks=callbacks,
-            processes=processes,
-        )
-    _check_inputs(spec, dataset, folder=folder, resume=resume, device=chosen, processes=processes)
-    _check_weights(spec, dataset, resumed=Run.open(folder) if resume else None, callbacks=callbacks)
-    with processes.process_group(chosen):
-        if processes.is_first:
-            _prepare_run(folder, spec, resume=resume, step=step)
-            if spec.data.holdout:
-                _save_validation(folder, spec, test=test)
-        processes.barrier()
-        opened = Run.open(folder)
-        run_stages(
-            opened,
-            spec,
-            dataset,
-            test=test,
-            device=chosen,
-            callbacks=callbacks,
-            transform=transform,
-            processes=processes,
-            limit=limit,
-        )
-    return opened
+    with lock_folder(folder, option="--run, run=..."):
+        if resume and processes.is_first:
+            Run(folder).restore_replaced()
+        if isinstance(experiment, ExperimentSpec) or is_experiment(expand_path(experiment)):
+            for name, value in (("time", time), ("config", config)):
+                if value is not None:
+                    raise ConfigError(f"--{name}: needs a data set; an experiment states its fields itself")
+            spec = _load_experiment(experiment, texts, resumed=Run.open(folder) if resume else None)
+            dataset = load_split(spec, "train", callbacks=callbacks)
+            test = _load_test(spec, dataset, callbacks=callbacks)
+        elif resume:
+            if time is not None:
+                raise ConfigError(
+                    "--time: the length of a run is fixed at its start; set --epochs to change it"
+                )
+            spec = _load_resumed(experiment, texts, config=config, run=Run.open(folder))
+            dataset = load_split(spec, "train", callbacks=callbacks)
+            test = _load_test(spec, dataset, callbacks=callbacks)
+        else:
+            Run.check_absent(folder)
+            seconds = parse_time(time) if isinstance(time, str) else time
+            if seconds is not None:
+                limit = TimeLimit(seconds=seconds, end=started + seconds)
+            spec, dataset, test, limit = _derive(
+                experiment,
+                texts,
+                config=config,
+                limit=limit,
+                device=chosen,
+                callbacks=callbacks,
+                processes=processes,
+            )
+        _check_inputs(spec, dataset, folder=folder, resume=resume, device=chosen, processes=processes)
+        _check_weights(spec, dataset, resumed=Run.open(folder) if resume else None, callbacks=callbacks)
+        with processes.process_group(chosen):
+            if processes.is_first:
+                _prepare_run(folder, spec, resume=resume, step=step)
+                if spec.data.holdout:
+                    _save_validation(folder, spec, test=test)
+            processes.barrier()
+            opened = Run.open(folder)
+            run_stages(
+                opened,
+                spec,
+                dataset,
+                test=test,
+                device=chosen,
+                callbacks=callbacks,
+                transform=transform,
+                processes=processes,
+                limit=limit,
+            )
+        return opened
 
 
 def run_stages(
@@ -400,15 +407,14 @@ def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
 
 
 def default_folder(experiment: ExperimentSpec | str | os.PathLike[str]) -> Path:
-    """Return the folder of a run that none is given for: `runs/NAME`, after the file, the folder or the recipe.
+    """Return the folder of a run that none is given for; see `sniper.runs.default`.
 
     Raises:
         ConfigError: if a specification is given, which has no name.
     """
     if isinstance(experiment, ExperimentSpec):
         raise ConfigError("run: name the folder of the run; an ExperimentSpec has no file to name it after")
-    path = expand_path(experiment)
-    return Path("runs") / (path.resolve().name if path.is_dir() else path.stem)
+    return default_run(experiment)
 
 
 def _with_shortcuts(overrides: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> dict[str, Any]:
@@ -829,14 +835,12 @@ class _Evaluator:
 
 def _open_stage(folder: Path, spec: ExperimentSpec, identity: DatasetIdentity) -> Run:
     """Open the run of a stage if it was started with the same inputs; otherwise start it over."""
-    discarded = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(discarded, ignore_errors=True)
     if (folder / "config.yaml").is_file():
         run = Run.open(folder)
+        run.restore_replaced()
         if _has_inputs(run, spec) and run.is_trained_on(identity):
             return run
-        os.replace(folder, discarded)  # first, so that an interrupted deletion leaves no incomplete run
-        shutil.rmtree(discarded)
+        remove_folder(folder)
     return Run.create(folder, config=dump_experiment(spec))
 
 

@@ -50,6 +50,43 @@ def test_metrics_are_json_and_skip_a_line_cut_short(tmp_path: Path) -> None:
     assert [entry["step"] for entry in run.entries()] == [1, 2]
 
 
+def test_a_checkpoint_of_the_same_step_is_replaced(trained: TrainedRun) -> None:
+    checkpoint = trained.run.load_checkpoint(trained.dataset.identity)
+    assert checkpoint is not None
+    before = trained.run.checkpoints
+    other = dataclasses.replace(checkpoint, counters={"scale": 2.0})
+    assert other.save(trained.run.folder / "checkpoints") == before[-1]
+    assert sorted((trained.run.folder / "checkpoints").iterdir()) == before
+    assert Checkpoint.load(before[-1]).counters == {"scale": 2.0}
+
+
+@pytest.mark.parametrize(("num_renamed", "is_new"), [(0, False), (1, False), (2, True)])
+def test_a_checkpoint_survives_a_kill_while_it_is_replaced(
+    num_renamed: int, is_new: bool, trained: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = trained.run, trained.run.folder / "checkpoints"
+    checkpoint = run.load_checkpoint(trained.dataset.identity)
+    assert checkpoint is not None
+    before = run.checkpoints
+    renames: list[Path] = []
+    rename = Path.replace
+
+    def stop(path: Path, target: Path) -> Path:
+        if len(renames) == num_renamed:
+            raise KeyboardInterrupt
+        renames.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            dataclasses.replace(checkpoint, counters={"scale": 2.0}).save(folder)
+    assert len(renames) == num_renamed
+    run.restore_replaced()
+    assert run.checkpoints == sorted(folder.iterdir()) == before
+    assert Checkpoint.load(before[-1]).counters == ({"scale": 2.0} if is_new else checkpoint.counters)
+
+
 def test_only_the_newest_checkpoints_are_kept(trained: TrainedRun) -> None:
     last = trained.reports[-1].progress.step
     assert [int(path.name) for path in trained.run.checkpoints] == [last - 2, last - 1, last]
@@ -93,6 +130,31 @@ def test_a_run_is_not_continued_on_another_data_set(trained: TrainedRun) -> None
     for check in (trained.run.check_trained_on, trained.run.load_checkpoint):
         with pytest.raises(CheckpointError, match="was trained on other images, boxes or categories"):
             check(other)
+
+
+def test_weights_that_a_training_removes_are_not_waited_for(trained: TrainedRun) -> None:
+    run = trained.run
+    first, second, _ = run.checkpoints
+    log_evaluation(run, int(first.name), ap=0.5)
+    log_evaluation(run, int(second.name), ap=0.4)
+    read: list[Path] = []
+
+    def read_once_removed(path: Path) -> int:
+        read.append(path.parent)
+        if path.parent == first:
+            shutil.rmtree(first)
+        return len(path.read_bytes())
+
+    assert run.read_weights("best", read_once_removed) > 0
+    assert read == [first, second]
+
+
+def test_missing_weights_of_a_checkpoint_that_is_there_are_an_error(trained: TrainedRun) -> None:
+    run = trained.run
+    (run.checkpoints[-1] / "weights.safetensors").unlink()
+    for choice in ("best", "last"):
+        with pytest.raises(CheckpointError, match=r"weights\.safetensors: cannot be read as a checkpoint"):
+            run.load_weights(choice)
 
 
 def test_a_run_without_a_checkpoint_fits_every_data_set(trained: TrainedRun, tmp_path: Path) -> None:

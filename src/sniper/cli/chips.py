@@ -1,14 +1,24 @@
 """`sniper chips`: choose the chips of a data set and write them to a file."""
 
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from sniper.cli.inputs import check_parent, load_annotations, load_config
+from sniper.cli.locks import locking
 from sniper.cli.options import Annotations, Config, Images, Json, Proposals, Seed, TrainSplit, output_option
 from sniper.cli.output import announce_compilation, print_result
+from sniper.runs.lock import lock_file
 
 
+def _locks(output: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
+    if output.parent.is_dir():
+        yield lock_file(output, option="-o")
+
+
+@locking(_locks)
 def chips(
     annotations: Annotations,
     /,

@@ -1,15 +1,24 @@
 """`sniper convert`: write a data set in another format."""
 
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from sniper.cli.locks import locking
 from sniper.cli.options import Annotations, Crowds, FollowLinks, Json, default, split_option
 from sniper.cli.output import print_result, print_warnings
+from sniper.runs.lock import lock_file
 
 
+def _locks(out: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
+    yield lock_file(out, option="OUT")
+
+
+@locking(_locks)
 def convert(
     source: Annotations,
     out: Annotated[Path, Parameter(help="Folder to write, new or empty.")],

@@ -1,14 +1,17 @@
 """`sniper demo`: the whole pipeline on a small drawn data set."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
+from sniper.cli.locks import locking
 from sniper.cli.options import Device, Json, flag
 from sniper.cli.output import announce_compilation, print_line, print_progress, print_result
 from sniper.cli.progress import show_progress
+from sniper.runs.lock import lock_folder
 
 _SCORES = {
     "ap": ("AP", "mean over classes and IoU 0.50 to 0.95"),
@@ -23,6 +26,11 @@ _PICTURES = {
 }
 
 
+def _locks(run: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
+    yield lock_folder(run, option="--run")
+
+
+@locking(_locks)
 def demo(
     *,
     run: Annotated[Path, Parameter(help="Folder of the run; it must not exist.")] = Path("runs/demo"),

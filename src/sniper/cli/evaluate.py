@@ -2,7 +2,8 @@
 
 import json as json_module
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter, validators
 
 from sniper.cli.inputs import check_parent, load_annotations, load_images, load_split, scored_split
+from sniper.cli.locks import locking
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
     Checkpoint,
@@ -39,13 +41,14 @@ from sniper.cli.search import (
     describe_match,
     describe_weights,
     list_images,
+    load_detector,
     match_classes,
     parse_checkpoint,
-    source_of,
     split_overrides,
 )
 from sniper.errors import AnnotationError, ConfigError, DetectionsError, count_and_list
 from sniper.files import atomic_write, expand_path
+from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
@@ -62,6 +65,13 @@ _MAX_SIZE = 100_000  # pixels; the square root of COCO's largest area
 _Choice = Literal["min_score", "validation_images", "scored_images"]
 
 
+def _locks(run: Path, output: Path | None, **_: Any) -> Iterator[AbstractContextManager[None]]:
+    folder = run / "evaluation" if run.is_dir() and output is None else output
+    if folder is not None:
+        yield lock_file(folder / "detections.json", option="-o")
+
+
+@locking(_locks)
 def evaluate(
     run: Annotated[Path, Parameter(help="Folder of a run, or COCO result file.")],
     /,
@@ -276,7 +286,6 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     """Search images with the detector of a run, unless that was done; None in all but the first process."""
     from sniper.config.loading import load_experiment, merge_experiment
     from sniper.evaluation.pair import GroundTruth
-    from sniper.inference.detector import Detector
     from sniper.inference.results import find_results, search_to_file
     from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
@@ -289,11 +298,11 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     dataset = _load_dataset(spec, options, run=run)
     sources = list_images(dataset)[: options.limit]
     device = select_device(options.device)
-    detector = Detector.load(opened, device, spec=spec, checkpoint=options.checkpoint)
+    loaded = load_detector(opened, device, spec=spec, checkpoint=options.checkpoint)
+    detector = loaded.detector
     match = match_classes(detector, dataset, run=run)
-    source = source_of(opened, spec, checkpoint=options.checkpoint)
     if Processes.from_environment().is_first:
-        print_progress(describe_weights(opened, options.checkpoint))
+        print_progress(describe_weights(opened, loaded.step))
     with (
         Processes.from_environment().process_group(device) as processes,
         show_progress(is_shown=processes.is_first) as bars,
@@ -303,7 +312,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
             sources,
             [run / "detections.json", output / "detections.json"],
             match=match,
-            source=source,
+            source=loaded.source,
         )
         if stored is not None:
             detections, skipped = stored.path, stored.skipped
@@ -316,7 +325,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
                 sources,
                 detections,
                 match=match,
-                source=source,
+                source=loaded.source,
                 existing="resume or replace",
                 processes=processes,
                 on_progress=bars.predicting,

@@ -1,13 +1,16 @@
 """`sniper mine`: collect proposals on the training images, for negative chips."""
 
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from sniper.cli.inputs import load_images, load_split
+from sniper.cli.locks import locking
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
     Device,
@@ -21,12 +24,23 @@ from sniper.cli.options import (
 from sniper.cli.output import print_result
 from sniper.cli.progress import show_progress
 from sniper.errors import ConfigError
+from sniper.runs.lock import lock_folder
 
 if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
 
 
+def _locks(run: Path, output: Path | None, **_: Any) -> Iterator[AbstractContextManager[None]]:
+    if not run.is_dir():
+        return
+    folder = output or run / "proposals"
+    if folder.resolve().is_relative_to(run.resolve()):
+        yield lock_folder(run, option="-o")
+    yield lock_folder(folder, option="-o")
+
+
+@locking(_locks)
 def mine(
     run: Annotated[Path, Parameter(help="Folder of the run.")],
     annotations: Annotated[

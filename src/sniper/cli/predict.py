@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ from cyclopts import Parameter, validators
 
 from sniper.cli.images import find_image_files
 from sniper.cli.inputs import load_images, load_split, scored_split
+from sniper.cli.locks import locking
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
     Checkpoint,
@@ -31,12 +32,13 @@ from sniper.cli.search import (
     describe_match,
     describe_weights,
     list_images,
+    load_detector,
     match_classes,
     parse_checkpoint,
-    source_of,
     split_overrides,
 )
 from sniper.errors import ConfigError, ImageError, count_and_list
+from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
@@ -53,6 +55,12 @@ _UNCALIBRATED = (
 _MAX_STEM = 60  # characters: names of files have at most 255 bytes
 
 
+def _locks(run: Path, output: Path | None, **_: Any) -> Iterator[AbstractContextManager[None]]:
+    if run.is_dir():
+        yield lock_file(output or run / "detections.json", option="-o")
+
+
+@locking(_locks)
 def predict(
     run: Annotated[Path, Parameter(help="Folder of the run.")],
     /,
@@ -102,7 +110,6 @@ def predict(
     """
     from sniper.config.loading import load_experiment, merge_experiment
     from sniper.geometry.detections import DEFAULT_MIN_SCORE
-    from sniper.inference.detector import Detector
     from sniper.inference.results import search_to_file
     from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
@@ -117,12 +124,12 @@ def predict(
     chosen = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
-    selected = parse_checkpoint(checkpoint)
-    detector = Detector.load(opened, chosen, spec=spec, checkpoint=selected)
+    loaded = load_detector(opened, chosen, spec=spec, checkpoint=parse_checkpoint(checkpoint))
+    detector = loaded.detector
     match = match_classes(detector, truth, run=run)
     if Processes.from_environment().is_first:
         print_warnings(describe_match(match))
-        print_progress(describe_weights(opened, selected))
+        print_progress(describe_weights(opened, loaded.step))
     if min_score is None:
         min_score = DEFAULT_MIN_SCORE if detector.min_score is None else detector.min_score
         if draw is not None and detector.min_score is None and Processes.from_environment().is_first:
@@ -144,7 +151,7 @@ def predict(
             target,
             match=match,
             min_score=min_score,
-            source=source_of(opened, spec, checkpoint=selected),
+            source=loaded.source,
             existing="resume" if resume else "replace",
             processes=processes,
             on_progress=bars.predicting,

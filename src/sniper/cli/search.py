@@ -1,7 +1,7 @@
 """Search the images of a data set with the detector of a run: what `predict` and `evaluate` share."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,8 @@ from sniper.cli.unknown import UnknownOption, parse_overrides
 from sniper.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
     from sniper.data.datasets.categories import CategoryMatch
@@ -86,23 +88,45 @@ def parse_checkpoint(text: str) -> "CheckpointChoice":
     raise ConfigError(f"--checkpoint {text}: expected best, last, or the number of a step")
 
 
-def describe_weights(run: "Run", checkpoint: "CheckpointChoice") -> str:
+@dataclass(frozen=True, kw_only=True)
+class LoadedDetector:
+    """The detector of a run at one checkpoint.
+
+    Attributes:
+        detector: the detector.
+        step: of the checkpoint.
+        source: what detections depend on beside the settings of the detector: its weights and its model.
+    """
+
+    detector: "Detector"
+    step: int
+    source: Mapping[str, Any]
+
+
+def load_detector(
+    run: "Run", device: "torch.device", *, spec: "ExperimentSpec", checkpoint: "CheckpointChoice"
+) -> LoadedDetector:
+    """Load the detector of a run, which may be trained meanwhile."""
+    from sniper.files import sha256
+    from sniper.inference.detector import Detector
+
+    def load(weights: Path) -> LoadedDetector:
+        step = int(weights.parent.name)
+        source = {"weights": sha256(weights), "model": asdict(spec.model)}
+        return LoadedDetector(
+            detector=Detector.load(run, device, spec=spec, checkpoint=step), step=step, source=source
+        )
+
+    return run.read_weights(checkpoint, load)
+
+
+def describe_weights(run: "Run", step: int) -> str:
     """Return which checkpoint is used, and its AP."""
     from sniper.reports.scores import format_score
 
-    step = int(run.find_weights(checkpoint).parent.name)
     line = f"checkpoint: step {step:,}"
     scored = [entry for entry in run.evaluations if entry.step == step]
     if scored:
         line += f", AP {format_score(scored[-1].ap)} on {scored[-1].num_images:,} validation images"
     newest = int(run.checkpoints[-1].name)
     return line if step == newest else f"{line}; the newest is {newest:,} (--checkpoint last)"
-
-
-def source_of(
-    run: "Run", spec: "ExperimentSpec", *, checkpoint: "CheckpointChoice" = "best"
-) -> dict[str, Any]:
-    """Return what detections depend on beside the settings of the detector: its weights and its model."""
-    from sniper.files import sha256
-
-    return {"weights": sha256(run.find_weights(checkpoint)), "model": asdict(spec.model)}

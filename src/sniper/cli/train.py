@@ -4,12 +4,13 @@ import math
 import shlex
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
+from sniper.cli.locks import locking
 from sniper.cli.options import ANNOTATIONS_HELP, Count, Device, Json, default, flag
 from sniper.cli.output import (
     announce_compilation,
@@ -22,6 +23,8 @@ from sniper.cli.output import (
 from sniper.cli.progress import show_progress
 from sniper.cli.unknown import parse_overrides
 from sniper.errors import printable
+from sniper.runs.default import default_run
+from sniper.runs.lock import lock_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
     from sniper.training.callbacks import EpochReport, StepReport
 
 
+def _locks(data: str, run: Path | None, **_: Any) -> Iterator[AbstractContextManager[None]]:
+    yield lock_folder(default_run(data) if run is None else run, option="--run")
+
+
+@locking(_locks)
 def train(
     data: Annotated[
         str,
@@ -112,7 +120,6 @@ def train(
     Under torchrun, each process trains on its share of every batch.
     """
     started = clock.monotonic()
-    from sniper.pipeline import default_folder
     from sniper.pipeline import train as train_experiment
     from sniper.planning.auto import parse_time
     from sniper.runs.processes import Processes
@@ -132,7 +139,7 @@ def train(
 
         options = "" if run is None else f" --run {shlex.quote(str(run))}"
         with _naming_continuation(
-            default_folder(data) if run is None else run,
+            default_run(data) if run is None else run,
             f"sniper train {shlex.quote(data)}{options} --resume",
         ):
             trained = train_experiment(

@@ -120,9 +120,11 @@ def mine(
         ImageError: if an image cannot be read and is not to be skipped.
         ProposalsError: if the folder contains something else.
     """
-    tensors, categories, path = run.load_weights("last")
+    (tensors, categories, path), digest = run.read_weights(
+        "last", lambda weights: (run.load_weights(int(weights.parent.name)), sha256(weights))
+    )
     source = {
-        "weights": sha256(path),
+        "weights": digest,
         "levels": [asdict(level) for level in spec.predict.levels],
         "rpn": asdict(spec.model.rpn),
         "precision": spec.predict.precision,

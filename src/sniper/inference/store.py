@@ -22,14 +22,22 @@ import numpy as np
 from jaxtyping import Int
 
 from sniper.errors import DetectionsError, ProposalsError, SniperError
-from sniper.files import atomic_write, naming_path, open_regular, read_bytes
+from sniper.files import (
+    atomic_write,
+    is_temporary,
+    naming_path,
+    open_regular,
+    read_bytes,
+    remove_folder,
+)
 from sniper.geometry import Detections
+from sniper.runs.lock import FOLDER_LOCK
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 
 _VERSION = 2
 _HEAD = "head.json"
 _PART = re.compile(r"\d{3,}\.boxes")
-_OURS = re.compile(rf"head\.json|\.head\.json\.\d+|{_PART.pattern}")
+_OURS = re.compile(rf"head\.json|\.head\.json\.\d+|{_PART.pattern}")  # the second: of an earlier version
 _VERSION_1 = re.compile(r"\d{5}\.npz|\.\d{5}\.npz\.\d+")  # shards of version 1, complete or not
 _MAGIC = b"sniper boxes\n"  # at the start of a part, before the hash of head.json
 _RECORD = struct.Struct(
@@ -282,9 +290,7 @@ class BoxStore:
 
     def remove(self) -> None:
         """Delete the store."""
-        _remove_parts(self.folder)
-        (self.folder / _HEAD).unlink()
-        self.folder.rmdir()
+        remove_folder(self.folder)
 
     def _records(self, path: Path) -> Iterator[tuple[int, int, int]]:
         """Iterate image index, number of boxes and offset of the records of a part, up to one that is cut short."""
@@ -418,7 +424,7 @@ def _check_folder(folder: Path, encoding: Encoding) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise encoding.error(f"{folder}: is a file, expected a folder for {encoding.kind}")
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    names = [path.name for path in folder.iterdir() if not _is_auxiliary(path)] if folder.exists() else []
     version = None
     if _HEAD in names:
         try:
@@ -438,5 +444,10 @@ def _not_a_store(folder: Path, encoding: Encoding) -> SniperError:
 def _remove_parts(folder: Path) -> None:
     """Delete the files of a store except the head, which identifies the folder as a store."""
     for path in folder.iterdir():
-        if path.name != _HEAD:
+        if path.name != _HEAD and not _is_auxiliary(path):
             path.unlink()
+
+
+def _is_auxiliary(path: Path) -> bool:
+    """Check whether a path in the folder of a store is its lock, or was left by a process that wrote the head."""
+    return path.name == FOLDER_LOCK or is_temporary(path.name)

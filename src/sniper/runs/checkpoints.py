@@ -4,8 +4,6 @@ A checkpoint is a folder of safetensors files named after its step. It is writte
 complete, so a folder with a number for a name is always complete.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,10 +14,11 @@ from torch import nn
 
 from sniper.data.datasets import Category, DatasetIdentity
 from sniper.errors import CheckpointError
+from sniper.files import atomic_folder, remove_folder
 from sniper.models.weights import load_tensors, save_tensors
 
 WEIGHTS, EMA, OPTIMIZER = "weights.safetensors", "ema.safetensors", "optimizer.safetensors"
-_UNFINISHED = "unfinished"
+_REPLACED = ".replaced"  # suffix of a checkpoint while a new one takes its place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +76,19 @@ class Checkpoint:
         Raises:
             OSError: if it cannot be written; earlier checkpoints are unchanged.
         """
-        unfinished, final = checkpoints / _UNFINISHED, checkpoints / f"{self.progress.step:08d}"
+        final = checkpoints / f"{self.progress.step:08d}"
+        replaced = final.with_name(f"{final.name}{_REPLACED}")
         head = asdict(self.identity)
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            save_tensors(unfinished / WEIGHTS, self.weights, head=head)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(final) as folder:
+            save_tensors(folder / WEIGHTS, self.weights, head=head)
             if self.ema is not None:
-                save_tensors(unfinished / EMA, self.ema, head=head)
-            save_tensors(
-                unfinished / OPTIMIZER, self.optimizer, head={**asdict(self.progress), **self.counters}
-            )
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(unfinished, final)
-        except OSError:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+                save_tensors(folder / EMA, self.ema, head=head)
+            save_tensors(folder / OPTIMIZER, self.optimizer, head={**asdict(self.progress), **self.counters})
+            if final.exists():
+                final.replace(replaced)
+        if replaced.exists():
+            remove_folder(replaced)
         return final
 
     @classmethod
@@ -149,11 +145,18 @@ def to_identity(head: Mapping[str, Any], *, source: Path) -> DatasetIdentity:
         raise CheckpointError(f"{source}: the categories of the data set are missing ({error})") from error
 
 
-def remove_checkpoint(folder: Path) -> None:
-    """Delete a checkpoint; if that is interrupted, the rest of it does not look like a checkpoint."""
-    unfinished = folder.with_name(_UNFINISHED)
-    os.replace(folder, unfinished)
-    shutil.rmtree(unfinished)
+def restore_replaced(checkpoints: Path) -> None:
+    """Restore the checkpoint that a process was replacing when it was killed; called by the process that writes.
+
+    Args:
+        checkpoints: folder of all checkpoints of the run.
+    """
+    for replaced in checkpoints.glob(f"*{_REPLACED}"):
+        final = replaced.with_suffix("")
+        if final.exists():
+            remove_folder(replaced)
+        else:
+            replaced.replace(final)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,19 +2,17 @@
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from sniper.data.datasets import Category, DatasetIdentity
-from sniper.errors import CheckpointError, RunError, count_and_list, describe_os_error
-from sniper.files import atomic_write, check_regular, naming_path, read_bytes
+from sniper.errors import CheckpointError, RunError, SniperError, count_and_list, describe_os_error
+from sniper.files import atomic_write, check_regular, naming_path, read_bytes, remove_folder
 from sniper.models.weights import load_tensors
 from sniper.runs.checkpoints import (
     EMA,
@@ -22,9 +20,11 @@ from sniper.runs.checkpoints import (
     Checkpoint,
     Progress,
     read_progress,
-    remove_checkpoint,
+    restore_replaced,
     to_identity,
 )
+
+_T = TypeVar("_T")
 
 CheckpointChoice = Literal["best", "last"] | int
 """The checkpoint with the best validation AP, the newest one, or that of a step."""
@@ -246,7 +246,7 @@ class Run:
         best = self.best
         for old in self.checkpoints[:-keep]:
             if best is None or int(old.name) != best.step:
-                remove_checkpoint(old)
+                remove_folder(old)
 
     def load_checkpoint(self, identity: DatasetIdentity) -> Checkpoint | None:
         """Read the newest checkpoint; None if the run has none.
@@ -280,8 +280,12 @@ class Run:
         for path in (*self.checkpoints[index + 1 :], *tables):
             renamed = path.with_name(f"{path.name}.old")
             if renamed.is_dir():
-                shutil.rmtree(renamed)
-            os.replace(path, renamed)
+                remove_folder(renamed)
+            path.replace(renamed)
+
+    def restore_replaced(self) -> None:
+        """Restore the checkpoint that a process was replacing when it was killed; called by the process that writes."""
+        restore_replaced(self.folder / "checkpoints")
 
     def is_trained_on(self, identity: DatasetIdentity) -> bool:
         """Check whether the newest checkpoint was trained on a data set; True if there is no checkpoint.
@@ -325,9 +329,9 @@ class Run:
         """
         if not self.checkpoints:
             raise RunError(f"{self.folder}: the run has no checkpoint yet")
-        folder = self.checkpoints[-1]
-        if checkpoint == "best" and self.best is not None:
-            folder = folder.with_name(f"{self.best.step:08d}")
+        folder, best = self.checkpoints[-1], self.best
+        if checkpoint == "best" and best is not None:
+            folder = folder.with_name(f"{best.step:08d}")
         elif isinstance(checkpoint, int):
             folder = self._checkpoint_of(checkpoint)
         ema = folder / EMA
@@ -345,10 +349,34 @@ class Run:
             RunError: if there is no such checkpoint.
             CheckpointError: if it cannot be read.
         """
-        path = self.find_weights(checkpoint)
-        with self._naming_other_checkpoints(path):
-            tensors, head = load_tensors(path)
-            return tensors, to_identity(head, source=path).categories, path
+
+        def load(path: Path) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
+            with self._naming_other_checkpoints(path):
+                tensors, head = load_tensors(path)
+                return tensors, to_identity(head, source=path).categories, path
+
+        return self.read_weights(checkpoint, load)
+
+    def read_weights(self, checkpoint: CheckpointChoice, read: Callable[[Path], _T]) -> _T:
+        """Read the weights file of a checkpoint; start over with the next one if a training removes it meanwhile.
+
+        Args:
+            checkpoint: see `find_weights`.
+            read: reads the file.
+
+        Returns:
+            What `read` returns.
+
+        Raises:
+            RunError: if there is no such checkpoint.
+        """
+        while True:
+            path = self.find_weights(checkpoint)
+            try:
+                return read(path)
+            except (OSError, SniperError):
+                if path.parent.exists() or isinstance(checkpoint, int):
+                    raise
 
     def _checkpoint_of(self, step: int) -> Path:
         for path in self.checkpoints:

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ import yaml
 
 from sniper.data.datasets.dataset import Category, Dataset, ImageRecord
 from sniper.errors import AnnotationError, ConfigError, count_and_list, describe_os_error
-from sniper.files import check_regular, naming_path
+from sniper.files import atomic_folder, check_regular, naming_path
 
 FormatName = Literal["coco", "yolo", "voc"]
 ImageTransfer = Literal["copy", "link", "none"]
@@ -50,7 +49,8 @@ def write_dataset(
         raise ConfigError(f"{folder}: is not empty, expected a new folder to write to")
     write = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[to]
     splits = {_UNSAFE.sub("_", name): dataset for name, dataset in splits.items()}
-    with _complete_folder(folder) as unfinished:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as unfinished:
         writer = _Writer(unfinished, _join_categories(splits), images, target=folder)
         write(writer, splits)
     return writer.warnings
@@ -305,17 +305,3 @@ def _format(value: float, decimals: int) -> str:
         ('3', '0.25')
     """
     return f"{value:.{decimals}f}".rstrip("0").rstrip(".") or "0"
-
-
-@contextmanager
-def _complete_folder(folder: Path) -> Iterator[Path]:
-    """Create a folder that gets its name once it is complete, and is removed if that fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
-    unfinished.mkdir()
-    try:
-        with naming_path(folder, written_as=unfinished):
-            yield unfinished
-            unfinished.replace(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
