@@ -26,8 +26,8 @@ from tests.models.batches import TINY
 CPU = torch.device("cpu")
 
 
-class Killed(Exception):
-    """Stands for the end of a process."""
+class Killed(BaseException):
+    """Stands for the end of a process, before which nothing can be saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ from sniper.cli.search import (
     describe_weights,
     list_images,
     match_classes,
+    naming_kept_images,
     parse_checkpoint,
     source_of,
     split_overrides,
@@ -295,6 +296,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     with (
         Processes.from_environment().process_group(device) as processes,
         show_progress(is_shown=processes.is_first) as bars,
+        naming_kept_images("the same command continues with the others"),
     ):
         stored = find_results(
             detector,

@@ -32,6 +32,7 @@ from sniper.cli.search import (
     describe_weights,
     list_images,
     match_classes,
+    naming_kept_images,
     parse_checkpoint,
     source_of,
     split_overrides,
@@ -136,6 +137,7 @@ def predict(
     with (
         Processes.from_environment().process_group(chosen) as processes,
         show_progress(is_shown=processes.is_first) as bars,
+        naming_kept_images("--resume continues with the others"),
         _naming_skip(opened),
     ):
         report = search_to_file(

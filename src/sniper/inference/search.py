@@ -81,7 +81,8 @@ class Search:
             OutOfMemory: if a single window does not fit into the device's memory.
         """
         limit = _MemoryLimit(self.batch_megapixels * 1e6)
-        with ThreadPoolExecutor(_THREADS) as readers:
+        readers = ThreadPoolExecutor(_THREADS)
+        try:
             batches: deque[_Batch] = deque()
             for batch in self._batches(sources, limit):
                 batch.start_reading(readers)
@@ -90,6 +91,8 @@ class Search:
                     yield from self._search(batches.popleft(), limit)
             while batches:
                 yield from self._search(batches.popleft(), limit)
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)  # after an interrupt, nothing is waited for
 
     def _search(self, batch: "_Batch", limit: "_MemoryLimit") -> Iterator[SearchResult | None]:
         """Search a batch; after the last of a group, yield the results of its images."""

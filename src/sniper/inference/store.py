@@ -356,7 +356,8 @@ def search_images(
         processes: those that fill the store.
         on_progress: called after each image with the number of images that this process has searched, and of all that
             it is to search.
-        on_image: called with the index and the boxes of each image that this process has searched.
+        on_image: called with the index and the boxes of each image that this process has searched, before they are
+            stored.
 
     Raises:
         SniperError: of the encoding's class, if images are missing at the end because parts were removed meanwhile.
@@ -365,9 +366,9 @@ def search_images(
     if share:
         with store.new_part() as part:
             for num_done, (index, detections) in enumerate(zip(share, find(share), strict=True), start=1):
-                part.write(index, detections)
                 if on_image is not None and detections is not None:
-                    on_image(index, detections)
+                    on_image(index, detections)  # first, since it is not called for an image with a record
+                part.write(index, detections)
                 on_progress(num_done, len(share))
     processes.barrier()
     store.scan()
