@@ -1,9 +1,9 @@
 """The application: its commands, its errors and its exit codes.
 
 Exit codes: 0 for success, 2 for a user error (explained in one paragraph), 1 for an internal error; 130, 143 and 129
-for a command that SIGINT (Ctrl-C), SIGTERM or SIGHUP has stopped. With `--json` standard output contains one JSON object
-and nothing else; progress and messages go to standard error. Commands import torch in their bodies, so that `--help` is
-fast.
+for a command that SIGINT (Ctrl-C), SIGTERM or SIGHUP has stopped. With `--json` standard output contains one JSON
+object and nothing else; progress and messages go to standard error. Commands import torch in their bodies, so that
+`--help` is fast.
 """
 
 import io

@@ -119,7 +119,8 @@ def _warn(message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """Functions that a training calls, in the first process only; an exception in one ends the training.
+    """Functions that a training calls, in the first process only; an exception in one ends the training. If it is raised by
+    `on_step`, the step is saved first.
 
     Attributes:
         on_step: called after every step, before its checkpoint is written.
