@@ -116,7 +116,8 @@ import hashlib
 from sniper.training import signals
 signals._REPEATED = 0.2
 handler = signals.SignalHandler()
-with handler.installed(), signals.ending_at_second_signal(lambda number: print("first", number, flush=True)):
+announce = lambda number: print("first", number, flush=True)
+with handler.installed(), signals.ending_at_second_signal(on_first=announce):
     with handler.deferred():
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes without Python code

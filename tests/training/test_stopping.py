@@ -1,6 +1,7 @@
 """Whatever ends a training, the last whole step is saved first, and the run continues as if nothing had happened."""
 
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.errors import ImageError, LoaderError, RunError, TransformError
+from sniper.errors import ImageError, LoaderError, OutOfMemory, RunError, TransformError
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StepReport
 from sniper.training.epochs import order_epoch
@@ -164,6 +166,25 @@ def test_a_transform_that_fails_is_explained(dataset: Dataset, spec: ExperimentS
     ):
         train_run(run, spec, dataset, transform=transform)
     check_continues(run, spec, dataset, saved=2, folder=tmp_path)
+
+
+def test_a_batch_that_does_not_fit_into_memory_leaves_the_state_of_the_last_step(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", config="")
+    backward = torch.Tensor.backward
+    num_calls = itertools.count()
+
+    def fail_fourth(self: torch.Tensor) -> None:
+        if next(num_calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        backward(self)  # type: ignore[no-untyped-call]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", fail_fourth)
+        with pytest.raises(OutOfMemory, match=r"raise train\.accumulation_steps; step 3 is saved"):
+            train_run(run, spec, dataset)
+    check_continues(run, spec, dataset, saved=3, folder=tmp_path)
 
 
 def test_an_error_in_a_callback_is_raised_after_the_step_is_saved(

@@ -88,7 +88,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may have characters that an older terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     signals = SignalHandler()
-    with signals.installed(), ending_at_second_signal(partial(_announce_stop, signals)):
+    announce = partial(_announce_stop, signals)
+    with signals.installed(), ending_at_second_signal(on_first=announce, on_second=_show_cursor):
         try:
             code = run(sys.argv[1:])
         except BaseException:
@@ -116,6 +117,12 @@ def _announce_stop(signals: SignalHandler, number: int) -> None:
             f"{signal.Signals(number).name}: the step in progress is completed and saved; a second signal ends the "
             "command at once"
         )
+
+
+def _show_cursor() -> None:
+    """Show the cursor of the terminal again, which a progress bar hides."""
+    if console.is_terminal:
+        os.write(2, b"\x1b[?25h\n")
 
 
 def _detach_from_closed_terminal() -> None:

@@ -159,6 +159,8 @@ class _Parts:
                 raise LoaderError(_describe_end(code, num_workers=len(codes)))
 
     def _close(self) -> None:
+        if not self._workers:
+            return
         if self._has_failed:
             self._kill()
             for worker in self._workers:
@@ -188,7 +190,7 @@ def _start_watching(_: int) -> None:
 def _watch_parent(parent: int) -> None:
     trainer = multiprocessing.parent_process()
     assert trainer is not None
-    while os.getppid() == parent:
+    while os.getppid() == parent and trainer.is_alive():
         if not hasattr(signal, "sigtimedwait"):  # macOS
             time.sleep(1)
             continue

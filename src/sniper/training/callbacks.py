@@ -119,11 +119,10 @@ def _warn(message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """Functions that a training calls, in the first process only; an exception in one ends the training. If it is raised by
-    `on_step`, the step is saved first.
+    """Functions that a training calls, in the first process only; an exception in one ends the training.
 
     Attributes:
-        on_step: called after every step, before its checkpoint is written.
+        on_step: called after every step, before its checkpoint is written. After an exception it is written, too.
         on_mining: called after every mined image with the number of images done and the number of all images. With
             several processes these are the images of the first.
         on_start: called before the first step.

@@ -15,7 +15,7 @@ from sniper.data.batches import Batch, ChipTransform
 from sniper.data.datasets import DatasetIdentity
 from sniper.data.epoch import EpochOrder
 from sniper.data.loader import load_batches
-from sniper.errors import CheckpointError, ImageError, RunError, SniperError
+from sniper.errors import CheckpointError, ImageError, OutOfMemory, RunError, SniperError
 from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.checkpoints import Progress
@@ -271,12 +271,17 @@ class _Loop:
                 data_wait = time.monotonic() - ready
                 epoch = progress.epoch + progress.step_in_epoch / order.num_steps
                 learning_rate = learning_rate_at(spec, step=progress.step, epoch=epoch)
-                update = self._learner.update(
-                    batch,
-                    learning_rate=learning_rate,
-                    step=progress.step,
-                    weight=order.weight(progress.step_in_epoch),
-                )
+                try:
+                    update = self._learner.update(
+                        batch,
+                        learning_rate=learning_rate,
+                        step=progress.step,
+                        weight=order.weight(progress.step_in_epoch),
+                    )
+                except OutOfMemory as error:
+                    if self._processes.world_size > 1:  # the others are waiting inside the update
+                        raise
+                    self._fail(progress, error)
                 progress = progress.next_step()
                 now = time.monotonic()
                 error = None

@@ -57,8 +57,8 @@ class SignalHandler:
     @classmethod
     def current(cls) -> "SignalHandler":
         """Return the handler that is installed, or a new one."""
-        installed = signal.getsignal(signal.SIGTERM)
-        return installed if isinstance(installed, SignalHandler) else cls()
+        installed = (signal.getsignal(number) for number in STOP_SIGNALS)
+        return next((handler for handler in installed if isinstance(handler, SignalHandler)), None) or cls()
 
     @property
     def stop_requested(self) -> bool:
@@ -112,19 +112,23 @@ class SignalHandler:
 
 
 @contextmanager
-def ending_at_second_signal(on_first: Callable[[int], None]) -> Iterator[None]:
+def ending_at_second_signal(
+    *, on_first: Callable[[int], None], on_second: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """End the process at a second signal, even if the main thread is inside a library that does not return.
 
     Signals within two seconds of the first count as the same. The exit code is that of the signal.
 
     Args:
-        on_first: called with the number of the first signal, in a thread of its own; its errors are ignored.
+        on_first: called with the number of the first signal. Both are called in a thread of their own, and their errors
+            are ignored.
+        on_second: called before the end.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     # Python writes the number of every signal to the pipe when it arrives, before the main thread handles it.
     previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_watch, args=(reading, on_first), daemon=True)
+    thread = threading.Thread(target=_watch, args=(reading, on_first, on_second), daemon=True)
     thread.start()
     try:
         yield
@@ -136,7 +140,7 @@ def ending_at_second_signal(on_first: Callable[[int], None]) -> Iterator[None]:
         os.close(writing)
 
 
-def _watch(reading: int, on_first: Callable[[int], None]) -> None:
+def _watch(reading: int, on_first: Callable[[int], None], on_second: Callable[[], None]) -> None:
     first = None
     while numbers := os.read(reading, 64):
         for number in numbers:
@@ -149,6 +153,8 @@ def _watch(reading: int, on_first: Callable[[int], None]) -> None:
                 with suppress(Exception):  # such as a terminal that was closed
                     on_first(number)
             elif time.monotonic() - first > _REPEATED:
+                with suppress(Exception):
+                    on_second()
                 os._exit(128 + number)
 
 
