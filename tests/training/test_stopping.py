@@ -23,24 +23,31 @@ from tests.data.tiny import write_dataset
 from tests.training.experiments import (
     deterministic_metrics,
     have_equal_weights,
+    tiny_experiment,
     train_run,
     with_data,
     with_train,
 )
 
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    """Return a data set of six steps an epoch."""
-    return load_dataset(
-        write_dataset(tmp_path / "world", sides=[(160, 120), (96, 200), (200, 200), (150, 90)] * 2)
-    )
+SIDES = [(160, 120), (96, 200), (200, 200), (150, 90)] * 2  # six steps an epoch
 
 
-@pytest.fixture
-def spec(spec: ExperimentSpec) -> ExperimentSpec:
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load_dataset(write_dataset(tmp_path_factory.mktemp("world"), sides=SIDES))
+
+
+@pytest.fixture(scope="module")
+def spec(dataset: Dataset) -> ExperimentSpec:
     """Return an experiment that saves at the end of an epoch alone."""
-    return with_train(spec, checkpoint_minutes=99.0)
+    return with_train(tiny_experiment(dataset.path), checkpoint_minutes=99.0)
+
+
+@pytest.fixture(scope="module")
+def unbroken(dataset: Dataset, spec: ExperimentSpec, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.create(tmp_path_factory.mktemp("unbroken") / "run", config="")
+    train_run(run, spec, dataset)
+    return run
 
 
 class CountedTransform:
@@ -71,35 +78,33 @@ def fail() -> None:
     raise ZeroDivisionError("a fault")
 
 
-def check_continues(run: Run, spec: ExperimentSpec, dataset: Dataset, *, saved: int, folder: Path) -> None:
+def check_continues(run: Run, spec: ExperimentSpec, dataset: Dataset, *, saved: int, unbroken: Run) -> None:
     """Check which step is saved, and that the run ends with the weights and metrics of an unbroken one."""
     assert [int(path.name) for path in run.checkpoints] == [saved]
     train_run(run, spec, dataset)
-    unbroken = Run.create(folder / "unbroken", config="")
-    train_run(unbroken, spec, dataset)
     assert have_equal_weights(run, unbroken)
     assert deterministic_metrics(run) == deterministic_metrics(unbroken)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_the_step_in_progress(
-    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, number: int
+    dataset: Dataset, spec: ExperimentSpec, unbroken: Run, tmp_path: Path, number: int
 ) -> None:
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(Stopped) as stop:
         train_run(run, spec, dataset, callbacks=at_step(3, lambda: os.kill(os.getpid(), number)))
     assert stop.value.number == number
-    check_continues(run, spec, dataset, saved=3, folder=tmp_path)
+    check_continues(run, spec, dataset, saved=3, unbroken=unbroken)
 
 
 def test_a_signal_interrupts_the_wait_for_a_batch(
-    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
+    dataset: Dataset, spec: ExperimentSpec, unbroken: Run, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path / "run", config="")
     transform = CountedTransform(2 * spec.train.batch_size + 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped):
         train_run(run, spec, dataset, transform=transform)
-    check_continues(run, spec, dataset, saved=2, folder=tmp_path)
+    check_continues(run, spec, dataset, saved=2, unbroken=unbroken)
 
 
 def test_a_signal_before_the_first_step_saves_nothing(
@@ -114,7 +119,7 @@ def test_a_signal_before_the_first_step_saves_nothing(
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_killed_loader_is_explained(
-    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, num_workers: int
+    dataset: Dataset, spec: ExperimentSpec, unbroken: Run, tmp_path: Path, num_workers: int
 ) -> None:
     def kill_loader() -> None:
         multiprocessing.active_children()[-1].kill()
@@ -131,13 +136,14 @@ def test_a_killed_loader_is_explained(
     ):
         train_run(run, spec, dataset, callbacks=at_step(3, kill_loader))
     assert multiprocessing.active_children() == []
-    check_continues(run, spec, dataset, saved=3, folder=tmp_path)
+    check_continues(run, spec, dataset, saved=3, unbroken=unbroken)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_image_that_cannot_be_read_is_explained(
-    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, num_workers: int
+    spec: ExperimentSpec, tmp_path: Path, num_workers: int
 ) -> None:
+    dataset = load_dataset(write_dataset(tmp_path / "world", sides=SIDES))
     spec = with_data(spec, num_workers=num_workers, images_at_once=1)
     order = order_epoch(spec, dataset, epoch=0)
     images = order.table.image_indices[order.chip_indices].tolist()
@@ -145,19 +151,19 @@ def test_an_image_that_cannot_be_read_is_explained(
     num_steps = images.index(damaged) // spec.train.batch_size
     assert num_steps > 0
     path = dataset[damaged].path
-    content = path.read_bytes()
-    path.write_bytes(content[:-2000])
+    path.write_bytes(path.read_bytes()[:-2000])
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(
         ImageError,
         match=rf"^\S*{path.name}: .* set data\.on_bad_image to skip; step {num_steps} is saved, and --resume continues",
     ):
         train_run(run, spec, dataset)
-    path.write_bytes(content)
-    check_continues(run, spec, dataset, saved=num_steps, folder=tmp_path)
+    assert [int(path.name) for path in run.checkpoints] == [num_steps]
 
 
-def test_a_transform_that_fails_is_explained(dataset: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:
+def test_a_transform_that_fails_is_explained(
+    dataset: Dataset, spec: ExperimentSpec, unbroken: Run, tmp_path: Path
+) -> None:
     run = Run.create(tmp_path / "run", config="")
     transform = CountedTransform(3 * spec.train.batch_size, fail)
     with pytest.raises(
@@ -165,11 +171,11 @@ def test_a_transform_that_fails_is_explained(dataset: Dataset, spec: ExperimentS
         match=r"train_\d\.png .*: the transform failed \(ZeroDivisionError: a fault\); step 2 is saved",
     ):
         train_run(run, spec, dataset, transform=transform)
-    check_continues(run, spec, dataset, saved=2, folder=tmp_path)
+    check_continues(run, spec, dataset, saved=2, unbroken=unbroken)
 
 
 def test_a_batch_that_does_not_fit_into_memory_leaves_the_state_of_the_last_step(
-    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, spec: ExperimentSpec, unbroken: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run.create(tmp_path / "run", config="")
     backward = torch.Tensor.backward
@@ -184,16 +190,16 @@ def test_a_batch_that_does_not_fit_into_memory_leaves_the_state_of_the_last_step
         patch.setattr(torch.Tensor, "backward", fail_fourth)
         with pytest.raises(OutOfMemory, match=r"raise train\.accumulation_steps; step 3 is saved"):
             train_run(run, spec, dataset)
-    check_continues(run, spec, dataset, saved=3, folder=tmp_path)
+    check_continues(run, spec, dataset, saved=3, unbroken=unbroken)
 
 
 def test_an_error_in_a_callback_is_raised_after_the_step_is_saved(
-    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
+    dataset: Dataset, spec: ExperimentSpec, unbroken: Run, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(ZeroDivisionError):
         train_run(run, spec, dataset, callbacks=at_step(3, fail))
-    check_continues(run, spec, dataset, saved=3, folder=tmp_path)
+    check_continues(run, spec, dataset, saved=3, unbroken=unbroken)
 
 
 def refuse_lines_from(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

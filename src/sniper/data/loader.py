@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -140,13 +141,23 @@ class _Parts:
         except LoaderError:
             raise
         except Exception as error:
-            self._check_workers()  # torch may have noticed it first
             _raise_without_traceback(error, num_workers=len(self._workers))
+            # A part of a worker that is just ending cannot be received, with one error or another.
+            if self._workers:
+                self._wait_for_death()
             raise
         finally:
             self._is_awaited = False
         self._has_failed = False
         return part
+
+    def _wait_for_death(self) -> None:
+        """Check whether a worker is just ending."""
+        ended = wait([worker.sentinel for worker in self._workers], _SECONDS_TO_END)
+        for worker in self._workers:
+            if worker.sentinel in ended:
+                worker.join(_SECONDS_TO_END)
+        self._check_workers()
 
     def _on_child(self, *_: object) -> None:
         if self._is_awaited:
