@@ -267,6 +267,7 @@ print("read")
 """
 
 
+@pytest.mark.processes
 def test_a_process_ends_that_has_not_closed_its_iterator(dataset: Dataset) -> None:
     done = subprocess.run(
         [sys.executable, "-c", UNCLOSED, dataset.path],
@@ -282,7 +283,7 @@ def test_memory_that_a_worker_lacks_is_an_error_with_advice(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> ImageReader:
-        np.empty(2**60)
+        np.empty(2**50)
         raise AssertionError
 
     monkeypatch.setattr("sniper.data.reader.open_image", fail)

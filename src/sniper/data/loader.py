@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -170,7 +171,7 @@ class _Parts:
                 raise LoaderError(_describe_end(code, num_workers=len(codes)))
 
     def _close(self) -> None:
-        if not self._workers:
+        if not self._workers or sys.is_finalizing():  # multiprocessing has ended them
             return
         if self._has_failed:
             self._kill()
