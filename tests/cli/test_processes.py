@@ -174,6 +174,7 @@ def test_a_closed_terminal_stops_a_training_and_loses_no_step(folder: Path) -> N
         stdout=device,
         stderr=device,
         start_new_session=True,
+        text=True,
     )
     os.close(device)
     run = Run(folder / "run")
@@ -354,9 +355,9 @@ def test_a_killed_process_ends_the_other_with_an_explanation(folder: Path) -> No
     process = start_two(*training(folder, "run", "--train.epochs", "500", "--data.num_workers", "1"))
     wait_for_step(process, Run(folder / "run"), 5)
     others = descendants_of(process.pid)
-    trainers = {parent_of(pid) for pid in loaders_of(process)}
+    trainers = {parent for pid in loaders_of(process) if (parent := parent_of(pid)) is not None}
     assert len(trainers) == 2
-    os.kill(min(trainers), signal.SIGKILL)
+    kill_one([*trainers], random.Random(0))
     ended = end_of(process)
     assert "another process has ended, see its error" in ended.err
     assert have_ended(others)

@@ -389,7 +389,7 @@ def _distributed(module: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(module, **options)
 
 
-def _copy(tensors: Sequence[torch.Tensor], *, to: Sequence[torch.Tensor]) -> None:
+def _copy(tensors: list[torch.Tensor], *, to: list[torch.Tensor]) -> None:
     """Copy many small tensors at once; a model without batch norm has none."""
     if tensors:
         torch._foreach_copy_(to, tensors)

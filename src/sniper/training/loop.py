@@ -278,13 +278,13 @@ class _Loop:
                         step=progress.step,
                         weight=order.weight(progress.step_in_epoch),
                     )
-                except OutOfMemory as error:
+                except OutOfMemory as problem:
                     if self._processes.world_size > 1:  # the others are waiting inside the update
                         raise
-                    self._fail(progress, error)
+                    self._fail(progress, problem)
                 progress = progress.next_step()
                 now = time.monotonic()
-                error = None
+                error: Exception | None = None
                 try:
                     self._report(
                         order,
