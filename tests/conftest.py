@@ -3,6 +3,7 @@
 import inspect
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
     from tests.training.experiments import TrainedRun
+
+# A shell starts pytest in the background with these ignored, and commands that tests start would inherit that.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 hypothesis.settings.register_profile("sniper", deadline=None)
 hypothesis.settings.load_profile("sniper")

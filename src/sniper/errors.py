@@ -59,6 +59,10 @@ class ImageError(SniperError):
     """An image file that cannot be read."""
 
 
+class LoaderError(SniperError):
+    """A process that reads chips and was killed, or ran out of memory."""
+
+
 class CacheError(SniperError):
     """A cache of chips that cannot be used."""
 

@@ -119,7 +119,7 @@ def train(
         RunError: if the folder already has a run, or has none to resume.
         InUseError: if another process works on the run.
         AnnotationError: if a data set cannot be used.
-        KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, once the step in progress is complete and saved.
+        KeyboardInterrupt: after SIGINT (Ctrl-C), SIGTERM or SIGHUP, once the step in progress is complete and saved.
         SniperError: for everything else that a user can correct; see `sniper.training.loop.train`.
 
     Example:

@@ -64,6 +64,12 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
     return _open([SNIPER, *map(str, arguments), "--json"])
 
 
+def start_changed(change: str, *arguments: object) -> "subprocess.Popen[str]":
+    """Start a command as `start` does, after Python code that changes the package."""
+    program = f"{change}\nfrom sniper.cli import main\nmain()"
+    return _open([sys.executable, "-c", program, *map(str, arguments), "--json"])
+
+
 def start_two(*arguments: object) -> "subprocess.Popen[str]":
     """Start a command in two processes on the CPU, by torchrun."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
@@ -71,4 +77,7 @@ def start_two(*arguments: object) -> "subprocess.Popen[str]":
 
 
 def _open(command: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """Start a command in a session of its own, so that tests can send signals to all its processes."""
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )

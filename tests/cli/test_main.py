@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from sniper import __version__
 from sniper.cli import run
+from sniper.cli.progress import ProgressBars
 from tests.cli.commands import SNIPER, CommandLine
 
 COMMANDS = ("plan", "check", "chips", "train", "mine", "predict", "evaluate", "recipes", "demo")
@@ -78,6 +80,43 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, folder: Pa
 
     monkeypatch.setattr("sniper.data.datasets.load_dataset", interrupt)
     assert run(["check", str(folder / "train.json")]) == 130
+
+
+@pytest.mark.parametrize(
+    ("command", "stage", "continuation"),
+    [
+        ("predict", "predicting", "--resume"),
+        ("evaluate", "predicting", "the same command"),
+        ("mine", "mining", "the same command"),
+    ],
+)
+def test_a_stopped_search_names_how_it_is_continued(
+    trained_folder: Path,
+    sniper: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    stage: str,
+    continuation: str,
+) -> None:
+    searched: list[int] = []
+
+    def interrupt(_: object, num_done: int, num_images: int) -> None:
+        searched.append(num_done)
+        if num_done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    arguments = [command, str(trained_folder / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressBars, stage, interrupt)
+        assert run(arguments) == 130
+    message = sniper.capsys.readouterr().err.splitlines()[-1]
+    assert (
+        message
+        == f"stopped; the images searched so far are kept, and {continuation} continues with the others"
+    )
+    monkeypatch.setattr(ProgressBars, stage, lambda _, num_done, num_images: searched.append(num_images))
+    sniper.json(*arguments, *(("--resume",) if continuation == "--resume" else ()))
+    assert searched == [1, 2, 2, 2]
 
 
 def test_a_reader_that_closes_the_pipe_is_no_error(folder: Path) -> None:

@@ -1,29 +1,38 @@
 """Commands in processes of their own: killed, interrupted, and several together under torchrun."""
 
 import json
+import os
+import pty
 import random
 import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from sniper.runs.run import Run
-from tests.cli.commands import CommandLine, start, start_two
-
-PATIENCE = 600  # seconds after which a process hangs; a busy machine is no fault
-
-
-def wait_for(process: "subprocess.Popen[str]", is_there: Callable[[], object]) -> None:
-    """Wait until a condition is true or the process has ended."""
-    deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and not is_there():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.campaigns.campaign import (
+    PATIENCE,
+    Ended,
+    Experiment,
+    descendants_of,
+    end_of,
+    have_ended,
+    kill_one,
+    loaders_of,
+    num_logged,
+    num_lost,
+    parent_of,
+    send_to_group,
+    wait_for_step,
+    wait_until,
+)
+from tests.cli.commands import SNIPER, CommandLine, start, start_changed, start_two
+from tests.data.tiny import write_dataset
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
@@ -51,7 +60,7 @@ def test_a_killed_process_leaves_a_run_that_ends_with_the_same_weights(folder: P
     options = ("--train.epochs", "3", "--data.num_workers", "1")
     unbroken = start(*training(folder, "unbroken", *options))
     killed = start(*training(folder, "killed", *options))
-    wait_for(killed, lambda: Run(folder / "killed").checkpoints)
+    wait_until(killed, lambda: Run(folder / "killed").checkpoints)
     killed.kill()
     killed.communicate()
     resumed = start(*training(folder, "killed", *options, "--resume"))
@@ -69,7 +78,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_weights(folder: Path) -> None
     for _ in range(10):
         more = ("--resume",) if Run(folder / "killed").checkpoints else ()
         process = start(*training(folder, "killed", *options, *more))
-        wait_for(process, lambda: Run(folder / "killed").checkpoints)
+        wait_until(process, lambda: Run(folder / "killed").checkpoints)
         try:
             process.communicate(timeout=generator.uniform(0, 12))
         except subprocess.TimeoutExpired:
@@ -81,21 +90,196 @@ def test_a_run_killed_ten_times_ends_with_the_same_weights(folder: Path) -> None
     check_equal_weights(folder / "unbroken", folder / "killed")
 
 
+def check_stopped(ended: Ended, code: int, run: Run) -> None:
+    """Check that a training has ended by a signal, without a traceback, and has saved its last step."""
+    assert ended.code == code, ended.err
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    step = run.entries()[-1]["step"]
+    assert f"stopped after step {step:,}, which is saved; to continue: sniper train" in ended.err
+    assert int(run.checkpoints[-1].name) == step
+
+
 @pytest.mark.parametrize(
-    "signal_number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.processes)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.processes),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.processes),
+    ],
 )
-def test_a_process_asked_to_stop_saves_first(folder: Path, signal_number: int) -> None:
-    options = ("--train.epochs", "500", "--train.checkpoint_minutes", "99")
+def test_a_signal_to_all_processes_loses_no_step(folder: Path, number: int, code: int) -> None:
+    options = ("--train.epochs", "500", "--train.checkpoint_minutes", "99", "--data.num_workers", "2")
     process = start(*training(folder, "run", *options))
-    metrics = folder / "run" / "metrics.jsonl"
-    wait_for(process, metrics.exists)
-    process.send_signal(signal_number)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, err
-    assert out == ""
-    assert "stopped" in err
-    last = json.loads(metrics.read_text().splitlines()[-1])
-    assert [path.name for path in Run(folder / "run").checkpoints][-1] == f"{last['step']:08d}"
+    run = Run(folder / "run")
+    wait_for_step(process, run, 5)
+    loaders = loaders_of(process)
+    send_to_group(process, number)
+    check_stopped(end_of(process), code, run)
+    assert have_ended(loaders)
+
+
+HANG_AT_STEP_3 = """
+import hashlib, sys
+from sniper.training import learner
+
+class Learner(learner.Learner):
+    def update(self, batch, *, step, **options):
+        if step == 3:
+            sys.stderr.write("in step 4\\n")
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes
+        return super().update(batch, step=step, **options)
+
+learner.Learner = Learner
+"""
+
+
+@pytest.mark.processes
+def test_a_second_signal_ends_a_training_at_once(folder: Path) -> None:
+    process = start_changed(HANG_AT_STEP_3, *training(folder, "run", "--train.checkpoint_minutes", "1e-9"))
+    run = Run(folder / "run")
+    wait_for_step(process, run, 3)
+    time.sleep(1)  # for the next step to begin
+    loaders = loaders_of(process)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, "")
+    assert any(
+        "SIGTERM: the step in progress is completed and saved; a second signal ends" in line for line in lines
+    )
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+    ended = end_of(process)
+    assert (ended.code, ended.err, ended.out) == (130, "", "")
+    assert have_ended(loaders)
+    assert int(Run(folder / "run").checkpoints[-1].name) == 3
+
+
+TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.processes
+def test_a_closed_terminal_stops_a_training_and_loses_no_step(folder: Path) -> None:
+    terminal, device = pty.openpty()
+    options = ("--train.epochs", "500", "--train.checkpoint_minutes", "99")
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAKE_TERMINAL, SNIPER, *training(folder, "run", *options)],
+        stdin=device,
+        stdout=device,
+        stderr=device,
+        start_new_session=True,
+        text=True,
+    )
+    os.close(device)
+    run = Run(folder / "run")
+    wait_until(process, lambda: os.read(terminal, 65536) and num_logged(run) >= 5)
+    os.close(terminal)
+    assert process.wait(timeout=PATIENCE) == 129
+    assert num_lost(run) == 0
+
+
+@pytest.mark.processes
+def test_a_killed_loader_ends_a_training_with_advice(folder: Path) -> None:
+    options = ("--train.epochs", "500", "--train.checkpoint_minutes", "99", "--data.num_workers", "2")
+    experiment = Experiment.write(folder / "six_steps", *options)
+    process = experiment.start("run")
+    run = experiment.run("run")
+    while process.poll() is None:  # one that has read all of an epoch is not missed
+        wait_for_step(process, run, num_logged(run) + 1)
+        kill_one(loaders_of(process), random.Random(0))
+    ended = end_of(process)
+    assert (ended.code, ended.out) == (2, "")
+    assert "Traceback" not in ended.err
+    assert re.search(
+        r"^error: a process that reads images was killed \(SIGKILL\), .*\(data\.num_workers: 1 instead of 2\); "
+        rf"step {num_logged(run):,} is saved, and --resume continues from it$",
+        ended.err,
+        re.MULTILINE,
+    )
+    assert num_lost(run) == 0
+
+
+@pytest.mark.processes
+def test_loaders_end_with_a_killed_training(folder: Path) -> None:
+    process = start(*training(folder, "run", "--train.epochs", "500", "--data.num_workers", "2"))
+    wait_until(process, lambda: len(loaders_of(process)) == 2)
+    loaders = loaders_of(process)
+    process.kill()
+    end_of(process)
+    assert have_ended(loaders)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_signal_keeps_the_images_that_were_searched(trained_folder: Path, command: str) -> None:
+    run, sides = trained_folder / "run", [(200, 200)] * 400
+    annotations = write_dataset(trained_folder, name="many", sides=sides)
+    arguments: dict[str, tuple[object, ...]] = {
+        "predict": ("predict", run, "--annotations", annotations, "-o", trained_folder / "detections.json"),
+        "evaluate": ("evaluate", run, annotations, "-o", trained_folder),
+    }
+    process = start(*arguments[command])
+    part = trained_folder / ".detections.json.parts" / "000.boxes"
+    wait_until(process, lambda: part.exists() and part.stat().st_size > 1000)
+    send_to_group(process, signal.SIGTERM)
+    ended = end_of(process)
+    assert ended.code == 143, ended.err
+    assert "Traceback" not in ended.err
+    assert "stopped; the images searched so far are kept, and " in ended.err
+    resumed = start(*arguments[command], *(("--resume",) if command == "predict" else ()))
+    wait_until(resumed, lambda: part.with_name("001.boxes").exists())
+    assert part.exists()
+    finish(resumed)
+    first = (trained_folder / "detections.json").read_bytes()
+    finish(start(*arguments["predict"]))
+    assert (trained_folder / "detections.json").read_bytes() == first
+
+
+COUNT_THREADS = """
+import sys
+from pathlib import Path
+import torch
+from sniper.cli import run
+
+folder = Path(sys.argv[1])
+numbers = [torch.get_num_threads()]
+for command in (
+    f"train {folder}/experiment.yaml --run {folder}/run --negatives.source mined --mine.rpn_epochs 1 --train.epochs 1",
+    f"predict {folder}/run",
+    f"mine {folder}/run/rpn",
+    f"evaluate {folder}/run --details",
+    f"chips {folder}/train.json -o {folder}/chips.npz",
+    f"plan {folder}/train.json -o {folder}/plan",
+):
+    assert run(command.split()) == 0, command
+    numbers.append(torch.get_num_threads())
+sys.stderr.write(f"threads {numbers}")
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("variables", [{"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}, {}])
+def test_no_command_changes_the_threads_of_torch(folder: Path, variables: dict[str, str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_THREADS, folder],
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stderr.rpartition("threads ")[2])
+    assert len(set(numbers)) == 1
+    if variables:
+        assert numbers[0] == 1
 
 
 @pytest.mark.processes
@@ -134,7 +318,7 @@ def test_two_stopped_processes_continue_together(folder: Path) -> None:
     options = ("--train.epochs", "400", "--train.checkpoint_minutes", "99")
     process = start_two(*training(folder, "run", *options))
     metrics = folder / "run" / "metrics.jsonl"
-    wait_for(process, metrics.exists)
+    wait_until(process, metrics.exists)
     process.send_signal(signal.SIGTERM)  # torchrun passes it on
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0, err
@@ -146,6 +330,38 @@ def test_two_stopped_processes_continue_together(folder: Path) -> None:
     steps = [entry["step"] for entry in Run(folder / "run").entries() if entry["stage"] == "train"]
     assert steps == list(range(1, len(steps) + 1))
     assert steps[-1] > last["step"]
+
+
+@pytest.mark.processes
+def test_a_killed_loader_of_one_process_saves_the_step_of_both(folder: Path) -> None:
+    experiment = Experiment.write(folder / "six_steps")
+    run = experiment.run("run")
+    options = ("--run", run.folder, "--train.epochs", "500")
+    process = start_two("train", experiment.folder / "experiment.yaml", *options)
+    while process.poll() is None:
+        wait_for_step(process, run, num_logged(run) + 1)
+        kill_one(loaders_of(process), random.Random(0))
+    ended = end_of(process)
+    assert ended.code != 0
+    step = num_logged(run)
+    assert step > 0
+    for message in ("a process that reads images was killed", "another process of this training has failed"):
+        assert re.search(rf"error: {message}.*; step {step:,} is saved", ended.err), ended.err
+    assert num_lost(run) == 0
+
+
+@pytest.mark.processes
+def test_a_killed_process_ends_the_other_with_an_explanation(folder: Path) -> None:
+    process = start_two(*training(folder, "run", "--train.epochs", "500", "--data.num_workers", "1"))
+    wait_for_step(process, Run(folder / "run"), 5)
+    others = descendants_of(process.pid)
+    trainers = {parent for pid in loaders_of(process) if (parent := parent_of(pid)) is not None}
+    assert len(trainers) == 2
+    kill_one([*trainers], random.Random(0))
+    ended = end_of(process)
+    assert "another process has ended, see its error" in ended.err
+    assert have_ended(others)
+    assert Run(folder / "run").checkpoints
 
 
 @pytest.mark.processes

@@ -320,6 +320,10 @@ def test_scale_jitter_excludes_a_cache(tmp_path: Path) -> None:
         (lambda image, target: (None, target), r"the image is NoneType, expected a tensor"),
         (lambda image, target: (image, None), r"the target is NoneType"),
         (lambda image, target: None, r"the transform returned NoneType"),
+        (
+            lambda image, target: target["masks"],
+            r"train_\d\.png .*: the transform failed \(KeyError: 'masks'\)",
+        ),
         (lambda image, target: (image, {**target, "labels": target["labels"][:0]}), r"labels of \(0,\)"),
         (lambda image, target: (image, {"boxes": target["boxes"]}), r"labels is NoneType"),
         (lambda image, target: (image, {**target, "labels": target["labels"].float()}), r"are not integers"),

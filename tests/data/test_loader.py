@@ -1,6 +1,14 @@
 """Batches read by worker processes: the same for any number of workers, each image decoded once."""
 
 import dataclasses
+import multiprocessing
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from sniper.data.batches import ChipDataset, collate
+from sniper.data.batches import Batch, ChipDataset, collate
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import EpochOrder, order_chips
 from sniper.data.images.files import ImageReader, open_image
 from sniper.data.loader import load_batches
 from sniper.data.spec import DataSpec
+from sniper.errors import LoaderError
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.assertions import assert_equal_batches
 from tests.data.tiny import write_dataset
@@ -167,3 +176,117 @@ def test_batches_in_page_locked_memory_are_copied_to_a_gpu_unchanged(
         torch.cuda.synchronize()
         assert on_gpu.images.is_contiguous(memory_format=torch.channels_last)
         assert_equal_batches(on_gpu.to(torch.device("cpu")), expected)
+
+
+def read_all(order: EpochOrder) -> list[Batch]:
+    return list(load_batches(order, DataSpec(num_workers=0), steps=range(order.num_steps)))
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300  # a busy machine is no fault
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_death_of_a_worker_is_raised_where_a_batch_is_awaited(dataset: Dataset, num_workers: int) -> None:
+    order = order_epoch(dataset, 4)
+    with closing(
+        load_batches(order, DataSpec(num_workers=num_workers), steps=range(order.num_steps))
+    ) as batches:
+        next(batches)
+        worker = multiprocessing.active_children()[0]
+        worker.kill()
+        wait_until(lambda: not worker.is_alive())  # raises nothing
+        with pytest.raises(LoaderError, match=r"was killed \(SIGKILL\), probably since the machine ran out"):
+            next(batches)
+    assert multiprocessing.active_children() == []
+
+
+class SlowTransform:
+    """A transform that takes long from the fifth chip on, as to read a huge image does."""
+
+    num_chips = 0
+
+    def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self.num_chips += 1
+        if self.num_chips > 4:
+            time.sleep(1000)
+        return image, target
+
+
+def test_the_death_of_a_worker_is_raised_while_a_batch_is_awaited(dataset: Dataset) -> None:
+    order = order_epoch(dataset, 4)
+    with closing(
+        load_batches(order, DataSpec(num_workers=1), steps=range(order.num_steps), transform=SlowTransform())
+    ) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        threading.Timer(0.2, worker.kill).start()
+        with pytest.raises(LoaderError, match="was killed"):
+            next(batches)
+
+
+def test_workers_that_are_still_reading_end_with_the_iterator(dataset: Dataset) -> None:
+    order = order_epoch(dataset, 4)
+    batches = load_batches(
+        order, DataSpec(num_workers=1), steps=range(order.num_steps), transform=SlowTransform()
+    )
+    next(batches)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches.close()
+    assert multiprocessing.active_children() == []
+    assert signal.getsignal(signal.SIGCHLD) != before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_workers_ignore_signals_of_others(dataset: Dataset, number: signal.Signals) -> None:
+    order = order_epoch(dataset, 4)
+    batches = load_batches(order, DataSpec(num_workers=1), steps=range(order.num_steps))
+    first = next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", f"-{number.name.removeprefix('SIG')}", str(worker.pid)], check=True)
+    for batch, expected in zip([first, *batches], read_all(order), strict=True):
+        assert_equal_batches(batch, expected)
+
+
+UNCLOSED = """
+import sys
+from pathlib import Path
+from sniper.data.datasets import load_dataset
+from sniper.data.loader import load_batches
+from sniper.data.spec import DataSpec
+from sniper.errors import LoaderError
+from tests.data.test_loader import order_epoch
+
+order = order_epoch(load_dataset(Path(sys.argv[1])), 4)
+batches = load_batches(order, DataSpec(num_workers=2), steps=range(order.num_steps))
+next(batches)
+print("read")
+"""
+
+
+@pytest.mark.processes
+def test_a_process_ends_that_has_not_closed_its_iterator(dataset: Dataset) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNCLOSED, dataset.path],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("read\n", "")
+
+
+def test_memory_that_a_worker_lacks_is_an_error_with_advice(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> ImageReader:
+        np.empty(2**50)
+        raise AssertionError
+
+    monkeypatch.setattr("sniper.data.reader.open_image", fail)
+    order = order_epoch(dataset, 4)
+    with pytest.raises(LoaderError, match=r"ran out of memory; use fewer of them \(data\.num_workers: 1"):
+        next(load_batches(order, DataSpec(num_workers=2), steps=range(2)))

@@ -9,6 +9,7 @@ import torch
 
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.config.loading import dump_experiment
+from sniper.data.batches import ChipTransform
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec, SourceSpec
@@ -26,8 +27,8 @@ from tests.models.batches import TINY
 CPU = torch.device("cpu")
 
 
-class Killed(Exception):
-    """Stands for the end of a process."""
+class Killed(BaseException):
+    """Stands for the end of a process, before which nothing can be saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,7 @@ def train_run(
     *,
     callbacks: Callbacks = Callbacks(),
     evaluate: Evaluator | None = None,
+    transform: ChipTransform | None = None,
     device: torch.device = CPU,
     pace: Pace | None = None,
     limit: TimeLimit | None = None,
@@ -125,6 +127,7 @@ def train_run(
         device=device,
         callbacks=callbacks,
         evaluate=evaluate,
+        transform=transform,
         pace=pace,
         limit=limit,
     )

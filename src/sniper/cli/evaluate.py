@@ -43,6 +43,7 @@ from sniper.cli.search import (
     list_images,
     load_detector,
     match_classes,
+    naming_kept_images,
     parse_checkpoint,
     split_overrides,
 )
@@ -306,6 +307,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     with (
         Processes.from_environment().process_group(device) as processes,
         show_progress(is_shown=processes.is_first) as bars,
+        naming_kept_images("the same command continues with the others"),
     ):
         stored = find_results(
             detector,

@@ -1,16 +1,20 @@
 """The application: its commands, its errors and its exit codes.
 
-Exit codes: 0 for success, 2 for a user error (explained in one paragraph), 130 for an interrupt, 1 for an internal
-error. With `--json` standard output contains one JSON object and nothing else; progress and messages go to
-standard error. Commands import torch in their bodies, so that `--help` is fast.
+Exit codes: 0 for success, 2 for a user error (explained in one paragraph), 1 for an internal error; 130, 143 and 129
+for a command that SIGINT (Ctrl-C), SIGTERM or SIGHUP has stopped. With `--json` standard output contains one JSON
+object and nothing else; progress and messages go to standard error. Commands import torch in their bodies, so that
+`--help` is fast.
 """
 
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,7 @@ from sniper.cli.recipes import recipes
 from sniper.cli.train import train
 from sniper.cli.unknown import OTHER_COMMANDS, Command, UnknownOption, explain_option
 from sniper.errors import SniperError, explain_os_error, explain_shared_memory
+from sniper.training.signals import SignalHandler, Stopped, ending_at_second_signal
 
 app = App(
     name="sniper",
@@ -89,13 +94,55 @@ def main() -> None:
     warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may have characters that an older terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
-    code = run(sys.argv[1:])
-    if code and os.environ.get("WORLD_SIZE", "1") != "1":
-        # Under torchrun the other processes may be waiting for this one in a collective call.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    signals = SignalHandler()
+    announce = partial(_announce_stop, signals)
+    with signals.installed(), ending_at_second_signal(on_first=announce, on_second=_show_cursor):
+        try:
+            code = run(sys.argv[1:])
+        except BaseException:
+            if not signals.stop_requested:
+                raise
+            code = 1  # a library, or a terminal that was closed, did not bear the interrupt
+        if code and signals.stopped_by is not None:
+            code = Stopped(signals.stopped_by).exit_code
+        # Under torchrun the other processes may be waiting for this one in a collective call. After a signal, threads
+        # may still be reading images.
+        if code and (signals.stop_requested or not _is_alone()):
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
+            os._exit(code)
     sys.exit(code)
+
+
+def _announce_stop(signals: SignalHandler, number: int) -> None:
+    """Print what happens after a first signal, if that takes time."""
+    if number == signal.SIGHUP:
+        _detach_from_closed_terminal()
+    if signals.is_deferring and os.environ.get("RANK", "0") == "0":
+        print_progress(
+            f"{signal.Signals(number).name}: the step in progress is completed and saved; a second signal ends the "
+            "command at once"
+        )
+
+
+def _show_cursor() -> None:
+    """Show the cursor of the terminal again, which a progress bar hides."""
+    if console.is_terminal:
+        os.write(2, b"\x1b[?25h\n")
+
+
+def _detach_from_closed_terminal() -> None:
+    """Discard what is printed from now on if the terminal was closed, so that printing is no error."""
+    for file in (1, 2):
+        try:
+            os.write(file, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+
+
+def _is_alone() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -113,9 +160,10 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print_error(message)
         return 2
-    except KeyboardInterrupt as stop:
-        print_progress(f"stopped{stop}")
-        return 130
+    except KeyboardInterrupt as interrupt:
+        stop = Stopped.of(interrupt)
+        print_progress(f"stopped{stop.note}")
+        return stop.exit_code
     return 0
 
 

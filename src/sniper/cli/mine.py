@@ -23,6 +23,7 @@ from sniper.cli.options import (
 )
 from sniper.cli.output import print_result
 from sniper.cli.progress import show_progress
+from sniper.cli.search import naming_kept_images
 from sniper.errors import ConfigError
 from sniper.runs.lock import lock_folder
 
@@ -88,6 +89,7 @@ def mine(
     with (
         Processes.from_environment().process_group(chosen) as processes,
         show_progress(is_shown=processes.is_first) as bars,
+        naming_kept_images("the same command continues with the others"),
     ):
         if detections is not None:
             store = proposals_from_detections(

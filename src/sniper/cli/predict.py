@@ -34,6 +34,7 @@ from sniper.cli.search import (
     list_images,
     load_detector,
     match_classes,
+    naming_kept_images,
     parse_checkpoint,
     split_overrides,
 )
@@ -143,6 +144,7 @@ def predict(
     with (
         Processes.from_environment().process_group(chosen) as processes,
         show_progress(is_shown=processes.is_first) as bars,
+        naming_kept_images("--resume continues with the others"),
         _naming_skip(opened),
     ):
         report = search_to_file(

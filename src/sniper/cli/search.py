@@ -1,12 +1,14 @@
 """Search the images of a data set with the detector of a run: what `predict` and `evaluate` share."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sniper.cli.unknown import UnknownOption, parse_overrides
 from sniper.errors import ConfigError
+from sniper.training.signals import Stopped
 
 if TYPE_CHECKING:
     import torch
@@ -130,3 +132,16 @@ def describe_weights(run: "Run", step: int) -> str:
         line += f", AP {format_score(scored[-1].ap)} on {scored[-1].num_images:,} validation images"
     newest = int(run.checkpoints[-1].name)
     return line if step == newest else f"{line}; the newest is {newest:,} (--checkpoint last)"
+
+
+@contextmanager
+def naming_kept_images(continuation: str) -> Iterator[None]:
+    """Add to an interrupt that the images searched before are kept.
+
+    Args:
+        continuation: how the search is continued.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Stopped.of(stop, f"; the images searched so far are kept, and {continuation}") from stop

@@ -25,6 +25,7 @@ from sniper.cli.unknown import parse_overrides
 from sniper.errors import printable
 from sniper.runs.default import default_run
 from sniper.runs.lock import lock_folder
+from sniper.training.signals import Stopped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -191,11 +192,12 @@ def _naming_continuation(folder: Path, command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        checkpoints = Run(folder).checkpoints
-        if not checkpoints:
-            raise
-        step = int(checkpoints[-1].name)
-        raise KeyboardInterrupt(f" after step {step:,}, which is saved; to continue: {command}") from stop
+        run, note = Run(folder), ""
+        if run.checkpoints:
+            note = f" after step {int(run.checkpoints[-1].name):,}, which is saved"
+        if run.config_path.exists():
+            note += f"; to continue: {command}"
+        raise Stopped.of(stop, note) from stop
 
 
 _SCORES = ("ap", "ap50", "ap75", "ar_100")

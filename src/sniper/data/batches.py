@@ -288,7 +288,8 @@ def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:
     """Apply a transform of torchvision's `tv_tensors`; its random draws depend on the chip's seed alone.
 
     Raises:
-        TransformError: if the result is not a chip of the same size with one label and status for each box.
+        TransformError: if the transform fails, or the result is not a chip of the same size with one label and status
+            for each box.
     """
     from torchvision import tv_tensors
 
@@ -303,8 +304,13 @@ def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:
         "labels": torch.from_numpy(sample.target.labels),
         "status": torch.from_numpy(sample.target.status),
     }
-    with _seeded_torch(sample.seed):
-        result = transform(image, target)
+    try:
+        with _seeded_torch(sample.seed):
+            result = transform(image, target)
+    except Exception as error:
+        raise TransformError(
+            f"{sample.name}: the transform failed ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(result, tuple) or len(result) != 2:
         raise TransformError(
             f"{sample.name}: the transform returned {type(result).__name__}, expected an image and a target"

@@ -3,18 +3,35 @@
 The order of an epoch interleaves streams of chips (`EpochOrder.num_streams`). Every batch is read in parts, one by each
 worker, and all chips of a stream by the same worker, so that an image is decoded once. The parts are joined here in the
 order of the epoch: batches do not depend on the number of workers.
+
+Workers live as long as the iterator. They ignore SIGINT, SIGTERM and SIGHUP, which reach them too if they are sent to
+all processes of a command, and end by themselves when the training process is gone.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, collate
 from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec
+from sniper.errors import LoaderError, SniperError
 
 _PREFETCH_FACTOR = 2  # batches, or parts of them, that a worker reads ahead
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SECONDS_TO_END = 1.0  # after which a worker that is still reading is killed
+_WORKER_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process")  # the start of torch's message
 
 
 def load_batches(
@@ -25,9 +42,10 @@ def load_batches(
     share: tuple[int, int] = (0, 1),
     pin_memory: bool = False,
     transform: ChipTransform | None = None,
-    worker_init_fn: Callable[[int], None] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Iterate over this training process's share of each batch.
+
+    An iterator that is not exhausted should be closed (`contextlib.closing`), which ends the workers.
 
     Args:
         order: the chips of the epoch.
@@ -36,12 +54,12 @@ def load_batches(
         share: (rank, world size) of this training process; the batch size must be divisible by the world size.
         pin_memory: whether to return batches in page-locked memory.
         transform: see `ChipDataset`.
-        worker_init_fn: called at the start of each worker process with the worker's number.
 
     Raises:
         ImageError: if an image cannot be read and `spec.on_bad_image` is `refuse`.
         CacheError: if the chip cache cannot be used.
-        TransformError: if the transform returns something other than a chip.
+        LoaderError: if a worker was killed, or ran out of memory.
+        TransformError: if the transform fails, or returns something other than a chip.
     """
     rank, world_size = share
     # Streams that every training process reads from cannot be divided among workers.
@@ -59,23 +77,189 @@ def load_batches(
         num_workers=spec.num_workers if num_parts == 1 else num_parts,
         prefetch_factor=_PREFETCH_FACTOR if spec.num_workers else None,
         collate_fn=_collate,
-        worker_init_fn=worker_init_fn,
+        worker_init_fn=_start_watching,
         pin_memory=pin_memory and num_parts == 1,
     )
-    loaded = iter(loader)
-    for number, indices in enumerate(batches):
-        batch_parts = [next(loaded) for _ in range(num_parts)]
-        if num_parts == 1:
-            yield batch_parts[0]
-            continue
-        part_indices = parts[number * num_parts : (number + 1) * num_parts]
-        yield Batch.join(
-            [part for part in batch_parts if part is not None],
-            [[(i - indices.start) // world_size for i in part] for part in part_indices if part],
-            pin_memory=pin_memory,
-        )
+    with _Parts(loader).closed_at_end() as loaded:
+        for number, indices in enumerate(batches):
+            batch_parts = [loaded.next() for _ in range(num_parts)]
+            if num_parts == 1:
+                yield batch_parts[0]
+                continue
+            part_indices = parts[number * num_parts : (number + 1) * num_parts]
+            yield Batch.join(
+                [part for part in batch_parts if part is not None],
+                [[(i - indices.start) // world_size for i in part] for part in part_indices if part],
+                pin_memory=pin_memory,
+            )
 
 
 def _collate(samples: Sequence[ChipSample]) -> Batch | None:
     """Collate the part of a batch that one worker reads, which may be empty."""
     return collate(samples) if samples else None
+
+
+class _Parts:
+    """Iterates over a torch loader, and ends its workers.
+
+    torch raises the death of a worker wherever the main thread happens to be, which may be in the middle of an
+    optimizer update. Here it is raised where a part is awaited.
+    """
+
+    def __init__(self, loader: "DataLoader[Any]") -> None:
+        others = multiprocessing.active_children()
+        with _blocked_signals():  # workers inherit it
+            self._parts: Iterator[Any] | None = iter(loader)
+        self._workers = [process for process in multiprocessing.active_children() if process not in others]
+        self._is_awaited = self._has_failed = False
+
+    @contextmanager
+    def closed_at_end(self) -> Iterator["_Parts"]:
+        """Raise the death of a worker for the duration of a block, and end the workers after it."""
+        previous = signal.getsignal(signal.SIGCHLD)
+        if self._workers and _is_main_thread():
+            # Without it, a worker that is killed while it sends a part would be awaited for ever.
+            signal.signal(signal.SIGCHLD, self._on_child)
+        try:
+            yield self
+        finally:
+            self._close()
+            if self._workers and _is_main_thread():
+                signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+
+    def next(self) -> Batch:
+        """Return the next part.
+
+        Raises:
+            SniperError: what a worker raised; its traceback is in the cause.
+            LoaderError: if a worker was killed, or ran out of memory.
+        """
+        assert self._parts is not None
+        self._has_failed, self._is_awaited = True, True
+        try:
+            self._check_workers()
+            part: Batch = next(self._parts)
+        except LoaderError:
+            raise
+        except Exception as error:
+            _raise_without_traceback(error, num_workers=len(self._workers))
+            # A part of a worker that is just ending cannot be received, with one error or another.
+            if self._workers:
+                self._wait_for_death()
+            raise
+        finally:
+            self._is_awaited = False
+        self._has_failed = False
+        return part
+
+    def _wait_for_death(self) -> None:
+        """Check whether a worker is just ending."""
+        ended = wait([worker.sentinel for worker in self._workers], _SECONDS_TO_END)
+        for worker in self._workers:
+            if worker.sentinel in ended:
+                worker.join(_SECONDS_TO_END)
+        self._check_workers()
+
+    def _on_child(self, *_: object) -> None:
+        if self._is_awaited:
+            self._check_workers()
+
+    def _check_workers(self) -> None:
+        codes = [worker.exitcode for worker in self._workers]
+        for code in codes:
+            if code:
+                raise LoaderError(_describe_end(code, num_workers=len(codes)))
+
+    def _close(self) -> None:
+        if not self._workers or sys.is_finalizing():  # multiprocessing has ended them
+            return
+        if self._has_failed:
+            self._kill()
+            for worker in self._workers:
+                worker.join(_SECONDS_TO_END)
+            _FAILED.append(self._parts)
+            return
+        timer = threading.Timer(_SECONDS_TO_END, self._kill)
+        timer.daemon = True
+        timer.start()
+        self._parts = None  # torch ends the workers, and waits for them
+        timer.cancel()
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+
+
+_FAILED: list[Any] = []
+"""Iterators of torch whose workers were killed. To end them, torch would wait for locks that these may have held."""
+
+
+def _start_watching(_: int) -> None:
+    """Make a worker end with the training process, and when that asks for it; called in the worker."""
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    while os.getppid() == parent and trainer.is_alive():
+        if not hasattr(signal, "sigtimedwait"):  # macOS
+            time.sleep(1)
+            continue
+        # The signals are blocked. At its end, the training process sends SIGTERM to its workers and waits for them.
+        received = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if received is not None and received.si_pid == trainer.pid:
+            break
+    os._exit(0)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Block signals in this thread and in the processes that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _raise_without_traceback(error: Exception, *, num_workers: int) -> None:
+    """Raise a user's error without the traceback of the worker that torch adds to its message."""
+    if isinstance(error, SniperError):
+        kind = type(error)
+        message = str(error).rstrip().rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
+        raise kind(message) from error
+    match = _WORKER_ERROR.match(str(error))
+    if match is not None and match[1].endswith("MemoryError"):
+        raise LoaderError(f"a process that reads images ran out of memory; {_advise(num_workers)}") from error
+
+
+def _describe_end(code: int, *, num_workers: int) -> str:
+    """Describe why a worker has ended, and what to do."""
+    if code > 0:
+        return f"a process that reads images ended with exit code {code}"
+    name = signal.Signals(-code).name
+    if -code == signal.SIGKILL:
+        return (
+            f"a process that reads images was killed ({name}), probably since the machine ran out of memory; "
+            f"{_advise(num_workers)}"
+        )
+    if -code == signal.SIGBUS:
+        return (
+            f"a process that reads images was killed ({name}), probably since shared memory is full; enlarge /dev/shm "
+            f"(docker run --shm-size 2g), or {_advise(num_workers)}"
+        )
+    return f"a process that reads images was killed ({name})"
+
+
+def _advise(num_workers: int) -> str:
+    fewer = num_workers // 2
+    return (
+        f"use fewer of them (data.num_workers: {fewer} instead of {num_workers})"
+        if num_workers > 1
+        else ("read them in the training process (data.num_workers: 0)")
+    )

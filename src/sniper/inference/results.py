@@ -96,7 +96,8 @@ def search_to_file(
         min_score: minimum score of the detections that the report counts; the file has all.
         on_progress: called after each image with the number of images that this process has searched, and of all that
             it is to search.
-        on_image: called with the index and the detections of each image that this process has searched.
+        on_image: called with the index and the detections of each image that this process has searched, before they
+            are stored.
         processes: those that search together.
 
     Raises:

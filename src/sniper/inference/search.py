@@ -81,7 +81,8 @@ class Search:
             OutOfMemory: if a single window does not fit into the device's memory.
         """
         limit = _MemoryLimit(self.batch_megapixels * 1e6)
-        with ThreadPoolExecutor(_THREADS) as readers:
+        readers, is_interrupted = ThreadPoolExecutor(_THREADS), False
+        try:
             batches: deque[_Batch] = deque()
             for batch in self._batches(sources, limit):
                 batch.start_reading(readers)
@@ -90,6 +91,11 @@ class Search:
                     yield from self._search(batches.popleft(), limit)
             while batches:
                 yield from self._search(batches.popleft(), limit)
+        except KeyboardInterrupt:
+            is_interrupted = True
+            raise
+        finally:
+            readers.shutdown(wait=not is_interrupted, cancel_futures=True)
 
     def _search(self, batch: "_Batch", limit: "_MemoryLimit") -> Iterator[SearchResult | None]:
         """Search a batch; after the last of a group, yield the results of its images."""

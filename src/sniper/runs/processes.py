@@ -5,6 +5,7 @@ processes and sets their ranks; without it there is one.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from typing import Any
 import torch
 from torch import distributed
 
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, RunError
 
 _TIMEOUT = timedelta(hours=6)  # one process may take long to mine or score its share of the images
+_LOST = re.compile(
+    r"connection (was )?(closed|reset)|broken pipe|connection refused", re.IGNORECASE
+)  # of gloo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,9 @@ class Processes:
 
         Args:
             device: of this process.
+
+        Raises:
+            RunError: if another process ends inside the block.
         """
         if self.world_size == 1:
             yield self
@@ -54,7 +61,15 @@ class Processes:
         # CPU tensors are exchanged by gloo, so that a collective on them never waits for the GPU.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=_TIMEOUT)
-        yield self
+        try:
+            yield self
+        except RuntimeError as error:
+            if _LOST.search(str(error)) is None:
+                raise
+            raise RunError(
+                f"process {self.rank} of {self.world_size}: another process has ended, see its error; what was saved "
+                "before is kept"
+            ) from error
         # Not after an error: the other processes may wait in a collective, and destroying would wait for them.
         distributed.destroy_process_group()
 

@@ -122,7 +122,7 @@ class Callbacks:
     """Functions that a training calls, in the first process only; an exception in one ends the training.
 
     Attributes:
-        on_step: called after every step, before its checkpoint is written.
+        on_step: called after every step, before its checkpoint is written. After an exception it is written, too.
         on_mining: called after every mined image with the number of images done and the number of all images. With
             several processes these are the images of the first.
         on_start: called before the first step.

@@ -94,6 +94,8 @@ class Learner:
         self._scaler = torch.amp.GradScaler(device.type, enabled=spec.train.precision == "fp16")
         if spec.train.compile:
             self.model.backbone.trunk.compile()
+        self._statistics = list(self.model.buffers())  # of batch norm, which the forward pass changes
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._losses: nn.Module = _Losses(self.model, rpn_only=spec.train.rpn_only)
         if processes.world_size > 1:
             self._losses = _distributed(self._losses)
@@ -118,15 +120,17 @@ class Learner:
 
         Raises:
             TrainingDiverged: if a loss or a gradient is not finite; the weights are unchanged.
-            OutOfMemory: if the chips do not fit into memory.
+            OutOfMemory: if the chips do not fit into memory; the state of the model is unchanged.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        _copy(self._statistics, to=self._statistics_before)
         try:
             losses, counts = self.compute_gradients(batch, weight=weight)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
+            _copy(self._statistics_before, to=self._statistics)
             raise OutOfMemory(f"step {step}: {self._describe_out_of_memory(batch)}") from error
         self._scaler.unscale_(self._optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -383,6 +387,12 @@ def _distributed(module: nn.Module) -> DistributedDataParallel:
     is_renamed = "forward_sync_buffers" in parameters  # in torch 2.14
     options: dict[str, Any] = {"forward_sync_buffers" if is_renamed else "broadcast_buffers": False}
     return DistributedDataParallel(module, **options)
+
+
+def _copy(tensors: list[torch.Tensor], *, to: list[torch.Tensor]) -> None:
+    """Copy many small tensors at once; a model without batch norm has none."""
+    if tensors:
+        torch._foreach_copy_(to, tensors)
 
 
 def check_divisible(spec: ExperimentSpec, *, device: torch.device, processes: Processes) -> None:

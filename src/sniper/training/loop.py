@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 
@@ -15,7 +15,7 @@ from sniper.data.batches import Batch, ChipTransform
 from sniper.data.datasets import DatasetIdentity
 from sniper.data.epoch import EpochOrder
 from sniper.data.loader import load_batches
-from sniper.errors import SniperError
+from sniper.errors import CheckpointError, ImageError, OutOfMemory, RunError, SniperError
 from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.checkpoints import Progress
@@ -34,7 +34,7 @@ from sniper.training.length import (
 )
 from sniper.training.optimizer import learning_rate_at
 from sniper.training.pace import Pace, Part
-from sniper.training.signals import SignalHandler, set_worker_signals
+from sniper.training.signals import SignalHandler
 from sniper.training.tensorboard import TensorBoardLogger, check_tensorboard
 
 OrderOfEpoch = Callable[[int], EpochOrder]
@@ -80,7 +80,8 @@ def train(
     """Train from the newest checkpoint of a run, if it has one, to the last epoch.
 
     All random draws depend on the seed and the position in the run only, so a run that is stopped and resumed ends with
-    the same weights as an uninterrupted one.
+    the same weights as an uninterrupted one. If a batch cannot be loaded, or a step cannot be logged or reported, the
+    last whole step is saved before the error is raised.
 
     Args:
         run: its folder; metrics and checkpoints are written there.
@@ -107,11 +108,13 @@ def train(
             cannot be written.
         ConfigError: if the batch cannot be divided among the processes, or TensorBoard is not installed.
         ImageError: if an image cannot be read and `data.on_bad_image` is `refuse`.
-        KeyboardInterrupt: after SIGINT (Ctrl-C) or SIGTERM, once the step in progress is complete and saved.
+        LoaderError: if a process that reads chips was killed, or ran out of memory.
+        Stopped: after SIGINT (Ctrl-C), SIGTERM or SIGHUP, once the step in progress is complete and saved; at a second
+            signal at once. It is a KeyboardInterrupt.
         OutOfMemory: if the chips do not fit into the memory of the device.
         TrainingDiverged: if a loss or a gradient is not finite.
-        RunError: if `model.weights_from` names a folder without a run or a checkpoint.
-        TransformError: if `transform` returns something else than a chip.
+        RunError: if `model.weights_from` names a folder without a run or a checkpoint, or another process has failed.
+        TransformError: if `transform` fails, or returns something else than a chip.
         WeightsError: if the pretrained weights of the backbone, or the file that `model.weights_from` names, cannot be
             loaded.
     """
@@ -204,7 +207,7 @@ class _Loop:
         pace: Pace,
         limit: TimeLimit | None,
     ) -> None:
-        self.signals = SignalHandler()
+        self.signals = SignalHandler.current()
         self._run = run
         self._spec = spec
         self._learner = learner
@@ -217,6 +220,7 @@ class _Loop:
         self._pace = pace
         self._limit = limit
         self._last_checkpoint = time.monotonic()
+        self._saved_step = 0
         self._corrected_at = -1.0
         self._is_late = False
         self._means = _EpochMeans()
@@ -225,17 +229,18 @@ class _Loop:
     def train(self, order_of_epoch: OrderOfEpoch, progress: Progress) -> None:
         """Train all epochs that are left, and evaluate."""
         self._pace.start()
+        self._saved_step = progress.step
         if progress.step_in_epoch == 0:  # in case the run was stopped between a checkpoint and its evaluation
             self._report_epoch(progress, self._evaluate_if_due(progress))
         while progress.epoch < math.ceil(self._spec.train.epochs) and not self._is_without_progress():
-            with self.signals.suspended():  # it may mine, and every step is saved
-                order = order_of_epoch(progress.epoch)
+            order = order_of_epoch(progress.epoch)  # it may mine
             if progress.step == 0:
                 self._warn_of_warmup(order)
             self._means = self._read_means(progress)
             epoch = progress.epoch
-            while progress.epoch == epoch and progress.step_in_epoch < self._num_steps(order, epoch):
-                progress = self._train_steps(order, progress)
+            with self.signals.deferred():
+                while progress.epoch == epoch and progress.step_in_epoch < self._num_steps(order, epoch):
+                    progress = self._train_steps(order, progress)
             self._report_epoch(progress, self._evaluate_if_due(progress))
             if progress.epoch == epoch:  # the last epoch may be a fraction
                 break
@@ -259,48 +264,108 @@ class _Loop:
         """Make the remaining steps of an epoch, or those until the length of the training is changed."""
         num_steps = self._num_steps(order, progress.epoch)
         started = ready = time.monotonic()
-        for batch in self._batches(order, steps=range(progress.step_in_epoch, num_steps)):
-            spec = self._spec.train
-            data_wait = time.monotonic() - ready
-            epoch = progress.epoch + progress.step_in_epoch / order.num_steps
-            learning_rate = learning_rate_at(spec, step=progress.step, epoch=epoch)
-            update = self._learner.update(
-                batch,
-                learning_rate=learning_rate,
-                step=progress.step,
-                weight=order.weight(progress.step_in_epoch),
-            )
-            progress = progress.next_step()
-            now = time.monotonic()
-            num_stopping, num_late, num_skipped = self._sum(
-                self.signals.stop_requested,
-                now - self._last_checkpoint > spec.checkpoint_minutes * 60,
-                sum(batch.skipped),
-            )
-            self._report(
-                order,
-                batch,
-                progress=progress,
-                update=update,
-                learning_rate=learning_rate,
-                timing=_Timing(step=now - started, data_wait=data_wait),
-                num_skipped=round(num_skipped),
-            )
-            started = now
-            self._correct_length(order, progress)
-            is_last = progress.step_in_epoch >= self._num_steps(order, progress.epoch)
-            if is_last:
-                self._log_epoch(order, progress)
-            if progress.step_in_epoch == order.num_steps:
-                progress = progress.next_epoch()
-            if is_last or num_stopping or num_late:
-                self._save(progress)
-            if num_stopping or ((is_last or num_late) and self._is_stopping()):
-                raise KeyboardInterrupt
-            if not is_last and num_steps != self._num_steps(order, progress.epoch):
-                break  # other steps are to be loaded
-            ready = time.monotonic()
+        with closing(self._batches(order, steps=range(progress.step_in_epoch, num_steps))) as batches:
+            while progress.step_in_epoch < num_steps:
+                batch, num_skipped = self._next_batch(batches, progress)
+                spec = self._spec.train
+                data_wait = time.monotonic() - ready
+                epoch = progress.epoch + progress.step_in_epoch / order.num_steps
+                learning_rate = learning_rate_at(spec, step=progress.step, epoch=epoch)
+                try:
+                    update = self._learner.update(
+                        batch,
+                        learning_rate=learning_rate,
+                        step=progress.step,
+                        weight=order.weight(progress.step_in_epoch),
+                    )
+                except OutOfMemory as problem:
+                    if self._processes.world_size > 1:  # the others are waiting inside the update
+                        raise
+                    self._fail(progress, problem)
+                progress = progress.next_step()
+                now = time.monotonic()
+                error: Exception | None = None
+                try:
+                    self._report(
+                        order,
+                        batch,
+                        progress=progress,
+                        update=update,
+                        learning_rate=learning_rate,
+                        timing=_Timing(step=now - started, data_wait=data_wait),
+                        num_skipped=num_skipped,
+                    )
+                    self._correct_length(order, progress)
+                    if progress.step_in_epoch >= self._num_steps(order, progress.epoch):
+                        self._log_epoch(order, progress)
+                except Exception as problem:  # such as a full disk; the other processes must hear of it first
+                    error = problem
+                started = now
+                is_last = progress.step_in_epoch >= self._num_steps(order, progress.epoch)
+                if progress.step_in_epoch == order.num_steps:
+                    progress = progress.next_epoch()
+                num_failed, num_stopping, num_late = self._sum(
+                    error is not None,
+                    self.signals.stop_requested,
+                    now - self._last_checkpoint > spec.checkpoint_minutes * 60,
+                )
+                if num_failed:
+                    self._fail(progress, error)
+                if is_last or num_late:
+                    self._save(progress)
+                if num_stopping or ((is_last or num_late) and self._is_stopping()):
+                    self._stop(progress)
+                if is_last or num_steps != self._num_steps(order, progress.epoch):
+                    break  # other steps are to be loaded
+                ready = time.monotonic()
         return progress
+
+    def _next_batch(self, batches: Generator[Batch, None, None], progress: Progress) -> tuple[Batch, int]:
+        """Load the next batch in all processes, and return the number of chips that were skipped in all of them."""
+        batch, error, is_stopping = None, None, False
+        try:
+            with self.signals.interruptible():  # no step is in progress
+                batch = next(batches)
+        except KeyboardInterrupt:
+            is_stopping = True
+        except Exception as problem:
+            error = problem
+        num_failed, num_stopping, num_skipped = self._sum(
+            error is not None, is_stopping, 0 if batch is None else sum(batch.skipped)
+        )
+        if num_failed:
+            self._fail(progress, error)
+        if num_stopping or batch is None:
+            self._stop(progress)
+        return batch, round(num_skipped)
+
+    def _stop(self, progress: Progress) -> NoReturn:
+        """Save the last whole step, in all processes, and raise `Stopped`."""
+        if progress.step > self._saved_step:
+            self._save(progress)
+        self.signals.check()
+        raise KeyboardInterrupt  # another process was asked to stop
+
+    def _fail(self, progress: Progress, error: Exception | None) -> NoReturn:
+        """Save the last whole step, and raise what has made this process fail, or name the failure of another."""
+        saved = ""
+        if progress.step > self._saved_step:
+            try:
+                self._save(progress)
+            except CheckpointError as problem:
+                saved = f"; {problem}"
+        if not saved and progress.step:
+            saved = f"; step {progress.step:,} is saved, and --resume continues from it"
+        if isinstance(error, ImageError):
+            saved = f"; to skip such images, set data.on_bad_image to skip{saved}"
+        if error is None:
+            raise RunError(f"another process of this training has failed, see its error{saved}")
+        if isinstance(error, SniperError):
+            raise type(error)(f"{error}{saved}") from error
+        if isinstance(error, OSError):
+            path = f"{error.filename}: " if error.filename else ""
+            raise RunError(f"{path}{error.strerror or error}{saved}") from error
+        raise error
 
     def _evaluate_if_due(self, progress: Progress) -> Mapping[str, float] | None:
         """Evaluate the detector at the end of an epoch, if configured and not done before."""
@@ -345,8 +410,7 @@ class _Loop:
         """Score a detector, and measure the time."""
         assert self._evaluate is not None
         num_images = self._evaluate.num_images if on_all else self._evaluate.num_scored
-        with self.signals.suspended():  # every step is saved
-            scores = {**self._evaluate(model, step=step, on_all=on_all), "num_images": num_images}
+        scores = {**self._evaluate(model, step=step, on_all=on_all), "num_images": num_images}
         megapixels = self._evaluate.megapixels(on_all=on_all)
         self._pace.lap("evaluate", megapixels)
         self._pace.left["evaluate"] = max(self._pace.left.get("evaluate", 0.0) - megapixels, 0.0)
@@ -495,23 +559,21 @@ class _Loop:
         means = self._processes.mean(torch.tensor(counts, dtype=torch.float32))
         return [mean * self._processes.world_size for mean in means.tolist()]
 
-    def _batches(self, order: EpochOrder, *, steps: range) -> Iterable[Batch]:
+    def _batches(self, order: EpochOrder, *, steps: range) -> Generator[Batch, None, None]:
         """Load this process's share of each batch."""
-        batches = load_batches(
+        return load_batches(
             order,
             self._spec.data,
             steps=steps,
             share=(self._processes.rank, self._processes.world_size),
             pin_memory=self._learner.device.type == "cuda",
             transform=self._transform,
-            worker_init_fn=set_worker_signals,
         )
-        return _without_worker_traceback(batches)
 
     def _save(self, progress: Progress) -> None:
         keep = self._spec.train.keep_checkpoints
         self._learner.save(self._run, self._identity, progress=progress, keep=keep)
-        self._last_checkpoint = time.monotonic()
+        self._last_checkpoint, self._saved_step = time.monotonic(), progress.step
 
     def _report(
         self,
@@ -599,16 +661,6 @@ def _to_entry(report: StepReport, order: EpochOrder) -> dict[str, Any]:
             "padding_chips": order.num_padding,
         }
     return entry
-
-
-def _without_worker_traceback(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Pass batches on; raise a user's error without the traceback of the loader process that torch adds to it."""
-    try:
-        yield from batches
-    except SniperError as error:
-        kind = type(error)
-        message = str(error).rstrip().rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
-        raise kind(message) from error
 
 
 def _duration(seconds: float) -> str:
