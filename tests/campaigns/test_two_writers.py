@@ -18,8 +18,9 @@ from sniper.config.loading import dump_experiment, load_experiment
 from sniper.files import is_temporary
 from sniper.runs.lock import FOLDER_LOCK
 from sniper.runs.run import Run
+from tests.campaigns.campaign import PATIENCE, wait_until
 from tests.cli.commands import SNIPER, start
-from tests.cli.test_processes import PATIENCE, finish, wait_for
+from tests.cli.test_processes import finish
 from tests.data.tiny import write_dataset
 from tests.training.experiments import tiny_experiment
 
@@ -67,7 +68,7 @@ def test_one_of_two_commands_works_and_the_other_explains_why_not(
     commands = [_marked(command, keep=keep) for command, keep in zip(PAIRS[number], (31, 32), strict=True)]
     first = start(*commands[0])
     if generator.random() < 0.5:
-        wait_for(first, lambda: _locks(world))
+        wait_until(first, lambda: _locks(world))
         offset = generator.uniform(0.0, MAX_OFFSET)
     else:
         offset = generator.uniform(0.0, 0.2)
@@ -75,7 +76,7 @@ def test_one_of_two_commands_works_and_the_other_explains_why_not(
     begun = time.monotonic()
     second = start(*commands[1])
     processes = [first, second]
-    wait_for(first, lambda: second.poll() is not None)
+    wait_until(first, lambda: second.poll() is not None)
     loser = processes.index(second if second.poll() is not None else first)
     winner = 1 - loser
     seconds = time.monotonic() - begun
@@ -133,7 +134,7 @@ def _end(process: "subprocess.Popen[str]", run: Path | None) -> dict[str, object
     if run is not None:
         metrics = Run(run).metrics_path
         size = metrics.stat().st_size if metrics.exists() else 0
-        wait_for(process, lambda: metrics.exists() and metrics.stat().st_size > size)
+        wait_until(process, lambda: metrics.exists() and metrics.stat().st_size > size)
         process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode in STOPPED, err

@@ -14,8 +14,9 @@ import pytest
 from sniper.errors import RunError
 from sniper.runs.lock import FOLDER_LOCK, lock_file, lock_folder
 from sniper.runs.run import Run
+from tests.campaigns.campaign import PATIENCE, loaders_of, wait_until
 from tests.cli.commands import CommandLine, start, start_two
-from tests.cli.test_processes import PATIENCE, finish, training, wait_for
+from tests.cli.test_processes import finish, training
 from tests.runs.locks import held_by_another_thread, identities
 
 Lock = Callable[[Path], AbstractContextManager[None]]
@@ -137,19 +138,14 @@ def ended(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]
         process.communicate(timeout=PATIENCE)
 
 
-def loaders_of(process: "subprocess.Popen[str]") -> list[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [int(pid) for pid in children.read_text().split()]
-
-
 @pytest.mark.processes
 def test_a_killed_training_is_continued_while_its_loaders_live(folder: Path) -> None:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("loader processes are found in /proc")
     options = ("--train.epochs", "500", "--data.num_workers", "2")
     killed = start(*training(folder, "run", *options))
-    wait_for(killed, lambda: Run(folder / "run").checkpoints)
-    wait_for(killed, lambda: len(loaders_of(killed)) >= 2)
+    wait_until(killed, lambda: Run(folder / "run").checkpoints)
+    wait_until(killed, lambda: len(loaders_of(killed)) >= 2)
     loaders = loaders_of(killed)
     for loader in loaders:
         os.kill(loader, signal.SIGSTOP)  # so that they outlive the training
@@ -182,7 +178,7 @@ def test_a_second_torchrun_is_refused_and_the_first_goes_on(folder: Path) -> Non
 
 def _check_refused_beside(first: "subprocess.Popen[str]", folder: Path, options: tuple[str, ...]) -> None:
     metrics, config = folder / "run" / "metrics.jsonl", folder / "run" / "config.yaml"
-    wait_for(first, metrics.exists)
+    wait_until(first, metrics.exists)
     before = config.read_bytes(), config.stat().st_ino
     second = start_two(*training(folder, "run", *options, "--seed", "7"))
     _, err = second.communicate(timeout=PATIENCE)
@@ -190,7 +186,7 @@ def _check_refused_beside(first: "subprocess.Popen[str]", folder: Path, options:
     assert "another process writes there: sniper train" in " ".join(err.split())
     assert (config.read_bytes(), config.stat().st_ino) == before
     num_lines = len(metrics.read_text().splitlines())
-    wait_for(first, lambda: len(metrics.read_text().splitlines()) > num_lines)
+    wait_until(first, lambda: len(metrics.read_text().splitlines()) > num_lines)
     assert first.poll() is None
 
 
@@ -203,7 +199,7 @@ def test_a_run_is_read_while_it_is_trained(folder: Path, sniper: CommandLine) ->
 
 def _check_readable(process: "subprocess.Popen[str]", folder: Path, sniper: CommandLine) -> None:
     run = Run(folder / "run")
-    wait_for(process, lambda: run.checkpoints)
+    wait_until(process, lambda: run.checkpoints)
     steps = set()
     for choice in ("best", "last") * 100:
         steps.add(int(run.load_weights(choice)[2].parent.name))
