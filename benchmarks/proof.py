@@ -56,7 +56,7 @@ from sniper.chips.pyramid import PAPER_LEVELS
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec, widened
 from sniper.config.loading import dump_experiment
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.data.epoch import choose_positive_chips
+from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.data.spec import DataSpec
 from sniper.evaluation import coco
 from sniper.evaluation.comparison import ResampledAP, compare
@@ -297,7 +297,8 @@ def with_budget(spec: ExperimentSpec, train_set: Dataset, *, megapixels: float) 
     """Set the epochs to train for these megapixels, with a lower learning rate in the last fifth."""
     table = None
     if spec.data.chips is not None:
-        table = ChipTable.load(Path(spec.data.chips), pyramid=spec.pyramid, digest=train_set.digest)
+        path, images = Path(spec.data.chips), to_image_boxes(train_set)
+        table = ChipTable.load(path, pyramid=spec.pyramid, images=images, digest=train_set.digest)
     epochs = megapixels / order_epoch(spec, train_set, epoch=0, table=table).megapixels
     return replace(spec, train=replace(spec.train, epochs=epochs, milestones=(0.8 * epochs,)))
 

@@ -1,6 +1,7 @@
 """Specs are frozen dataclasses that check their fields, also in Python, a copy or another process."""
 
 import dataclasses
+import json
 import math
 import pickle
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ import pytest
 from annotated_types import Ge
 from pydantic import AllowInfNan
 
-from sniper.specs import Fraction, spec_dataclass
+from sniper.specs import Fraction, parse_json, spec_dataclass
 
 
 @spec_dataclass
@@ -68,3 +69,28 @@ def test_a_fraction_is_from_0_to_1(value: float, is_valid: bool) -> None:
     else:
         with pytest.raises(ValueError, match="fraction"):
             Inner(fraction=value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"count": 1.5}', "^count: Input should be a valid integer"),
+        (
+            '{"count": 0, "inner": {"fraction": 2}}',
+            "^count: .*; inner.fraction: Input should be less than or equal to 1$",
+        ),
+        ("[1]", "^Input should be"),
+        ("[" * 100_000, "^Invalid JSON: recursion limit exceeded"),
+        (b"\xff", "^Invalid JSON"),
+        ("", "^Invalid JSON: EOF"),
+    ],
+)
+def test_json_that_is_no_spec_is_refused_in_one_line(content: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_json(content, Outer)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_becomes_a_spec() -> None:
+    spec = Outer(count=2, inner=Inner(fraction=1), sizes=(1.0, 2.0))
+    assert parse_json(json.dumps(dataclasses.asdict(spec)), Outer) == spec

@@ -14,8 +14,6 @@ import shutil
 import socket
 import stat
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -27,9 +25,6 @@ import msgspec
 from sniper.errors import ConfigError, SniperError, describe_os_error
 
 _T = TypeVar("_T")
-
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""Errors that NumPy raises for an `.npz` file that is missing, truncated, damaged or of another format."""
 
 _OTHER_CONTENT = (
     (b"version https://git-lfs", "a pointer of Git LFS; git lfs pull fetches the file"),

@@ -371,7 +371,8 @@ def _check_inputs(
         return
     Run.check_absent(folder)
     if spec.data.chips is not None:
-        ChipTable.load(Path(spec.data.chips), pyramid=spec.pyramid, digest=dataset.digest)
+        path, images = Path(spec.data.chips), to_image_boxes(dataset)
+        ChipTable.load(path, pyramid=spec.pyramid, images=images, digest=dataset.digest)
 
 
 def _check_weights(
@@ -685,7 +686,12 @@ class _Stages:
         if not path.exists():
             miner = self._train_rpn() if first_epoch == 0 else self.run
             self._mine(miner, path, first_epoch=first_epoch)
-        return ChipTable.load(path, pyramid=self.spec.pyramid, digest=self.dataset.digest)
+        return ChipTable.load(
+            path,
+            pyramid=self.spec.pyramid,
+            images=to_image_boxes(self.dataset),
+            digest=self.dataset.digest,
+        )
 
     def _train_rpn(self) -> Run:
         """Train the RPN in a run of its own, or complete that run."""

@@ -1,10 +1,13 @@
-"""What makes a class a spec: a frozen dataclass that checks the types and ranges of its fields."""
+"""Specs: frozen dataclasses that check the types and ranges of their fields, and JSON that is checked likewise."""
 
-from typing import Annotated, TypeVar, cast, dataclass_transform
+from functools import cache
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from annotated_types import Ge, Le
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from sniper.errors import count_and_list
 
 T = TypeVar("T")
 
@@ -38,3 +41,36 @@ def spec_dataclass(cls: type[T]) -> type[T]:
     """
     config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return cast(type[T], dataclass(cls, frozen=True, kw_only=True, config=config))
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    return TypeAdapter(kind)
+
+
+def parse_json(content: str | bytes, kind: type[T]) -> T:
+    """Parse JSON into a dataclass or another type that pydantic knows.
+
+    Args:
+        content: the JSON.
+        kind: of its content. Types are strict, as in a spec.
+
+    Raises:
+        ValueError: if it is not JSON, or not of this kind; the message is one line with the problems.
+
+    Example:
+        >>> parse_json("[1, 2]", list)
+        [1, 2]
+        >>> parse_json('{"a": 1}', list)
+        Traceback (most recent call last):
+            ...
+        ValueError: Input should be a valid array
+    """
+    try:
+        return cast(T, _adapter(cast(Any, kind)).validate_json(content, strict=True))
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        problems = [
+            ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"]))) for fault in faults
+        ]
+        raise ValueError(count_and_list(problems)) from error

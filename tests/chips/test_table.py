@@ -1,6 +1,8 @@
 """The chip table: selections, joins, and the file."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,13 @@ from sniper.chips.cover import cover
 from sniper.errors import ChipTableError
 from tests.chips.worlds import SMALL_PYRAMID, build_world
 
+WORLD = build_world(3, num_images=6)
 COLUMNS = ("image_indices", "level", "x", "y", "widths", "heights", "is_negative")
 
 
 @pytest.fixture(scope="module")
 def table() -> ChipTable:
-    return cover(SMALL_PYRAMID, build_world(3, num_images=6), generator=np.random.default_rng(0))
+    return cover(SMALL_PYRAMID, WORLD, generator=np.random.default_rng(0))
 
 
 @pytest.fixture
@@ -26,7 +29,13 @@ def path(table: ChipTable, tmp_path: Path) -> Path:
 
 
 def load(path: Path, *, pyramid: PyramidSpec = SMALL_PYRAMID, digest: str = "abc") -> ChipTable:
-    return ChipTable.load(path, pyramid=pyramid, digest=digest)
+    return ChipTable.load(path, pyramid=pyramid, images=WORLD, digest=digest)
+
+
+def rewrite(path: Path, **arrays: np.ndarray) -> None:
+    """Replace arrays of a file."""
+    with np.load(path) as file:
+        np.savez(path, **{**file, **arrays})
 
 
 def assert_equal_chips(table: ChipTable, other: ChipTable) -> None:
@@ -97,6 +106,92 @@ def test_a_table_without_an_array_is_refused(path: Path) -> None:
         arrays = dict(file)
     np.savez(path, **{name: value for name, value in arrays.items() if name != "moved_to"})
     with pytest.raises(ChipTableError, match="not a chip table"):
+        load(path)
+
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def with_first(value: int) -> Change:
+    def change(array: np.ndarray) -> np.ndarray:
+        changed = array.astype(np.int64)
+        changed[0] = value
+        return changed
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("level", with_first(3), r"level\[0\] is 3, expected 0 to 2 \(1 such values\)"),
+        ("level", with_first(-1), r"level\[0\] is -1"),
+        (
+            "level",
+            lambda array: array > 0,
+            r"level has \d+ values of type bool, expected \d+ integers",
+        ),
+        ("level", lambda array: array.astype(np.uint8), "of type uint8"),
+        ("x", lambda array: array[:-1], r"x has \d+ values of type int32, expected \d+ integers"),
+        ("x", with_first(10**9), r"x\[0\] is 1000000000, expected a window that shows a part of the image"),
+        ("y", with_first(-64), r"y\[0\] is -64, expected a window"),
+        ("widths", with_first(63), r"widths\[0\] is 63, expected 64 \(pyramid\.chip_size\)"),
+        ("image_indices", with_first(6), r"image_indices\[0\] is 6, expected 0 to 5"),
+        (
+            "image_indices",
+            lambda array: array[::-1],
+            r"image_indices\[\d+\] is \d, expected ascending numbers",
+        ),
+        ("image_widths", with_first(7), r"image_widths\[0\] is 7, expected those of the annotations"),
+        (
+            "image_heights",
+            lambda array: array[:5],
+            "image_heights has 5 values of type int64, expected 6 integers",
+        ),
+        (
+            "is_negative",
+            lambda array: array.astype(np.int8),
+            "is_negative has .* of type int8, expected .* flags",
+        ),
+        ("moved_to", with_first(3), r"moved_to\[0\] is 3, expected -1 to 2"),
+        ("moved_to", lambda array: array[:0], r"moved_to has 0 values of type int8, expected \d+ integers"),
+    ],
+)
+def test_a_table_with_values_that_no_table_has_is_refused(
+    path: Path, name: str, change: Change, message: str
+) -> None:
+    with np.load(path) as file:
+        rewrite(path, **{name: change(file[name])})
+    with pytest.raises(ChipTableError, match=rf"chips\.npz: damaged: .*{message}"):
+        load(path)
+
+
+def test_all_problems_of_a_table_are_listed(path: Path) -> None:
+    with np.load(path) as file:
+        rewrite(path, level=file["level"] + 5, widths=file["widths"] * 2)
+    with pytest.raises(ChipTableError, match=r"level\[0\] .*; widths\[0\] "):
+        load(path)
+
+
+def test_a_table_without_chips_is_loaded(table: ChipTable, tmp_path: Path) -> None:
+    none = table.select(np.zeros(0, dtype=np.int64))
+    none.save(tmp_path / "none.npz", pyramid=SMALL_PYRAMID, digest="abc")
+    assert len(load(tmp_path / "none.npz")) == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("[]", "Input should be an object|Input should be a dictionary"),
+        ("[" * 5000, "Invalid JSON"),
+        (json.dumps({"version": "3"}), "version: Input should be a valid integer"),
+        (json.dumps({"version": 3, "digest": 7}), "digest: Input should be a valid string"),
+        (json.dumps({"version": 3, "digest": "abc", "pyramid": []}), "pyramid: Input should be a"),
+    ],
+)
+def test_a_table_with_a_damaged_head_is_refused(path: Path, head: str, message: str) -> None:
+    rewrite(path, head=np.array(head))
+    with pytest.raises(ChipTableError, match=rf"chips\.npz: not a chip table \(.*({message})"):
         load(path)
 
 

@@ -279,7 +279,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: 
     config = trained_folder / "run" / "config.yaml"
     config.write_text(config.read_text().replace("hidden_dim: 32", "hidden_dim: 48"))
     message = sniper.error("predict", trained_folder / "run", trained_folder / "images" / "train_0.png")
-    assert "belongs to another model: roi_head.first.weight is (32, 392), not (48, 392)" in message
+    assert "does not fit the model: roi_head.first.weight is (32, 392), not (48, 392)" in message
 
 
 @pytest.mark.parametrize(

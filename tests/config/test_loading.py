@@ -127,7 +127,10 @@ def test_all_problems_are_reported_at_once() -> None:
         ("a: [1", "folder/experiment.yaml: not YAML (while parsing a flow sequence"),
         ("- 1", "folder/experiment.yaml: expected sections such as data and train, got list"),
         ("2020-01-01: 1", "2020-01-01 is not known; known are seed, data, pyramid, negatives, mine"),
-        ("data: &data {train: *data}", "not a valid YAML mapping"),
+        (
+            "data: &data {train: *data}",
+            "not YAML (expected at most 20000 values in 30 levels, with aliases expanded",
+        ),
         ("seed: -1", "seed: must be greater than or equal to 0, not -1"),
         ("train: {epochs: -1}", "train.epochs: must be greater than 0, not -1"),
         ("train: {epochs: .inf}", "train.epochs: must be a finite number, not inf"),
@@ -319,6 +322,62 @@ def test_what_is_chosen_on_validation_images_cannot_be_set(field: str) -> None:
         merge_experiment(base, None, overrides=overrides)
     spec = merge_experiment(base, None, overrides={**overrides, "--predict.merge": "hard"})
     assert getattr(spec.predict, field) == 0.7
+
+
+BOMB = "\n".join(
+    [
+        "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]",
+        *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "expected at most 20000 values in 30 levels, with aliases expanded"),
+        ("[" * 3000, r"not YAML \((nested too deeply|while parsing)"),
+        ("seed: " + "[" * 50 + "]" * 50, "expected at most 20000 values in 30 levels"),
+        ("seed: " + "{a: " * 50 + "1" + "}" * 50, "expected at most 20000 values in 30 levels"),
+        ("seed: 1\nseed: 2", "the key 'seed' occurs twice"),
+        ("train: {epochs: 1, epochs: 2}", "the key 'epochs' occurs twice"),
+        ("seed: !!int x", "a value is not of the kind that it is marked as"),
+        ("seed: !!int ''", "a value is not of the kind that it is marked as"),
+        ("seed: !!bool x", "a value is not of the kind that it is marked as"),
+        ("seed: 0b_", "a value is not of the kind that it is marked as"),
+        ("seed: " + "9" * 5000, "a value is not of the kind that it is marked as"),
+        ("seed: !!timestamp 1", "could not determine a constructor for the tag"),
+        ("seed: !!binary x", "could not determine a constructor for the tag"),
+        ("seed: !!set {a}", "could not determine a constructor for the tag"),
+        ("seed: !!python/object/apply:os.system [ls]", "could not determine a constructor for the tag"),
+        ("seed: !!map [a]", "expected a mapping node"),
+        ("{? [a] : 1}", "found unhashable key"),
+        ("seed: \x00", "special characters are not allowed"),
+        ('data: {train: {annotations: "a\\0b"}}', "data.train.annotations: expected a path in UTF-8"),
+        ('pyramid: {levels: [{"\\ud800": 1}]}', "expected a path in UTF-8"),
+        ("seed: 2001-99-99", "seed: must be a valid integer, not '2001-99-99'"),
+        (f"seed: {2**63}", "seed: must be less than or equal to 9223372036854775807"),
+        (
+            f"model: {{roi_head: {{hidden_dim: {10**9}}}}}",
+            "model.roi_head.hidden_dim: must be less than or equal to 65536",
+        ),
+        (f"seed: '{'x' * 1000}'", r"not 'x{196}\.\.\."),
+    ],
+)
+def test_yaml_of_any_content_is_refused_by_the_name_of_its_file(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_experiment(text, source=SOURCE)
+    assert str(caught.value).startswith(str(SOURCE))
+    assert len(str(caught.value)) < 2000
+
+
+def test_aliases_and_merged_mappings_are_read() -> None:
+    text = "train: &train {epochs: 3, momentum: 0.5}\nmine: {<<: {rpn_epochs: 2}, rpn_epochs: 1}\n"
+    levels = "predict: {levels: [&level {long_side: 512}, *level]}"
+    spec = parse_experiment(text + levels, source=SOURCE)
+    assert (spec.train.epochs, spec.mine.rpn_epochs, len(spec.predict.levels)) == (3.0, 1.0, 2)
+    inherited = "data: {train: &a {annotations: x.json, split: val}, test: {<<: *a, split: test}}"
+    assert parse_experiment(inherited, source=SOURCE).data.test.split == "test"
 
 
 def test_a_path_that_is_not_utf8_is_refused_by_its_name() -> None:

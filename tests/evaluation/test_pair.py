@@ -113,7 +113,7 @@ def test_equal_names_and_ids_give_no_warning() -> None:
 def test_detections_of_categories_that_the_file_lacks_are_left_out_with_a_count() -> None:
     pair = EvaluationPair.of(found((1, "disc"), (5, "ring"), (5, "ring")), truth_of({1: "disc"}))
     assert (len(pair), score(pair).num_detections) == (1, 1)
-    assert any("lacks 1 category of the set of detections: 'ring'" in warning for warning in pair.warnings)
+    assert any("lacks 1 category of the detections: 'ring'" in warning for warning in pair.warnings)
     assert any("2 detections of those categories left out" in warning for warning in pair.warnings)
 
 

@@ -65,6 +65,10 @@ def test_a_new_run_has_chosen_nothing(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "Invalid JSON"),
+        ("[" * 100_000, "Invalid JSON"),
+        ("{}", "Input should be"),
+        ([{"step": "10"}], r"0\.step: Input should be a valid integer"),
+        ([{"f1": "x", "recall": 2}], r"0\.f1: .*; 0\.recall: Input should be less than or equal to 1"),
         ("[{}]", r"0\.step: Missing required argument|0\.step: Field required"),
         ([{"min_score": 1.5}], r"0\.min_score: Input should be less than or equal to 1"),
         ([{"merge": "auto"}], r"0\.merge: Input should be 'gaussian', 'linear', 'hard' or 'fusion'"),

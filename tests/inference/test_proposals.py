@@ -8,7 +8,7 @@ import pytest
 from sniper.chips import ChipTable
 from sniper.chips.negatives import NegativeSpec
 from sniper.data.datasets import Dataset, load_dataset
-from sniper.data.epoch import choose_positive_chips, order_chips
+from sniper.data.epoch import choose_positive_chips, order_chips, to_image_boxes
 from sniper.errors import ProposalsError
 from sniper.geometry import Detections
 from sniper.inference.proposals import add_negatives, open_proposals, start_proposals
@@ -85,7 +85,12 @@ def test_negatives_are_drawn_anew_each_epoch(dataset: Dataset, tmp_path: Path) -
     positives = choose_positive_chips(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
     table = with_negatives(positives, fill(tmp_path / "proposals", dataset))
     table.save(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest=dataset.digest)
-    loaded = ChipTable.load(tmp_path / "chips.npz", pyramid=SMALL_PYRAMID, digest=dataset.digest)
+    loaded = ChipTable.load(
+        tmp_path / "chips.npz",
+        pyramid=SMALL_PYRAMID,
+        images=to_image_boxes(dataset),
+        digest=dataset.digest,
+    )
     np.testing.assert_array_equal(loaded.is_negative, table.is_negative)
     orders = [
         order_chips(

@@ -259,3 +259,21 @@ def test_results_are_recognised_by_everything_that_they_depend_on(
     paths = [tmp_path / "absent.json", target]
     stored = find_results(detector, images, paths, match=match, source={"weights": weights})
     assert stored == (StoredResults(path=target, skipped=()) if changed == "nothing" else None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"search": 7}, {"results": None}, {"skipped": 7}, {"skipped": [[]]}, {"skipped": [1.5]}, "[" * 100_000],
+)
+def test_results_beside_a_damaged_source_are_not_found(
+    images: list[ImageToSearch], tmp_path: Path, change: dict[str, Any] | str
+) -> None:
+    target = tmp_path / "detections.json"
+    search(images, target)
+    match = match_categories(DETECTOR.categories, ())
+    options: dict[str, Any] = {"match": match, "source": {"weights": "a"}}
+    assert find_results(DETECTOR, images, [target], **options) is not None
+    path = tmp_path / ".detections.json.source"
+    text = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(text)
+    assert find_results(DETECTOR, images, [target], **options) is None

@@ -1,8 +1,10 @@
 """Boxes of many images on disk: exact or compact, whatever process wrote them and however it ended."""
 
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,7 +31,7 @@ NUM_IMAGES = 7
 WIDTHS = np.array([200, 30, 4000, 77, 128, 640, 1])
 HEIGHTS = np.array([100, 60, 3000, 77, 1, 480, 50])
 PROPOSALS = ProposalEncoding(widths=WIDTHS, heights=HEIGHTS)
-EXACT = ExactEncoding()
+EXACT = ExactEncoding(num_classes=80)
 
 
 def start(
@@ -231,7 +233,7 @@ detections = Detections(boxes=np.ones((2, 4)), scores=np.ones(2), labels=np.zero
 with Processes.from_environment().process_group(torch.device("cpu")) as processes:
     store = BoxStore.start(
         Path(sys.argv[1]),
-        ExactEncoding(),
+        ExactEncoding(num_classes=80),
         images=ImageList(digest="abc", count=7, name="images"),
         source={"weights": "w"},
         existing="resume or replace",
@@ -314,6 +316,86 @@ def test_a_part_of_another_store_is_refused(tmp_path: Path) -> None:
         start(tmp_path / "one")
 
 
+def append_record(store: BoxStore, index: int, rows: np.ndarray, *, count: int | None = None) -> None:
+    """Append a record of any content with its right checksum."""
+    count, content = len(rows) if count is None else count, rows.tobytes()
+    checksum = zlib.crc32(content, zlib.crc32(struct.pack("<Ii", index, count)))
+    with (store.folder / "000.boxes").open("ab") as file:
+        file.write(struct.pack("<IiI", index, count, checksum) + content)
+
+
+@pytest.mark.parametrize(("index", "count"), [(NUM_IMAGES, 0), (2**32 - 1, 0), (3, -2), (3, -(2**31))])
+def test_a_record_of_no_image_is_refused(index: int, count: int, tmp_path: Path) -> None:
+    store = start(tmp_path / "store")
+    write(store, [0])
+    append_record(store, index, np.zeros(0, dtype=EXACT.dtype), count=count)
+    with pytest.raises(
+        DetectionsError, match=rf"000\.boxes: the record of image {index} is damaged .*there are 7"
+    ):
+        start(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("box", "score", "label", "message"),
+    [
+        ([0, 0, np.nan, 1], 0.5, 0, "a box or a score is not finite"),
+        ([0, 0, 1, 1], np.inf, 0, "a box or a score is not finite"),
+        ([0, 0, 1, 1], 0.5, 80, "labels are 80 to 80, expected 0 to 79"),
+        ([0, 0, 1, 1], 0.5, -1, "labels are -1 to -1, expected 0 to 79"),
+    ],
+)
+def test_detections_that_no_detector_has_are_refused(
+    box: list[float], score: float, label: int, message: str, tmp_path: Path
+) -> None:
+    store = start(tmp_path / "store")
+    write(store, [0])
+    append_record(store, 3, np.array([(box, score, label)], dtype=EXACT.dtype))
+    with pytest.raises(DetectionsError, match=rf"000\.boxes: the record of image 3 is damaged \({message}\)"):
+        start(tmp_path / "store").read(3)
+
+
+@pytest.mark.parametrize(("box", "score"), [([9, 0, 8, 1], 0.5), ([0, 9, 1, 8], 0.5), ([0, 0, 1, 1], np.nan)])
+def test_proposals_that_no_rpn_has_are_refused(box: list[int], score: float, tmp_path: Path) -> None:
+    store = start(tmp_path / "store", PROPOSALS)
+    write(store, [0])
+    append_record(store, 3, np.array([(box, score)], dtype=PROPOSALS.dtype))
+    with pytest.raises(
+        ProposalsError, match=r"the record of image 3 is damaged \(a score is no number, or a box"
+    ):
+        start(tmp_path / "store", PROPOSALS).read(3)
+
+
+def test_a_part_that_is_cut_short_after_it_was_scanned_is_refused(tmp_path: Path) -> None:
+    store = start(tmp_path / "store")
+    write(store, [3])
+    path = tmp_path / "store" / "000.boxes"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        DetectionsError, match=r"the record of image 3 is damaged \(the file was cut short meanwhile"
+    ):
+        store.read(3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "[" * 100_000,
+        '{"version": "2"}',
+        '{"version": 2, "kind": 7, "images": "abc"}',
+        "\ud800",
+        '{"version": 2}',
+    ],
+)
+def test_a_damaged_head_is_refused(content: str, tmp_path: Path) -> None:
+    fill(start(tmp_path / "store", PROPOSALS))
+    (tmp_path / "store" / "head.json").write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(ProposalsError, match=r"store: contains no proposals \("):
+        BoxStore.open(tmp_path / "store", PROPOSALS, images=images())
+    with pytest.raises(ProposalsError, match="contains something else than proposals"):
+        start(tmp_path / "store", PROPOSALS)
+
+
 def test_an_incomplete_store_is_not_opened(tmp_path: Path) -> None:
     write(start(tmp_path / "store", PROPOSALS), [0, 1, 2])
     with pytest.raises(ProposalsError, match="4 of 7 images are missing; mine again to continue"):
@@ -333,7 +415,7 @@ def test_a_store_of_other_images_or_another_version_is_not_opened(tmp_path: Path
     with pytest.raises(ProposalsError, match="proposals of version 1, expected 2; mine again"):
         BoxStore.open(folder, PROPOSALS, images=images())
     (folder / "head.json").write_text("{}")
-    with pytest.raises(ProposalsError, match="keys are missing"):
+    with pytest.raises(ProposalsError, match="version: Field required"):
         BoxStore.open(folder, PROPOSALS, images=images())
 
 

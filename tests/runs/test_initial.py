@@ -76,7 +76,7 @@ def test_other_classes_keep_their_initial_scores(trained_once: TrainedRun) -> No
 
 def test_the_moving_average_is_started_from_where_it_is_kept(trained: TrainedRun) -> None:
     folder = trained.run.checkpoints[-1]
-    tensors, head = load_tensors(folder / WEIGHTS)
+    tensors, head = load_tensors(folder / WEIGHTS, dict)
     save_tensors(folder / EMA, {name: tensor + 1 for name, tensor in tensors.items()}, head=head)
     _, after, report = start(trained, trained.dataset.categories)
     assert torch.equal(after["rpn.hidden.bias"], tensors["rpn.hidden.bias"] + 1)
@@ -134,7 +134,7 @@ def test_a_file_is_checked_by_its_shapes(trained_once: TrainedRun) -> None:
 def test_a_file_with_more_or_fewer_tensors_is_reported_or_refused(
     trained_once: TrainedRun, tmp_path: Path
 ) -> None:
-    tensors, head = load_tensors(trained_once.run.weights_path)
+    tensors, head = load_tensors(trained_once.run.weights_path, dict)
     more, fewer = tmp_path / "more.safetensors", tmp_path / "fewer.safetensors"
     save_tensors(more, {**tensors, "mask_head.weight": torch.zeros(2)}, head=head)
     report = InitialWeights.load(more).check(trained_once.spec, trained_once.dataset.categories)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from sniper.errors import CheckpointError, RunError
-from sniper.runs.checkpoints import Checkpoint, Progress
+from sniper.runs.checkpoints import Checkpoint, Counters, Progress
 from sniper.runs.run import Run
 from tests.training.experiments import TrainedRun, have_equal_weights, train_run
+
+OTHER = Counters(num_shares=7)
 
 
 def cut_short(path: Path, num_bytes: int) -> None:
@@ -38,15 +40,18 @@ def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
         Run.create(tmp_path / "file", config="")
 
 
-def test_metrics_are_json_and_skip_a_line_cut_short(tmp_path: Path) -> None:
+def test_metrics_are_json_and_drop_a_line_cut_short(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", config="")
     assert run.entries() == []
     for step in (1, 2, 3):
         run.log({"step": step, "loss": float("inf")})
     with run.metrics_path.open("a") as file:
         file.write('{"step": 4, "lo')
-    assert run.entries()[-1] == {"step": 3, "loss": None}
-    run.truncate_metrics(step=2)
+    message = r"metrics\.jsonl: cannot be read and is left out: line 4 \(cut short\)"
+    with pytest.warns(UserWarning, match=message):
+        assert run.entries()[-1] == {"step": 3, "loss": None}
+    with pytest.warns(UserWarning, match=message):
+        run.truncate_metrics(step=2)
     assert [entry["step"] for entry in run.entries()] == [1, 2]
 
 
@@ -54,10 +59,10 @@ def test_a_checkpoint_of_the_same_step_is_replaced(trained: TrainedRun) -> None:
     checkpoint = trained.run.load_checkpoint(trained.dataset.identity)
     assert checkpoint is not None
     before = trained.run.checkpoints
-    other = dataclasses.replace(checkpoint, counters={"scale": 2.0})
+    other = dataclasses.replace(checkpoint, counters=OTHER)
     assert other.save(trained.run.folder / "checkpoints") == before[-1]
     assert sorted((trained.run.folder / "checkpoints").iterdir()) == before
-    assert Checkpoint.load(before[-1]).counters == {"scale": 2.0}
+    assert Checkpoint.load(before[-1]).counters == OTHER
 
 
 @pytest.mark.parametrize(("num_renamed", "is_new"), [(0, False), (1, False), (2, True)])
@@ -80,11 +85,63 @@ def test_a_checkpoint_survives_a_kill_while_it_is_replaced(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
-            dataclasses.replace(checkpoint, counters={"scale": 2.0}).save(folder)
+            dataclasses.replace(checkpoint, counters=OTHER).save(folder)
     assert len(renames) == num_renamed
     run.restore_replaced()
     assert run.checkpoints == sorted(folder.iterdir()) == before
-    assert Checkpoint.load(before[-1]).counters == ({"scale": 2.0} if is_new else checkpoint.counters)
+    assert Checkpoint.load(before[-1]).counters == (OTHER if is_new else checkpoint.counters)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"[1]", r"line 2 \(Expected `object`, got `array`"),
+        (b"null", r"line 2 \(Expected `object`"),
+        (b'{"stage": "train"}', r"line 2 \(Object missing required field `step`"),
+        (b'{"step": "2"}', r"line 2 \(Expected `int`, got `str` - at `\$\.step`"),
+        (b'{"step": -2}', r"line 2 \(Expected `int` >= 0"),
+        (b'{"step": true}', r"line 2 \(Expected `int`, got `bool`"),
+        (b'{"step": 2, "stage": "evaluate", "ap": 0.5}', r"line 2 \(Object missing required field `epoch`"),
+        (b'{"step": 2, "stage": "evaluate", "epoch": 1, "ap": [0.5]}', r"line 2 \(Expected `float \| null`"),
+        (b'{"step": 2, "learning_rate": 0.1}', r"line 2 \(Object missing required field `loss`"),
+        (b"\xff\xfe", r"line 2 \(JSON is malformed"),
+        (b"\0" * 50, r"line 2 \(JSON is malformed"),
+        (b"[" * 100_000, r"line 2 \("),
+        (b'{"step": 2} {"step": 3}', r"line 2 \(JSON is malformed"),
+    ],
+)
+def test_a_broken_line_of_the_metrics_is_left_out_with_its_number(
+    tmp_path: Path, line: bytes, message: str
+) -> None:
+    run = Run.create(tmp_path / "run", config="")
+    run.metrics_path.write_bytes(b'{"step": 1, "stage": "train"}\n' + line + b'\n\n{"step": 3}\n')
+    with pytest.warns(UserWarning, match=rf"metrics\.jsonl: cannot be read and is left out: {message}"):
+        assert [entry["step"] for entry in run.entries()] == [1, 3]
+    with pytest.warns(UserWarning, match=message):
+        run.truncate_metrics(step=3)
+    assert run.metrics_path.read_bytes() == b'{"step": 1, "stage": "train"}\n{"step": 3}\n'
+
+
+def test_metrics_that_are_no_file_are_refused_by_name(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", config="")
+    run.metrics_path.mkdir()
+    with pytest.raises(RunError, match=r"metrics\.jsonl: cannot be read \(Is a directory\)"):
+        run.entries()
+
+
+def test_a_run_with_a_broken_line_of_metrics_is_continued(trained: TrainedRun) -> None:
+    with trained.run.metrics_path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    with pytest.warns(UserWarning, match="cut short"):
+        train_run(trained.run, trained.spec, trained.dataset)
+    assert trained.run.entries()
+
+
+def test_folders_that_are_not_named_by_a_step_are_no_checkpoints(trained: TrainedRun) -> None:
+    checkpoints = trained.run.checkpoints
+    for name in ("\u00b2", "\u0663", "best", "-1"):
+        (trained.run.folder / "checkpoints" / name).mkdir()
+    assert trained.run.checkpoints == checkpoints
 
 
 def test_only_the_newest_checkpoints_are_kept(trained: TrainedRun) -> None:

@@ -15,7 +15,7 @@ from sniper.data.datasets import Dataset
 from sniper.data.epoch import order_chips
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.two_stage import TwoStageDetector
-from sniper.runs.checkpoints import Progress
+from sniper.runs.checkpoints import Checkpoint, Progress
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
 from sniper.training.learner import Learner, Update
@@ -148,6 +148,76 @@ def test_a_learner_loaded_from_disk_continues_bit_for_bit(
     for expected, model in pairs:
         state = model.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "train"),
+    [
+        ({"neck": "fpn"}, {}),
+        ({"num_feature_maps": 1}, {"momentum": 0.0}),
+        ({"deformable": True, "frozen_stages": 1}, {"optimizer": "adamw"}),
+        ({}, {"rpn_only": True}),
+    ],
+)
+def test_every_trained_parameter_has_a_state_after_one_update(
+    dataset: Dataset,
+    spec: ExperimentSpec,
+    batches: list[Batch],
+    tmp_path: Path,
+    backbone: dict[str, Any],
+    train: dict[str, Any],
+) -> None:
+    sizes = (8, 16, 32, 64, 128) if "neck" in backbone else spec.model.rpn.anchor_sizes
+    model = dataclasses.replace(
+        spec.model,
+        backbone=dataclasses.replace(spec.model.backbone, **backbone),
+        rpn=dataclasses.replace(spec.model.rpn, anchor_sizes=sizes),
+    )
+    spec = with_train(dataclasses.replace(spec, model=model), **train)
+    run = Run.create(tmp_path / "run", config="")
+    train_on(spec, batches[:1])[0].save(run, dataset.identity, progress=Progress(step=1), keep=1)
+    build_learner(spec).load(run, dataset.identity)  # refuses a state that is missing
+
+
+def test_what_changes_bits_is_warned_of_when_a_run_continues(
+    dataset: Dataset,
+    spec: ExperimentSpec,
+    batches: list[Batch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run.create(tmp_path / "run", config="")
+    train_on(spec, batches[:1])[0].save(
+        run, dataset.identity, progress=Progress(step=1, step_in_epoch=1), keep=1
+    )
+    build_learner(spec).load(run, dataset.identity)  # nothing differs, and warnings are errors
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    found: list[str] = []
+    changed = build_learner(with_train(spec, accumulation_steps=2))
+    changed.load(run, dataset.identity, on_warning=found.append)
+    assert found == [
+        f"{run.checkpoints[-1]}: the run continues, but its weights will not equal those of an uninterrupted run to "
+        "the last bit: the number of threads was 1 and is 3; train.accumulation_steps was 1 and is 2"
+    ]
+    with pytest.warns(UserWarning, match="the number of threads was 1 and is 3"):
+        build_learner(spec).load(run, dataset.identity)
+    second = build_learner(spec, processes=Processes(rank=1, world_size=1))
+    second.load(run, dataset.identity)  # the first process warns
+
+
+@pytest.mark.parametrize("change", [{"scale": 0.0}, {"scale": -1.0}, {"growth_interval": 2.5}, {"more": 1}])
+def test_a_loss_scale_of_other_values_is_refused(
+    dataset: Dataset, spec: ExperimentSpec, batches: list[Batch], tmp_path: Path, change: dict[str, float]
+) -> None:
+    spec = with_train(spec, precision="fp16")
+    run = Run.create(tmp_path / "run", config="")
+    learner = train_on(spec, batches[:1])[0]
+    learner.save(run, dataset.identity, progress=Progress(step=1, step_in_epoch=1), keep=1)
+    saved = Checkpoint.load(run.checkpoints[-1])
+    counters = dataclasses.replace(saved.counters, loss_scale={**saved.counters.loss_scale, **change})
+    dataclasses.replace(saved, counters=counters).save(run.folder / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: loss_scale: expected values such as"):
+        build_learner(spec).load(run, dataset.identity)
 
 
 def test_a_chip_whose_loss_is_not_finite_is_named(

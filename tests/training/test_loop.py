@@ -186,8 +186,18 @@ def test_a_checkpoint_of_another_model_is_refused(trained: TrainedRun) -> None:
     model = trained.spec.model
     wider = dataclasses.replace(model, roi_head=dataclasses.replace(model.roi_head, hidden_dim=40))
     spec = dataclasses.replace(trained.spec, model=wider)
-    with pytest.raises(CheckpointError, match=r"weights\.safetensors: belongs to another model: roi_head"):
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: does not fit the model: roi_head"):
         train_run(trained.run, spec, trained.dataset)
+
+
+def test_another_environment_is_reported_when_a_run_continues(
+    trained: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    warned: list[str] = []
+    train_run(trained.run, trained.spec, trained.dataset, callbacks=Callbacks(on_warning=warned.append))
+    assert len(warned) == 1
+    assert "the number of threads was 1 and is 3" in warned[0]
 
 
 def test_a_checkpoint_cut_short_is_refused(trained: TrainedRun) -> None:

@@ -1,8 +1,8 @@
 """The table of chips: flat arrays with one entry for each chip, kept in one file and read one chip at a time."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,26 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from sniper.chips.arrays import read_arrays
 from sniper.chips.chip import Chip
+from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
-from sniper.errors import ChipTableError, describe_os_error
-from sniper.files import UNREADABLE, atomic_write, open_regular
+from sniper.errors import ChipTableError, count_and_list, describe_os_error
+from sniper.files import atomic_write
+from sniper.specs import parse_json
 
 _VERSION = 3
 _OF_CHIPS = ("image_indices", "level", "x", "y", "widths", "heights", "is_negative")
 _ARRAYS = ("image_widths", "image_heights", *_OF_CHIPS, "moved_to")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """What a file has beside its arrays; those of earlier versions may lack the rest."""
+
+    version: int
+    digest: str = ""
+    pyramid: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,37 +158,88 @@ class ChipTable:
             )
 
     @classmethod
-    def load(cls, path: Path, *, pyramid: PyramidSpec, digest: str) -> "ChipTable":
+    def load(cls, path: Path, *, pyramid: PyramidSpec, images: ImageBoxes, digest: str) -> "ChipTable":
         """Read a table that `save` wrote.
 
         Args:
             path: the `.npz` file.
             pyramid: the pyramid that the chips must be cut from.
+            images: the images that the chips must be of, with their boxes.
             digest: of the annotations that the chips must have been chosen for.
 
         Raises:
-            ChipTableError: if the file cannot be read, or belongs to another pyramid or other annotations.
+            ChipTableError: if the file cannot be read, belongs to another pyramid or other annotations, or has chips
+                that cannot be cut.
         """
         try:
-            with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
-                head = json.loads(str(file["head"]))
-                if head["version"] != _VERSION:
-                    raise ChipTableError(
-                        f"{path}: chip table of version {head['version']}; this program reads {_VERSION}. "
-                        "Write it again with `sniper chips`"
-                    )
-                saved_pyramid, saved_digest = head["pyramid"], head["digest"]
-                arrays = {name: file[name] for name in _ARRAYS}
+            head = parse_json(str(read_arrays(path, ["head"])["head"]), _Head)
+            if head.version != _VERSION:
+                raise ChipTableError(
+                    f"{path}: chip table of version {head.version}; this program reads {_VERSION}. "
+                    "Write it again with `sniper chips`"
+                )
+            arrays = read_arrays(path, _ARRAYS)
         except OSError as error:
             raise ChipTableError(f"{path}: cannot be read ({describe_os_error(error)})") from error
-        except (*UNREADABLE, TypeError) as error:
+        except ValueError as error:
             raise ChipTableError(f"{path}: not a chip table ({error})") from error
-        if saved_digest != digest:
+        if head.digest != digest:
             raise ChipTableError(
-                f"{path}: made for other annotations (digest {saved_digest[:12]}, expected {digest[:12]})"
+                f"{path}: made for other annotations (digest {head.digest[:12]}, expected {digest[:12]})"
             )
         expected = json.loads(json.dumps(asdict(pyramid)))
-        if saved_pyramid != expected:
-            names = [name for name in expected if saved_pyramid.get(name) != expected[name]]
+        if head.pyramid != expected:
+            names = [name for name in expected if head.pyramid.get(name) != expected[name]]
             raise ChipTableError(f"{path}: made with another pyramid ({', '.join(names)} differ)")
+        problems = list(_problems_of_shapes(arrays, images))
+        problems = problems or list(_problems_of_values(arrays, images, pyramid))
+        if problems:
+            raise ChipTableError(
+                f"{path}: damaged: {count_and_list(problems)}. Write it again with `sniper chips`"
+            )
         return cls(levels=pyramid.levels, **arrays)
+
+
+def _problems_of_shapes(arrays: dict[str, np.ndarray], images: ImageBoxes) -> Iterator[str]:
+    """Describe the arrays of a file that have another type or length than those of a table."""
+    num_chips = arrays["level"].size
+    lengths = {"image_widths": len(images), "image_heights": len(images), "moved_to": len(images.boxes)}
+    for name, array in arrays.items():
+        kind, noun = ("b", "flags") if name == "is_negative" else ("i", "integers")
+        length = lengths.get(name, num_chips)
+        if array.dtype.kind != kind or array.shape != (length,):
+            yield f"{name} has {array.size} values of type {array.dtype}, expected {length} {noun}"
+
+
+def _problems_of_values(
+    arrays: dict[str, np.ndarray], images: ImageBoxes, pyramid: PyramidSpec
+) -> Iterator[str]:
+    """Describe the values that no table of these images has."""
+    num_levels, size = len(pyramid.levels), pyramid.chip_size
+    indices, level = arrays["image_indices"], arrays["level"]
+    for name, expected in (("image_widths", images.widths), ("image_heights", images.heights)):
+        yield from _first_wrong(name, arrays[name], arrays[name] == expected, "those of the annotations")
+    for name, low, high in (
+        ("image_indices", 0, len(images)),
+        ("level", 0, num_levels),
+        ("moved_to", -1, num_levels),
+    ):
+        values = arrays[name]
+        yield from _first_wrong(name, values, (values >= low) & (values < high), f"{low} to {high - 1}")
+    for name in ("widths", "heights"):
+        yield from _first_wrong(name, arrays[name], arrays[name] == size, f"{size} (pyramid.chip_size)")
+    is_after = np.diff(indices, prepend=indices[:1]) >= 0
+    yield from _first_wrong("image_indices", indices, is_after, "ascending numbers")
+    is_known = (indices >= 0) & (indices < len(images)) & (level >= 0) & (level < num_levels)
+    sides = np.array([spec.resized(images.widths, images.heights) for spec in pyramid.levels])  # (l, 2, m)
+    for axis, name in enumerate(("x", "y")):
+        starts = arrays[name][is_known].astype(np.int64)
+        shows = (starts > -size) & (starts < sides[level[is_known], axis, indices[is_known]])
+        yield from _first_wrong(name, starts, shows, "a window that shows a part of the image")
+
+
+def _first_wrong(name: str, values: np.ndarray, is_right: np.ndarray, expected: str) -> Iterator[str]:
+    """Describe the first of the values that are not right; nothing if all are."""
+    wrong = np.flatnonzero(~is_right)
+    if len(wrong):
+        yield f"{name}[{wrong[0]}] is {values[wrong[0]]}, expected {expected} ({len(wrong)} such values)"

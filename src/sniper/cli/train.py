@@ -175,7 +175,7 @@ def train(
     if scores:
         result["best_step"] = scores["step"]
         result |= {name: round(scores[name], 4) for name in _SCORES if scores.get(name) is not None}
-        result["num_images"] = scores["num_images"]
+        result["num_images"] = scores.get("num_images", 0)
     minutes = round((clock.monotonic() - started) / 60, 2)
     if json:
         print_result({**result, "minutes": minutes}, is_json=True)

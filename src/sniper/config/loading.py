@@ -2,9 +2,11 @@
 
 import difflib
 import json
+import math
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -22,6 +24,8 @@ from sniper.errors import ConfigError, describe_os_error
 from sniper.files import expand_path, read_bytes
 
 _VALIDATOR = TypeAdapter(ExperimentSpec)
+
+_MAX_VALUES, _MAX_DEPTH = 20_000, 30  # of a YAML file; an experiment has about 150 values in 5 levels
 
 _PATHS = (
     ("data", "train", "annotations"),
@@ -94,11 +98,55 @@ _FREE_TO_CHANGE = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Loads YAML 1.1, with numbers such as `1e-4` as in YAML 1.2, and every key as a string."""
+    """Loads YAML 1.1 with numbers such as `1e-4` as in YAML 1.2, every key as a string, and dates as text.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Construct a mapping."""
-        return {str(key): value for key, value in super().construct_mapping(node, deep=deep).items()}
+    Values are null, flags, numbers, text, lists and mappings. Errors are other tags, a key that occurs twice, deep
+    nesting, and aliases that stand for very many values.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the document, and check its structure."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _measure(node, {})
+        return node
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
+        """Construct a mapping; a node of another kind, whose tag is that of a mapping, is an error."""
+        mapping = super().construct_mapping(node, deep=deep)  # type: ignore[arg-type]
+        return {str(key): value for key, value in mapping.items()}
+
+
+def _measure(node: yaml.Node, sizes: dict[int, tuple[float, int]]) -> tuple[float, int]:
+    """Count the values of a document with aliases expanded, and how deep they are nested.
+
+    Args:
+        node: of the document.
+        sizes: results by the identity of nodes; filled.
+
+    Raises:
+        yaml.constructor.ConstructorError: if either is too large, an alias stands for a value that it is part of, or a
+            key occurs twice.
+    """
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = (math.inf, 0)  # until its parts are measured: an alias in them would be infinite
+    parts: list[yaml.Node] = []
+    problem = None
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        problem = next((f"the key {key!r} occurs twice" for key, count in keys.items() if count > 1), None)
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    measured = [_measure(part, sizes) for part in parts]
+    size, depth = 1 + sum(size for size, _ in measured), 1 + max((depth for _, depth in measured), default=0)
+    if size > _MAX_VALUES or depth > _MAX_DEPTH:
+        problem = f"expected at most {_MAX_VALUES} values in {_MAX_DEPTH} levels, with aliases expanded"
+    if problem is not None:
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    sizes[id(node)] = (size, depth)
+    return size, depth
 
 
 class _Dumper(yaml.SafeDumper):
@@ -114,6 +162,13 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
+for _pairs in _Loader.yaml_implicit_resolvers.values():
+    _pairs[:] = [(tag, pattern) for tag, pattern in _pairs if tag != "tag:yaml.org,2002:timestamp"]
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in _Loader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+}
 
 
 def load_experiment(
@@ -380,19 +435,39 @@ def _parse_yaml(text: str, *, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: not YAML (nested too deeply)") from error
+    except (AttributeError, LookupError, ValueError) as error:  # a tag before text that is not of its kind
+        raise ConfigError(
+            f"{source}: not YAML (a value is not of the kind that it is marked as: {error})"
+        ) from error
 
 
 def _check_encodable(values: Mapping[str, Any], *, label: str) -> None:
-    """Refuse paths with bytes that are not UTF-8, which neither YAML nor JSON can express."""
+    """Refuse bytes that are not UTF-8, which neither YAML nor JSON can express, and zero bytes, which no path has."""
     names = [
         name
-        for name, value in _flat(values).items()
-        if isinstance(value, str) and value.encode(errors="replace").decode() != value
+        for name, text in _texts(values)
+        if "\0" in text or text.encode(errors="replace").decode() != text
     ]
     if names:
         raise ConfigError(
             f"{label}: {', '.join(names)}: expected a path in UTF-8; rename the folder or file, or link to it"
         )
+
+
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all keys and texts among nested values, each with its dotted name."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            inner = f"{name}.{key}".removeprefix(".")
+            yield inner, key
+            yield from _texts(item, inner)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, name)
+    elif isinstance(value, str):
+        yield name, value
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -521,8 +596,9 @@ def _dotted(loc: Sequence[str | int]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Write a value as YAML has it, strings in quotes."""
-    return json.dumps(value) if isinstance(value, bool) or value is None else repr(value)
+    """Write a value as YAML has it, strings in quotes, at most 200 characters."""
+    text = json.dumps(value) if isinstance(value, bool) or value is None else repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _value_hint(loc: Sequence[str | int], value: Any) -> str:

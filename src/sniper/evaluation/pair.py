@@ -160,7 +160,8 @@ class EvaluationPair:
         table = _to_table(detections)
         truth = truth if isinstance(truth, GroundTruth) else GroundTruth.of(truth)
         image_indices = look_up_ids(table.image_ids, truth.image_ids)
-        labels, is_scored, warnings = _look_up_labels(table, truth.categories)
+        source = str(detections) if isinstance(detections, str | os.PathLike) else "the detections"
+        labels, is_scored, warnings = _look_up_labels(table, truth.categories, source=source)
         problems = [
             f"no {word} has id {_list_ids(ids)} ({_count(len(ids), 'detection')})"
             for word, ids in (
@@ -175,7 +176,7 @@ class EvaluationPair:
                 if len(image_indices) and (image_indices < 0).all()
                 else ""
             )
-            raise DetectionsError(f"The detections do not match the annotations: {'; '.join(problems)}{hint}")
+            raise DetectionsError(f"{source}: do not match the annotations: {'; '.join(problems)}{hint}")
         pair = cls(
             truth=truth,
             image_indices=image_indices,
@@ -250,7 +251,7 @@ def _to_table(detections: Results) -> DetectionTable:
 
 
 def _look_up_labels(
-    table: DetectionTable, categories: Sequence[Category]
+    table: DetectionTable, categories: Sequence[Category], *, source: str
 ) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"], tuple[str, ...]]:
     """Return the label of each detection (-1 if its id is unknown), whether it can be scored, and warnings."""
     labels = look_up_ids(table.category_ids, pack_ids([category.category_id for category in categories]))
@@ -261,7 +262,7 @@ def _look_up_labels(
     match = match_categories(
         named,
         categories,
-        classes_of="the set of detections",
+        classes_of=source,
         categories_of="the ground truth",
         are_all=False,
     )

@@ -5,14 +5,14 @@ from dataclasses import asdict, replace
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AllowInfNan, TypeAdapter, ValidationError
+from pydantic import AllowInfNan, RootModel
 
 from sniper.config.experiment import PredictSpec
 from sniper.errors import RunError
 from sniper.files import atomic_write, read_bytes
 from sniper.inference.merging import MergeMethod
 from sniper.runs.run import Run
-from sniper.specs import Fraction, spec_dataclass
+from sniper.specs import Fraction, parse_json, spec_dataclass
 
 
 @spec_dataclass
@@ -72,7 +72,8 @@ class Calibration:
         return replace(spec, merge=self.merge, soft_nms_sigma=self.soft_nms_sigma, merge_iou=self.merge_iou)
 
 
-_VALIDATOR = TypeAdapter(tuple[Calibration, ...])
+class _Calibrations(RootModel[tuple[Calibration, ...]]):
+    """The choices with all checkpoints, the latest last."""
 
 
 def load_calibration(run: Run, *, step: int | None = None) -> Calibration | None:
@@ -109,11 +110,9 @@ def _load_all(run: Run) -> list[Calibration]:
     if not path.exists():
         return []
     try:
-        return list(_VALIDATOR.validate_json(read_bytes(path)))
-    except (OSError, ValidationError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        return list(parse_json(read_bytes(path), _Calibrations).root)
+    except (OSError, ValueError) as error:
         raise RunError(
-            f"{path}: cannot be read ({detail}); delete it to show detections from a score of 0.3, and to merge them "
+            f"{path}: cannot be read ({error}); delete it to show detections from a score of 0.3, and to merge them "
             "by Gaussian soft-NMS"
         ) from error

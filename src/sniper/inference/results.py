@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from sniper.data.datasets import ImageRecord
 from sniper.data.datasets.categories import CategoryMatch, match_categories
-from sniper.files import atomic_write, sha256
+from sniper.files import atomic_write, read_bytes, sha256
 from sniper.geometry import Detections
 from sniper.geometry.detections import DEFAULT_MIN_SCORE
 from sniper.inference.detector import Detector, to_coco
 from sniper.inference.store import BoxStore, ExactEncoding, ImageList, search_images
 from sniper.runs.processes import SINGLE_PROCESS, Processes
+from sniper.specs import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,21 @@ class StoredResults:
     skipped: tuple[int | str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What results depend on, as a hidden file beside them has it.
+
+    Attributes:
+        search: hash of images, weights and settings.
+        results: hash of the file.
+        skipped: ids of the images that could not be read.
+    """
+
+    search: str
+    results: str
+    skipped: tuple[int | str, ...]
+
+
 def search_to_file(
     detector: Detector,
     images: Sequence[ImageToSearch],
@@ -109,7 +125,7 @@ def search_to_file(
     dependencies = _dependencies(detector, source)
     store = BoxStore.start(
         target.with_name(f".{target.name}.parts"),
-        ExactEncoding(),
+        ExactEncoding(num_classes=len(detector.categories)),
         images=ImageList(digest=files, count=len(images), name="this search"),
         source=dependencies,
         existing=existing,
@@ -154,13 +170,12 @@ def find_results(
     search = _hash_search(_hash_images(images), _dependencies(detector, source), match)
     for path in paths:
         try:
-            content = json.loads(_source_path(path).read_bytes())
-            is_same = content["search"] == search and content["results"] == sha256(path)
-            skipped = tuple(content["skipped"])
-        except (OSError, ValueError, KeyError, TypeError):  # absent, or of another version
+            content = parse_json(read_bytes(_source_path(path)), _Source)
+            is_same = content.search == search and content.results == sha256(path)
+        except (OSError, ValueError):  # absent, damaged, or of another version
             continue
         if is_same:
-            return StoredResults(path=path, skipped=skipped)
+            return StoredResults(path=path, skipped=content.skipped)
     return None
 
 
@@ -185,9 +200,9 @@ def _source_path(target: Path) -> Path:
 
 
 def _write_source(target: Path, search: str, *, skipped: Sequence[int | str]) -> None:
-    content = {"search": search, "results": sha256(target), "skipped": list(skipped)}
+    source = _Source(search=search, results=sha256(target), skipped=tuple(skipped))
     with atomic_write(_source_path(target)) as file:
-        file.write(json.dumps(content).encode())
+        file.write(json.dumps(asdict(source)).encode())
 
 
 def _report(store: BoxStore, detector: Detector, *, min_score: float) -> SearchReport:

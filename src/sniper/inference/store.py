@@ -33,6 +33,7 @@ from sniper.files import (
 from sniper.geometry import Detections
 from sniper.runs.lock import FOLDER_LOCK
 from sniper.runs.processes import SINGLE_PROCESS, Processes
+from sniper.specs import parse_json
 
 _VERSION = 2
 _HEAD = "head.json"
@@ -50,12 +51,19 @@ _NUM_STEPS = 65_535  # that a side of an image is divided into by 16-bit boxes
 class ExactEncoding:
     """Detections exactly as they are, 44 bytes each.
 
-    `encode` returns an (n,) array of `dtype`, `decode` the detections again.
+    `encode` returns an (n,) array of `dtype`, `decode` the detections again; it raises a ValueError for other rows than
+    `encode` returns.
+
+    Args:
+        num_classes: of the detector.
     """
 
     kind = "detections"
     error: type[SniperError] = DetectionsError
     dtype = np.dtype([("box", "<f8", 4), ("score", "<f8"), ("label", "<i4")])
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
 
     def encode(self, index: int, detections: Detections) -> np.ndarray:
         """Encode the detections of an image."""
@@ -65,6 +73,13 @@ class ExactEncoding:
 
     def decode(self, index: int, rows: np.ndarray) -> Detections:
         """Decode the detections of an image."""
+        if not (np.isfinite(rows["box"]).all() and np.isfinite(rows["score"]).all()):
+            raise ValueError("a box or a score is not finite")
+        labels = rows["label"]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self._num_classes:
+            raise ValueError(
+                f"labels are {labels.min()} to {labels.max()}, expected 0 to {self._num_classes - 1}"
+            )
         return Detections(
             boxes=rows["box"].astype(np.float64),
             scores=rows["score"].astype(np.float64),
@@ -96,6 +111,8 @@ class ProposalEncoding:
 
     def decode(self, index: int, rows: np.ndarray) -> Detections:
         """Decode the proposals of an image."""
+        if np.isnan(rows["score"]).any() or (rows["box"][:, :2] > rows["box"][:, 2:]).any():
+            raise ValueError("a score is no number, or a box has a negative width or height")
         return Detections(
             boxes=rows["box"] / _NUM_STEPS * self._sides(index),
             scores=rows["score"].astype(np.float64),
@@ -108,6 +125,15 @@ class ProposalEncoding:
 
 
 Encoding = ExactEncoding | ProposalEncoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """What `head.json` has beside the source; those of earlier versions may lack the rest."""
+
+    version: int
+    kind: str | None = None
+    images: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,11 +221,11 @@ class BoxStore:
             SniperError: of the encoding's class, if there is none, or it is incomplete or of other images.
         """
         head = _read_head(folder, encoding)
-        if head["version"] != _VERSION:
+        if head.version != _VERSION:
             raise encoding.error(
-                f"{folder}: {encoding.kind} of version {head['version']}, expected {_VERSION}; mine again"
+                f"{folder}: {encoding.kind} of version {head.version}, expected {_VERSION}; mine again"
             )
-        if head["images"] != images.digest:
+        if head.images != images.digest:
             raise encoding.error(f"{folder}: {encoding.kind} of other images than those of {images.name}")
         content = read_bytes(folder / _HEAD)
         store = cls(folder, encoding, num_images=images.count, header=_header_of(content))
@@ -260,16 +286,23 @@ class BoxStore:
 
         Raises:
             KeyError: if the image has no record.
+            SniperError: of the encoding's class, if its boxes are damaged.
         """
         if self._part_indices[index] < 0:
             raise KeyError(index)
         count = int(self._counts[index])
         if count == _UNREADABLE:
             return None
-        with open_regular(self._parts[self._part_indices[index]]) as file:
+        path = self._parts[self._part_indices[index]]
+        with open_regular(path) as file:
             file.seek(int(self._offsets[index]) + _RECORD.size)
-            rows = np.frombuffer(file.read(count * self.encoding.dtype.itemsize), dtype=self.encoding.dtype)
-        return self.encoding.decode(index, rows)
+            content = file.read(count * self.encoding.dtype.itemsize)
+        try:
+            if len(content) < count * self.encoding.dtype.itemsize:
+                raise ValueError("the file was cut short meanwhile")
+            return self.encoding.decode(index, np.frombuffer(content, dtype=self.encoding.dtype))
+        except ValueError as error:
+            raise self._damaged(path, index, str(error)) from error
 
     @contextmanager
     def new_part(self) -> Iterator["PartWriter"]:
@@ -315,7 +348,16 @@ class BoxStore:
                     or _checksum(index, count, file.read(num_bytes)) != checksum
                 ):
                     return
+                if index >= self.num_images or count < _UNREADABLE:
+                    raise self._damaged(
+                        path, index, f"there are {self.num_images} images; it has {count} boxes"
+                    )
                 yield index, count, offset
+
+    def _damaged(self, path: Path, index: int, problem: str) -> SniperError:
+        return self.encoding.error(
+            f"{path}: the record of image {index} is damaged ({problem}); delete the file"
+        )
 
 
 class PartWriter:
@@ -405,16 +447,16 @@ def _has_head(folder: Path, content: bytes) -> bool:
     return path.exists() and read_bytes(path) == content
 
 
-def _read_head(folder: Path, encoding: Encoding) -> dict[str, Any]:
+def _read_head(folder: Path, encoding: Encoding) -> "_Head":
     try:
-        head = json.loads(read_bytes(folder / _HEAD))
-        if "version" not in head or (head["version"] == _VERSION and not {"kind", "images"} <= head.keys()):
+        head = parse_json(read_bytes(folder / _HEAD), _Head)
+        if head.version == _VERSION and None in (head.kind, head.images):
             raise ValueError("keys are missing")
-        if head.get("kind", encoding.kind) != encoding.kind:
-            raise ValueError(f"it contains {head['kind']}")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if head.kind not in (None, encoding.kind):
+            raise ValueError(f"it contains {head.kind}")
+    except (OSError, ValueError) as error:
         raise encoding.error(f"{folder}: contains no {encoding.kind} ({error})") from error
-    return dict(head)
+    return head
 
 
 def _check_folder(folder: Path, encoding: Encoding) -> None:
@@ -428,7 +470,7 @@ def _check_folder(folder: Path, encoding: Encoding) -> None:
     version = None
     if _HEAD in names:
         try:
-            version = _read_head(folder, encoding)["version"]
+            version = _read_head(folder, encoding).version
         except SniperError as error:
             raise _not_a_store(folder, encoding) from error
     for name in names:

@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from sniper.errors import OutOfMemory
 from sniper.models.folding import fold_batch_norm
 from sniper.models.spec import DetectorSpec, Precision
 from sniper.models.two_stage import TwoStageDetector
@@ -14,11 +15,23 @@ def build_detector(
 ) -> TwoStageDetector:
     """Build a detector; layers without pretrained weights are initialised from the seed.
 
-    See `TwoStageDetector` for the other arguments and the errors.
+    See `TwoStageDetector` for the other arguments and errors.
+
+    Raises:
+        OutOfMemory: if it does not fit into memory.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TwoStageDetector(spec, num_classes=num_classes, has_weights=has_weights)
+        try:
+            return TwoStageDetector(spec, num_classes=num_classes, has_weights=has_weights)
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            raise OutOfMemory(
+                f"model: a detector of {num_classes} classes with rpn.channels {spec.rpn.channels}, roi_head.channels "
+                f"{spec.roi_head.channels}, roi_head.pool_size {spec.roi_head.pool_size} and roi_head.hidden_dim "
+                f"{spec.roi_head.hidden_dim} does not fit into memory"
+            ) from error
 
 
 def build_inference_model(model: TwoStageDetector) -> TwoStageDetector:

@@ -1,15 +1,17 @@
 """Read and write tensors as safetensors files with a JSON head, and load them into modules.
 
-Reading a file executes no code.
+Reading a file executes no code. A checksum of head and tensors finds damage, which the format itself does not.
 """
 
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +20,13 @@ from torch import nn
 
 from sniper.errors import CheckpointError, count_and_list
 from sniper.files import check_regular
+from sniper.specs import parse_json
+
+T = TypeVar("T")
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NOT_NEGATIVE = ("running_var", "num_batches_tracked", "/step", "/exp_avg_sq")
+"""Ends of the names of tensors of batch norm and of optimizers."""
 
 _OS_ERROR = re.compile(r"(?:os error |code: )(\d+)")  # in messages of safetensors
 
@@ -34,8 +43,9 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mappi
         OSError: if it cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(head)
     try:
-        save_file(plain, path, metadata={"head": json.dumps(head)})
+        save_file(plain, path, metadata={"head": text, "crc32": _checksum(text, plain)})
     except SafetensorError as error:  # also raised for errors of the operating system
         number = _OS_ERROR.search(str(error))
         if number is None:
@@ -46,26 +56,88 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mappi
         os.fsync(file.fileno())
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(path: Path, kind: type[T]) -> tuple[dict[str, torch.Tensor], T]:
     """Read the tensors and the head of a file written by `save_tensors`.
+
+    Args:
+        path: the `.safetensors` file.
+        kind: of the head; see `parse_json`.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or not written by `save_tensors`.
+    """
+    with _opened(path) as (file, metadata):
+        head = parse_json(metadata["head"], kind)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        checksum = metadata.get("crc32")  # files of earlier versions have none
+        if checksum is not None and checksum != _checksum(metadata["head"], tensors):
+            raise ValueError("it is damaged: its checksum is another")
+        return tensors, head
+
+
+def load_head(path: Path, kind: type[T]) -> T:
+    """Read the head of a file written by `save_tensors`, without its tensors.
+
+    Args:
+        path: the `.safetensors` file.
+        kind: of the head; see `parse_json`.
 
     Raises:
         CheckpointError: if the file is missing, truncated, or not written by `save_tensors`.
     """
+    with _opened(path) as (_, metadata):
+        return parse_json(metadata["head"], kind)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open a file written by `save_tensors`; also provide its metadata. Errors in the block are those of the file."""
     try:
         check_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "head" not in metadata:
                 raise ValueError("it was not written by sniper")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        return tensors, json.loads(metadata["head"])
-    except (OSError, SafetensorError, ValueError) as error:
+            yield file, metadata
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({error})") from error
 
 
+def _checksum(head: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the CRC-32 of a head and of contiguous tensors on the CPU, in hexadecimal."""
+    value = zlib.crc32(head.encode())
+    for name in sorted(tensors):
+        content = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        value = zlib.crc32(content.data, zlib.crc32(name.encode(), value))
+    return f"{value:08x}"
+
+
+def check_tensor(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Describe why a tensor of a file does not fit one of a module or an optimizer; None if it does.
+
+    Args:
+        name: of the tensor.
+        tensor: of the file, on the CPU.
+        expected: of the shape and the kind of numbers that it must have; the precision of floats may differ.
+    """
+    if tensor.shape != expected.shape:
+        return f"{name} is {tuple(tensor.shape)}, not {tuple(expected.shape)}"
+    has_kind = tensor.dtype in _FLOATS if expected.is_floating_point() else tensor.dtype == expected.dtype
+    if not has_kind:
+        return f"{name} is {_dtype(tensor)}, not {_dtype(expected)}"
+    if not tensor.isfinite().all():
+        return f"{name} has values that are not finite"
+    if name.endswith(_NOT_NEGATIVE) and (tensor < 0).any():
+        return f"{name} has negative values"
+    return None
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: Path) -> None:
-    """Load tensors into a module whose own have the same names and shapes.
+    """Load tensors into a module whose own have the same names, shapes and kinds of numbers.
 
     Args:
         module: to load into.
@@ -73,20 +145,27 @@ def fill_module(module: nn.Module, tensors: Mapping[str, torch.Tensor], *, sourc
         source: their file, for the error message.
 
     Raises:
-        CheckpointError: if names or shapes differ; the module is then not changed.
+        CheckpointError: if names or shapes differ, or values are not finite; the module is then not changed.
     """
     expected = module.state_dict()
     missing = [f"{name} is missing" for name in expected if name not in tensors]
     unexpected = [f"{name} is not part of the model" for name in tensors if name not in expected]
     differing = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
+        check_tensor(name, tensors[name], tensor) for name, tensor in expected.items() if name in tensors
     ]
-    problems = missing + unexpected + differing
-    if problems:
-        raise CheckpointError(f"{source}: belongs to another model: {count_and_list(problems)}")
+    refuse(missing + unexpected + differing, source=source)
     module.load_state_dict(dict(tensors))
+
+
+def refuse(problems: Sequence[str | None], *, source: Path) -> None:
+    """Raise an error with the problems of the tensors of a file, if there are any.
+
+    Raises:
+        CheckpointError: with the problems that are not None.
+    """
+    described = [problem for problem in problems if problem is not None]
+    if described:
+        raise CheckpointError(f"{source}: does not fit the model: {count_and_list(described)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +200,8 @@ def transfer_weights(
         source: the file of the tensors, for the error message.
 
     Raises:
-        CheckpointError: if a submodule that both have lacks tensors, or shapes differ; the module is then not changed.
+        CheckpointError: if a submodule that both have lacks tensors, or shapes differ, or values are not finite; the
+            module is then not changed.
     """
     expected = module.state_dict()
     submodules = {_submodule(name) for name in tensors}
@@ -131,13 +211,9 @@ def transfer_weights(
         for name in expected
         if name not in tensors and (_submodule(name) in submodules or not loaded)
     ]
-    differing = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in loaded
-        if _fixed_shape(tensors[name], name, rows) != _fixed_shape(expected[name], name, rows)
-    ]
-    if missing or differing:
-        raise CheckpointError(f"{source}: belongs to another model: {count_and_list(missing + differing)}")
+    of_any_rows = {name: _with_rows_of(tensors[name], expected[name]) for name in loaded if name in rows}
+    differing = [check_tensor(name, tensors[name], of_any_rows.get(name, expected[name])) for name in loaded]
+    refuse(missing + differing, source=source)
     changed = {name: tensors[name] for name in loaded if name not in rows}
     for name in rows.keys() & tensors.keys():
         changed[name] = expected[name].clone()
@@ -157,8 +233,6 @@ def _submodule(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _fixed_shape(
-    tensor: torch.Tensor, name: str, rows: Mapping[str, Sequence[int | None]]
-) -> tuple[int, ...]:
-    """Return the shape of a tensor without its number of rows, if that may differ."""
-    return tuple(tensor.shape[1:] if name in rows else tensor.shape)
+def _with_rows_of(tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Return a tensor like the second that has as many rows as the first."""
+    return expected.new_empty(tensor.shape[:1] + expected.shape[1:], device="meta")

@@ -5,23 +5,30 @@ complete, so a folder with a number for a name is always complete.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
-from sniper.data.datasets import Category, DatasetIdentity
+from sniper.data.datasets import DatasetIdentity
 from sniper.errors import CheckpointError
 from sniper.files import atomic_folder, remove_folder
-from sniper.models.weights import load_tensors, save_tensors
+from sniper.models.two_stage import CLASS_TENSORS
+from sniper.models.weights import check_tensor, load_head, load_tensors, refuse, save_tensors
+from sniper.runs.environment import Environment
+from sniper.specs import spec_dataclass
 
 WEIGHTS, EMA, OPTIMIZER = "weights.safetensors", "ema.safetensors", "optimizer.safetensors"
 _REPLACED = ".replaced"  # suffix of a checkpoint while a new one takes its place
 
+_STATE_KEYS = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq")}
+"""The tensors that an optimizer keeps for each parameter once it has updated it."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@spec_dataclass
 class Progress:
     """How far a run has come.
 
@@ -31,9 +38,9 @@ class Progress:
         step_in_epoch: updates made in the current epoch.
     """
 
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
+    step: NonNegativeInt = 0
+    epoch: NonNegativeInt = 0
+    step_in_epoch: NonNegativeInt = 0
 
     def next_step(self) -> "Progress":
         """Return the progress after one more update of the current epoch."""
@@ -44,6 +51,30 @@ class Progress:
         return Progress(step=self.step, epoch=self.epoch + 1)
 
 
+@spec_dataclass
+class Counters:
+    """Plain data that belongs to the state of the optimizer.
+
+    Attributes:
+        loss_scale: state of torch's `GradScaler`; empty where it is not used.
+        num_shares: number of parts that each batch was computed in; None if an earlier version wrote the checkpoint.
+        environment: that the last step was made in; None if an earlier version wrote the checkpoint.
+    """
+
+    loss_scale: dict[str, int | float] = field(default_factory=dict)
+    num_shares: PositiveInt | None = None
+    environment: Environment | None = None
+
+
+@spec_dataclass
+class _OptimizerHead(Counters):
+    """What is stored beside the state of the optimizer: counters, and the progress, of which nothing may be missing."""
+
+    step: NonNegativeInt
+    epoch: NonNegativeInt
+    step_in_epoch: NonNegativeInt
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
     """Everything that is needed to continue a run from one step.
@@ -52,7 +83,7 @@ class Checkpoint:
         weights: parameters and buffers of the model, by name.
         ema: their exponential moving average, if one is kept: the weights to predict with.
         optimizer: state tensors of the optimizer, by name; see `optimizer_tensors`.
-        counters: plain data that belongs to the optimizer, such as the loss scale.
+        counters: plain data that belongs to the optimizer.
         progress: how far the run has come.
         identity: of the data set that the run is trained on.
     """
@@ -60,7 +91,7 @@ class Checkpoint:
     weights: Mapping[str, torch.Tensor]
     ema: Mapping[str, torch.Tensor] | None
     optimizer: Mapping[str, torch.Tensor]
-    counters: Mapping[str, Any]
+    counters: Counters
     progress: Progress
     identity: DatasetIdentity
 
@@ -84,7 +115,9 @@ class Checkpoint:
             save_tensors(folder / WEIGHTS, self.weights, head=head)
             if self.ema is not None:
                 save_tensors(folder / EMA, self.ema, head=head)
-            save_tensors(folder / OPTIMIZER, self.optimizer, head={**asdict(self.progress), **self.counters})
+            save_tensors(
+                folder / OPTIMIZER, self.optimizer, head={**asdict(self.progress), **asdict(self.counters)}
+            )
             if final.exists():
                 final.replace(replaced)
         if replaced.exists():
@@ -98,17 +131,16 @@ class Checkpoint:
         Raises:
             CheckpointError: if it cannot be read.
         """
-        weights, identity = load_tensors(folder / WEIGHTS)
-        ema = load_tensors(folder / EMA)[0] if (folder / EMA).exists() else None
-        optimizer, counters = load_tensors(folder / OPTIMIZER)
-        progress = _to_progress(counters, source=folder / OPTIMIZER)
+        weights, identity = load_weights(folder / WEIGHTS)
+        ema = load_weights(folder / EMA)[0] if (folder / EMA).exists() else None
+        optimizer, head = load_tensors(folder / OPTIMIZER, _OptimizerHead)
         return cls(
             weights=weights,
             ema=ema,
             optimizer=optimizer,
-            counters={name: value for name, value in counters.items() if name not in asdict(progress)},
-            progress=progress,
-            identity=to_identity(identity, source=folder / WEIGHTS),
+            counters=Counters(**_fields_of(Counters, head)),
+            progress=_to_progress(head, folder=folder),
+            identity=identity,
         )
 
 
@@ -118,31 +150,53 @@ def read_progress(folder: Path) -> Progress:
     Raises:
         CheckpointError: if it cannot be read.
     """
-    return _to_progress(load_tensors(folder / OPTIMIZER)[1], source=folder / OPTIMIZER)
+    return _to_progress(load_head(folder / OPTIMIZER, _OptimizerHead), folder=folder)
 
 
-def _to_progress(head: Mapping[str, Any], *, source: Path) -> Progress:
-    try:
-        return Progress(**{field.name: head[field.name] for field in fields(Progress)})
-    except KeyError as error:
-        raise CheckpointError(f"{source}: the progress of the run is missing ({error})") from error
+def _to_progress(head: _OptimizerHead, *, folder: Path) -> Progress:
+    progress = Progress(**_fields_of(Progress, head))
+    is_step = progress.step == int(folder.name)
+    # Every epoch has at least one step.
+    if not is_step or progress.epoch + progress.step_in_epoch > progress.step:
+        raise CheckpointError(
+            f"{folder / OPTIMIZER}: expected the progress of step {int(folder.name)}, got step {progress.step}: epoch "
+            f"{progress.epoch} and {progress.step_in_epoch} steps"
+        )
+    return progress
 
 
-def to_identity(head: Mapping[str, Any], *, source: Path) -> DatasetIdentity:
-    """Return the identity of the data set that is stored beside weights.
+def _fields_of(kind: type[Any], head: _OptimizerHead) -> dict[str, Any]:
+    """Return the values of the fields of one of the parts of a head."""
+    return {each.name: getattr(head, each.name) for each in fields(kind)}
+
+
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], DatasetIdentity]:
+    """Read the weights of a detector, and the identity of the data set that it was trained on.
 
     Args:
-        head: plain data beside the tensors of a file.
-        source: the file, for the error message.
+        path: a file of weights of a checkpoint.
 
     Raises:
-        CheckpointError: if it is missing or incomplete.
+        CheckpointError: if it cannot be read, or has scores of other classes than those of the data set.
     """
-    try:
-        categories = tuple(Category(**entry) for entry in head["categories"])
-        return DatasetIdentity(categories=categories, digest=head["digest"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{source}: the categories of the data set are missing ({error})") from error
+    tensors, identity = load_tensors(path, DatasetIdentity)
+    num_classes = len(identity.categories)
+    for name in CLASS_TENSORS:
+        rows = tensors[name].shape[:1] if name in tensors else (num_classes + 1,)
+        if rows != (num_classes + 1,):
+            raise CheckpointError(
+                f"{path}: {name} has {rows[0] if rows else 'no'} rows for {num_classes} classes and the background"
+            )
+    return tensors, identity
+
+
+def read_identity(path: Path) -> DatasetIdentity:
+    """Read the identity of the data set that weights were trained on.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    return load_head(path, DatasetIdentity)
 
 
 def restore_replaced(checkpoints: Path) -> None:
@@ -182,15 +236,28 @@ def fill_optimizer(
         source: the file that they came from, for the error message.
 
     Raises:
-        CheckpointError: if the model lacks a parameter.
+        CheckpointError: if they are not those of all parameters of the optimizer, or differ in shape; or if values are
+            not finite. The optimizer is then not changed.
     """
-    parameters = dict(model.named_parameters())
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter in trained}
+    keys = _STATE_KEYS[type(optimizer)] if tensors else ()  # none before the first update
+    if optimizer.defaults.get("momentum") == 0:
+        keys = ()
+    expected = {
+        # AdamW counts steps in tensors without dimensions, which stay on the CPU.
+        f"{name}/{key}": torch.zeros(()) if key == "step" else parameter
+        for name, parameter in parameters.items()
+        for key in keys
+    }
+    missing = [f"{name} is missing" for name in expected if name not in tensors]
+    unexpected = [f"{name} is not part of the optimizer" for name in tensors if name not in expected]
+    differing = [
+        check_tensor(name, tensors[name], value) for name, value in expected.items() if name in tensors
+    ]
+    refuse(missing + unexpected + differing, source=source)
     for name, tensor in tensors.items():
         parameter_name, _, key = name.rpartition("/")
-        parameter = parameters.get(parameter_name)
-        if parameter is None:
-            raise CheckpointError(f"{source}: belongs to another model: it has {name}")
-        has_parameter_shape = tensor.shape == parameter.shape and tensor.dim() > 0
-        # AdamW counts steps in tensors without dimensions, which stay on the CPU.
-        value = torch.empty_like(parameter).copy_(tensor) if has_parameter_shape else tensor
+        parameter = parameters[parameter_name]
+        value = tensor if key == "step" else torch.empty_like(parameter).copy_(tensor)
         optimizer.state[parameter][key] = value.detach()

@@ -15,8 +15,8 @@ from sniper.errors import CheckpointError, ConfigError, RunError, WeightsError, 
 from sniper.models.build import build_detector
 from sniper.models.spec import DetectorSpec
 from sniper.models.two_stage import CLASS_TENSORS, TwoStageDetector
-from sniper.models.weights import Transfer, load_tensors, transfer_weights
-from sniper.runs.checkpoints import to_identity
+from sniper.models.weights import Transfer, transfer_weights
+from sniper.runs.checkpoints import load_weights
 from sniper.runs.run import Run
 
 _FIELD = "model.weights_from"
@@ -125,15 +125,14 @@ class InitialWeights:
         if not path.exists():
             raise ConfigError(f"{_FIELD}: {path}: no such folder or file; expected that of a run")
         try:
-            tensors, head = load_tensors(path)
-            categories = to_identity(head, source=path).categories
+            tensors, identity = load_weights(path)
         except CheckpointError as error:
             raise WeightsError(
                 f"{_FIELD}: {error}; expected the folder of a run, or a safetensors file of weights in its checkpoints."
                 " Detectors of torchvision and other libraries cannot be loaded, and weights of a backbone belong to "
                 "model.backbone.weights"
             ) from error
-        return cls(source=path, tensors=tensors, categories=categories, experiment=None)
+        return cls(source=path, tensors=tensors, categories=identity.categories, experiment=None)
 
     @property
     def model(self) -> DetectorSpec | None:
@@ -178,12 +177,6 @@ class InitialWeights:
         label_of = match_names([each.name for each in categories], [each.name for each in known])
         labels = [label_of.get(label) for label in range(len(categories))]
         rows = dict.fromkeys(CLASS_TENSORS, (*labels, len(known)))
-        for name in CLASS_TENSORS:
-            if name in self.tensors and len(self.tensors[name]) != len(known) + 1:
-                raise CheckpointError(
-                    f"{self.source}: {name} has {len(self.tensors[name])} rows for {len(known)} classes and "
-                    "the background"
-                )
         transfer = transfer_weights(model, self.tensors, rows=rows, source=self.source)
         kept = set(label_of.values())
         return WeightsReport(

@@ -2,29 +2,37 @@
 
 import json
 import math
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import torch
 
 from sniper.data.datasets import Category, DatasetIdentity
 from sniper.errors import CheckpointError, RunError, SniperError, count_and_list, describe_os_error
 from sniper.files import atomic_write, check_regular, naming_path, read_bytes, remove_folder
-from sniper.models.weights import load_tensors
 from sniper.runs.checkpoints import (
     EMA,
     WEIGHTS,
     Checkpoint,
     Progress,
+    load_weights,
+    read_identity,
     read_progress,
     restore_replaced,
-    to_identity,
 )
 
 _T = TypeVar("_T")
+
+_NUMBER = re.compile("[0-9]+")
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Quantity = Annotated[float, msgspec.Meta(ge=0)]
 
 CheckpointChoice = Literal["best", "last"] | int
 """The checkpoint with the best validation AP, the newest one, or that of a step."""
@@ -80,7 +88,9 @@ class Run:
     @property
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
-        return sorted(path for path in (self.folder / "checkpoints").glob("*") if path.name.isdigit())
+        return sorted(
+            path for path in (self.folder / "checkpoints").glob("*") if _NUMBER.fullmatch(path.name)
+        )
 
     @property
     def progress(self) -> Progress:
@@ -157,14 +167,8 @@ class Run:
             file.write(json.dumps(entry) + "\n")
 
     def entries(self) -> list[dict[str, Any]]:
-        """Read the metrics; a last line that was cut short when the run was killed is left out."""
-        if not self.metrics_path.exists():
-            return []
-        entries = []
-        for line in read_bytes(self.metrics_path).decode().splitlines():
-            with suppress(json.JSONDecodeError):
-                entries.append(json.loads(line))
-        return entries
+        """Read the metrics; see `_read_lines`."""
+        return [entry for _, entry in self._read_lines()]
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -202,22 +206,44 @@ class Run:
 
     def _entries_of(self, stage: str) -> list[dict[str, Any]]:
         """Read the lines of a stage that has few of them."""
-        if not self.metrics_path.exists():
+        # Parsing the lines of all steps would take longer than reading them.
+        return [entry for _, entry in self._read_lines(containing=f'"stage": "{stage}"'.encode())]
+
+    def _read_lines(self, *, containing: bytes = b"") -> list[tuple[bytes, dict[str, Any]]]:
+        """Read the lines of the metrics that contain some text, and what they say.
+
+        Lines that cannot be read are left out with a warning, such as the last one if the run was killed meanwhile.
+
+        Raises:
+            RunError: if the file cannot be read.
+        """
+        path = self.metrics_path
+        if not path.exists():
             return []
-        mark, entries = f'"stage": "{stage}"'.encode(), []
-        for line in read_bytes(self.metrics_path).splitlines():
-            if mark in line:  # parsing the lines of all steps would take longer than reading them
-                with suppress(json.JSONDecodeError):
-                    entries.append(json.loads(line))
+        try:
+            lines = read_bytes(path).split(b"\n")
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({describe_os_error(error)})") from error
+        entries, problems = [], []
+        for number, line in enumerate(lines, start=1):
+            if not line or containing not in line:
+                continue
+            try:
+                entries.append((line, _parse_line(line)))
+            except (ValueError, RecursionError) as error:
+                is_cut = number == len(lines)
+                problems.append(f"line {number} ({'cut short' if is_cut else error})")
+        if problems:
+            warnings.warn(f"{path}: cannot be read and is left out: {count_and_list(problems)}", stacklevel=3)
         return entries
 
     def truncate_metrics(self, *, step: int) -> None:
-        """Drop the metrics of steps after the checkpoint that the run continues from."""
+        """Drop the metrics of steps after the checkpoint that the run continues from, and lines that cannot be read."""
         if not self.metrics_path.exists():
             return
-        lines = [json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= step]
+        lines = [line + b"\n" for line, entry in self._read_lines() if entry["step"] <= step]
         with atomic_write(self.metrics_path) as file:
-            file.write("".join(lines).encode())
+            file.write(b"".join(lines))
 
     def save_checkpoint(self, checkpoint: Checkpoint, *, keep: int) -> Path:
         """Write a checkpoint, complete or not at all, and delete all but the newest few and the best one.
@@ -276,7 +302,10 @@ class Run:
         """
         index = self.checkpoints.index(self._checkpoint_of(step))
         epoch = read_progress(self.checkpoints[index]).epoch
-        tables = [path for path in self.folder.glob("chips_*.npz") if int(path.stem.split("_")[1]) > epoch]
+        numbers = {path: path.stem.removeprefix("chips_") for path in self.folder.glob("chips_*.npz")}
+        tables = [
+            path for path, number in numbers.items() if _NUMBER.fullmatch(number) and int(number) > epoch
+        ]
         for path in (*self.checkpoints[index + 1 :], *tables):
             renamed = path.with_name(f"{path.name}.old")
             if renamed.is_dir():
@@ -297,7 +326,7 @@ class Run:
             return True
         path = self.checkpoints[-1] / WEIGHTS
         with self._naming_previous_checkpoint():
-            return to_identity(load_tensors(path)[1], source=path) == identity
+            return read_identity(path) == identity
 
     def check_trained_on(self, identity: DatasetIdentity) -> None:
         """Refuse to continue on another data set.
@@ -352,8 +381,8 @@ class Run:
 
         def load(path: Path) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path]:
             with self._naming_other_checkpoints(path):
-                tensors, head = load_tensors(path)
-                return tensors, to_identity(head, source=path).categories, path
+                tensors, identity = load_weights(path)
+                return tensors, identity.categories, path
 
         return self.read_weights(checkpoint, load)
 
@@ -428,6 +457,38 @@ def _list_runs(folder: Path) -> str:
     except OSError:
         return ""
     return f"; runs in {folder}: {count_and_list(names, limit=8, separator=', ')}" if names else ""
+
+
+class _Line(msgspec.Struct, gc=False):
+    """What is read from a line of the metrics; it may have more."""
+
+    step: _Count
+    stage: str = ""
+    epoch: _Quantity | None = None
+    ap: Annotated[float, msgspec.Meta(ge=-1, le=1)] | None = None
+    num_images: _Count = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    positives: _Count = 0
+    positive_accuracy: _Quantity | None = 0.0
+
+    def __post_init__(self) -> None:
+        if self.stage in ("evaluate", "final") and self.epoch is None:
+            raise ValueError("Object missing required field `epoch`")
+        is_step = self.learning_rate is not None
+        if is_step and None in (self.loss, self.positive_accuracy):
+            raise ValueError("Object missing required field `loss` or `positive_accuracy`")
+
+
+def _parse_line(line: bytes) -> dict[str, Any]:
+    """Return a line of the metrics.
+
+    Raises:
+        ValueError: if it is not JSON, or not a line of the metrics.
+    """
+    entry: dict[str, Any] = msgspec.json.decode(line)
+    msgspec.convert(entry, _Line)
+    return entry
 
 
 def _to_evaluation(entry: Mapping[str, Any]) -> Evaluation:

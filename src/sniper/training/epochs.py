@@ -6,7 +6,7 @@ from typing import Any
 from sniper.chips import ChipTable
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.datasets import Dataset
-from sniper.data.epoch import EpochOrder, order_chips, order_tiles, order_whole_images
+from sniper.data.epoch import EpochOrder, order_chips, order_tiles, order_whole_images, to_image_boxes
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
 
@@ -71,7 +71,7 @@ def load_configured_chips(
         return None
     has_copy = bool(run.checkpoints) and run.chips_path.exists()
     path = run.chips_path if has_copy else Path(spec.data.chips)
-    table = ChipTable.load(path, pyramid=spec.pyramid, digest=dataset.digest)
+    table = ChipTable.load(path, pyramid=spec.pyramid, images=to_image_boxes(dataset), digest=dataset.digest)
     processes.barrier()
     if not has_copy and processes.is_first:
         table.save(run.chips_path, pyramid=spec.pyramid, digest=dataset.digest)

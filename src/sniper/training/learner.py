@@ -2,10 +2,12 @@
 
 import math
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +27,12 @@ from sniper.runs.checkpoints import (
     OPTIMIZER,
     WEIGHTS,
     Checkpoint,
+    Counters,
     Progress,
     fill_optimizer,
     optimizer_tensors,
 )
+from sniper.runs.environment import Environment
 from sniper.runs.initial import InitialWeights, WeightsReport
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
@@ -225,12 +229,16 @@ class Learner:
             self._ema.module.load_state_dict(self.model.state_dict())
         return report
 
-    def load(self, run: Run, identity: DatasetIdentity) -> Progress:
+    def load(
+        self, run: Run, identity: DatasetIdentity, *, on_warning: Callable[[str], None] = warnings.warn
+    ) -> Progress:
         """Load the newest checkpoint of a run, if it has one.
 
         Args:
             run: the run.
             identity: of the data set that the run continues on.
+            on_warning: called in the first process with what differs from the environment that the checkpoint was
+                written in, since the weights then differ in their last bits from those of an uninterrupted run.
 
         Returns:
             How far the run has come.
@@ -247,9 +255,10 @@ class Learner:
         if self._ema is not None:
             fill_module(self._ema.module, checkpoint.ema or {}, source=folder / EMA)
         fill_optimizer(self._optimizer, self.model, checkpoint.optimizer, source=folder / OPTIMIZER)
-        if checkpoint.counters.get("loss_scale"):
-            self._scaler.load_state_dict(checkpoint.counters["loss_scale"])
-        num_shares = checkpoint.counters.get("num_shares", self._num_shares)
+        counters = checkpoint.counters
+        if counters.loss_scale and self._scaler.is_enabled():
+            self._load_loss_scale(counters.loss_scale, source=folder / OPTIMIZER)
+        num_shares = counters.num_shares or self._num_shares
         is_within_epoch = checkpoint.progress.step_in_epoch > 0
         if self.spec.data.whole is not None and is_within_epoch and num_shares != self._num_shares:
             raise ConfigError(
@@ -257,6 +266,13 @@ class Learner:
                 f"train.accumulation_steps, which was {num_shares} and is {self._num_shares}; continue with "
                 f"{num_shares}, or from a checkpoint at the end of an epoch (--step)"
             )
+        if counters.environment is not None and self.processes.is_first:
+            differences = counters.environment.differences(self._environment)
+            if differences:
+                on_warning(
+                    f"{folder}: the run continues, but its weights will not equal those of an uninterrupted run to the "
+                    f"last bit: {'; '.join(differences)}"
+                )
         return checkpoint.progress
 
     def save(self, run: Run, identity: DatasetIdentity, *, progress: Progress, keep: int) -> None:
@@ -279,7 +295,11 @@ class Learner:
                 weights=weights,
                 ema=ema,
                 optimizer=optimizer_tensors(self._optimizer, self.model),
-                counters={"loss_scale": self._scaler.state_dict(), "num_shares": self._num_shares},
+                counters=Counters(
+                    loss_scale=self._scaler.state_dict(),
+                    num_shares=self._num_shares,
+                    environment=self._environment,
+                ),
                 progress=progress,
                 identity=identity,
             )
@@ -301,6 +321,29 @@ class Learner:
     def _num_shares(self) -> int:
         """Number of parts that each batch is computed in, by all processes."""
         return self.processes.world_size * self.spec.train.accumulation_steps
+
+    @property
+    def _environment(self) -> Environment:
+        train = self.spec.train
+        return Environment.current(
+            self.device,
+            world_size=self.processes.world_size,
+            accumulation_steps=train.accumulation_steps,
+            precision=train.precision,
+            compile=train.compile,
+        )
+
+    def _load_loss_scale(self, state: Mapping[str, int | float], *, source: Path) -> None:
+        """Load the state of the loss scaler; see `load`."""
+        expected = self._scaler.state_dict()
+        is_same_kind = {name: type(value) for name, value in state.items()} == {
+            name: type(value) for name, value in expected.items()
+        }
+        if not is_same_kind or min(state.values()) < 0 or state["scale"] == 0:
+            raise CheckpointError(
+                f"{source}: loss_scale: expected values such as {expected}, got {dict(state)}"
+            )
+        self._scaler.load_state_dict(dict(state))
 
     def _backward(
         self, part: Batch, *, weight: float

@@ -128,7 +128,7 @@ def train(
         processes=processes,
         has_weights=is_new and weights_from is None,
     )
-    progress = learner.load(run, identity)
+    progress = learner.load(run, identity, on_warning=callbacks.on_warning)
     if processes.is_first:
         run.truncate_metrics(step=progress.step)
     if is_new and weights_from is not None:

@@ -147,6 +147,27 @@ def test_a_damaged_entry_is_cut_again(tmp_path: Path) -> None:
     assert cache.get(cache.key(cache.stamp(path), chip_at(10))) is not None
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE chips SET pixels = (SELECT pixels FROM chips LIMIT 1), checksum = (SELECT checksum FROM chips LIMIT 1)",
+        "UPDATE chips SET pixels = 'text'",
+        "UPDATE chips SET pixels = NULL, checksum = NULL",
+        "UPDATE chips SET pixels = 7, checksum = 'x'",
+    ],
+)
+def test_an_entry_with_the_pixels_of_another_one_is_cut_again(tmp_path: Path, statement: str) -> None:
+    path = write_image(tmp_path / "image.png")
+    expected = [ChipReader().read(path, chip_at(x)) for x in (0, 37)]
+    reader = ChipReader(cache=lossless(tmp_path))
+    for x in (0, 37):
+        reader.read(path, chip_at(x))
+    with sqlite3.connect(tmp_path / "cache" / "chips.sqlite") as file:
+        file.execute(statement)
+    for x, pixels in zip((0, 37), expected, strict=True):
+        np.testing.assert_array_equal(ChipReader(cache=lossless(tmp_path)).read(path, chip_at(x)), pixels)
+
+
 def test_a_folder_that_is_not_a_cache_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "chips.sqlite").write_text(

@@ -104,7 +104,9 @@ class ChipCache:
             CacheError: if the file cannot be read.
         """
         row = self._execute("SELECT pixels, checksum FROM chips WHERE key = ?", (key,))
-        return None if row is None or zlib.crc32(row[0]) != row[1] else _decode(row[0])
+        if row is None or not isinstance(row[0], bytes) or _checksum(key, row[0]) != row[1]:
+            return None
+        return _decode(row[0])
 
     def put(self, key: bytes | None, pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """Store pixels under a key, unless the cache is full.
@@ -127,7 +129,7 @@ class ChipCache:
         blob = encoded.tobytes()
         if key is not None and not self._is_full:
             try:
-                self._execute("REPLACE INTO chips VALUES (?, ?, ?)", (key, blob, zlib.crc32(blob)))
+                self._execute("REPLACE INTO chips VALUES (?, ?, ?)", (key, blob, _checksum(key, blob)))
             except CacheError as error:
                 if getattr(error.__cause__, "sqlite_errorcode", None) not in _FULL:
                     raise
@@ -145,9 +147,10 @@ class ChipCache:
             self._connection.close()
             self._connection = None
 
-    def _execute(self, command: str, values: tuple[object, ...]) -> tuple[bytes, int] | None:
+    def _execute(self, command: str, values: tuple[object, ...]) -> tuple[object, ...] | None:
         try:
-            return self._connect().execute(command, values).fetchone()
+            row: tuple[object, ...] | None = self._connect().execute(command, values).fetchone()
+            return row
         except sqlite3.Error as error:
             raise CacheError(
                 f"{self._path}: {error}; if the cache is damaged, delete it, and it fills again"
@@ -198,6 +201,11 @@ def _close_all() -> None:
 
 
 os.register_at_fork(before=_close_all)
+
+
+def _checksum(key: bytes, blob: bytes) -> int:
+    """Return the CRC-32 of an entry: in a damaged file a key may point to the pixels of another one."""
+    return zlib.crc32(blob, zlib.crc32(key))
 
 
 def _decode(blob: bytes) -> UInt8[np.ndarray, "h w 3"]:
