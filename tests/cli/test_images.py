@@ -165,7 +165,9 @@ def test_folders_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     try:
         (warning,) = find_image_files([str(tmp_path)]).warnings
         assert warning.endswith(f"1 folders that cannot be read ({tmp_path}/closed)")
-        with pytest.raises(ConfigError, match=r"closed: cannot be read \(Permission denied\)"):
+        with pytest.raises(
+            ConfigError, match=r"closed: cannot be read \(Permission denied; check the permissions"
+        ):
             find_image_files([str(tmp_path / "closed")])
     finally:
         (tmp_path / "closed").chmod(0o700)
@@ -184,7 +186,9 @@ def test_a_folder_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_image_files([str(tmp_path)]).warnings == [
         f"{tmp_path}: passed over 1 folders that cannot be read ({tmp_path}/closed)"
     ]
-    with pytest.raises(ConfigError, match=r"closed: cannot be read \(Permission denied\)"):
+    with pytest.raises(
+        ConfigError, match=r"closed: cannot be read \(Permission denied; check the permissions"
+    ):
         find_image_files([str(tmp_path / "closed")])
 
 

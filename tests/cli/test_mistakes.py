@@ -72,7 +72,10 @@ MISTAKES = [
     (f"{TRAIN} --weights-from train.json", "Detectors of torchvision and other libraries cannot be loaded"),
     (f"{TRAIN} --config other.yaml", "--config: needs a data set"),
     ("train data=coco.yaml", "data=coco.yaml: no such file; expected a data set"),
-    ("train train.json --config run", "--config run: cannot be read (Is a directory)"),
+    (
+        "train train.json --config run",
+        "--config run: cannot be read (Is a directory; name a file, not a folder)",
+    ),
     ("train train.json --config experiment.yaml", "experiment.yaml: data.train.annotations: is the data set"),
     ("train train.json --data.train.annotations a.json", "error: --data.train.annotations: is the data set"),
     ("predict run --imgsz 640", "predict.levels"),

@@ -278,7 +278,7 @@ def link_to_device(path: Path) -> None:
     ("make", "problem"),
     [
         (break_link, "is a broken link, to nowhere.png"),
-        (link_to_itself, "cannot be read (Too many levels of symbolic links)"),
+        (link_to_itself, "cannot be read (Too many levels of symbolic links; links lead in a circle"),
         (os.mkfifo, "is a pipe, not a regular file"),
         (bind_socket, "is a socket, not a regular file"),
         (link_to_device, "is a device, not a regular file"),
