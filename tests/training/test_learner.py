@@ -316,7 +316,8 @@ def test_a_full_disk_is_reported_and_earlier_checkpoints_are_kept(
 
     monkeypatch.setattr("sniper.runs.checkpoints.save_tensors", save_half)
     message = (
-        r"checkpoint of step 2 cannot be written \(No space left on device; free space on its disk, or use a folder on another one\); the newest complete one is "
+        r"checkpoint of step 2 cannot be written \(No space left on device; free space on its disk, or use a folder "
+        r"on another one\); the newest complete one is "
         r".*/00000001\. "
     )
     with pytest.raises(CheckpointError, match=message):

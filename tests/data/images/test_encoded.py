@@ -128,7 +128,7 @@ def test_blank_images_of_many_pixels_are_read(tmp_path: Path, form: str) -> None
 def test_a_long_file_name_is_shortened(tmp_path: Path) -> None:
     with pytest.raises(
         ImageError,
-        match=r"^.*x\.\.\.x*\.jpg: cannot be read as an image \(.*too long; choose shorter names of folders and files\)$",
+        match=r"^.*x\.\.\.x*\.jpg: cannot be read as an image \(.*too long; choose shorter names",
     ) as raised:
         load_image(tmp_path / ("x" * 200_000 + ".jpg"))
     assert len(str(raised.value)) < 400
