@@ -1,5 +1,6 @@
 """Mining: every image searched once, in however many processes and pieces."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import iou
 from sniper.inference.mining import Miner, mine, proposals_from_detections
 from sniper.inference.store import BoxStore
+from sniper.models.weights import save_tensors
+from sniper.runs.checkpoints import load_weights
 from sniper.runs.run import Run
 from tests.models.batches import TINY, build_tiny
 from tests.training.experiments import TrainedRun
@@ -128,8 +131,9 @@ def test_other_weights_or_settings_are_mined_anew(
     assert count(spec) == 0
     stricter = ExperimentSpec(model=spec.model, predict=spec.predict, mine=MineSpec(nms_iou=0.5))
     assert count(stricter) == 4
-    weights = run.weights_path
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    tensors, identity = load_weights(run.weights_path)
+    changed = {name: tensor * 2 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_tensors(run.weights_path, changed, head=dataclasses.asdict(identity))
     assert count(stricter) == 4
 
 

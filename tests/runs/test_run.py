@@ -125,7 +125,7 @@ def test_a_broken_line_of_the_metrics_is_left_out_with_its_number(
 def test_metrics_that_are_no_file_are_refused_by_name(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", config="")
     run.metrics_path.mkdir()
-    with pytest.raises(RunError, match=r"metrics\.jsonl: cannot be read \(Is a directory\)"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl: cannot be read \(Is a directory; name a file"):
         run.entries()
 
 
