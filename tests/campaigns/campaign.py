@@ -31,9 +31,13 @@ MINED = (
 """Options of a training of 72 steps without mining, and of one with an RPN stage and three rounds of mining."""
 
 
+SEED = int(os.environ.get("SNIPER_SEED", "0"))
+"""The seed of a campaign."""
+
+
 def num_trials(default: int) -> int:
-    """Return the number of trials of a campaign: `SNIPER_CAMPAIGN_TRIALS`, or a few."""
-    return int(os.environ.get("SNIPER_CAMPAIGN_TRIALS", default))
+    """Return the number of trials of a campaign: `SNIPER_TRIALS`, or a few."""
+    return int(os.environ.get("SNIPER_TRIALS", default))
 
 
 @dataclass(frozen=True, kw_only=True)

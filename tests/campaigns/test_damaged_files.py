@@ -1,9 +1,8 @@
 """Files of ours that were damaged at random: each is read, or refused with an error that names it.
 
-`SNIPER_MUTATIONS` is the number of damaged files of each kind (40), `SNIPER_SEED` the seed of the damage (0).
+`SNIPER_TRIALS` is the number of damaged files of each kind (40), `SNIPER_SEED` the seed of the damage (0).
 """
 
-import os
 import re
 import resource
 import shutil
@@ -57,13 +56,13 @@ from sniper.runs.run import Run
 from sniper.training.learner import Learner
 from sniper.training.optimizer import build_optimizer
 from tests.campaigns import mutations
+from tests.campaigns.campaign import SEED, num_trials
 from tests.campaigns.mutations import Mutation, both
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 from tests.training.experiments import CPU, tiny_experiment, train_run, with_train
 
-NUM_MUTATIONS = int(os.environ.get("SNIPER_MUTATIONS", "40"))
-SEED = int(os.environ.get("SNIPER_SEED", "0"))
+NUM_MUTATIONS = num_trials(40)
 COMMAND_EVERY = 15  # files; this one is read by the command line, too
 MAX_SECONDS = 30
 MAX_BYTES = 4_000_000_000  # that a damaged file may make the process reserve

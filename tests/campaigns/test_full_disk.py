@@ -1,10 +1,9 @@
 """Disks that are full at a random moment: each command names the file, keeps earlier output, and succeeds afterwards.
 
-`SNIPER_FULL_DISKS` is the number of trials of each command and kind of limit (2), `SNIPER_SEED` their seed (0). The
+`SNIPER_TRIALS` is the number of trials of each command and kind of limit (2), `SNIPER_SEED` their seed (0). The
 kinds are a limit of the size of files, and a small disk in memory, which only root can mount.
 """
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,13 +16,13 @@ from typing import Literal
 import pytest
 
 from sniper.cli import run
+from tests.campaigns.campaign import SEED, num_trials
 from tests.data.tiny import write_dataset
 from tests.limits import file_limit
 
 pytestmark = pytest.mark.slow
 
-NUM_TRIALS = int(os.environ.get("SNIPER_FULL_DISKS", "2"))
-SEED = int(os.environ.get("SNIPER_SEED", "0"))
+NUM_TRIALS = num_trials(2)
 
 _PAGE = 4096  # bytes; space on a small disk is counted in pages
 

@@ -1,6 +1,6 @@
 """Signals to all processes, and killed loaders, at random moments: nothing is lost, and the weights are the same.
 
-`SNIPER_CAMPAIGN_TRIALS=20 pytest -m slow -s tests/campaigns/test_stopping.py` prints the figures of twenty trials each.
+`SNIPER_TRIALS=20 pytest -m slow -s tests/campaigns/test_stopping.py` prints the figures of twenty trials each.
 """
 
 import random
@@ -16,6 +16,7 @@ import pytest
 from tests.campaigns.campaign import (
     MINED,
     PLAIN,
+    SEED,
     Ended,
     Experiment,
     descendants_of,
@@ -32,7 +33,6 @@ from tests.campaigns.campaign import (
 )
 
 _STOPS_PER_RUN = 5
-_SEED = 0
 
 Stop = Callable[["subprocess.Popen[str]", Experiment, str, random.Random], None]
 """Makes a training end, given its process, its experiment and the name of its run."""
@@ -60,7 +60,7 @@ def kill_loader(
 def test_a_stopped_training_loses_nothing(
     tmp_path: Path, options: Sequence[str], stop: Stop, code: int, request: pytest.FixtureRequest
 ) -> None:
-    random_state = random.Random(f"{_SEED} {request.node.name}")
+    random_state = random.Random(f"{SEED} {request.node.name}")
     experiment = Experiment.write(tmp_path, *options)
     digest = experiment.complete("unbroken")
     num_steps = num_logged(experiment.run("unbroken"))

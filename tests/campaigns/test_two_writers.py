@@ -18,13 +18,12 @@ from sniper.config.loading import dump_experiment, load_experiment
 from sniper.files import is_temporary
 from sniper.runs.lock import FOLDER_LOCK
 from sniper.runs.run import Run
-from tests.campaigns.campaign import PATIENCE, wait_until
+from tests.campaigns.campaign import PATIENCE, SEED, wait_until
 from tests.cli.commands import SNIPER, start
 from tests.cli.test_processes import finish
 from tests.data.tiny import write_dataset
 from tests.training.experiments import tiny_experiment
 
-SEED = 20
 NUM_IMAGES = 300  # so that mining and prediction take longer than the largest offset
 MAX_OFFSET = 3.0  # seconds
 LIMIT = 1.0  # seconds, beside those that `sniper --version` takes
@@ -62,7 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_of_two_commands_works_and_the_other_explains_why_not(
     number: int, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = random.Random(SEED + number)
+    generator = random.Random(f"{SEED} {number}")
     monkeypatch.chdir(world)
     _remove_outputs()
     commands = [_marked(command, keep=keep) for command, keep in zip(PAIRS[number], (31, 32), strict=True)]
