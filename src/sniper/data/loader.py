@@ -196,7 +196,17 @@ _FAILED: list[Any] = []
 
 def _start_watching(_: int) -> None:
     """Make a worker end with the training process, and when that asks for it; called in the worker."""
+    sys.excepthook = _ignore_lost_connection
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _ignore_lost_connection(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    """Print an error, except that the training process has ended while it was sent a part.
+
+    A thread of multiprocessing calls this. What fails in the loader itself is sent to the training process.
+    """
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _watch_parent(parent: int) -> None:
