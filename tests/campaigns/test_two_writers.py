@@ -1,6 +1,6 @@
 """Campaign: two commands that write to one place, at random offsets: one works, the other is refused in a second.
 
-`pytest tests/campaigns/test_two_writers.py -m slow -n 0 -s` prints the figures that docs/training.md quotes.
+`pytest tests/campaigns/test_two_writers.py -m slow -n 0 -s` prints the figures that docs/reliability.md quotes.
 """
 
 import json
