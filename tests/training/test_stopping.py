@@ -220,7 +220,11 @@ def test_a_step_that_cannot_be_logged_is_saved(
     run = Run.create(tmp_path / "run", config="")
     with monkeypatch.context() as patch:
         refuse_lines_from(3, patch)
-        with pytest.raises(RunError, match=r"metrics\.jsonl: No space left on device; step 3 is saved"):
+        message = (
+            r"metrics\.jsonl: No space left on device; free space on its disk, or use a folder on another one; step 3 "
+            r"is saved"
+        )
+        with pytest.raises(RunError, match=message):
             train_run(run, spec, dataset)
     assert [int(path.name) for path in run.checkpoints] == [3]
 

@@ -18,9 +18,7 @@ from sniper.geometry.kernels import kernel, run_in_threads
 _IMAGES_AT_ONCE = 65_536
 _TOLERANCE = 1e-6  # level pixels; rounding errors of a box edge
 _MIN_CELLS = 4096  # of a level, from which on it matters how many are empty
-_MAX_WINDOWS = (
-    1 << 24
-)  # of a group of boxes, for each of which 12 bytes are held; 131,072 px square at stride 32
+_MAX_WINDOWS = 1 << 24  # of a group of boxes, 12 bytes for each; 131,072 px square at stride 32
 
 
 def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Generator) -> ChipTable:

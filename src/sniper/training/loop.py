@@ -15,7 +15,7 @@ from sniper.data.batches import Batch, ChipTransform
 from sniper.data.datasets import DatasetIdentity
 from sniper.data.epoch import EpochOrder
 from sniper.data.loader import load_batches
-from sniper.errors import CheckpointError, ImageError, OutOfMemory, RunError, SniperError
+from sniper.errors import CheckpointError, ImageError, OutOfMemory, RunError, SniperError, explain_os_error
 from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.checkpoints import Progress
@@ -363,8 +363,7 @@ class _Loop:
         if isinstance(error, SniperError):
             raise type(error)(f"{error}{saved}") from error
         if isinstance(error, OSError):
-            path = f"{error.filename}: " if error.filename else ""
-            raise RunError(f"{path}{error.strerror or error}{saved}") from error
+            raise RunError(f"{explain_os_error(error)}{saved}") from error
         raise error
 
     def _evaluate_if_due(self, progress: Progress) -> Mapping[str, float] | None:
