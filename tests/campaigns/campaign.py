@@ -123,12 +123,14 @@ def read_metrics(run: Run) -> Iterable[dict[str, int]]:
                 yield json.loads(line)
 
 
-def wait_until(process: "subprocess.Popen[str]", is_true: Callable[[], object]) -> None:
-    """Wait until a condition is true or the process has ended."""
+def wait_until(
+    process: "subprocess.Popen[str]", is_true: Callable[[], object], *, seconds: float = 0.01
+) -> None:
+    """Wait until a condition is true or the process has ended; look again after some seconds."""
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and not is_true():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(seconds)
 
 
 def wait_for_step(process: "subprocess.Popen[str]", run: Run, step: int) -> None:

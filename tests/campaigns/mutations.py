@@ -290,7 +290,9 @@ def mutate_safetensors(generator: Random, content: bytes) -> bytes:
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     if generator.random() < 0.7:
-        header["__metadata__"].pop("crc32", None)
+        head = json.loads(header["__metadata__"]["head"])
+        head.pop("crc32", None)
+        header["__metadata__"]["head"] = json.dumps(head)
     kind = generator.randrange(5)
     if kind == 0:
         header["__metadata__"]["head"] = mutate_json(

@@ -47,12 +47,19 @@ def test_tensors_and_head_are_read_as_they_were_written(path: Path) -> None:
 
 def test_a_changed_bit_of_a_tensor_or_of_the_head_is_noticed(path: Path) -> None:
     content = path.read_bytes()
-    for changed in (content[:-1] + bytes([content[-1] ^ 1]), content.replace(b": 3}", b": 4}")):
+    for changed in (content[:-1] + bytes([content[-1] ^ 1]), content.replace(b": 3,", b": 4,")):
         path.write_bytes(changed)
         with pytest.raises(
             CheckpointError, match=r"a\.safetensors: .*it is damaged: its checksum is another"
         ):
             load_tensors(path, Head)
+
+
+def test_the_same_tensors_and_head_make_the_same_bytes(path: Path) -> None:
+    expected = path.read_bytes()
+    for _ in range(10):
+        save_tensors(path, tensors(), head={"step": 3})
+        assert path.read_bytes() == expected
 
 
 def test_a_file_without_a_checksum_is_read(path: Path) -> None:

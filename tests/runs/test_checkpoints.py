@@ -31,7 +31,7 @@ Tensors = dict[str, torch.Tensor]
 def rewrite(path: Path, **values: Any) -> None:
     """Replace values of the head of a file, which then has no checksum; None removes one."""
     with safe_open(path, framework="pt") as file:
-        head = json.loads(file.metadata()["head"]) | values
+        head = json.loads(file.metadata()["head"]) | {"crc32": None} | values
     head = {name: value for name, value in head.items() if value is not None}
     save_file(load_file(path), path, metadata={"head": json.dumps(head)})
 

@@ -28,6 +28,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NOT_NEGATIVE = ("running_var", "num_batches_tracked", "/step", "/exp_avg_sq")
 """Ends of the names of tensors of batch norm and of optimizers."""
 
+_CHECKSUM = re.compile(r', "crc32": "([0-9a-f]{8})"}\Z')
 _OS_ERROR = re.compile(r"(?:os error |code: )(\d+)")  # in messages of safetensors
 
 
@@ -37,7 +38,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mappi
     Args:
         path: the `.safetensors` file; overwritten if it exists.
         tensors: by name.
-        head: JSON data, stored in the file's metadata.
+        head: JSON data, stored in the file's metadata with the checksum. The same tensors and head make the same bytes.
 
     Raises:
         OSError: if it cannot be written.
@@ -45,7 +46,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, head: Mappi
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(head)
     try:
-        save_file(plain, path, metadata={"head": text, "crc32": _checksum(text, plain)})
+        # In one entry, since safetensors writes several in a random order.
+        save_file(plain, path, metadata={"head": _seal(text, _checksum(text, plain))})
     except SafetensorError as error:  # also raised for errors of the operating system
         number = _OS_ERROR.search(str(error))
         if number is None:
@@ -67,10 +69,10 @@ def load_tensors(path: Path, kind: type[T]) -> tuple[dict[str, torch.Tensor], T]
         CheckpointError: if the file is missing, damaged, or not written by `save_tensors`.
     """
     with _opened(path) as (file, metadata):
-        head = parse_json(metadata["head"], kind)
+        text, checksum = _unseal(metadata["head"])
+        head = parse_json(text, kind)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        checksum = metadata.get("crc32")  # files of earlier versions have none
-        if checksum is not None and checksum != _checksum(metadata["head"], tensors):
+        if checksum is not None and checksum != _checksum(text, tensors):
             raise ValueError("it is damaged: its checksum is another")
         return tensors, head
 
@@ -86,7 +88,7 @@ def load_head(path: Path, kind: type[T]) -> T:
         CheckpointError: if the file is missing, truncated, or not written by `save_tensors`.
     """
     with _opened(path) as (_, metadata):
-        return parse_json(metadata["head"], kind)
+        return parse_json(_unseal(metadata["head"])[0], kind)
 
 
 @contextmanager
@@ -101,6 +103,17 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
             yield file, metadata
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({error})") from error
+
+
+def _seal(head: str, checksum: str) -> str:
+    """Add a checksum as the last member of a JSON object."""
+    return f'{head[:-1]}, "crc32": "{checksum}"}}'
+
+
+def _unseal(text: str) -> tuple[str, str | None]:
+    """Split what `_seal` has joined. Heads of earlier versions have no checksum."""
+    match = _CHECKSUM.search(text)
+    return (text, None) if match is None else (f"{text[: match.start()]}}}", match[1])
 
 
 def _checksum(head: str, tensors: Mapping[str, torch.Tensor]) -> str:
