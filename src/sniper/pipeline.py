@@ -4,7 +4,6 @@ Each stage continues where it was stopped, and is not repeated while its inputs 
 """
 
 import json
-import math
 import os
 import time as clock
 from collections.abc import Callable, Mapping
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 
 from sniper.chips import ChipTable
-from sniper.chips.negatives import NegativeSpec
+from sniper.chips.image_boxes import ScoredBoxes
+from sniper.chips.negatives import NegativeSpec, auto_dose
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
 from sniper.config.loading import (
     check_resumable,
@@ -42,8 +42,8 @@ from sniper.evaluation.pair import GroundTruth
 from sniper.files import atomic_write, expand_path, remove_folder
 from sniper.inference.calibration import load_calibration, save_calibration
 from sniper.inference.detector import Detector
-from sniper.inference.mining import mine
-from sniper.inference.proposals import add_negatives
+from sniper.inference.mining import mine, mine_alarms
+from sniper.inference.proposals import add_negatives, open_proposals, read_alarms
 from sniper.inference.store import BoxStore
 from sniper.inference.validation import validate
 from sniper.models.backbone import check_available, find_download
@@ -61,10 +61,12 @@ from sniper.training.callbacks import Callbacks, StartReport
 from sniper.training.epochs import load_configured_chips, order_epoch
 from sniper.training.learner import check_divisible
 from sniper.training.length import TimeLimit, count_evaluations
+from sniper.training.mining import expected_dose, first_epoch, num_rounds, rpn_epochs
 from sniper.training.pace import Pace
 from sniper.training.tensorboard import check_tensorboard
 
 _SILENT = Callbacks(on_warning=lambda _: None)
+_ALARMS = "alarms_"  # start of the names of the folders of false alarms
 
 
 def train(
@@ -88,9 +90,10 @@ def train(
     From a data set, every field that is not set is derived from the data and the machine, and written to the
     `config.yaml` of the run. An experiment states its fields; nothing in it is derived.
 
-    With `negatives.source: mined` these are a short training of the RPN, mining with it, and the training of the
-    detector on positive and negative chips. With `train.evaluate_every` the detector is scored on `data.test` while it
-    trains. Under torchrun each process takes its share of every batch.
+    With `negatives.source: self` the training images are searched while the detector is trained, and its false alarms
+    become negative chips. With `negatives.source: rpn` the stages are a short training of the RPN, mining with it, and
+    the training of the detector on positive and negative chips. With `train.evaluate_every` the detector is scored on
+    `data.test` while it trains. Under torchrun each process takes its share of every batch.
 
     Args:
         experiment: a data set that `load_dataset` reads; or an experiment: a YAML file, the name of a recipe of the
@@ -214,7 +217,8 @@ def run_stages(
     """Run the stages of an experiment that are not complete, in the folder of a run.
 
     Args:
-        run: its folder. The training of the RPN is a run of its own in `rpn`, the proposals are in `mined`.
+        run: its folder. The training of the RPN is a run of its own in `rpn`, the proposals are in `mined`; false
+            alarms are in `alarms_EPOCH`.
         spec: the experiment.
         dataset: to train on.
         device: where to compute.
@@ -391,13 +395,22 @@ def _check_weights(
         callbacks.on_weights(InitialWeights.load(path).check(spec, dataset.categories))
 
 
-def rpn_experiment(spec: ExperimentSpec) -> ExperimentSpec:
-    """Return the experiment that trains only the RPN, on positive chips, to mine with."""
+def rpn_experiment(spec: ExperimentSpec, *, num_steps: int) -> ExperimentSpec:
+    """Return the experiment that trains only the RPN, on positive chips, to mine with.
+
+    Its warm-up is at most a twentieth of it.
+
+    Args:
+        spec: the experiment.
+        num_steps: of an epoch on positive chips.
+    """
+    epochs = rpn_epochs(spec.mine, num_steps=num_steps)
     return replace(
         spec,
         train=replace(
             spec.train,
-            epochs=spec.mine.rpn_epochs,
+            epochs=epochs,
+            warmup_steps=min(spec.train.warmup_steps, round(0.05 * epochs * num_steps)),
             rpn_only=True,
             evaluate_every=None,
             evaluate_images=None,
@@ -564,47 +577,52 @@ class _Stages:
     processes: Processes
     limit: TimeLimit | None
     pace: Pace = field(default_factory=Pace)
-    orders: dict[tuple[bool, int], EpochOrder] = field(default_factory=dict)  # made for the start report
+    orders: dict[tuple[bool, bool, int], EpochOrder] = field(
+        default_factory=dict
+    )  # made for the start report
 
     def train_detector(self) -> TwoStageDetector:
-        """Train the detector, after RPN stage and mining if negative chips are mined."""
+        """Train the detector, after RPN stage and mining if an RPN mines negative chips."""
         evaluator = self._build_evaluator()
-        is_mined = self.spec.negatives.source == "mined"
+        source = self.spec.negatives.source
         table = None
-        if is_mined:
-            self.run.check_trained_on(self.dataset.identity)
-        else:
+        if source == "none":
             table = load_configured_chips(self.run, self.spec, self.dataset, processes=self.processes)
+        else:
+            self.run.check_trained_on(self.dataset.identity)
         self.callbacks.on_start(self._start(table, evaluator))
-        if not is_mined:
-            return self._train(self.run, self.spec, lambda _: table, evaluator=evaluator)
-        if not self.run.checkpoints:
+        if source == "rpn" and not self.run.checkpoints:
             self._mined_chips(0)  # before the detector occupies memory
-        return self._train(self.run, self.spec, self._mined_chips, evaluator=evaluator)
+
+        def order_of_epoch(epoch: int) -> EpochOrder:
+            if source == "self":
+                return self._order_on_alarms(epoch)
+            return self._order(self.spec, epoch, self._mined_chips(epoch) if source == "rpn" else table)
+
+        return self._train(self.run, self.spec, order_of_epoch, evaluator=evaluator)
 
     def _start(self, table: ChipTable | None, evaluator: "_Evaluator | None") -> StartReport:
         """Return what is to be done, and set what is left of each part of it."""
         spec, train, progress = self.spec, self.spec.train, self.run.progress
-        is_mined = spec.negatives.source == "mined"
+        source = spec.negatives.source
         rpn_steps = num_mined = 0
-        if is_mined and not self._chips_path(progress.epoch).exists():
-            rpn = rpn_experiment(spec)
-            order = self._order(rpn, 0, None)
-            num_chips = len(order.table) + spec.negatives.per_image * len(self.dataset)
-            steps_per_epoch = math.ceil(num_chips / train.batch_size)
-            num_mined = len(self.dataset)
-            if not self.run.checkpoints:
-                rpn_steps = max(round(rpn.train.epochs * order.num_steps), 1)
-                rpn_steps = max(rpn_steps - Run(self.run.folder / "rpn").progress.step, 0)
+        if source == "none" or (source == "rpn" and self._chips_path(progress.epoch).exists()):
+            table = self._mined_chips(progress.epoch) if source == "rpn" else table
+            steps_per_epoch = float(self._order(spec, progress.epoch, table).num_steps)
         else:
-            table = self._mined_chips(progress.epoch) if is_mined else table
-            steps_per_epoch = self._order(spec, progress.epoch, table).num_steps
+            positives = self._positive_order
+            steps_per_epoch = positives.num_steps * (1 + expected_dose(spec))
+            num_mined = len(self.dataset) if self._megapixels_to_mine() else 0
+            if source == "rpn" and not self.run.checkpoints:
+                rpn = rpn_experiment(spec, num_steps=positives.num_steps)
+                rpn_steps = max(round(rpn.train.epochs * positives.num_steps), 1)
+                rpn_steps = max(rpn_steps - Run(self.run.folder / "rpn").progress.step, 0)
         has_weights = bool(self.run.checkpoints) or spec.model.weights_from is not None
         steps = max(round(train.epochs * steps_per_epoch), 1)
         num_evaluations = count_evaluations(train, after=progress.epoch) if evaluator else 0
         self.pace.left["rpn"] = rpn_steps
         self.pace.left["train"] = max(steps - progress.step, 0)
-        if is_mined:
+        if source != "none":
             self.pace.left["mine"] = self._megapixels_to_mine()
         if evaluator is not None:
             self.pace.left["evaluate"] = num_evaluations * evaluator.megapixels(on_all=False)
@@ -622,18 +640,87 @@ class _Stages:
 
     def _megapixels_to_mine(self) -> float:
         """Return the pixels that all rounds of mining search, in millions."""
-        every = self.spec.mine.every_epochs
-        num_rounds = math.ceil(self.spec.train.epochs / every) if every else 1
-        num_done = len(list(self.run.folder.glob("chips_*.npz")))
-        return max(num_rounds - num_done, 0) * self._megapixels_per_round
+        done = self._alarm_rounds if self.spec.negatives.source == "self" else self._chip_rounds
+        return max(num_rounds(self.spec) - len(done), 0) * self._megapixels_per_round
+
+    @property
+    def _chip_rounds(self) -> list[Path]:
+        return list(self.run.folder.glob("chips_*.npz"))
+
+    @property
+    def _alarm_rounds(self) -> dict[int, Path]:
+        """The folders of false alarms by the epoch at whose start they were mined, oldest first."""
+        paths = {path.name.removeprefix(_ALARMS): path for path in self.run.folder.glob(f"{_ALARMS}*")}
+        return {int(name): paths[name] for name in sorted(paths) if name.isdigit()}
 
     @cached_property
     def _megapixels_per_round(self) -> float:
         return levels_megapixels(self.spec.predict.levels, to_image_boxes(self.dataset))
 
-    def _order(self, spec: ExperimentSpec, epoch: int, table: ChipTable | None) -> EpochOrder:
+    @cached_property
+    def _positive_order(self) -> EpochOrder:
+        """The positive chips of the first epoch."""
+        return self._order(replace(self.spec, negatives=NegativeSpec()), 0, None)
+
+    def _order_on_alarms(self, epoch: int) -> EpochOrder:
+        """Order the chips of an epoch that are chosen on false alarms; mine at the start of every round."""
+        number = self._alarm_round(epoch)
+        if number is None:
+            return self._order(self.spec, epoch, None)
+        store = open_proposals(self._alarm_rounds[number], self.dataset)
+        alarms = read_alarms(store, to_image_boxes(self.dataset), min_score=self.spec.negatives.min_score)
+        order = self._order(self.spec, epoch, None, alarms=alarms, first_epoch=number)
+        if self.processes.is_first and not self.run.has_entry("chips", epoch=epoch):
+            self.run.log(
+                {
+                    "stage": "chips",
+                    "step": self.run.progress.step,
+                    "epoch": epoch,
+                    "positive_chips": int((~order.table.is_negative).sum()),
+                    "negative_chips": int(order.table.is_negative.sum()),
+                    "dose": self._dose(first_epoch=number),
+                    "false_alarms": len(alarms.scores),
+                }
+            )
+        return order
+
+    def _alarm_round(self, epoch: int) -> int | None:
+        """Return the epoch at whose start the false alarms of an epoch were mined, or mine; None before the first."""
+        progress = self.run.progress
+        rounds = [number for number in self._alarm_rounds if number <= epoch]
+        is_start = progress.epoch == epoch and progress.step_in_epoch == 0
+        if is_start:  # otherwise the order of the epoch is fixed
+            # The length of the training may have been corrected since it began.
+            spec = load_experiment(self.run.config_path)
+            every = spec.mine.every_epochs
+            is_due = (
+                epoch - rounds[-1] >= every if rounds and every else not rounds and epoch >= first_epoch(spec)
+            )
+            if is_due or (rounds and rounds[-1] == epoch):
+                self._mine_alarms(epoch)
+                return epoch
+        return rounds[-1] if rounds else None
+
+    def _dose(self, *, first_epoch: int = 0) -> float | None:
+        """Return the dose of negative chips by the losses of the last epoch with some since they were mined."""
+        dose = self.spec.negatives.first_dose
+        if self.spec.negatives.dose != "auto":
+            return dose
+        losses = self.run.chip_losses(after_epoch=first_epoch) if self.processes.is_first else None
+        dose = auto_dose(*losses) if losses else dose
+        return self.processes.all_gather(dose)[0]
+
+    def _order(
+        self,
+        spec: ExperimentSpec,
+        epoch: int,
+        table: ChipTable | None,
+        *,
+        alarms: ScoredBoxes | None = None,
+        first_epoch: int = 0,
+    ) -> EpochOrder:
         """Order the chips of an epoch; the order that the start report was made with is made once."""
-        key = (spec.train.rpn_only, epoch)
+        key = (spec.train.rpn_only, alarms is not None, epoch)
         order = self.orders.get(key)
         if order is None:
             self.orders.clear()
@@ -642,6 +729,8 @@ class _Stages:
                 self.dataset,
                 epoch=epoch,
                 table=table,
+                alarms=alarms,
+                dose=self._dose(first_epoch=first_epoch),
                 num_shares=self.processes.world_size * spec.train.accumulation_steps,
             )
         return order
@@ -650,13 +739,10 @@ class _Stages:
         self,
         run: Run,
         spec: ExperimentSpec,
-        chips_of_epoch: Callable[[int], ChipTable | None],
+        order_of_epoch: Callable[[int], EpochOrder],
         *,
         evaluator: "_Evaluator | None" = None,
     ) -> TwoStageDetector:
-        def order_of_epoch(epoch: int) -> EpochOrder:
-            return self._order(spec, epoch, chips_of_epoch(epoch))
-
         return loop.train(
             run,
             spec,
@@ -695,17 +781,45 @@ class _Stages:
 
     def _train_rpn(self) -> Run:
         """Train the RPN in a run of its own, or complete that run."""
-        folder, spec = self.run.folder / "rpn", rpn_experiment(self.spec)
+        folder = self.run.folder / "rpn"
+        spec = rpn_experiment(self.spec, num_steps=self._positive_order.num_steps)
         if self.processes.is_first:
             _open_stage(folder, spec, self.dataset.identity)
         self.processes.barrier()
         run = Run(folder)
-        self._train(run, spec, lambda _: None)
+        self._train(run, spec, lambda epoch: self._order(spec, epoch, None))
         return run
 
     def _mine(self, miner: Run, path: Path, *, first_epoch: int) -> None:
-        """Mine with the newest weights of a run, and write the chips of a round."""
+        """Mine with the newest weights of the RPN, and write the chips of a round."""
         started = clock.monotonic()
+        store = self._search(mine, miner, self.run.folder / "mined")
+        if self.processes.is_first:
+            self._write_chips(path, store, first_epoch=first_epoch, started=started)
+        self.processes.barrier()
+
+    def _mine_alarms(self, epoch: int) -> None:
+        """Search the training images for false alarms with the newest weights, at the start of an epoch."""
+        started = clock.monotonic()
+        store = self._search(mine_alarms, self.run, self.run.folder / f"{_ALARMS}{epoch:03d}")
+        if self.processes.is_first and not self.run.has_entry("mine", epoch=epoch):
+            is_clean = ~to_image_boxes(self.dataset).has_required
+            self.run.log(
+                {
+                    "stage": "mine",
+                    "step": self.run.progress.step,
+                    "epoch": epoch,
+                    "images": len(self.dataset),
+                    "images_without_objects": int(is_clean.sum()),
+                    "false_alarms": int(store.counts.sum()),
+                    "false_alarms_without_objects": int(store.counts[is_clean].sum()),
+                    "seconds": round(clock.monotonic() - started, 3),
+                }
+            )
+        self.processes.barrier()
+
+    def _search(self, search: Callable[..., BoxStore], miner: Run, folder: Path) -> BoxStore:
+        """Search all training images with the newest weights of a run, and measure the time."""
         left = self.pace.left.get("mine", 0.0)
         num_before = 0
 
@@ -718,18 +832,15 @@ class _Stages:
             self.callbacks.on_mining(num_done, num_images)
             self.pace.report(self.callbacks.on_time_left)
 
-        store = mine(
+        return search(
             miner,
             self.spec,
             self.dataset,
-            self.run.folder / "mined",
+            folder,
             device=self.device,
             on_progress=report,
             processes=self.processes,
         )
-        if self.processes.is_first:
-            self._write_chips(path, store, first_epoch=first_epoch, started=started)
-        self.processes.barrier()
 
     def _write_chips(self, path: Path, store: BoxStore, *, first_epoch: int, started: float) -> None:
         generator = np.random.default_rng([self.spec.seed, first_epoch, 1])

@@ -10,7 +10,7 @@ not connected through shared windows are covered separately: in a large image on
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sniper.chips.image_boxes import ImageBoxes
+from sniper.chips.image_boxes import ImageBoxes, ScoredBoxes
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
 from sniper.geometry.kernels import kernel, run_in_threads
@@ -19,9 +19,16 @@ _IMAGES_AT_ONCE = 65_536
 _TOLERANCE = 1e-6  # level pixels; rounding errors of a box edge
 _MIN_CELLS = 4096  # of a level, from which on it matters how many are empty
 _MAX_WINDOWS = 1 << 24  # of a group of boxes, 12 bytes for each; 131,072 px square at stride 32
+_NUM_DRAWS = 8  # of equally good windows, of which the one with the most false alarms is taken
 
 
-def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Generator) -> ChipTable:
+def cover(
+    pyramid: PyramidSpec,
+    images: ImageBoxes,
+    *,
+    generator: np.random.Generator,
+    alarms: ScoredBoxes | None = None,
+) -> ChipTable:
     """Choose the positive chips of many images at all levels.
 
     For each image and level, windows are chosen one by one, each time one that covers the most boxes not yet covered;
@@ -32,6 +39,8 @@ def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Gene
         pyramid: levels, chip size and stride.
         images: the images, and the boxes to cover.
         generator: breaks ties, and draws the offset of the grid. Equal states give equal chips.
+        alarms: false alarms in the same images. Of several equally good windows that are drawn, the one with the
+            highest sum of their scores is taken; each counts at the levels in whose range its size is, and once.
 
     Returns:
         The chips, image after image and level after level; none is negative.
@@ -51,9 +60,12 @@ def cover(pyramid: PyramidSpec, images: ImageBoxes, *, generator: np.random.Gene
         >>> table.level.tolist()
         [0, 2]
     """
-    is_excluded = np.zeros((0, len(pyramid.levels)), dtype=np.bool_)
     min_boxes = np.ones(len(pyramid.levels), dtype=np.int64)
-    return _choose(pyramid, images, is_excluded=is_excluded, min_boxes=min_boxes, generator=generator)
+    if alarms is None:
+        alarms = ScoredBoxes.none(images)
+    return _choose(
+        pyramid, images, is_excluded=None, min_boxes=min_boxes, alarms=alarms, generator=generator
+    )[0]
 
 
 def cover_dense(
@@ -63,7 +75,8 @@ def cover_dense(
     is_excluded: Bool[np.ndarray, "n l"],
     min_boxes: Int[np.ndarray, " l"],
     generator: np.random.Generator,
-) -> ChipTable:
+    scores: Float[np.ndarray, " n"] | None = None,
+) -> tuple[ChipTable, Float[np.ndarray, " c"]]:
     """Choose windows as `cover` does, but only while a window adds enough boxes; no box moves to another level.
 
     Args:
@@ -72,8 +85,15 @@ def cover_dense(
         is_excluded: (n, l) the boxes that do not count at a level.
         min_boxes: (l,) the fewest boxes that a window of each level must add.
         generator: see `cover`.
+        scores: (n,) of the boxes. Of several windows that add equally many, the one with the highest sum is taken.
+
+    Returns:
+        The windows, and for each the sum of the scores of the boxes that it adds; 0 without scores.
     """
-    return _choose(pyramid, images, is_excluded=is_excluded, min_boxes=min_boxes, generator=generator)
+    alarms = ScoredBoxes.none(images) if scores is None else ScoredBoxes(images=images, scores=scores)
+    return _choose(
+        pyramid, images, is_excluded=is_excluded, min_boxes=min_boxes, alarms=alarms, generator=generator
+    )
 
 
 def count_chips(level: LevelSpec, images: ImageBoxes, *, chip_size: int, stride: int) -> int:
@@ -90,7 +110,7 @@ def count_chips(level: LevelSpec, images: ImageBoxes, *, chip_size: int, stride:
     Returns:
         The number of chips of all images. Equal arguments give equal numbers.
     """
-    counts, _ = _choose_in_group(
+    counts, _, _ = _choose_in_group(
         np.stack(level.resized(images.widths, images.heights))[None],
         np.stack([images.widths, images.heights]).astype(np.int64),
         images.offsets,
@@ -102,6 +122,7 @@ def count_chips(level: LevelSpec, images: ImageBoxes, *, chip_size: int, stride:
         np.zeros((len(images.boxes), 1), dtype=np.bool_),
         np.ones(1, dtype=np.int64),
         np.full(len(images.boxes), -1, dtype=np.int8),
+        _arrays_of(ScoredBoxes.none(images), slice(None)),
     )
     return int(counts.sum())
 
@@ -138,11 +159,14 @@ def _choose(
     pyramid: PyramidSpec,
     images: ImageBoxes,
     *,
-    is_excluded: Bool[np.ndarray, "t l"],
+    is_excluded: Bool[np.ndarray, "n l"] | None,
     min_boxes: Int[np.ndarray, " l"],
+    alarms: ScoredBoxes,
     generator: np.random.Generator,
-) -> ChipTable:
-    """Choose windows; boxes may move to other levels where `is_excluded` is empty."""
+) -> tuple[ChipTable, Float[np.ndarray, " c"]]:
+    """Choose windows, and return the false alarms that each adds; boxes may move where `is_excluded` is None."""
+    if is_excluded is None:
+        is_excluded = np.zeros((0, len(pyramid.levels)), dtype=np.bool_)
     seed = generator.integers(1, 2**63, dtype=np.int64)
     shift = generator.integers(0, pyramid.stride, size=2) if pyramid.random_offset else np.zeros(2, np.int64)
     resized = [level.resized(images.widths, images.heights) for level in pyramid.levels]
@@ -166,11 +190,13 @@ def _choose(
                 is_excluded[rows],
                 min_boxes,
                 moved_to[rows],
+                _arrays_of(alarms, group),
             )
         )
     counts = np.concatenate([part[0] for part in parts]) if parts else np.zeros(0, np.int64)
     chips = np.concatenate([part[1] for part in parts]) if parts else np.zeros((0, 3), np.int32)
-    return ChipTable(
+    masses = np.concatenate([part[2] for part in parts]) if parts else np.zeros(0)
+    table = ChipTable(
         levels=pyramid.levels,
         image_widths=images.widths,
         image_heights=images.heights,
@@ -183,6 +209,18 @@ def _choose(
         is_negative=np.zeros(len(chips), dtype=np.bool_),
         moved_to=moved_to,
     )
+    return table, masses
+
+
+def _arrays_of(
+    alarms: ScoredBoxes, images: slice
+) -> tuple[Int[np.ndarray, " m_plus_1"], Float[np.ndarray, "a 4"], Float[np.ndarray, " a"]]:
+    """Return where the false alarms of each of some consecutive images begin, their boxes and their scores."""
+    first, last, _ = images.indices(len(alarms.images))
+    offsets = alarms.images.offsets[first : last + 1]
+    rows = slice(offsets[0], offsets[-1])
+    boxes = np.ascontiguousarray(alarms.images.boxes[rows], dtype=np.float64)
+    return offsets - offsets[0], boxes, np.ascontiguousarray(alarms.scores[rows], dtype=np.float64)
 
 
 def _choose_in_group(
@@ -197,24 +235,30 @@ def _choose_in_group(
     is_excluded: Bool[np.ndarray, "t l"],
     min_boxes: Int[np.ndarray, " l"],
     moved_to: Int[np.ndarray, " n"],
-) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, "c 3"]]:
-    """Choose windows of some images; fill `moved_to`, and return chips per image and (level, x, y) of each chip."""
+    alarms: tuple[Int[np.ndarray, " m_plus_1"], Float[np.ndarray, "a 4"], Float[np.ndarray, " a"]],
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, "c 3"], Float[np.ndarray, " c"]]:
+    """Choose windows of some images, and fill `moved_to`.
+
+    Returns:
+        The number of chips per image, (level, x, y) of each chip, and the scores of the false alarms that it adds.
+    """
     num_levels = len(bounds)
     # Every chip covers at least one box of its level that no other chip does.
     buffer = np.empty((num_levels * len(boxes), 3), dtype=np.int32)
+    masses = np.empty(num_levels * len(boxes))
     counts = np.zeros(len(offsets) - 1, dtype=np.int64)
 
     def cover_slice(first: int, last: int) -> None:
         _cover_images(
             first, last, level_sides, image_sides, offsets, boxes, is_required, bounds, grid, seed, is_excluded,
-            min_boxes, moved_to, buffer, counts,
+            min_boxes, moved_to, *alarms, buffer, masses, counts,
         )  # fmt: skip
 
     run_in_threads(cover_slice, offsets)
     starts = num_levels * offsets[:-1]
     firsts = np.cumsum(counts) - counts
     index = np.arange(counts.sum()) + np.repeat(starts - firsts, counts)
-    return counts, buffer[index]
+    return counts, buffer[index], masses[index]
 
 
 @kernel
@@ -323,8 +367,40 @@ def _draw(state: np.uint64, count: int) -> tuple[np.uint64, np.int64]:
 
 
 @kernel
-def _pick_common(rects: np.ndarray, pick: np.ndarray, state: np.uint64) -> tuple[bool, np.uint64]:
-    """Draw one of the windows that contain all boxes into `pick`; return whether there is any, and the new state."""
+def _mass(alarms: np.ndarray, scores: np.ndarray, x: int, y: int) -> float:
+    """Sum the scores of the false alarms inside a window. `alarms` (a, 4) is as `rects` in `_count_boxes`."""
+    mass = 0.0
+    for a in range(len(alarms)):
+        if alarms[a, 0] <= x <= alarms[a, 1] and alarms[a, 2] <= y <= alarms[a, 3]:
+            mass += scores[a]
+    return mass
+
+
+@kernel
+def _take_alarms(alarms: np.ndarray, scores: np.ndarray, x: int, y: int) -> float:
+    """Return the sum of the scores of the false alarms inside a window, and set them to 0."""
+    mass = _mass(alarms, scores, x, y)
+    if mass > 0:
+        for a in range(len(alarms)):
+            if alarms[a, 0] <= x <= alarms[a, 1] and alarms[a, 2] <= y <= alarms[a, 3]:
+                scores[a] = 0.0
+    return mass
+
+
+@kernel
+def _pick_common(
+    rects: np.ndarray,
+    pick: np.ndarray,
+    state: np.uint64,
+    alarms: np.ndarray,
+    scores: np.ndarray,
+    first_x: int,
+    first_y: int,
+) -> tuple[bool, np.uint64]:
+    """Draw one of the windows that contain all boxes into `pick`; return whether there is any, and the new state.
+
+    Of several draws, the one with the most false alarms is taken. Columns and rows start at `first_x` and `first_y`.
+    """
     left, right, top, bottom = rects[0]
     for r in range(1, len(rects)):
         left, right = max(left, rects[r, 0]), min(right, rects[r, 1])
@@ -332,8 +408,14 @@ def _pick_common(rects: np.ndarray, pick: np.ndarray, state: np.uint64) -> tuple
         if right < left or bottom < top:
             return False, state
     num_x, num_y = right - left + 1, bottom - top + 1
-    state, drawn = _draw(state, num_x * num_y)
-    pick[0], pick[1] = left + drawn % num_x, top + drawn // num_x
+    most = -1.0
+    for _ in range(_NUM_DRAWS if len(alarms) else 1):
+        state, drawn = _draw(state, num_x * num_y)
+        x, y = left + drawn % num_x, top + drawn // num_x
+        mass = _mass(alarms, scores, first_x + x, first_y + y)
+        if mass > most:
+            most = mass
+            pick[0], pick[1] = x, y
     return True, state
 
 
@@ -353,18 +435,26 @@ def _drop_covered(rects: np.ndarray, num_left: int, x: int, y: int) -> int:
 
 @kernel
 def _cover_group(
-    rects: np.ndarray, min_boxes: int, picked: np.ndarray, state: np.uint64
+    rects: np.ndarray,
+    min_boxes: int,
+    picked: np.ndarray,
+    masses: np.ndarray,
+    state: np.uint64,
+    alarms: np.ndarray,
+    scores: np.ndarray,
 ) -> tuple[int, np.uint64]:
     """Cover boxes that are near each other greedily.
 
-    `rects` (k, 4) is as in `_count_boxes`; its rows are reordered. The columns and rows of the chosen windows go to
-    `picked` (k, 2); their number and the new random state are returned. Windows that add fewer than `min_boxes` boxes
-    are not chosen. Counting is skipped once a window contains all remaining boxes, which is mostly so from the start.
+    `rects` (k, 4) and `alarms` (a, 4) are as in `_count_boxes`; the rows of `rects` are reordered. The columns and rows
+    of the chosen windows go to `picked` (k, 2), the scores of the false alarms that each adds to `masses` (k,); their
+    number and the new random state are returned. Windows that add fewer than `min_boxes` boxes are not chosen. Counting
+    is skipped once a window contains all remaining boxes, which is mostly so from the start.
     """
     if len(rects) < min_boxes:
         return 0, state
-    is_done, state = _pick_common(rects, picked[0], state)
+    is_done, state = _pick_common(rects, picked[0], state, alarms, scores, 0, 0)
     if is_done:
+        masses[0] = _take_alarms(alarms, scores, picked[0, 0], picked[0, 1])
         return 1, state
     first_x, first_y = rects[:, 0].min(), rects[:, 2].min()
     rects[:, :2] -= first_x
@@ -377,15 +467,27 @@ def _cover_group(
             most -= 1
         if most < min_boxes:
             break
-        state, drawn = _draw(state, starts[most + 1] - starts[most])
-        y, x = divmod(windows[starts[most] + drawn], counts.shape[1])
-        picked[num_picked, 0], picked[num_picked, 1] = x, y
+        best = -1.0
+        for _ in range(_NUM_DRAWS if len(alarms) else 1):
+            state, drawn = _draw(state, starts[most + 1] - starts[most])
+            y, x = divmod(windows[starts[most] + drawn], counts.shape[1])
+            mass = _mass(alarms, scores, first_x + x, first_y + y)
+            if mass > best:
+                best = mass
+                picked[num_picked, 0], picked[num_picked, 1] = x, y
+        x, y = picked[num_picked]
+        masses[num_picked] = _take_alarms(alarms, scores, first_x + x, first_y + y)
         num_picked += 1
         before, num_left = num_left, _drop_covered(rects, num_left, x, y)
         if num_left < min_boxes:
             break
-        is_done, state = _pick_common(rects[:num_left], picked[num_picked], state)
-        num_picked += is_done
+        is_done, state = _pick_common(
+            rects[:num_left], picked[num_picked], state, alarms, scores, first_x, first_y
+        )
+        if is_done:
+            x, y = picked[num_picked]
+            masses[num_picked] = _take_alarms(alarms, scores, first_x + x, first_y + y)
+            num_picked += 1
         if not is_done:
             for r in range(num_left, before):
                 _remove_box(rects[r], counts, windows, position, starts)
@@ -476,7 +578,13 @@ def _pop_cell(newest: np.ndarray, older: np.ndarray, cell: int, order: np.ndarra
 
 @kernel
 def _cover_level(
-    rects: np.ndarray, min_boxes: int, picked: np.ndarray, state: np.uint64
+    rects: np.ndarray,
+    min_boxes: int,
+    picked: np.ndarray,
+    masses: np.ndarray,
+    state: np.uint64,
+    alarms: np.ndarray,
+    scores: np.ndarray,
 ) -> tuple[int, np.uint64]:
     """Cover the boxes of a level group by group; see `_cover_group`.
 
@@ -494,7 +602,9 @@ def _cover_level(
             num_x = np.int64(part[:, 1].max()) - part[:, 0].min() + 1
             num_y = np.int64(part[:, 3].max()) - part[:, 2].min() + 1
             if num_x * num_y <= _MAX_WINDOWS or last - first == 1:
-                count, state = _cover_group(part, min_boxes, picked[num_picked:], state)
+                count, state = _cover_group(
+                    part, min_boxes, picked[num_picked:], masses[num_picked:], state, alarms, scores
+                )
                 num_picked += count
                 continue
             axis = 0 if num_x >= num_y else 2
@@ -504,6 +614,33 @@ def _cover_level(
             firsts[num_parts + 1], lasts[num_parts + 1] = first, middle
             num_parts += 2
     return num_picked, state
+
+
+@kernel
+def _find_windows(
+    box: np.ndarray,
+    level_sides: np.ndarray,
+    image_sides: np.ndarray,
+    bounds: np.ndarray,
+    grid: tuple[int, int, int, int],
+    rect: np.ndarray,
+) -> bool:
+    """Write the windows of a level that contain a box to `rect`, as in `_count_boxes`; return whether there are any.
+
+    There are none for a box whose size is not in the range of the level.
+    """
+    if not bounds[0] <= np.sqrt((box[2] - box[0]) * (box[3] - box[1])) < bounds[1]:
+        return False
+    chip_size, stride, shift_x, shift_y = grid
+    width, height = level_sides
+    scale_x, scale_y = width / image_sides[0], height / image_sides[1]
+    rect[0], rect[1] = _interval(
+        box[0] * scale_x, min(box[2] * scale_x, float(width)), width, chip_size, stride, shift_x
+    )
+    rect[2], rect[3] = _interval(
+        box[1] * scale_y, min(box[3] * scale_y, float(height)), height, chip_size, stride, shift_y
+    )
+    return rect[0] <= rect[1] and rect[2] <= rect[3]
 
 
 @kernel
@@ -521,10 +658,14 @@ def _cover_images(
     is_excluded: np.ndarray,
     min_boxes: np.ndarray,
     moved_to: np.ndarray,
+    alarm_offsets: np.ndarray,
+    alarm_boxes: np.ndarray,
+    alarm_scores: np.ndarray,
     buffer: np.ndarray,
+    masses: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    """Cover some images at every level; fill `moved_to`, `buffer` and `counts`."""
+    """Cover some images at every level; fill `moved_to`, `buffer`, `masses` and `counts`."""
     chip_size, stride, shift_x, shift_y = grid
     num_levels = len(bounds)
     may_move = len(is_excluded) == 0
@@ -538,10 +679,12 @@ def _cover_images(
         is_covered = np.zeros(last - first, dtype=np.bool_)
         rects = np.empty((last - first, 4), dtype=np.int32)
         picked = np.empty((last - first, 2), dtype=np.int32)
+        scores = np.empty(alarm_offsets[image + 1] - alarm_offsets[image])
+        alarms = np.empty((len(scores) + 1, 4), dtype=np.int32)  # with a row to write to
         for level in range(num_levels):
             width, height = level_sides[level, 0, image], level_sides[level, 1, image]
             scale_x, scale_y = width / image_sides[0, image], height / image_sides[1, image]
-            num_rects = 0
+            num_rects, num_alarms = 0, 0
             for b in range(first, last):
                 if not is_required[b]:
                     continue
@@ -561,14 +704,35 @@ def _cover_images(
                     continue
                 if not is_in_range:
                     moved_to[b] = level
-                is_pending[b - first] = False
-                is_covered[b - first] = True
+                is_pending[b - first], is_covered[b - first] = False, True
                 rects[num_rects, 0], rects[num_rects, 1] = left, right
                 rects[num_rects, 2], rects[num_rects, 3] = top, bottom
                 num_rects += 1
             if num_rects == 0:
                 continue
-            num_picked, state = _cover_level(rects[:num_rects], min_boxes[level], picked, state)
+            for a in range(alarm_offsets[image], alarm_offsets[image + 1]):
+                rect = alarms[num_alarms]
+                # In `cover_dense`, the false alarms are the boxes to cover.
+                is_counted = may_move or not is_excluded[a, level]
+                if is_counted and _find_windows(
+                    alarm_boxes[a],
+                    level_sides[level, :, image],
+                    image_sides[:, image],
+                    bounds[level],
+                    grid,
+                    rect,
+                ):
+                    scores[num_alarms] = alarm_scores[a]
+                    num_alarms += 1
+            num_picked, state = _cover_level(
+                rects[:num_rects],
+                min_boxes[level],
+                picked,
+                masses[num_levels * first + num_chips :],
+                state,
+                alarms[:num_alarms],
+                scores[:num_alarms],
+            )
             for p in range(num_picked):
                 row = num_levels * first + num_chips
                 buffer[row, 0] = level

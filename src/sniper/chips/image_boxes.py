@@ -64,3 +64,28 @@ class ImageBoxes:
             boxes=self.boxes[rows],
             is_required=self.is_required[rows],
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredBoxes:
+    """Boxes of many images with scores, such as false alarms.
+
+    Attributes:
+        images: the images and the boxes; all are required.
+        scores: (n,) of the boxes, at least 0.
+    """
+
+    images: ImageBoxes
+    scores: Float[np.ndarray, " n"]
+
+    @classmethod
+    def none(cls, images: ImageBoxes) -> "ScoredBoxes":
+        """Return no boxes of some images."""
+        empty = ImageBoxes(
+            widths=images.widths,
+            heights=images.heights,
+            offsets=np.zeros_like(images.offsets),
+            boxes=np.zeros((0, 4)),
+            is_required=np.zeros(0, dtype=np.bool_),
+        )
+        return cls(images=empty, scores=np.zeros(0))

@@ -1,39 +1,67 @@
-"""Negative chips: windows with many proposals that the positive chips do not cover (SNIPER §3.2)."""
+"""Negative chips: windows with false alarms of the detector, or with many proposals of an RPN (SNIPER §3.2)."""
 
 from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import MinLen
-from jaxtyping import Bool, Int
+from annotated_types import Ge, Le, MinLen
+from jaxtyping import Bool, Float, Int
 from pydantic import NonNegativeInt, PositiveInt
 
 from sniper.chips.cover import cover_dense
-from sniper.chips.image_boxes import ImageBoxes
+from sniper.chips.image_boxes import ImageBoxes, ScoredBoxes
 from sniper.chips.pyramid import PyramidSpec
 from sniper.chips.table import ChipTable
 from sniper.chips.visibility import Visibility, chip_visibility
-from sniper.specs import spec_dataclass
+from sniper.specs import Fraction, spec_dataclass
+
+MAX_DOSE = 0.5
+"""The most negative chips of an epoch with the dose `auto`, as a share of the positive chips."""
 
 
 @spec_dataclass
 class NegativeSpec:
-    """Which negative chips to train on.
+    """Which negative chips to train on, in addition to all positive chips.
 
     Attributes:
-        source: `mined` trains an RPN first and chooses negative chips from its proposals; `none` mines nothing. A chip
-            table that has negative chips needs no mining.
-        min_proposals: proposals that a negative chip must newly cover, for each level from the finest; the last number
-            applies to all coarser levels.
-        rule: which proposals the positive chips of their level exclude: those wholly inside one (`cover`, the paper's),
-            or all that overlap one (`overlap`, the authors' code).
-        per_image: draw at most this many negative chips of each image for an epoch.
+        source: `self` searches the training images with the detector while it is trained, and cuts chips around its
+            false alarms; `rpn` trains an RPN first, and cuts them where its proposals are dense (the paper's way);
+            `none` mines nothing. A chip table that has negative chips needs no mining.
+        dose: the most negative chips of an epoch, as a share of the positive chips. With `auto` it is at first and at
+            most a half, and falls with the classification loss of the negative chips relative to that of the positive
+            ones. null does not limit it.
+        per_image: the most negative chips of an image in an epoch; null does not limit it.
+        place_positives: with `self`, choose positive chips with many false alarms among equally good ones; they are
+            not more.
+        min_score: score from which a false alarm or a proposal counts.
+        min_proposals: with `rpn`, proposals that a negative chip must newly cover, for each level from the finest; the
+            last number applies to all coarser levels.
+        rule: which false alarms and proposals the positive chips of their level exclude: those wholly inside one
+            (`cover`, the paper's), or all that overlap one (`overlap`, the authors' code).
     """
 
-    source: Literal["none", "mined"] = "none"
+    source: Literal["none", "self", "rpn"] = "none"
+    dose: Literal["auto"] | Annotated[float, Ge(0), Le(10)] | None = "auto"
+    per_image: NonNegativeInt | None = None
+    place_positives: bool = True
+    min_score: Fraction = 0.05
     min_proposals: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (26, 11)
     rule: Literal["cover", "overlap"] = "cover"
-    per_image: NonNegativeInt = 2
+
+    @property
+    def first_dose(self) -> float | None:
+        """The dose of the first epoch with negative chips, before their losses are known."""
+        return MAX_DOSE if self.dose == "auto" else self.dose
+
+
+def auto_dose(negative_loss: float, positive_loss: float) -> float:
+    """Return the dose of an epoch from the mean classification losses of the chips of the epoch before.
+
+    Example:
+        >>> [auto_dose(loss, 0.4) for loss in (0.0, 0.2, 0.8)]
+        [0.0, 0.25, 0.5]
+    """
+    return MAX_DOSE * min(negative_loss / positive_loss, 1.0) if positive_loss > 0 else 0.0
 
 
 def is_uncovered(
@@ -75,7 +103,7 @@ def choose_negatives(
     """
     num_levels = len(pyramid.levels)
     min_boxes = (spec.min_proposals + spec.min_proposals[-1:] * num_levels)[:num_levels]
-    windows = cover_dense(
+    windows, _ = cover_dense(
         pyramid,
         proposals,
         is_excluded=~is_uncovered(proposals, positives, rule=spec.rule),
@@ -85,22 +113,71 @@ def choose_negatives(
     return replace(windows, is_negative=np.ones(len(windows), dtype=np.bool_))
 
 
+def choose_on_alarms(
+    positives: ChipTable,
+    alarms: ScoredBoxes,
+    spec: NegativeSpec,
+    *,
+    pyramid: PyramidSpec,
+    generator: np.random.Generator,
+) -> tuple[ChipTable, Float[np.ndarray, " c"]]:
+    """Choose windows that cover the false alarms which the positive chips do not exclude, as few as `cover` would.
+
+    Args:
+        positives: the positive chips, ordered by image.
+        alarms: of the same images; each counts at the levels in whose range its size is.
+        spec: which false alarms the positive chips exclude.
+        pyramid: the pyramid that the positive chips are cut from.
+        generator: breaks ties.
+
+    Returns:
+        The negative chips, ordered by image, and the mass of each: the sum of the scores of the false alarms that it
+        covers and earlier ones do not.
+    """
+    windows, masses = cover_dense(
+        pyramid,
+        alarms.images,
+        is_excluded=~is_uncovered(alarms.images, positives, rule=spec.rule),
+        min_boxes=np.ones(len(pyramid.levels), dtype=np.int64),
+        generator=generator,
+        scores=alarms.scores,
+    )
+    return replace(windows, is_negative=np.ones(len(windows), dtype=np.bool_)), masses
+
+
 def draw_negatives(
-    table: ChipTable, *, per_image: int, generator: np.random.Generator
+    table: ChipTable,
+    *,
+    per_image: int | None,
+    generator: np.random.Generator,
+    dose: float | None = None,
+    masses: Float[np.ndarray, " c"] | None = None,
 ) -> Int[np.ndarray, " k"]:
-    """Draw the chips of an epoch: all positive chips, and a limited number of negative chips of each image.
+    """Draw the chips of an epoch: all positive chips, and a limited number of negative chips.
 
     Args:
         table: all chips.
-        per_image: the most negative chips of an image.
+        per_image: the most negative chips of an image; None does not limit it.
         generator: draws the negative chips.
+        dose: the most negative chips as a share of the positive chips; None does not limit it.
+        masses: (c,) of the negative chips, above 0. A chip is drawn with a probability in proportion to its mass,
+            without replacement (Efraimidis & Spirakis 2006); by default all have the same.
 
     Returns:
         (k,) indices of the chips, in the order of the table.
     """
     pool = np.flatnonzero(table.is_negative)
-    pool = pool[np.lexsort((generator.random(len(pool)), table.image_indices[pool]))]
-    images = table.image_indices[pool]
-    first_of_image = np.searchsorted(images, images)  # (p,)
-    drawn = pool[np.arange(len(pool)) - first_of_image < per_image]
-    return np.sort(np.concatenate([np.flatnonzero(~table.is_negative), drawn]))
+    times = -np.log1p(-generator.random(len(pool)))  # exponential; the first ones are drawn
+    if masses is not None:
+        times /= masses[pool]
+    order = np.lexsort((times, table.image_indices[pool]))
+    pool, times = pool[order], times[order]
+    if per_image is not None:
+        images = table.image_indices[pool]
+        first_of_image = np.searchsorted(images, images)  # (p,)
+        is_kept = np.arange(len(pool)) - first_of_image < per_image
+        pool, times = pool[is_kept], times[is_kept]
+    positives = np.flatnonzero(~table.is_negative)
+    if dose is not None:
+        pool = pool[np.argsort(times, kind="stable")[: int(dose * len(positives))]]
+    return np.sort(np.concatenate([positives, pool]))

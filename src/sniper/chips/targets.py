@@ -16,17 +16,16 @@ class BoxStatus(IntEnum):
     """How a chip treats one of its boxes.
 
     VALID: an object inside the level's valid range: anchors and proposals may match it.
-    OUT_OF_RANGE: an object too small or too large for this level: no anchor matches it, but a proposal may.
+    OUT_OF_RANGE: an object too small or too large for this level, or in a negative chip: no anchor matches it, but a
+        proposal may.
     IGNORE: a crowd, or a sliver of an object: anchors and proposals on it are ignored.
-    IN_NEGATIVE_CHIP: an object in a negative chip: anchors and proposals that overlap it are ignored.
     PADDING: no box: fills the rows of chips that have fewer boxes than others in their batch.
     """
 
     VALID = 0
     OUT_OF_RANGE = 1
     IGNORE = 2
-    IN_NEGATIVE_CHIP = 3
-    PADDING = 4
+    PADDING = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,10 +145,8 @@ def assign_targets(
     is_cut = (np.abs(whole - clipped) > 1e-6).any(axis=1)
     is_sliver = is_cut & (sides.min(axis=1, initial=np.inf) < min_visible_side)
     is_ignored = is_crowd | is_sliver | ~is_learnable(boxes)
-    is_valid = chip.level.valid_range.contains(boxes) | is_moved_here
+    is_valid = (chip.level.valid_range.contains(boxes) | is_moved_here) & (not is_negative)
     status = np.where(is_valid, BoxStatus.VALID, BoxStatus.OUT_OF_RANGE)
-    if is_negative:
-        status = np.full(len(boxes), BoxStatus.IN_NEGATIVE_CHIP)
     status = np.where(is_ignored, BoxStatus.IGNORE, status)
     return ChipTarget(boxes=clipped[is_kept], labels=labels[is_kept], status=status[is_kept].astype(np.int64))
 

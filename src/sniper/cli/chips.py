@@ -50,7 +50,7 @@ def chips(
         table,
         to_image_boxes(dataset),
         pyramid=spec.pyramid,
-        negatives_per_image=spec.negatives.per_image,
+        negatives=spec.negatives,
     )
     seconds = round(time.monotonic() - started, 3)
     print_result({**cost.as_dict(), "seconds": seconds, "output": str(output)}, is_json=json)

@@ -122,19 +122,25 @@ class TrainSpec:
 
 @spec_dataclass
 class MineSpec:
-    """How to mine proposals for negative chips: with `negatives.source: mined`, or by `sniper mine`.
+    """How to mine for negative chips: with `negatives.source`, or by `sniper mine`.
 
-    Images are searched at the levels of inference; each level gives up to `model.rpn.post_nms_top_n` proposals.
+    Images are searched at the levels of inference. The detector searches as in inference; an RPN gives up to
+    `model.rpn.post_nms_top_n` proposals at each level.
 
     Attributes:
-        rpn_epochs: passes over the positive chips that train the RPN alone first; fractions allowed.
-        every_epochs: mine again with the newest weights after every this many epochs; None mines once, with the RPN.
+        start: share of the epochs after which the detector mines first, with `negatives.source: self`.
+        every_epochs: mine again with the newest weights after every this many epochs; None mines once.
+        max_iou: a detection whose IoU with an object is at least this is no false alarm.
+        rpn_epochs: passes over the positive chips that train the RPN alone first, with `negatives.source: rpn`;
+            fractions allowed. None makes as many as take 500 steps, at least the four of the paper.
         nms_iou: threshold of the NMS over the proposals of an image.
         batch_megapixels: millions of pixels per batch, padding included.
     """
 
-    rpn_epochs: Annotated[PositiveFloat, Le(_MAX_EPOCHS)] = 4.0
+    start: Fraction = 0.5
     every_epochs: PositiveInt | None = None
+    max_iou: Fraction = 0.3
+    rpn_epochs: Annotated[PositiveFloat, Le(_MAX_EPOCHS)] | None = None
     nms_iou: Fraction = 0.7
     batch_megapixels: Annotated[PositiveFloat, Le(MAX_BATCH_MEGAPIXELS)] = 8.0
 
@@ -220,7 +226,7 @@ class ExperimentSpec:
     predict: PredictSpec = PredictSpec()
 
     def __post_init__(self) -> None:
-        if self.negatives.source == "mined":
+        if self.negatives.source != "none":
             self._check_mined()
         megapixels = self.train.batch_size * self.pyramid.chip_size**2 / 1e6
         if megapixels > _MAX_CHIP_MEGAPIXELS:

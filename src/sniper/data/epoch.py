@@ -9,7 +9,8 @@ from jaxtyping import Bool, Int
 from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
 from sniper.chips.baselines import TileSpec, WholeSpec, tiles, whole_images
 from sniper.chips.cover import cover
-from sniper.chips.negatives import draw_negatives
+from sniper.chips.image_boxes import ScoredBoxes
+from sniper.chips.negatives import NegativeSpec, choose_on_alarms, draw_negatives
 from sniper.chips.targets import is_learnable
 from sniper.data.datasets import Dataset
 from sniper.data.images.files import decoded_bytes
@@ -100,10 +101,32 @@ def to_image_boxes(dataset: Dataset) -> ImageBoxes:
 
 
 def choose_positive_chips(
-    dataset: Dataset, pyramid: PyramidSpec, *, generator: np.random.Generator
+    dataset: Dataset,
+    pyramid: PyramidSpec,
+    *,
+    generator: np.random.Generator,
+    alarms: ScoredBoxes | None = None,
 ) -> ChipTable:
-    """Choose the positive chips of a data set."""
-    return cover(pyramid, to_image_boxes(dataset), generator=generator)
+    """Choose the positive chips of a data set; see `cover`."""
+    return cover(pyramid, to_image_boxes(dataset), generator=generator, alarms=alarms)
+
+
+def add_drawn_negatives(
+    positives: ChipTable,
+    alarms: ScoredBoxes,
+    spec: NegativeSpec,
+    *,
+    dose: float | None,
+    pyramid: PyramidSpec,
+    generator: np.random.Generator,
+) -> ChipTable:
+    """Add the negative chips of an epoch, drawn from those that cover the false alarms; see `draw_negatives`."""
+    pool, masses = choose_on_alarms(positives, alarms, spec, pyramid=pyramid, generator=generator)
+    table = positives.merge(pool)
+    joined = np.concatenate([positives.image_indices, pool.image_indices])
+    masses = np.concatenate([np.zeros(len(positives)), masses])[np.argsort(joined, kind="stable")]
+    drawn = draw_negatives(table, per_image=spec.per_image, dose=dose, masses=masses, generator=generator)
+    return table.select(drawn)
 
 
 def order_chips(
@@ -115,7 +138,9 @@ def order_chips(
     seed: int,
     epoch: int,
     table: ChipTable | None = None,
-    negatives_per_image: int = 2,
+    alarms: ScoredBoxes | None = None,
+    negatives: NegativeSpec = NegativeSpec(),
+    dose: float | None = None,
     images_at_once: int | None = 0,
 ) -> EpochOrder:
     """Choose, shuffle and flip the chips of one epoch.
@@ -128,7 +153,9 @@ def order_chips(
         seed: of the run.
         epoch: from 0. Equal (seed, epoch) give equal orders.
         table: the chips, if they are chosen already; None chooses positive chips for this epoch.
-        negatives_per_image: how many of the table's negative chips are drawn for each image, at most.
+        alarms: the false alarms to choose chips on, if no table is given.
+        negatives: which negative chips are drawn of the table, or chosen on the false alarms.
+        dose: the most negative chips as a share of the positive chips; None does not limit it.
         images_at_once: how many images are trained on side by side; each is decoded once for all its chips. See
             `DataSpec`. 0 draws chips from all images; None chooses a number by the memory that they take.
 
@@ -137,9 +164,15 @@ def order_chips(
     """
     generator = np.random.default_rng([seed, epoch])
     if table is None:
-        table = choose_positive_chips(dataset, pyramid, generator=generator)
+        placed_on = alarms if negatives.place_positives else None
+        table = choose_positive_chips(dataset, pyramid, generator=generator, alarms=placed_on)
+        if alarms is not None:
+            table = add_drawn_negatives(
+                table, alarms, negatives, dose=dose, pyramid=pyramid, generator=generator
+            )
     elif table.is_negative.any():
-        table = table.select(draw_negatives(table, per_image=negatives_per_image, generator=generator))
+        drawn = draw_negatives(table, per_image=negatives.per_image, dose=dose, generator=generator)
+        table = table.select(drawn)
     return _order_equal_chips(
         dataset,
         table,

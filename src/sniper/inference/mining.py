@@ -1,6 +1,6 @@
-"""Mining: the proposals of an RPN in all training images, at every level, for negative chips (SNIPER §3.2).
+"""Mining: the false alarms of a detector, or the proposals of an RPN (SNIPER §3.2), in all training images.
 
-Mining is prediction with the RPN: the same search fills the same kind of store.
+Mining is prediction: the same search fills the same kind of store.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,13 +12,14 @@ import torch
 from torchvision.ops import nms
 
 from sniper.config.experiment import ExperimentSpec, MineSpec
-from sniper.data.datasets import Dataset
+from sniper.data.datasets import Category, Dataset, ImageRecord
 from sniper.errors import DetectionsError
 from sniper.evaluation.pair import look_up_ids
 from sniper.evaluation.results import DetectionTable
 from sniper.files import sha256
 from sniper.geometry import Detections
-from sniper.geometry.boxes import Sides, clip, from_xywh
+from sniper.geometry.boxes import Sides, area, clip, from_xywh, intersections, iou
+from sniper.inference.detector import Detector
 from sniper.inference.proposals import start_proposals
 from sniper.inference.search import Search
 from sniper.inference.sources import ImageSource
@@ -120,9 +121,7 @@ def mine(
         ImageError: if an image cannot be read and is not to be skipped.
         ProposalsError: if the folder contains something else.
     """
-    (tensors, categories, path), digest = run.read_weights(
-        "last", lambda weights: (run.load_weights(int(weights.parent.name)), sha256(weights))
-    )
+    tensors, categories, path, digest = _newest_weights(run)
     source = {
         "weights": digest,
         "levels": [asdict(level) for level in spec.predict.levels],
@@ -143,6 +142,69 @@ def mine(
     return store
 
 
+def mine_alarms(
+    run: Run,
+    spec: ExperimentSpec,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+    processes: Processes = SINGLE_PROCESS,
+) -> BoxStore:
+    """Store the false alarms of the newest weights of a run in every image; see `mine` and `false_alarms`."""
+    tensors, categories, path, digest = _newest_weights(run)
+    plain = {name: value for name, value in asdict(spec.predict).items() if name != "batch_megapixels"}
+    source = {
+        "weights": digest,
+        "predict": plain,
+        "nms_iou": spec.mine.nms_iou,
+        "max_iou": spec.mine.max_iou,
+    }
+    store = start_proposals(folder, dataset, source=source, processes=processes)
+
+    def find(indices: Sequence[int]) -> Iterator[Detections | None]:
+        model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
+        fill_module(model, tensors, source=path)
+        detector = Detector.from_model(
+            model.to(device).eval(), spec=spec, categories=categories, device=device
+        )
+        found = detector.predict_many(dataset[index] for index in indices)
+        for index, detections in zip(indices, found, strict=True):
+            yield None if detections is None else _alarms_in(detections, dataset[index], spec.mine)
+
+    search_images(store, find, processes=processes, on_progress=on_progress)
+    return store
+
+
+def false_alarms(detections: Detections, record: ImageRecord, *, max_iou: float) -> Detections:
+    """Return the detections that are on no object of an image, whatever their labels.
+
+    Args:
+        detections: image frame.
+        record: the image with its objects. A detection that lies at least half inside a crowd or a region to ignore is
+            no false alarm.
+        max_iou: nor is one whose IoU with an object is at least this.
+    """
+    objects, crowds = record.boxes[~record.is_crowd], record.boxes[record.is_crowd]
+    is_on_object = (iou(detections.boxes, objects) >= max_iou).any(axis=1)
+    is_inside = intersections(detections.boxes, crowds) >= 0.5 * area(detections.boxes)[:, None]
+    return detections[np.flatnonzero(~is_on_object & ~is_inside.any(axis=1))]
+
+
+def _alarms_in(detections: Detections, record: ImageRecord, spec: MineSpec) -> Detections:
+    merged = _merge(detections, Sides(record.width, record.height), nms_iou=spec.nms_iou)
+    return false_alarms(merged, record, max_iou=spec.max_iou)
+
+
+def _newest_weights(run: Run) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path, str]:
+    """Return the newest weights of a run, its classes, the file and its digest."""
+    (tensors, categories, path), digest = run.read_weights(
+        "last", lambda weights: (run.load_weights(int(weights.parent.name)), sha256(weights))
+    )
+    return tensors, categories, path, digest
+
+
 def proposals_from_detections(
     detections: DetectionTable,
     dataset: Dataset,
@@ -150,16 +212,18 @@ def proposals_from_detections(
     *,
     spec: MineSpec,
     source: Path,
+    only_false_alarms: bool = False,
     processes: Processes = SINGLE_PROCESS,
 ) -> BoxStore:
-    """Store the detections of any detector as proposals, whatever their classes.
+    """Store the detections of any detector as proposals or false alarms, whatever their classes.
 
     Args:
         detections: of any categories.
         dataset: the images.
         folder: of the store.
-        spec: how overlapping detections are merged.
+        spec: how overlapping detections are merged, and which are false alarms.
         source: the file that the detections come from.
+        only_false_alarms: leave out those on objects; see `false_alarms`.
         processes: see `mine`.
 
     Raises:
@@ -179,13 +243,21 @@ def proposals_from_detections(
 
     def find(indices: Sequence[int]) -> Iterator[Detections]:
         for index in indices:
-            sides = Sides(int(dataset.widths[index]), int(dataset.heights[index]))
-            yield _merge(proposals[starts[index] : starts[index + 1]], sides, nms_iou=spec.nms_iou)
+            of_image = proposals[starts[index] : starts[index + 1]]
+            if only_false_alarms:
+                yield _alarms_in(of_image, dataset[index], spec)
+            else:
+                sides = Sides(int(dataset.widths[index]), int(dataset.heights[index]))
+                yield _merge(of_image, sides, nms_iou=spec.nms_iou)
 
     store = start_proposals(
         folder,
         dataset,
-        source={"detections": sha256(source), "nms_iou": spec.nms_iou},
+        source={
+            "detections": sha256(source),
+            "nms_iou": spec.nms_iou,
+            "max_iou": spec.max_iou if only_false_alarms else None,
+        },
         processes=processes,
     )
     search_images(store, find, processes=processes, on_progress=lambda num_done, num_images: None)

@@ -1,13 +1,15 @@
 """Proposals of a data set in a `BoxStore`, and negative chips chosen from them (SNIPER §3.2)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from sniper.chips import ChipTable, ImageBoxes, PyramidSpec
-from sniper.chips.negatives import NegativeSpec, choose_negatives
+from sniper.chips.image_boxes import ScoredBoxes
+from sniper.chips.negatives import NegativeSpec, choose_negatives, choose_on_alarms
 from sniper.data.datasets import Dataset
 from sniper.geometry import Detections
 from sniper.inference.store import BoxStore, ImageList, ProposalEncoding
@@ -63,37 +65,73 @@ def add_negatives(
 ) -> ChipTable:
     """Choose negative chips where uncovered proposals are dense, and merge them with the positive ones.
 
-    Proposals are read block by block, so memory does not grow with their number.
+    With `source: self` they are false alarms, of which a negative chip must newly cover one. They are read block by
+    block, so memory does not grow with their number.
 
     Args:
         positives: the positive chips of the same images.
         proposals: a complete store.
-        spec: how many proposals a negative chip must newly cover.
+        spec: which proposals count, and how many a negative chip must newly cover.
         pyramid: the pyramid of the positive chips.
         generator: draws among equally good windows.
     """
     negatives = [positives.of_images(range(0))]
-    for images, boxes in _blocks(proposals, positives):
+    for start in range(0, proposals.num_images, _IMAGES_PER_BLOCK):
+        images = range(start, min(start + _IMAGES_PER_BLOCK, proposals.num_images))
         table = positives.of_images(images)
-        negatives.append(choose_negatives(table, boxes, spec, pyramid=pyramid, generator=generator))
+        scored = _read(
+            proposals,
+            images,
+            widths=table.image_widths,
+            heights=table.image_heights,
+            min_score=spec.min_score,
+        )
+        options: dict[str, Any] = {"pyramid": pyramid, "generator": generator}
+        negatives.append(
+            choose_on_alarms(table, scored, spec, **options)[0]
+            if spec.source == "self"
+            else choose_negatives(table, scored.images, spec, **options)
+        )
     return positives.merge(ChipTable.concatenate(negatives))
 
 
-def _blocks(proposals: BoxStore, positives: ChipTable) -> Iterator[tuple[range, ImageBoxes]]:
-    for start in range(0, proposals.num_images, _IMAGES_PER_BLOCK):
-        images = range(start, min(start + _IMAGES_PER_BLOCK, proposals.num_images))
-        per_image = [proposals.read(image) or Detections.empty() for image in images]
-        boxes = np.concatenate([each.boxes for each in per_image])
-        yield (
-            images,
-            ImageBoxes(
-                widths=positives.image_widths[images.start : images.stop],
-                heights=positives.image_heights[images.start : images.stop],
-                offsets=np.concatenate([[0], np.cumsum([len(each) for each in per_image])]).astype(np.int64),
-                boxes=boxes,
-                is_required=np.ones(len(boxes), dtype=np.bool_),
-            ),
-        )
+def read_alarms(alarms: BoxStore, images: ImageBoxes, *, min_score: float) -> ScoredBoxes:
+    """Read the false alarms of all images.
+
+    Args:
+        alarms: a complete store.
+        images: the same images.
+        min_score: alarms of a lower score are left out.
+    """
+    return _read(
+        alarms, range(alarms.num_images), widths=images.widths, heights=images.heights, min_score=min_score
+    )
+
+
+def _read(
+    proposals: BoxStore,
+    images: range,
+    *,
+    widths: Int[np.ndarray, " m"],
+    heights: Int[np.ndarray, " m"],
+    min_score: float,
+) -> ScoredBoxes:
+    """Read the boxes of some images whose score is high enough."""
+    per_image = []
+    for image in images:
+        detections = proposals.read(image) or Detections.empty()
+        per_image.append(detections[detections.scores >= min_score])
+    boxes = np.concatenate([np.zeros((0, 4)), *[each.boxes for each in per_image]])
+    return ScoredBoxes(
+        images=ImageBoxes(
+            widths=widths,
+            heights=heights,
+            offsets=np.concatenate([[0], np.cumsum([len(each) for each in per_image])]).astype(np.int64),
+            boxes=boxes,
+            is_required=np.ones(len(boxes), dtype=np.bool_),
+        ),
+        scores=np.concatenate([np.zeros(0), *[each.scores for each in per_image]]),
+    )
 
 
 def _encoding_for(dataset: Dataset) -> ProposalEncoding:

@@ -101,8 +101,8 @@ def match_proposals(
     """Match proposals to the objects of their chips, in range or not.
 
     A proposal is positive if its IoU with an object is at least `positive_iou`, whatever the size of the object: a fine
-    chip may show only a part of a large one. It is ignored instead if that object is in a negative chip. Of the other
-    proposals, those that lie at least half inside a box of status `IGNORE` are ignored, the rest are negative.
+    chip may show only a part of a large one. Of the other proposals, those that lie at least half inside a box of
+    status `IGNORE` are ignored, the rest are negative.
 
     Args:
         proposals: (n, 4) xyxy, chip frame. May be empty.
@@ -120,12 +120,9 @@ def match_proposals(
         is_object = (status != BoxStatus.IGNORE) & (status != BoxStatus.PADDING)
         iou = box_iou(candidates, boxes)[:, 0]  # (n, m); NaN between padding of both
         best_iou, best_box = iou.masked_fill(~is_object, 0).max(dim=1)
-        is_match = best_iou >= positive_iou
-        best_status = status.gather(1, best_box[:, None])[:, 0]
         state = torch.full_like(best_box, Match.NEGATIVE)
         state[_is_half_in_ignored(candidates, boxes, status)[:, 0]] = Match.IGNORED
-        state[is_match] = Match.POSITIVE
-        state[is_match & (best_status == BoxStatus.IN_NEGATIVE_CHIP)] = Match.IGNORED
+        state[best_iou >= positive_iou] = Match.POSITIVE
         return Matches(state=state, box_index=best_box)
 
     step = max(1, _MAX_PAIRS // targets.boxes.shape[1])

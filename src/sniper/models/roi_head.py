@@ -69,7 +69,9 @@ class RoIHead(nn.Module):
         *,
         is_real: Sequence[Bool[torch.Tensor, " _"]],
         targets: ChipTargets[torch.Tensor],
-    ) -> tuple[dict[str, Float[torch.Tensor, ""]], dict[str, Float[torch.Tensor, ""]]]:
+    ) -> tuple[
+        dict[str, Float[torch.Tensor, ""]], dict[str, Float[torch.Tensor, ""]], Float[torch.Tensor, " b"]
+    ]:
         """Compute the losses of all proposals against the objects of each chip, and count how many are right.
 
         Args:
@@ -82,7 +84,7 @@ class RoIHead(nn.Module):
             `head_class`, the mean over the proposals of a chip that are not ignored, and `head_box`, the sum over its
             positives divided by the same number and times `box_loss_weight`; both averaged over chips. And two counts
             over all chips: `positives`, the positive proposals, and `correct`, those whose most probable class is that
-            of their object.
+            of their object. And (B,) what each chip adds to `head_class`, without gradient.
         """
         logits, deltas = self(maps, proposals)
         boxes, labels = targets.boxes, targets.labels
@@ -105,12 +107,15 @@ class RoIHead(nn.Module):
         references = torch.where(has_box[:, None], all_proposals, unit_box)
         target_deltas = self._coder.encode(target_boxes, references)
         box_losses = functional.smooth_l1_loss(deltas, target_deltas, reduction="none").sum(dim=1)
+        of_proposals = torch.where(is_counted, class_losses * weights, 0)
         losses = {
-            "head_class": torch.where(is_counted, class_losses * weights, 0).sum(),
+            "head_class": of_proposals.sum(),
             "head_box": torch.where(has_box, box_losses * weights, 0).sum() * self.spec.box_loss_weight,
         }
         is_correct = has_box & (logits.argmax(dim=1) == target_labels)
-        return losses, {"positives": has_box.float().sum(), "correct": is_correct.float().sum()}
+        counts = {"positives": has_box.float().sum(), "correct": is_correct.float().sum()}
+        of_chips = of_proposals.new_zeros(len(targets)).index_add_(0, chips, of_proposals.detach())
+        return losses, counts, of_chips
 
     def detect(
         self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Sequence[torch.Tensor]

@@ -162,7 +162,7 @@ class RPN(nn.Module):
 
     def losses(
         self, predictions: AnchorPredictions, targets: ChipTargets[torch.Tensor]
-    ) -> dict[str, Float[torch.Tensor, ""]]:
+    ) -> tuple[dict[str, Float[torch.Tensor, ""]], Float[torch.Tensor, " b"]]:
         """Compute the losses of sampled anchors.
 
         Args:
@@ -171,7 +171,8 @@ class RPN(nn.Module):
 
         Returns:
             `rpn_objectness`, the mean over the sampled anchors of a chip, and `rpn_box`, the sum over its sampled
-            positives divided by the number of all sampled anchors; both averaged over chips.
+            positives divided by the number of all sampled anchors; both averaged over chips. And (B,) what each chip
+            adds to `rpn_objectness`, without gradient.
         """
         spec, anchors = self.spec, predictions.anchors
         matches = match_anchors(
@@ -198,10 +199,12 @@ class RPN(nn.Module):
         box_losses = functional.smooth_l1_loss(
             predictions.deltas, target_deltas, beta=1 / 9, reduction="none"
         ).sum(dim=2)
-        return {
-            "rpn_objectness": torch.where(is_sampled, objectness_losses * weights, 0).sum(),
+        of_anchors = torch.where(is_sampled, objectness_losses * weights, 0)
+        losses = {
+            "rpn_objectness": of_anchors.sum(),
             "rpn_box": torch.where(is_sampled & is_positive, box_losses * weights, 0).sum(),
         }
+        return losses, of_anchors.detach().sum(dim=1)
 
 
 def _gather_boxes(

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
-from sniper.chips import ChipTargets
+from sniper.chips import BoxStatus, ChipTargets
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.models.backbone import Backbone
@@ -78,13 +78,15 @@ class TwoStageDetector(nn.Module):
 
         Returns:
             Four losses by name, to be added up. A chip without valid boxes contributes nothing to `rpn_box`, one
-            without any box nothing to `head_box` either. And two counts that are no losses: `positives`, the positive
-            proposals of the second stage, and `correct`, those of them whose most probable class is right.
+            without any box nothing to `head_box` either. And counts that are no losses: `positives`, the positive
+            proposals of the second stage; `correct`, those of them whose most probable class is right;
+            `negative_chips`, the chips without a valid box; and the sums of the classification losses of both stages
+            over these chips, `negative_loss`, and over the others, `positive_loss`.
         """
         targets = batch.targets
         maps = self.backbone(batch.images)
         predictions = self.rpn(maps)
-        rpn_losses = self.rpn.losses(predictions, targets)
+        rpn_losses, objectness_of_chips = self.rpn.losses(predictions, targets)
         height, width = batch.images.shape[2:]
         proposals = self.rpn.propose(
             predictions,
@@ -93,7 +95,7 @@ class TwoStageDetector(nn.Module):
             valid_sizes=targets.valid_sizes,
         )
         valid_boxes = [boxes[:count] for boxes, count in zip(targets.boxes, targets.num_valid, strict=True)]
-        head_losses, counts = self.roi_head.losses(
+        head_losses, counts, class_of_chips = self.roi_head.losses(
             maps,
             [torch.cat(boxes) for boxes in zip(proposals.boxes, valid_boxes, strict=True)],
             is_real=[
@@ -102,11 +104,18 @@ class TwoStageDetector(nn.Module):
             ],
             targets=targets,
         )
+        is_negative = ~(targets.status == BoxStatus.VALID).any(dim=1)
+        of_chips = (objectness_of_chips + class_of_chips) * len(targets)
+        counts |= {
+            "negative_chips": is_negative.float().sum(),
+            "negative_loss": (of_chips * is_negative).sum(),
+            "positive_loss": (of_chips * ~is_negative).sum(),
+        }
         return rpn_losses | head_losses, counts
 
     def rpn_losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:
         """Compute the losses of the RPN alone, without running the second stage. See `losses`."""
-        return self.rpn.losses(self.rpn(self.backbone(batch.images)), batch.targets)
+        return self.rpn.losses(self.rpn(self.backbone(batch.images)), batch.targets)[0]
 
     @torch.no_grad()
     def propose(self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]) -> list[Proposals]:

@@ -29,6 +29,7 @@ from sniper.planning.measure import Measurement, measure
 from sniper.planning.page import resize_rule, sizes_text
 from sniper.planning.suggest import CHIP_SIZES, suggest_pyramid
 from sniper.training.length import EVALUATION_SHARE
+from sniper.training.mining import expected_dose, num_rounds, rpn_epochs
 from sniper.training.pace import SEARCH_SHARE
 
 HOLDOUT = 0.1
@@ -336,8 +337,12 @@ def _fit_time(
     per_megapixel = _per_megapixel(experiment, measured)
     evaluation = per_megapixel * scored if train.evaluate_every is not None else 0.0
     usable = _TIME_SHARE * seconds
-    if experiment.negatives.source == "mined":
-        usable -= experiment.mine.rpn_epochs * per_epoch + per_megapixel * mined
+    usable -= num_rounds(experiment) * per_megapixel * mined
+    if experiment.negatives.source == "rpn":
+        usable -= per_epoch * rpn_epochs(
+            experiment.mine, num_steps=round(per_epoch / measured.seconds_per_step)
+        )
+    per_epoch *= 1 + expected_dose(experiment)
     evaluations = evaluation + min((_MAX_EVALUATIONS - 1) * evaluation, EVALUATION_SHARE * usable)
     epochs = (usable - evaluations) / per_epoch
     if epochs * per_epoch < measured.seconds_per_step:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from sniper.chips.baselines import TileSpec, WholeSpec, num_tiles
 from sniper.chips.image_boxes import ImageBoxes
+from sniper.chips.negatives import NegativeSpec, draw_negatives
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
 from sniper.chips.visibility import Visibility, chip_visibility
@@ -152,7 +153,7 @@ def compute_cost(
     images: ImageBoxes,
     *,
     pyramid: PyramidSpec,
-    negatives_per_image: int = 0,
+    negatives: NegativeSpec = NegativeSpec(),
     useful_sizes: tuple[float, float] = USEFUL_SIZES["fpn"],
 ) -> CostPlan:
     """Compute what the chips of a data set cost, from every chip and every box.
@@ -161,7 +162,7 @@ def compute_cost(
         table: the chips, ordered by image. Except for the numbers of negative chips, only positive chips count.
         images: the images and boxes that the chips were chosen for.
         pyramid: the pyramid that the chips are cut from.
-        negatives_per_image: the most negative chips of an image that are drawn for an epoch.
+        negatives: how many of the negative chips are drawn for an epoch.
         useful_sizes: the sizes, from and to, that count as useful, chip pixels.
 
     Example:
@@ -177,7 +178,14 @@ def compute_cost(
         >>> compute_cost(table, images, pyramid=PyramidSpec()).num_chips
         1
     """
-    negatives = np.bincount(table.image_indices[table.is_negative], minlength=len(images))  # (m,)
+    num_negatives = int(table.is_negative.sum())
+    drawn = draw_negatives(
+        table,
+        per_image=negatives.per_image,
+        dose=negatives.first_dose,
+        generator=np.random.default_rng(0),
+    )
+    num_drawn = len(drawn) - (len(table) - num_negatives)
     table = table.select(np.flatnonzero(~table.is_negative))
     visibility, boxes_per_chip = chip_visibility(table, images)
     is_whole, is_required = visibility == Visibility.WHOLE, images.is_required
@@ -206,8 +214,8 @@ def compute_cost(
         num_uncovered=int((is_required & ~is_whole.any(axis=1)).sum()),
         useful_sizes=useful_sizes,
         is_useful=((sizes >= useful_sizes[0]) & (sizes <= useful_sizes[1]) & is_covered).any(axis=1),
-        num_negatives=int(negatives.sum()),
-        num_negatives_per_epoch=int(np.minimum(negatives, negatives_per_image).sum()),
+        num_negatives=num_negatives,
+        num_negatives_per_epoch=num_drawn,
         levels=levels,
         megapixels=_megapixels(pyramid, images.select(np.flatnonzero(has_boxes)), num_chips=len(table)),
         chips_per_image=np.diff(table.offsets)[has_boxes],

@@ -115,7 +115,7 @@ def plan(
             table,
             boxes,
             pyramid=planned.pyramid,
-            negatives_per_image=planned.negatives.per_image,
+            negatives=planned.negatives,
             useful_sizes=useful_sizes,
         )
     measurement = None

@@ -27,7 +27,6 @@ _STATUS = {
     BoxStatus.VALID: (SKY_BLUE, "valid"),
     BoxStatus.OUT_OF_RANGE: (ORANGE, "out of range"),
     BoxStatus.IGNORE: (GREY, "ignore"),
-    BoxStatus.IN_NEGATIVE_CHIP: (PURPLE, "in negative chip"),
 }
 _BACKGROUND = "#202020"
 _GAP = 8  # pixels between the chips of a sheet

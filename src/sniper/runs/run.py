@@ -204,6 +204,23 @@ class Run:
         entries = [entry for entry in self._entries_of("epoch") if entry["step"] == step]
         return entries[-1] if entries else {}
 
+    def chip_losses(self, *, after_epoch: float) -> tuple[float, float] | None:
+        """Return the mean classification losses of negative and positive chips in the last epoch that has both.
+
+        Args:
+            after_epoch: only epochs that end later count.
+        """
+        losses = [
+            (entry["negative_loss"], entry["positive_loss"])
+            for entry in self._entries_of("epoch")
+            if entry.get("epoch", 0) > after_epoch and {"negative_loss", "positive_loss"} <= entry.keys()
+        ]
+        return losses[-1] if losses else None
+
+    def has_entry(self, stage: str, *, epoch: float) -> bool:
+        """Check whether the metrics have a line of a stage for an epoch."""
+        return any(entry.get("epoch") == epoch for entry in self._entries_of(stage))
+
     def _entries_of(self, stage: str) -> list[dict[str, Any]]:
         """Read the lines of a stage that has few of them."""
         # Parsing the lines of all steps would take longer than reading them.
@@ -294,7 +311,7 @@ class Run:
     def rewind_to(self, step: int) -> None:
         """Continue from the checkpoint of an earlier step.
 
-        Later checkpoints, and chips that were mined with their weights, are renamed to end in `.old`.
+        Later checkpoints, and chips and false alarms that were mined with their weights, are renamed to end in `.old`.
 
         Raises:
             RunError: if there is no checkpoint of that step.
@@ -302,11 +319,15 @@ class Run:
         """
         index = self.checkpoints.index(self._checkpoint_of(step))
         epoch = read_progress(self.checkpoints[index]).epoch
-        numbers = {path: path.stem.removeprefix("chips_") for path in self.folder.glob("chips_*.npz")}
-        tables = [
+        numbers = {
+            path: path.stem.partition("_")[2]
+            for pattern in ("chips_*.npz", "alarms_*")
+            for path in self.folder.glob(pattern)
+        }
+        mined = [
             path for path, number in numbers.items() if _NUMBER.fullmatch(number) and int(number) > epoch
         ]
-        for path in (*self.checkpoints[index + 1 :], *tables):
+        for path in (*self.checkpoints[index + 1 :], *mined):
             renamed = path.with_name(f"{path.name}.old")
             if renamed.is_dir():
                 remove_folder(renamed)
@@ -471,6 +492,10 @@ class _Line(msgspec.Struct, gc=False):
     learning_rate: float | None = None
     positives: _Count = 0
     positive_accuracy: _Quantity | None = 0.0
+    positive_loss: _Quantity = 0.0
+    negative_loss: _Quantity = 0.0
+    positive_chips_in_batch: _Count = 0
+    negative_chips_in_batch: _Count = 0
 
     def __post_init__(self) -> None:
         if self.stage in ("evaluate", "final") and self.epoch is None:

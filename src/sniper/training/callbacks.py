@@ -30,6 +30,9 @@ class StepReport:
         skipped_chips: number of chips that could not be read and were replaced by others.
         num_positives: positive proposals of the second stage.
         num_correct: those of them whose most probable class is right.
+        num_negative_chips: chips of the batch without a valid box.
+        negative_loss: mean over these chips of the classification losses of both stages; None if there are none.
+        positive_loss: the same over the other chips.
     """
 
     stage: str
@@ -48,6 +51,9 @@ class StepReport:
     skipped_chips: int = 0
     num_positives: int = 0
     num_correct: int = 0
+    num_negative_chips: int = 0
+    negative_loss: float | None = None
+    positive_loss: float | None = None
 
     @property
     def loss(self) -> float:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sniper.chips import ChipTable
+from sniper.chips.image_boxes import ScoredBoxes
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.datasets import Dataset
 from sniper.data.epoch import EpochOrder, order_chips, order_tiles, order_whole_images, to_image_boxes
@@ -17,6 +18,8 @@ def order_epoch(
     *,
     epoch: int,
     table: ChipTable | None = None,
+    alarms: ScoredBoxes | None = None,
+    dose: float | None = None,
     num_shares: int = 1,
 ) -> EpochOrder:
     """Choose, shuffle and batch the chips, whole images or tiles of one epoch.
@@ -26,6 +29,8 @@ def order_epoch(
         dataset: the training set.
         epoch: 0 for the first.
         table: chips chosen before; None chooses positive chips anew.
+        alarms: the false alarms to choose chips on, if no table is given.
+        dose: the most negative chips as a share of the positive chips; None does not limit it.
         num_shares: number of parts that each batch is computed in, by all processes.
 
     Raises:
@@ -51,7 +56,9 @@ def order_epoch(
         spec.pyramid,
         batch_size=batch_size,
         table=table,
-        negatives_per_image=0 if spec.train.rpn_only else spec.negatives.per_image,
+        alarms=alarms,
+        negatives=spec.negatives,
+        dose=0.0 if spec.train.rpn_only else dose,
         images_at_once=data.images_at_once,
         **random,
     )

@@ -50,12 +50,18 @@ class Update:
         gradient_norm: norm of the weighted gradient, before clipping.
         num_positives: positive proposals of the second stage; 0 if only the RPN is trained.
         num_correct: those whose most probable class is that of their object.
+        num_negative_chips: chips without a valid box.
+        negative_loss: sum over these chips of the classification losses of both stages.
+        positive_loss: the same over the other chips.
     """
 
     losses: dict[str, float]
     gradient_norm: float
     num_positives: int = 0
     num_correct: int = 0
+    num_negative_chips: int = 0
+    negative_loss: float = 0.0
+    positive_loss: float = 0.0
 
 
 class Learner:
@@ -143,9 +149,7 @@ class Learner:
         values = dict(
             zip((*losses, *counts, "gradient_norm"), torch.cat([means, norm[None]]).tolist(), strict=True)
         )
-        num_positives, num_correct = (
-            round(values.pop(name, 0.0) * self.processes.world_size) for name in ("positives", "correct")
-        )
+        sums = {name: values.pop(name) * self.processes.world_size for name in counts}
         if not self._is_finite(values):
             raise TrainingDiverged(f"step {step}: {self._describe_divergence(values, batch)}")
         if self.spec.train.clip_grad_norm is not None:
@@ -159,8 +163,11 @@ class Learner:
         return Update(
             gradient_norm=values.pop("gradient_norm"),
             losses=values,
-            num_positives=num_positives,
-            num_correct=num_correct,
+            num_positives=round(sums.get("positives", 0)),
+            num_correct=round(sums.get("correct", 0)),
+            num_negative_chips=round(sums.get("negative_chips", 0)),
+            negative_loss=sums.get("negative_loss", 0.0),
+            positive_loss=sums.get("positive_loss", 0.0),
         )
 
     def compute_gradients(

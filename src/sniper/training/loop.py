@@ -173,6 +173,8 @@ class _EpochMeans:
     def __init__(self) -> None:
         self.num_steps = 0
         self._loss = self._positives = self._correct = 0.0
+        self._losses = {"negative": 0.0, "positive": 0.0}  # sums over chips, of batches with negative chips
+        self._chips = {"negative": 0, "positive": 0}
 
     @property
     def loss(self) -> float:
@@ -188,6 +190,20 @@ class _EpochMeans:
         positives = entry.get("positives", 0)
         self._positives += positives
         self._correct += positives * entry.get("positive_accuracy", 0.0)
+        for kind in self._chips:
+            num_chips = entry.get(f"{kind}_chips_in_batch", 0)
+            self._chips[kind] += num_chips
+            self._losses[kind] += num_chips * entry.get(f"{kind}_loss", 0.0)
+
+    def chip_losses(self) -> dict[str, float]:
+        """Return the mean classification losses of negative and positive chips; empty without negative chips."""
+        if not self._chips["negative"]:
+            return {}
+        return {
+            f"{kind}_loss": round(self._losses[kind] / num_chips, 6)
+            for kind, num_chips in self._chips.items()
+            if num_chips
+        }
 
 
 class _Loop:
@@ -462,6 +478,7 @@ class _Loop:
                     "epoch": round(epoch, 4),
                     "loss": self._means.loss,
                     "positive_accuracy": self._means.positive_accuracy,
+                    **self._means.chip_losses(),
                 }
             )
             self._last_of_epoch = progress.step
@@ -609,6 +626,12 @@ class _Loop:
             skipped_chips=num_skipped,
             num_positives=update.num_positives,
             num_correct=update.num_correct,
+            num_negative_chips=update.num_negative_chips,
+            negative_loss=_mean(update.negative_loss, update.num_negative_chips),
+            positive_loss=_mean(
+                update.positive_loss,
+                len(batch) * self._processes.world_size - update.num_negative_chips,
+            ),
         )
         entry = _to_entry(report, order)
         self._means.add(entry)
@@ -631,6 +654,10 @@ class _Loop:
             self._logger.write(entry)
 
 
+def _mean(total: float, count: int) -> float | None:
+    return total / count if count else None
+
+
 def _to_entry(report: StepReport, order: EpochOrder) -> dict[str, Any]:
     """Return the line of a step in the metrics; the first of an epoch has its numbers of chips."""
     entry = {
@@ -651,6 +678,17 @@ def _to_entry(report: StepReport, order: EpochOrder) -> dict[str, Any]:
         entry["positives"] = report.num_positives
         if report.num_positives:
             entry["positive_accuracy"] = round(report.num_correct / report.num_positives, 4)
+        if order.table.is_negative.any():
+            num_chips = len(order.positions(report.progress.step_in_epoch - 1))
+            counts = {
+                "negative": report.num_negative_chips,
+                "positive": num_chips - report.num_negative_chips,
+            }
+            losses = {"negative": report.negative_loss, "positive": report.positive_loss}
+            for kind, loss in losses.items():
+                entry[f"{kind}_chips_in_batch"] = counts[kind]
+                if loss is not None:
+                    entry[f"{kind}_loss"] = loss
     if report.skipped_chips:
         entry["skipped_chips"] = report.skipped_chips
     if report.progress.step_in_epoch == 1:
