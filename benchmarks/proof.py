@@ -375,7 +375,8 @@ def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
     folder = cell.folder(options.folder)
     train_set = load(paths_of(cell, options)[0], options.train_images)
     spec = experiment(cell, options)
-    rpn_spec = with_budget(rpn_experiment(spec), train_set, megapixels=cell.megapixels)
+    num_steps = order_epoch(spec, train_set, epoch=0).num_steps
+    rpn_spec = with_budget(rpn_experiment(spec, num_steps=num_steps), train_set, megapixels=cell.megapixels)
     run = open_or_create(folder, rpn_spec)
     run_stages(run, rpn_spec, train_set, device=device)
     mining_started = time.monotonic()

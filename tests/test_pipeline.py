@@ -1,6 +1,7 @@
 """The pipeline: what `sniper.train` runs; each stage continues where it was stopped, and none is repeated in vain."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -43,7 +44,7 @@ from tests.training.experiments import (
 def spec(dataset: Dataset) -> ExperimentSpec:
     return dataclasses.replace(
         tiny_experiment(dataset.path),
-        negatives=NegativeSpec(source="mined", min_proposals=(1,)),
+        negatives=NegativeSpec(source="rpn", min_proposals=(1,)),
         mine=MineSpec(rpn_epochs=1.0),
     )
 
@@ -242,6 +243,94 @@ def test_negatives_are_mined_again_with_the_newest_weights(
         run_all(broken, spec, dataset, callbacks=Callbacks(on_mining=kill_third_mining))
     run_all(broken, spec, dataset)
     assert have_equal_weights(unbroken, broken)
+
+
+@pytest.fixture
+def self_mining(spec: ExperimentSpec) -> ExperimentSpec:
+    """An experiment of three epochs that mines false alarms after the first, and again after the second."""
+    return with_train(
+        dataclasses.replace(
+            spec,
+            negatives=NegativeSpec(source="self", min_score=0.0),
+            mine=MineSpec(start=0.3, every_epochs=1),
+        ),
+        epochs=3.0,
+        milestones=(),
+    )
+
+
+def test_a_detector_mines_its_own_false_alarms(
+    dataset: Dataset, self_mining: ExperimentSpec, tmp_path: Path
+) -> None:
+    stages = Stages()
+    run = create(tmp_path / "run", self_mining)
+    run_all(run, self_mining, dataset, callbacks=stages.callbacks)
+    order = [stage for stage, _ in itertools.groupby(stages.seen)]
+    assert order == ["train", "mine", "train", "mine", "train"]
+    entries = run.entries()
+    first_of_epochs = [entry for entry in entries if "chips" in entry]
+    mined = [entry for entry in entries if entry["stage"] == "mine"]
+    chosen = [entry for entry in entries if entry["stage"] == "chips"]
+    means = [entry for entry in entries if entry["stage"] == "epoch"]
+    assert [entry["epoch"] for entry in mined] == [entry["epoch"] for entry in chosen] == [1, 2]
+    assert all(entry["false_alarms"] > 0 for entry in mined)
+    assert first_of_epochs[0]["negative_chips"] == 0
+    for entry, first in zip(chosen, first_of_epochs[1:], strict=True):
+        assert entry["dose"] == 0.5  # losses of earlier rounds do not count
+        assert 0 < entry["negative_chips"] <= 0.5 * entry["positive_chips"]
+        assert first["negative_chips"] == entry["negative_chips"]
+        assert first["chips"] == entry["positive_chips"] + entry["negative_chips"]
+    assert "negative_loss" not in means[0]
+    assert all(entry["negative_loss"] > 0 and entry["positive_loss"] > 0 for entry in means[1:])
+
+
+def test_the_dose_follows_the_losses_of_the_epoch_before(
+    dataset: Dataset, self_mining: ExperimentSpec, tmp_path: Path
+) -> None:
+    once = dataclasses.replace(self_mining, mine=MineSpec(start=0.3))
+    run = create(tmp_path / "run", once)
+    run_all(run, once, dataset)
+    entries = run.entries()
+    doses = [entry["dose"] for entry in entries if entry["stage"] == "chips"]
+    losses = next(entry for entry in entries if entry["stage"] == "epoch" and entry["epoch"] == 2.0)
+    expected = 0.5 * min(losses["negative_loss"] / losses["positive_loss"], 1)
+    assert doses == [0.5, pytest.approx(expected)]
+    assert [entry["stage"] for entry in entries].count("mine") == 1
+
+
+@pytest.mark.parametrize("every", [1, None])
+@pytest.mark.parametrize(
+    ("stage", "count"), [("mine", 2), ("mine", 4), ("train", 1), ("train", 7), ("train", 9)]
+)
+def test_a_run_that_mines_itself_and_is_killed_ends_with_the_same_weights(
+    dataset: Dataset,
+    self_mining: ExperimentSpec,
+    tmp_path: Path,
+    stage: str,
+    count: int,
+    every: int | None,
+) -> None:
+    spec = dataclasses.replace(self_mining, mine=MineSpec(start=0.3, every_epochs=every))
+    unbroken = create(tmp_path / "unbroken", spec)
+    run_all(unbroken, spec, dataset)
+    broken = create(tmp_path / "broken", spec)
+    with pytest.raises(Killed):
+        run_all(broken, spec, dataset, callbacks=Stages(lambda *at: at == (stage, count)).callbacks)
+    run_all(broken, spec, dataset)
+    assert have_equal_weights(unbroken, broken)
+    kinds = [[entry["stage"] for entry in run.entries()] for run in (unbroken, broken)]
+    assert kinds[0] == kinds[1]
+
+
+def test_without_a_dose_positive_chips_are_placed_on_false_alarms(
+    dataset: Dataset, self_mining: ExperimentSpec, tmp_path: Path
+) -> None:
+    none = dataclasses.replace(self_mining, negatives=dataclasses.replace(self_mining.negatives, dose=0.0))
+    run = create(tmp_path / "run", none)
+    run_all(run, none, dataset)
+    first_of_epochs = [entry for entry in run.entries() if "chips" in entry]
+    assert [entry["negative_chips"] for entry in first_of_epochs] == [0, 0, 0]
+    assert len({entry["chips"] for entry in first_of_epochs}) == 1
 
 
 @pytest.mark.parametrize("section", [{"data": {"chips": "c.npz"}}, {"train": {"rpn_only": True}}])

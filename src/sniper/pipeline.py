@@ -577,7 +577,7 @@ class _Stages:
     processes: Processes
     limit: TimeLimit | None
     pace: Pace = field(default_factory=Pace)
-    orders: dict[tuple[bool, bool, int], EpochOrder] = field(
+    orders: dict[tuple[bool, bool, bool, int], EpochOrder] = field(
         default_factory=dict
     )  # made for the start report
 
@@ -659,8 +659,9 @@ class _Stages:
 
     @cached_property
     def _positive_order(self) -> EpochOrder:
-        """The positive chips of the first epoch."""
-        return self._order(replace(self.spec, negatives=NegativeSpec()), 0, None)
+        """The positive chips of the first epoch, in the order in which an RPN is trained on them."""
+        train = replace(self.spec.train, rpn_only=True, evaluate_every=None)
+        return self._order(replace(self.spec, train=train, negatives=NegativeSpec()), 0, None)
 
     def _order_on_alarms(self, epoch: int) -> EpochOrder:
         """Order the chips of an epoch that are chosen on false alarms; mine at the start of every round."""
@@ -720,7 +721,7 @@ class _Stages:
         first_epoch: int = 0,
     ) -> EpochOrder:
         """Order the chips of an epoch; the order that the start report was made with is made once."""
-        key = (spec.train.rpn_only, alarms is not None, epoch)
+        key = (spec.train.rpn_only, table is not None, alarms is not None, epoch)
         order = self.orders.get(key)
         if order is None:
             self.orders.clear()

@@ -25,7 +25,7 @@ LOADER_NAME = "pt_data_worker"  # that torch gives to its loader processes
 
 PLAIN = ("--train.epochs", "12")
 MINED = (
-    *("--train.epochs", "6", "--negatives.source", "mined", "--negatives.min_proposals", "[1]"),
+    *("--train.epochs", "6", "--negatives.source", "rpn", "--negatives.min_proposals", "[1]"),
     *("--mine.rpn_epochs", "4", "--mine.every_epochs", "2"),
 )
 """Options of a training of 72 steps without mining, and of one with an RPN stage and three rounds of mining."""

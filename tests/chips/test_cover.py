@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from sniper.chips import ChipTable, ImageBoxes, LevelSpec, PyramidSpec
 from sniper.chips.cover import count_chips, cover, cover_dense, is_coverable
+from sniper.chips.image_boxes import ScoredBoxes
 from sniper.chips.pyramid import Level
 from sniper.chips.visibility import Visibility, chip_visibility
 from sniper.geometry.boxes import is_inside
 from tests.chips.worlds import SMALL_PYRAMID, boxes_of, build_world, one_image, worlds
+
+alarm_seeds = st.integers(0, 1000)
 
 
 def cover_world(world: ImageBoxes, *, pyramid: PyramidSpec = SMALL_PYRAMID, seed: int = 0) -> ChipTable:
@@ -285,18 +288,96 @@ def test_the_chips_of_an_image_do_not_depend_on_other_images(world: ImageBoxes) 
 
 @given(worlds, st.integers(1, 3))
 def test_dense_windows_are_chosen_while_one_adds_enough_boxes(world: ImageBoxes, min_boxes: int) -> None:
-    table = cover_dense(
+    table, masses = cover_dense(
         SMALL_PYRAMID,
         world,
         is_excluded=np.zeros((len(world.boxes), 3), dtype=bool),
         min_boxes=np.full(3, min_boxes),
         generator=np.random.default_rng(0),
     )
+    assert not masses.any()
     assert (table.moved_to == -1).all()
     for _, _, could_cover, covers in levels_of(world, table):
         before = np.cumsum(covers, axis=0) - covers
         assert ((covers & (before == 0)).sum(axis=1) >= min_boxes).all()
         assert (could_cover & ~covers.any(axis=0)).sum(axis=1).max(initial=0) < min_boxes
+
+
+def alarms_in(world: ImageBoxes, seed: int) -> ScoredBoxes:
+    """Draw up to 20 boxes of all sizes with scores in each image."""
+    boxes = build_world(seed, num_images=len(world), most_boxes=20)
+    sides = np.stack([world.widths, world.heights], axis=1)[boxes.image_of_box]
+    others = np.stack([boxes.widths, boxes.heights], axis=1)[boxes.image_of_box]
+    images = dataclasses.replace(
+        boxes, widths=world.widths, heights=world.heights, boxes=boxes.boxes * np.tile(sides / others, 2)
+    )
+    return ScoredBoxes(images=images, scores=np.random.default_rng(seed).uniform(0.1, 1, len(boxes.boxes)))
+
+
+def shown_mass(table: ChipTable, alarms: ScoredBoxes) -> float:
+    """Sum the scores of the alarms that a chip of each of their levels covers."""
+    visibility, _ = chip_visibility(table, alarms.images)
+    in_range = np.stack(
+        [level.valid_range.contains(alarms.images.boxes) for level in SMALL_PYRAMID.levels], axis=1
+    )
+    return float(((visibility == Visibility.WHOLE) & in_range).sum(axis=1) @ alarms.scores)
+
+
+@given(worlds, alarm_seeds)
+def test_chips_on_false_alarms_are_chosen_by_the_same_greed(world: ImageBoxes, seed: int) -> None:
+    table = cover(SMALL_PYRAMID, world, generator=np.random.default_rng(seed), alarms=alarms_in(world, seed))
+    assert_greedy(world, table)
+
+
+@given(worlds, st.integers(0, 5))
+def test_no_false_alarms_change_no_chip(world: ImageBoxes, seed: int) -> None:
+    nothing = ScoredBoxes.none(world)
+    table = cover(SMALL_PYRAMID, world, generator=np.random.default_rng(seed), alarms=nothing)
+    expected = cover_world(world, seed=seed)
+    for name in ("image_indices", "level", "x", "y"):
+        np.testing.assert_array_equal(getattr(table, name), getattr(expected, name))
+
+
+def test_chips_on_false_alarms_show_more_of_them_and_differ_between_epochs() -> None:
+    world = build_world(3, num_images=40)
+    alarms = alarms_in(world, 4)
+    tables = [
+        [
+            cover(SMALL_PYRAMID, world, generator=np.random.default_rng(seed), alarms=placed_on)
+            for seed in range(4)
+        ]
+        for placed_on in (None, alarms)
+    ]
+    plain, placed = ([shown_mass(table, alarms) for table in row] for row in tables)
+    assert min(placed) > 1.1 * max(plain)
+    assert [len(table) for table in tables[1]] == pytest.approx([len(tables[0][0])] * 4, rel=0.02)
+    assert len({table.x.tobytes() + table.y.tobytes() for table in tables[1]}) == 4
+
+
+@given(worlds, alarm_seeds)
+def test_the_mass_of_a_dense_window_is_that_of_the_boxes_that_it_adds(world: ImageBoxes, seed: int) -> None:
+    alarms = alarms_in(world, seed)
+    is_excluded = np.random.default_rng(seed).random((len(alarms.scores), 3)) < 0.2
+    table, masses = cover_dense(
+        SMALL_PYRAMID,
+        alarms.images,
+        is_excluded=is_excluded,
+        min_boxes=np.ones(3, dtype=np.int64),
+        generator=np.random.default_rng(seed),
+        scores=alarms.scores,
+    )
+    assert (masses > 0).all()
+    for image in range(len(world)):
+        rows = slice(alarms.images.offsets[image], alarms.images.offsets[image + 1])
+        boxes, scores = alarms.images.boxes[rows], alarms.scores[rows]
+        chips = np.arange(table.offsets[image], table.offsets[image + 1])
+        sides = {"width": int(world.widths[image]), "height": int(world.heights[image])}
+        for level in SMALL_PYRAMID.at(**sides):
+            counts = level.valid_range.contains(boxes) & ~is_excluded[rows, level.index]
+            covers = coverage(boxes[counts], level, chips_of(table, image, level), SMALL_PYRAMID.chip_size)
+            adds = covers & (np.cumsum(covers, axis=0) - covers == 0)
+            here = masses[chips[table.level[chips] == level.index]]
+            np.testing.assert_allclose(here, adds @ scores[counts], atol=1e-9)
 
 
 @pytest.mark.parametrize(

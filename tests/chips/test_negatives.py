@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniper.chips import ChipTable, ImageBoxes
-from sniper.chips.cover import cover
-from sniper.chips.negatives import NegativeSpec, choose_negatives, draw_negatives, is_uncovered
+from sniper.chips.cover import cover, is_coverable
+from sniper.chips.image_boxes import ScoredBoxes
+from sniper.chips.negatives import (
+    NegativeSpec,
+    choose_negatives,
+    choose_on_alarms,
+    draw_negatives,
+    is_uncovered,
+)
+from sniper.chips.visibility import Visibility, chip_visibility
 from sniper.geometry.boxes import intersections
 from tests.chips.test_cover import chips_of, coverage, windows_of
 from tests.chips.worlds import SMALL_PYRAMID, boxes_of, build_world, one_image
@@ -121,8 +129,27 @@ def mixed() -> ChipTable:
     return positives.merge(negatives)
 
 
-def draw(table: ChipTable, *, per_image: int = 2, seed: int = 0) -> np.ndarray:
-    return draw_negatives(table, per_image=per_image, generator=np.random.default_rng(seed))
+def draw(
+    table: ChipTable,
+    *,
+    per_image: int | None = 2,
+    dose: float | None = None,
+    masses: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return draw_negatives(table, per_image=per_image, dose=dose, masses=masses, generator=generator)
+
+
+def one_positive_and(num_negatives: int) -> ChipTable:
+    """Return a table of one image, whose negative chips are told apart by their left edges."""
+    positives = positives_of(build_world(1, num_images=1)).select(np.array([0]))
+    pool = dataclasses.replace(
+        positives.select(np.zeros(num_negatives, dtype=np.int64)),
+        x=np.arange(num_negatives),
+        is_negative=np.ones(num_negatives, dtype=np.bool_),
+    )
+    return positives.merge(pool)
 
 
 @pytest.mark.parametrize("per_image", [0, 1, 2, 100])
@@ -145,11 +172,7 @@ def test_equal_seeds_draw_equal_negative_chips(mixed: ChipTable) -> None:
 
 
 def test_negative_chips_are_drawn_uniformly() -> None:
-    positives = positives_of(build_world(1, num_images=1))
-    pool = dataclasses.replace(
-        positives.select(np.zeros(8, dtype=np.int64)), x=np.arange(8), is_negative=np.ones(8, dtype=np.bool_)
-    )
-    table = positives.merge(pool)
+    table = one_positive_and(8)
     counts = np.zeros(8)
     for seed in range(800):
         drawn = draw(table, seed=seed)
@@ -159,8 +182,57 @@ def test_negative_chips_are_drawn_uniformly() -> None:
 
 
 @pytest.mark.parametrize(
+    ("dose", "per_image", "num_drawn"),
+    [(None, None, 100), (None, 3, 3), (0.0, None, 0), (0.99, None, 0), (2.5, None, 2), (9.0, 4, 4)],
+)
+def test_the_dose_is_a_share_of_the_positive_chips(
+    dose: float | None, per_image: int | None, num_drawn: int
+) -> None:
+    drawn = draw(one_positive_and(100), dose=dose, per_image=per_image)
+    assert len(drawn) == 1 + num_drawn
+    assert len(np.unique(drawn)) == len(drawn)
+
+
+def test_negative_chips_are_drawn_in_proportion_to_their_mass() -> None:
+    table = one_positive_and(3)
+    masses = np.array([0.0, 1.0, 2.0, 5.0])  # the first is of the positive chip
+    counts = np.zeros(4)
+    for seed in range(4000):
+        counts += np.bincount(draw(table, dose=1.0, masses=masses, seed=seed), minlength=4)
+    assert counts[0] == 4000
+    np.testing.assert_allclose(counts[1:] / 4000, masses[1:] / 8, atol=0.03)
+
+
+@given(scenes(), rules)
+def test_every_false_alarm_is_covered_by_a_chip_or_excluded(
+    scene: tuple[ImageBoxes, ImageBoxes], rule: Rule
+) -> None:
+    objects, boxes = scene
+    positives = positives_of(objects)
+    alarms = ScoredBoxes(images=boxes, scores=np.full(len(boxes.boxes), 0.5))
+    negatives, masses = choose_on_alarms(
+        positives,
+        alarms,
+        NegativeSpec(source="self", rule=rule),
+        pyramid=SMALL_PYRAMID,
+        generator=np.random.default_rng(0),
+    )
+    assert negatives.is_negative.all()
+    flags = is_uncovered(boxes, positives, rule=rule)
+    visibility, _ = chip_visibility(negatives, boxes)
+    for index, level in enumerate(SMALL_PYRAMID.levels):
+        is_left = flags[:, index] & level.valid_range.contains(boxes.boxes)
+        could = is_coverable(level, boxes, chip_size=SIZE, stride=SMALL_PYRAMID.stride)
+        assert (visibility[is_left & could, index] == Visibility.WHOLE).all()
+        assert masses[negatives.level == index].sum() == pytest.approx(0.5 * (is_left & could).sum())
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"dose": -0.1}, "dose"),
+        ({"dose": "some"}, "dose"),
+        ({"source": "mined"}, "source\n  Input should be 'none', 'self' or 'rpn'"),
         ({"min_proposals": ()}, "min_proposals\n  Tuple should have at least 1 item"),
         ({"min_proposals": (0,)}, r"min_proposals\.0\n  Input should be greater than 0"),
         ({"per_image": -1}, "per_image\n  Input should be greater than or equal to 0"),

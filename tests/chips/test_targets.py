@@ -56,8 +56,8 @@ def test_a_negative_chip_has_no_valid_boxes_and_ignores_crowds() -> None:
         is_negative=True,
     )
     assert target.status.tolist() == [
-        BoxStatus.IN_NEGATIVE_CHIP,
-        BoxStatus.IN_NEGATIVE_CHIP,
+        BoxStatus.OUT_OF_RANGE,
+        BoxStatus.OUT_OF_RANGE,
         BoxStatus.IGNORE,
     ]
 

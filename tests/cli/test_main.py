@@ -161,7 +161,7 @@ def test_from_annotations_to_scores(folder: Path, sniper: CommandLine) -> None:
 
 def test_negative_chips_are_mined_planned_and_trained_on(folder: Path, sniper: CommandLine) -> None:
     annotations, config, run_folder = folder / "train.json", folder / "experiment.yaml", folder / "run"
-    mined = ("--negatives.source", "mined", "--negatives.min_proposals", "[1]", "--mine.rpn_epochs", "1")
+    mined = ("--negatives.source", "rpn", "--negatives.min_proposals", "[1]", "--mine.rpn_epochs", "1")
     trained = sniper.json("train", config, "--run", run_folder, *mined, "--train.epochs", "0.5")
     further = sniper.json("train", config, "--run", run_folder, *mined, "--resume", "--train.epochs", "1")
     assert further["step"] > trained["step"] > 0

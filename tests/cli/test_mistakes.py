@@ -45,7 +45,7 @@ MISTAKES = [
         "error: --train.accumulation_steps: accumulation_steps: a batch",
     ),
     (f"{TRAIN} --data.holdout 0.5", "error: --data.holdout: holdout must be 0 with test.annotations"),
-    (f"{TRAIN} --negatives.source mined --train.rpn_only true", "--negatives.source and --train.rpn_only: "),
+    (f"{TRAIN} --negatives.source rpn --train.rpn_only true", "--negatives.source and --train.rpn_only: "),
     # names of fields
     (f"{TRAIN} --train.epoch 3", "error: --train.epoch is not known; did you mean --train.epochs?"),
     (f"{TRAIN} --trian.epochs 3", "error: --trian.epochs: trian is not known; did you mean train?"),

@@ -253,7 +253,7 @@ from sniper.cli import run
 folder = Path(sys.argv[1])
 numbers = [torch.get_num_threads()]
 for command in (
-    f"train {folder}/experiment.yaml --run {folder}/run --negatives.source mined --mine.rpn_epochs 1 --train.epochs 1",
+    f"train {folder}/experiment.yaml --run {folder}/run --negatives.source rpn --mine.rpn_epochs 1 --train.epochs 1",
     f"predict {folder}/run",
     f"mine {folder}/run/rpn",
     f"evaluate {folder}/run --details",
@@ -290,7 +290,7 @@ def test_two_processes_learn_what_one_learns(folder: Path) -> None:
     options = (
         *("--train.epochs", "7", "--train.checkpoint_minutes", "99", "--train.evaluate_every", "7"),
         *("--model.backbone.batch_norm", "frozen", "--train.accumulation_steps", "2"),
-        *("--negatives.source", "mined"),
+        *("--negatives.source", "rpn"),
     )
     alone = start(*training(folder, "alone", *options))
     together = start_two(*training(folder, "together", *options))

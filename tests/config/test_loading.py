@@ -186,11 +186,11 @@ def test_all_problems_are_reported_at_once() -> None:
         ),
         ("data: {chips: a.npz, tiles: {}}", "can be given, not chips and tiles"),
         (
-            "{data: {whole: {}}, negatives: {source: mined}}",
+            "{data: {whole: {}}, negatives: {source: rpn}}",
             "negatives.source must be none with data.whole, which trains on no chips",
         ),
         (
-            "{data: {chips: a.npz}, negatives: {source: mined}}",
+            "{data: {chips: a.npz}, negatives: {source: rpn}}",
             "negatives.source must be none with data.chips",
         ),
         (

@@ -83,8 +83,10 @@ def test_the_defaults_are_those_of_the_papers_recipes(name: str) -> None:
     spec, defaults = load_experiment(name), ExperimentSpec()
     assert spec.pyramid == defaults.pyramid
     assert spec.predict == defaults.predict
-    assert spec.mine == defaults.mine
-    assert spec.negatives == dataclasses.replace(defaults.negatives, source="mined")
+    assert spec.mine == dataclasses.replace(defaults.mine, rpn_epochs=4.0)
+    assert spec.negatives == dataclasses.replace(
+        defaults.negatives, source="rpn", dose=None, per_image=2, min_score=0.0, place_positives=False
+    )
     assert spec.model.rpn == dataclasses.replace(defaults.model.rpn, anchor_sizes=spec.model.rpn.anchor_sizes)
     assert spec.model.roi_head.box_loss_weight == 1.6
     # An epoch of the paper has every chip and its mirrored copy.

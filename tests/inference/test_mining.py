@@ -11,12 +11,12 @@ import torch
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
-from sniper.data.datasets import Dataset
+from sniper.data.datasets import Dataset, ImageRecord
 from sniper.errors import DetectionsError, RunError
 from sniper.evaluation.results import load_detections
 from sniper.geometry import Detections
 from sniper.geometry.boxes import iou
-from sniper.inference.mining import Miner, mine, proposals_from_detections
+from sniper.inference.mining import Miner, false_alarms, mine, mine_alarms, proposals_from_detections
 from sniper.inference.store import BoxStore
 from sniper.models.weights import save_tensors
 from sniper.runs.checkpoints import load_weights
@@ -185,3 +185,58 @@ def test_detections_of_an_unknown_image_are_refused(
 ) -> None:
     with pytest.raises(DetectionsError, match=r"found\.json: .*train\.json has no image 77"):
         take([*ENTRIES, entry_of(77, (1, 2, 3, 4), 0.5)])
+
+
+RECORD = ImageRecord(
+    image_id=1,
+    file_name="a.png",
+    path=Path("a.png"),
+    image_root=Path(),
+    width=100,
+    height=100,
+    boxes=np.array([[10.0, 10, 30, 30], [50, 50, 90, 90]]),
+    labels=np.array([0, 0]),
+    is_crowd=np.array([False, True]),
+)
+
+
+@pytest.mark.parametrize(
+    ("box", "is_alarm"),
+    [
+        ([10, 10, 30, 30], False),  # an object
+        ([10, 10, 30, 71], True),  # IoU 0.33 with it would be at 60 px
+        ([10, 10, 30, 70], False),
+        ([40, 10, 45, 20], True),
+        ([60, 60, 70, 70], False),  # inside a crowd
+        ([80, 60, 100, 80], False),  # half inside
+        ([81, 60, 101, 80], True),
+    ],
+)
+def test_a_false_alarm_is_on_no_object_and_in_no_crowd(box: list[float], is_alarm: bool) -> None:
+    detections = Detections(
+        boxes=np.array([box], dtype=np.float64), scores=np.array([0.5]), labels=np.array([1])
+    )
+    assert len(false_alarms(detections, RECORD, max_iou=1 / 3)) == is_alarm
+
+
+def test_false_alarms_are_kept_and_searched_once(trained_once: TrainedRun, tmp_path: Path) -> None:
+    spec, dataset = trained_once.spec, trained_once.dataset
+    searched: list[int] = []
+    stores = [
+        mine_alarms(
+            trained_once.run,
+            spec,
+            dataset,
+            tmp_path / "alarms",
+            device=CPU,
+            on_progress=lambda done, total: searched.append(done),
+        )
+        for _ in range(2)
+    ]
+    assert searched == [1, 2, 3, 4]
+    assert_same(*stores)
+    assert stores[0].counts.sum() > 0
+    for index in range(len(dataset)):
+        alarms = stores[0].read(index)
+        assert alarms is not None
+        assert len(false_alarms(alarms, dataset[index], max_iou=0.3)) >= len(alarms) - 1  # 16-bit boxes

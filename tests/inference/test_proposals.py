@@ -101,7 +101,7 @@ def test_negatives_are_drawn_anew_each_epoch(dataset: Dataset, tmp_path: Path) -
             seed=0,
             epoch=epoch,
             table=loaded,
-            negatives_per_image=1,
+            negatives=NegativeSpec(per_image=1),
         )
         for epoch in range(2)
     ]

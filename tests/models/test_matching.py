@@ -24,12 +24,7 @@ ANCHORS = torch.tensor(
 )
 BOX = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
 
-V, OUT, IGN, IN_NEGATIVE = (
-    BoxStatus.VALID,
-    BoxStatus.OUT_OF_RANGE,
-    BoxStatus.IGNORE,
-    BoxStatus.IN_NEGATIVE_CHIP,
-)
+V, OUT, IGN = BoxStatus.VALID, BoxStatus.OUT_OF_RANGE, BoxStatus.IGNORE
 P, N, I = Match.POSITIVE, Match.NEGATIVE, Match.IGNORED  # noqa: E741
 
 
@@ -83,7 +78,6 @@ FAR = torch.tensor([[90.0, 90.0, 95.0, 95.0]])
         (torch.zeros(0, 4), [], [N, N, N, N, N]),
         (BOX, [V], [P, P, I, N, N]),
         (BOX, [OUT], [I, I, I, N, N]),
-        (BOX, [IN_NEGATIVE], [I, I, I, N, N]),
         (BOX, [IGN], [I, I, I, I, N]),  # the fourth lies inside
         (torch.cat([BOX, INSIDE]), [V, IGN], [P, P, I, I, I]),  # an object in a crowd keeps its anchors
         (BOX.repeat(2, 1), [V, OUT], [I, I, I, N, N]),  # the same overlap with a valid box does not help
@@ -120,7 +114,6 @@ def test_the_order_of_boxes_does_not_matter() -> None:
     [
         (V, [P, P, N, N, N]),
         (OUT, [P, P, N, N, N]),
-        (IN_NEGATIVE, [I, I, N, N, N]),
         (IGN, [I, I, I, I, N]),
     ],
 )

@@ -16,12 +16,7 @@ from sniper.models.spec import BackboneSpec, DetectorSpec
 from sniper.models.two_stage import TwoStageDetector
 from tests.models.batches import TINY, build_batch, build_sample, build_tiny
 
-V, OUT, IGN, IN_NEGATIVE = (
-    BoxStatus.VALID,
-    BoxStatus.OUT_OF_RANGE,
-    BoxStatus.IGNORE,
-    BoxStatus.IN_NEGATIVE_CHIP,
-)
+V, OUT, IGN = BoxStatus.VALID, BoxStatus.OUT_OF_RANGE, BoxStatus.IGNORE
 
 
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -81,23 +76,39 @@ def test_positives_with_the_right_class_are_counted(label: int, share: float) ->
     assert not counts["correct"].requires_grad
 
 
-def test_a_negative_chip_has_no_box_loss() -> None:
-    batch = build_batch(build_sample([[20, 20, 60, 60]], [IN_NEGATIVE]), build_sample([], []))
-    losses = build_tiny().losses(batch)
+def test_a_chip_without_objects_has_no_box_loss() -> None:
+    losses = build_tiny().losses(build_batch(build_sample([], []), build_sample([], [])))
     assert losses["rpn_box"] == losses["head_box"] == 0.0
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert losses["rpn_objectness"] > 0
 
 
-def test_anchors_and_proposals_on_objects_of_negative_chips_are_ignored() -> None:
-    targets = build_batch(build_sample([[20, 20, 60, 60]], [IN_NEGATIVE])).targets
+def test_objects_of_negative_chips_match_proposals_but_no_anchors() -> None:
+    targets = build_batch(build_sample([[20, 20, 60, 60]], [OUT])).targets
     boxes = torch.tensor([[20.0, 20, 60, 60], [30.0, 20, 70, 60], [25.0, 25, 35, 35], [90.0, 90, 120, 120]])
     expected = [Match.IGNORED, Match.IGNORED, Match.NEGATIVE, Match.NEGATIVE]
     matches = match_anchors(boxes, targets, positive_iou=0.5, negative_iou=0.4, ignored_iou=0.3)
     assert matches.state[0].tolist() == expected
     chips = torch.zeros(4, dtype=torch.int64)
     matches = match_proposals(boxes, targets, chips=chips, positive_iou=0.5)
-    assert matches.state.tolist() == expected
+    assert matches.state.tolist() == [Match.POSITIVE, Match.POSITIVE, Match.NEGATIVE, Match.NEGATIVE]
+
+
+def test_the_classification_losses_of_chips_with_and_without_valid_boxes_are_summed() -> None:
+    frozen = dataclasses.replace(TINY, backbone=dataclasses.replace(TINY.backbone, batch_norm="frozen"))
+    model = build_tiny(frozen).train()
+    chips = [
+        build_sample([[20, 20, 60, 60]], [V]),
+        build_sample([[20, 20, 60, 60]], [OUT]),
+        build_sample([], []),
+    ]
+    _, counts = model.losses_and_counts(build_batch(*chips))
+    alone = [model.losses(build_batch(chip)) for chip in chips]
+    sums = [(losses["rpn_objectness"] + losses["head_class"]).item() for losses in alone]
+    assert counts["negative_chips"] == 2
+    assert float(counts["positive_loss"]) == pytest.approx(sums[0], rel=1e-4)
+    assert float(counts["negative_loss"]) == pytest.approx(sums[1] + sums[2], rel=1e-4)
+    assert not counts["negative_loss"].requires_grad
 
 
 def test_rpn_losses_alone_equal_those_with_the_head() -> None:
@@ -262,7 +273,7 @@ def test_the_losses_of_a_batch_are_the_mean_over_its_parts(spec: DetectorSpec) -
     batch = build_batch(
         build_sample([[16, 16, 48, 48], [70, 60, 120, 100]], [V, OUT]),
         build_sample([], []),
-        build_sample([[10, 10, 40, 40]] * 5, [IGN, V, V, IN_NEGATIVE, V]),
+        build_sample([[10, 10, 40, 40]] * 5, [IGN, V, V, OUT, V]),
         build_sample([[0, 0, 128, 128]], [V], largest=20.0),
     )
     whole = model.losses(batch)
@@ -290,7 +301,7 @@ def objectness_gradients(model: TwoStageDetector, sample: ChipSample) -> torch.T
         deltas=predictions.deltas.detach(),
         anchors=predictions.anchors,
     )
-    losses = model.rpn.losses(leaf, batch.targets)
+    losses, _ = model.rpn.losses(leaf, batch.targets)
     (gradient,) = torch.autograd.grad(losses["rpn_objectness"], leaf.objectness)
     return gradient[0]
 

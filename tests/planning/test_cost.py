@@ -9,6 +9,7 @@ from hypothesis import given
 
 from sniper.chips import ImageBoxes, PyramidSpec
 from sniper.chips.cover import cover
+from sniper.chips.negatives import NegativeSpec
 from sniper.data.datasets import load_dataset
 from sniper.data.epoch import to_image_boxes
 from sniper.planning.cost import CostPlan, compute_cost
@@ -71,7 +72,7 @@ def test_negative_chips_count_only_in_the_steps() -> None:
         positives.select(np.zeros(5, dtype=np.int64)), is_negative=np.ones(5, dtype=bool)
     )
     table = positives.merge(negatives)
-    cost = compute_cost(table, world, pyramid=PyramidSpec(), negatives_per_image=3)
+    cost = compute_cost(table, world, pyramid=PyramidSpec(), negatives=NegativeSpec(per_image=3, dose=None))
     assert (cost.num_chips, cost.num_negatives, cost.num_negatives_per_epoch) == (1, 5, 3)
     assert cost.megapixels.chips == 512 * 512 / 1e6
     assert [cost.num_steps(batch_size) for batch_size in (1, 3, 128)] == [4, 2, 1]

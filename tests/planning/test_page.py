@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sniper.chips import ChipTable, LevelSpec
+from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, TrainSpec
 from sniper.data.datasets import load_dataset
 from sniper.data.epoch import choose_positive_chips, to_image_boxes
@@ -119,7 +120,7 @@ def test_negative_chips_are_dashed_and_counted(page: PlanPage, html: str, tmp_pa
     assert "dasharray" not in html
     boxes = to_image_boxes(page.dataset)
     table: ChipTable = dataclasses.replace(page.table, is_negative=np.arange(len(page.table)) % 2 == 1)
-    cost = compute_cost(table, boxes, pyramid=SMALL_PYRAMID, negatives_per_image=1)
+    cost = compute_cost(table, boxes, pyramid=SMALL_PYRAMID, negatives=NegativeSpec(per_image=1, dose=None))
     text = html_of(dataclasses.replace(page, table=table, cost=cost), tmp_path)
     assert f"plus {cost.num_negatives_per_epoch} negative chips per epoch, of {cost.num_negatives}" in text
     assert re.search(r"<rect[^>]*stroke-dasharray", text)

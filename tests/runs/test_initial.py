@@ -203,7 +203,7 @@ def test_an_ema_starts_from_the_loaded_weights(trained_once: TrainedRun, tmp_pat
 def test_the_rpn_of_a_mined_run_starts_from_the_detector_too(
     trained_once: TrainedRun, tmp_path: Path
 ) -> None:
-    mined = dataclasses.replace(trained_once.spec.negatives, source="mined", min_proposals=(1,))
+    mined = dataclasses.replace(trained_once.spec.negatives, source="rpn", min_proposals=(1,))
     mine = dataclasses.replace(trained_once.spec.mine, rpn_epochs=0.3)
     spec = dataclasses.replace(with_train(trained_once.spec, epochs=0.3), negatives=mined, mine=mine)
     run = train(spec, run=tmp_path / "run", device="cpu", weights_from=trained_once.run.folder)
