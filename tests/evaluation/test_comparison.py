@@ -116,7 +116,7 @@ def test_bounds_of_small_sets_mostly_contain_the_difference_of_large_ones() -> N
 
 def test_no_seeds_and_a_single_image_are_refused() -> None:
     detections, ground_truth = random_results(0)
-    with pytest.raises(ValueError, match="expected APs of the same images, got 0 and 1"):
+    with pytest.raises(ValueError, match="expected scores of the same images, got 0 and 1"):
         compare([], [resampled(detections, ground_truth)], generator=np.random.default_rng(0))
     single = {**ground_truth, "images": [{"id": 1}], "annotations": []}
     one = resampled([], single)
