@@ -131,7 +131,7 @@ def evaluate(
         bool | None,
         Parameter(
             help="Count no second box on an object in precision, recall, F1 and the confusion matrix, as pictures "
-            "show none. AP and AR always count all.",
+            "show none. AP, AR and false positives per image always count all.",
             show_default=default("for runs"),
         ),
     ] = None,
@@ -608,7 +608,7 @@ def _counts_as_dict(counts: "MatchCounts") -> dict[str, float]:
 
 
 def _with_null(value: Any, *, is_difference: bool = False) -> Any:
-    """Return plain data with None in place of numbers that are not defined: NaN, and COCO's -1 except in differences."""
+    """Return plain data with None for numbers that are not defined: NaN, and COCO's -1 except in differences."""
     if isinstance(value, dict):
         return {name: _with_null(part, is_difference="_difference" in name) for name, part in value.items()}
     if isinstance(value, list):
