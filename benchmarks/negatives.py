@@ -40,8 +40,8 @@ from sniper.data.images.files import load_image
 from sniper.data.spec import DataSpec, SourceSpec
 from sniper.demo.shapes import ShapesSpec, draw_shapes
 from sniper.evaluation.coco import evaluate
-from sniper.evaluation.diagnosis import count_false_positives
-from sniper.evaluation.matching import match_detections
+from sniper.evaluation.false_positives import count_false_positives
+from sniper.evaluation.matching import match_detections, match_pair
 from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry import Detections
 from sniper.geometry.boxes import from_xywh
@@ -223,9 +223,7 @@ def detect(detector: Detector, test_set: Dataset) -> list[dict[str, Any]]:
 def count_errors(results: Sequence[dict[str, Any]], test_set: Dataset) -> dict[str, float | None]:
     """Count false positives per image at some recalls, and compute the recall of all detections (IoU 0.5)."""
     counts = count_false_positives(
-        EvaluationPair.of(results, test_set),
-        recalls=[recall / 100 for recall in RECALLS],
-        max_detections=max(len(results), 1),
+        match_pair(EvaluationPair.of(results, test_set)), recalls=[recall / 100 for recall in RECALLS]
     )
     num_matched = sum(
         int(match_detections(detections, record).is_true_positive.sum())
@@ -233,7 +231,7 @@ def count_errors(results: Sequence[dict[str, Any]], test_set: Dataset) -> dict[s
     )
     return {
         "recall": num_matched / len(test_set.boxes),
-        **{f"fp_{recall}": count for recall, count in zip(RECALLS, counts.values(), strict=True)},
+        **{f"fp_{recall}": row.per_image for recall, row in zip(RECALLS, counts.points, strict=True)},
     }
 
 

@@ -60,7 +60,6 @@ from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.data.spec import DataSpec
 from sniper.evaluation import coco
 from sniper.evaluation.comparison import ResampledAP, compare
-from sniper.evaluation.diagnosis import count_false_positives
 from sniper.evaluation.pair import EvaluationPair, GroundTruth
 from sniper.files import atomic_write, sha256
 from sniper.geometry.boxes import size
@@ -427,10 +426,12 @@ def search(
 
 def score(results: Sequence[dict[str, Any]], test_set: Dataset) -> dict[str, float | None]:
     pair = EvaluationPair.of(results, test_set)
-    numbers = coco.score(pair).as_dict()
+    result = coco.score(pair)
+    numbers = result.as_dict()
     scores: dict[str, float | None] = {name: numbers[name] for name in NUMBERS}
-    false_positives = count_false_positives(pair)
-    return scores | {f"false_positives_at_{recall:g}": count for recall, count in false_positives.items()}
+    return scores | {
+        f"false_positives_at_{row.recall:g}": row.per_image for row in result.false_positives.points
+    }
 
 
 def prove_until(cells: Sequence[Cell], options: argparse.Namespace) -> None:

@@ -362,6 +362,7 @@ def test_training_in_python_mines_and_scores_as_configured(spec: ExperimentSpec,
     assert [entry["stage"] for entry in run.entries()][-1] == "evaluate"
     assert len(scores) == 1
     assert run.entries()[-1]["ap"] == scores[0]
+    assert run.entries()[-1]["num_clean_images"] == 0
     calibration = load_calibration(run)
     assert calibration is not None
     assert calibration.step == run.entries()[-1]["step"]

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from sniper.config.experiment import MineSpec
+from sniper.data.datasets import load_dataset
+from sniper.evaluation.results import DetectionTable
 from sniper.inference.calibration import Calibration, save_calibration
+from sniper.inference.mining import proposals_from_detections
 from sniper.runs.run import Run
 from tests.cli.commands import CommandLine
 from tests.data.tiny import write_dataset
@@ -34,11 +38,38 @@ def test_detections_are_compared_with_others(
     result = sniper.json(*score, "--against", folder / "found.json")
     assert result["ap_difference"] == pytest.approx(result["ap"] - 1.0)
     assert result["ap_difference_low"] <= result["ap_difference"] <= result["ap_difference_high"] < 0
+    assert result["fp_per_image_at_90"] is result["fp_per_image_at_90_difference"] is None
     (folder / "found.json").write_text(json.dumps([{**perfect[0], "image_id": 77}]))
     message = sniper.error(*score, "--against", folder / "found.json")
     assert f"--against {folder / 'found.json'}: " in message
     assert "no image has id 77" in message
     assert "at least two images" in sniper.error(*score, "--against", folder / "half.json", "--limit", "1")
+
+
+def test_false_positives_are_counted_on_clean_images_and_compared(
+    folder: Path, sniper: CommandLine, perfect: list[dict[str, Any]]
+) -> None:
+    content = json.loads((folder / "train.json").read_text())
+    clean = [{**content["images"][0], "id": 1000 + i, "file_name": f"clean_{i}.png"} for i in range(30)]
+    content["images"] += clean
+    num_images = len(content["images"])
+    (folder / "clean.json").write_text(json.dumps(content))
+    false = [{**perfect[0], "image_id": image["id"], "score": 0.95} for image in clean]
+    (folder / "false.json").write_text(json.dumps(perfect + false + false[:15]))
+    score = ("evaluate", folder / "false.json", folder / "clean.json")
+    result = sniper.json(*score, "--against", folder / "found.json")
+    assert result["num_clean_images"] == 30
+    assert result["score_at_recall_90"] == 0.9
+    assert result["fp_per_image_at_90"] == pytest.approx(45 / num_images)
+    assert result["fp_per_clean_image_at_90"] == 1.5
+    assert result["fp_per_clean_image_at_90_difference"] == 1.5
+    assert 1.2 < result["fp_per_clean_image_at_90_difference_low"] < 1.5
+    assert 1.5 < result["fp_per_clean_image_at_90_difference_high"] < 1.8
+    out = sniper.text(*score, "--against", folder / "found.json").out
+    assert "AP minus that of --against: -" in out
+    assert f"{num_images} images" in out
+    assert re.search(rf"90% +│ +0\.9 │ +{45 / num_images:.3f} │ +1\.500", out)
+    assert re.search(r"90% +│ \+\d\.\d{3} \(.+\) +│ \+1\.500 \(\+1\.\d{3} to \+1\.\d{3}\)", out)
 
 
 @pytest.mark.usefixtures("perfect")
@@ -62,7 +93,6 @@ def test_details_are_one_json_object(folder: Path, sniper: CommandLine) -> None:
     assert result["ap"] == pytest.approx(1.0)
     assert [(bin_["at_least"], bin_["below"]) for bin_ in result["sizes"]] == [(0, 20), (20, 40), (40, None)]
     assert {scores["name"] for scores in result["classes"]} == {"dark", "bright"}
-    assert result["false_positives_per_image"]["at_recall_0.9"] is not None
     assert (folder / "curve.png").stat().st_size > 5000
 
 
@@ -165,6 +195,8 @@ def test_undefined_scores_are_null_and_dashes(folder: Path, sniper: CommandLine)
     assert result["classes"][0]["f1"] is None
     out = sniper.text(*score).out
     assert re.search(r"^AP small +–$", out, re.MULTILINE)
+    assert result["fp_per_image_at_50"] is result["fp_per_clean_image_at_50"] is None
+    assert re.search(r"50% +│ +– │ +– │ +–", out)
     assert "no detection matches an object" in out
 
 
@@ -286,3 +318,80 @@ def test_a_run_without_validation_images_asks_for_a_data_set(
     content["data"]["test"] = {}
     config.write_text(yaml.safe_dump(content))
     assert "sniper evaluate" in sniper.error("evaluate", trained_folder / "run")
+
+
+@pytest.fixture
+def store(folder: Path, perfect: list[dict[str, Any]]) -> Path:
+    """Return a folder of proposals: a box on every object of the first image and of no other."""
+    first = perfect[0]["image_id"]
+    dataset = load_dataset(folder / "train.json", has_images=False)
+    table = DetectionTable.from_entries([entry for entry in perfect if entry["image_id"] == first])
+    (folder / "first.json").write_text("[]")
+    proposals_from_detections(
+        table, dataset, folder / "proposals", spec=MineSpec(nms_iou=0.99), source=folder / "first.json"
+    )
+    return folder / "proposals"
+
+
+def test_proposals_of_a_folder_have_the_recall_of_the_same_results(
+    folder: Path, sniper: CommandLine, perfect: list[dict[str, Any]], store: Path
+) -> None:
+    first = perfect[0]["image_id"]
+    of_first = [{**entry, "category_id": 77} for entry in perfect if entry["image_id"] == first]
+    (folder / "first.json").write_text(json.dumps(of_first))
+    result = sniper.json("evaluate", "--proposals", store, folder / "train.json")
+    assert result == sniper.json("evaluate", folder / "first.json", folder / "train.json", "--proposals")
+    assert result["num_proposals"] == len(of_first)
+    every = result["sizes"][0]
+    assert every["num_objects"] == len(perfect)
+    for limit in (100, 300, 1000):
+        assert every[f"recall_50_{limit}"] == pytest.approx(len(of_first) / len(perfect))
+    alone = sniper.json("evaluate", "--proposals", store, folder / "train.json", "--limit", 1)
+    assert (alone["num_images"], alone["sizes"][0]["ar_100"]) == (1, pytest.approx(1.0))
+    out = sniper.text("evaluate", "--proposals", store, folder / "train.json").out
+    assert re.search(rf"all +│ +{len(perfect)} │ +0\.\d{{3}} │", out)
+    assert re.search(r"large +│ +0 │ +– │", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("proposals", "proposals: expected a data set after it"),
+        ("none train.json", "none: no such file or folder"),
+        ("proposals other.json", "proposals of other images than those of"),
+        ("images train.json", "contains no proposals"),
+        (
+            "unknown.json train.json",
+            "unknown.json: the detections: do not match the annotations: no image has id 77",
+        ),
+        ("proposals train.json --min-score 0.5", "--min-score is not used with --proposals"),
+        ("proposals train.json --max-detections 300", "--max-detections is not used with --proposals"),
+        ("proposals train.json --predict.merge hard", "--predict.merge is not used with --proposals"),
+    ],
+)
+def test_proposals_that_cannot_be_scored_are_refused(
+    folder: Path,
+    sniper: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    perfect: list[dict[str, Any]],
+    store: Path,
+    arguments: str,
+    message: str,
+) -> None:
+    content = json.loads((folder / "train.json").read_text())
+    (folder / "other.json").write_text(json.dumps({**content, "annotations": content["annotations"][1:]}))
+    (folder / "unknown.json").write_text(json.dumps([{**perfect[0], "image_id": 77}]))
+    monkeypatch.chdir(store.parent)
+    assert message in sniper.error("evaluate", "--proposals", *arguments.split())
+
+
+def test_proposals_of_a_run_are_scored_on_its_training_images(
+    trained_folder: Path, sniper: CommandLine
+) -> None:
+    run = trained_folder / "run"
+    mined = sniper.json("mine", run)
+    result = sniper.json("evaluate", "--proposals", run / "proposals")
+    assert result["num_proposals"] == mined["num_proposals"]
+    assert result["num_images"] == mined["num_images"]
+    message = sniper.error("evaluate", "--proposals", run, trained_folder / "train.json")
+    assert f"is the folder of a run, expected one of proposals, such as {run / 'proposals'}" in message

@@ -24,6 +24,7 @@ from sniper.evaluation.confusion import count_confusions, count_pairs
 from sniper.evaluation.diagnosis import diagnose
 from sniper.evaluation.matching import match_pair
 from sniper.evaluation.pair import EvaluationPair, GroundTruth
+from sniper.evaluation.proposals import score_proposals
 from tests.evaluation.random_pairs import random_pair
 
 
@@ -73,7 +74,7 @@ def compute_all(pair: EvaluationPair, max_detections: int) -> dict[str, Any]:
     return {
         "scores": score(pair, max_detections=max_detections),
         "sizes": diagnosis.sizes,
-        "false_positives": diagnosis.false_positives,
+        "proposals": score_proposals(pair, limits=(3, 10, max_detections + 1)),
         "curves": diagnosis.precisions.tolist(),
         "matches": (matches.is_true_positive.tolist(), matches.is_false_positive.tolist()),
         "confusion": matrix.counts.tolist(),

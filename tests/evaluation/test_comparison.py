@@ -1,13 +1,16 @@
 """Comparison of detectors, against COCO's own numbers and data sets with repeated images."""
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sniper.evaluation.coco import evaluate
-from sniper.evaluation.comparison import ResampledAP, compare
+from sniper.evaluation.comparison import ResampledAP, ResampledFalsePositives, compare
+from sniper.evaluation.false_positives import FalsePositiveCurve
+from sniper.evaluation.matching import match_pair
 from sniper.evaluation.pair import EvaluationPair
 from tests.evaluation.test_diagnosis import random_results
 
@@ -116,7 +119,7 @@ def test_bounds_of_small_sets_mostly_contain_the_difference_of_large_ones() -> N
 
 def test_no_seeds_and_a_single_image_are_refused() -> None:
     detections, ground_truth = random_results(0)
-    with pytest.raises(ValueError, match="expected APs of the same images, got 0 and 1"):
+    with pytest.raises(ValueError, match="expected scores of the same images, got 0 and 1"):
         compare([], [resampled(detections, ground_truth)], generator=np.random.default_rng(0))
     single = {**ground_truth, "images": [{"id": 1}], "annotations": []}
     one = resampled([], single)
@@ -134,3 +137,41 @@ def test_resamples_without_objects_do_not_count() -> None:
     detections = resampled([{**box, "score": 0.9}], ground_truth)
     difference = compare([resampled([], ground_truth)], [detections], generator=np.random.default_rng(0))
     assert (difference.difference, difference.low, difference.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def false_positives(
+    detections: list[dict[str, Any]],
+    ground_truth: dict[str, Any],
+    *,
+    recall: float = 0.5,
+    on_clean: bool = False,
+) -> ResampledFalsePositives:
+    matches = match_pair(EvaluationPair.of(detections, ground_truth), max_detections=100)
+    return ResampledFalsePositives(FalsePositiveCurve(matches), recall=recall, on_clean=on_clean)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_every_image_once_false_positives_equal_those_of_the_scores(seed: int) -> None:
+    detections, ground_truth = random_results(seed)
+    weights = np.ones(len(ground_truth["images"]), dtype=np.int64)
+    (half, *_) = evaluate(detections, ground_truth).false_positives.points
+    assert half.per_image is not None
+    assert false_positives(detections, ground_truth)(weights) == half.per_image
+    assert false_positives(detections, ground_truth, on_clean=True)(weights) == half.per_clean_image
+
+
+def test_too_few_draws_that_reach_a_recall_give_no_bounds() -> None:
+    detections, ground_truth = random_results(3, num_images=40)
+    some = false_positives(detections, ground_truth)
+    matches = match_pair(EvaluationPair.of(detections, ground_truth))
+    highest = matches.is_true_positive.sum() / matches.num_objects  # reached in about half of the draws
+    high = false_positives(detections, ground_truth, recall=float(highest))
+    generator = np.random.default_rng(0)
+    bounds = compare([some], [high], generator=generator, num_resamples=100)
+    assert bounds.low < bounds.difference < bounds.high
+    none = compare([some], [high], generator=generator, num_resamples=100, min_defined=0.95)
+    assert none.difference == bounds.difference
+    assert math.isnan(none.low)
+    assert math.isnan(none.high)
+    never = compare([some], [false_positives([], ground_truth)], generator=generator, num_resamples=10)
+    assert all(map(math.isnan, (never.difference, never.low, never.high)))

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from rich.table import Table
 
 from sniper.data.datasets import Category
 from sniper.evaluation.coco import ClassScores, Scores
+from sniper.evaluation.comparison import Difference
 from sniper.evaluation.confusion import ConfusionMatrix
+from sniper.evaluation.false_positives import RECALLS, FalsePositives, FalsePositivesAtRecall, name_of
 from sniper.evaluation.operating_point import ClassCounts, OperatingPoint
 from sniper.reports.confusion import draw_confusion, write_confusion
 from sniper.reports.scores import (
@@ -22,6 +25,8 @@ from sniper.reports.scores import (
     format_score,
     show_classes,
     show_confusion,
+    show_false_positive_differences,
+    show_false_positives,
 )
 
 
@@ -44,6 +49,7 @@ def scores_of(*classes: ClassScores) -> Scores:
         num_images=1,
         num_detections=1200,
         num_cut=0,
+        false_positives=FalsePositives(num_clean_images=0, points=()),
         max_detections=300,
         classes=classes,
     )
@@ -71,6 +77,38 @@ def test_each_number_has_its_name_in_the_field() -> None:
     assert lines[-1] == ["1 image, 1,200 detections"]
 
 
+def cells_of(table: Table) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in text_of(table).splitlines()
+        if "│" in line
+    ]
+
+
+def test_undefined_false_positives_and_bounds_are_dashes() -> None:
+    counts = FalsePositives(
+        num_clean_images=0,
+        points=(
+            FalsePositivesAtRecall(recall=0.5, score=0.99995, per_image=1234.5),
+            FalsePositivesAtRecall(recall=0.9),
+        ),
+    )
+    table = show_false_positives(replace(scores_of(), false_positives=counts))
+    assert cells_of(table) == [["50%", "0.99995", "1,234.500", "–"], ["90%", "–", "–", "–"]]
+    assert "best 300 of each class" in text_of(table)
+    undefined = Difference(difference=math.nan, low=math.nan, high=math.nan)
+    differences = {
+        name_of(recall, on_clean=clean): undefined for recall in RECALLS for clean in (False, True)
+    }
+    differences["fp_per_image_at_50"] = Difference(difference=-1.0, low=-2.0, high=0.25)
+    differences["fp_per_clean_image_at_80"] = Difference(difference=0.5, low=math.nan, high=math.nan)
+    assert cells_of(show_false_positive_differences(differences)) == [
+        ["50%", "-1.000 (-2.000 to +0.250)", "–"],
+        ["80%", "–", "+0.500 (– to –)"],
+        ["90%", "–", "–"],
+    ]
+
+
 def test_classes_that_nothing_is_known_of_are_left_out() -> None:
     rows = [
         ClassScores(name=name, num_objects=objects, num_detections=detections, ap=ap, ap50=ap, ar=ap)
@@ -89,9 +127,7 @@ def test_classes_that_nothing_is_known_of_are_left_out() -> None:
     point = OperatingPoint(
         num_objects=8, num_true_positives=2, num_false_positives=6, score=0.4, iou=0.5, classes=counts
     )
-    text = text_of(show_classes(scores_of(*rows), point))
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
-    assert cells == [
+    assert cells_of(show_classes(scores_of(*rows), point)) == [
         ["car", "8", "0.500", "0.500", "0.500", "0.250", "0.333"],
         ["van", "0", "–", "–", "0.000", "–", "–"],
         ["all", "8", "0.000", "0.100", "0.250", "0.250", "0.250"],

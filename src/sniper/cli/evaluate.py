@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,6 +37,7 @@ from sniper.cli.output import (
     print_warnings,
 )
 from sniper.cli.progress import show_progress
+from sniper.cli.proposals import evaluate_proposals
 from sniper.cli.search import (
     describe_match,
     describe_weights,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
     from sniper.evaluation.coco import Scores
+    from sniper.evaluation.comparison import Difference
     from sniper.evaluation.confusion import ConfusionMatrix
     from sniper.evaluation.diagnosis import Diagnosis
     from sniper.evaluation.operating_point import MatchCounts, OperatingPoint
@@ -63,10 +65,16 @@ if TYPE_CHECKING:
 
 _MAX_SIZE = 100_000  # pixels; the square root of COCO's largest area
 
+_MIN_DEFINED = 0.95  # of the resampled images, which otherwise give no bounds
+
 _Choice = Literal["min_score", "validation_images", "scored_images"]
 
 
-def _locks(run: Path, output: Path | None, **_: Any) -> Iterator[AbstractContextManager[None]]:
+def _locks(
+    run: Path, output: Path | None, *, proposals: bool, **_: Any
+) -> Iterator[AbstractContextManager[None]]:
+    if proposals:
+        return
     folder = run / "evaluation" if run.is_dir() and output is None else output
     if folder is not None:
         yield lock_file(folder / "detections.json", option="-o")
@@ -74,7 +82,13 @@ def _locks(run: Path, output: Path | None, **_: Any) -> Iterator[AbstractContext
 
 @locking(_locks)
 def evaluate(
-    run: Annotated[Path, Parameter(help="Folder of a run, or COCO result file.")],
+    run: Annotated[
+        Path,
+        Parameter(
+            help="Folder of a run, or COCO result file; with --proposals, a folder of `sniper mine` or a COCO result "
+            "file."
+        ),
+    ],
     /,
     *annotations: Annotated[
         str,
@@ -117,13 +131,13 @@ def evaluate(
         bool | None,
         Parameter(
             help="Count no second box on an object in precision, recall, F1 and the confusion matrix, as pictures "
-            "show none. AP and AR always count all.",
+            "show none. AP, AR and false positives per image always count all.",
             show_default=default("for runs"),
         ),
     ] = None,
     details: Annotated[
         bool,
-        flag("Add AR by class, scores by object size, class-agnostic recall, and false positives per image."),
+        flag("Add AR by class, scores by object size, and class-agnostic recall."),
     ] = False,
     sizes: Annotated[
         tuple[float, ...] | None,
@@ -140,10 +154,17 @@ def evaluate(
     against: Annotated[
         Path | None,
         Parameter(
-            help="COCO result file of the same images to compare with: difference in AP with its 95 % interval, by a "
-            "paired bootstrap over images."
+            help="COCO result file of the same images to compare with: differences in AP and in false positives per "
+            "image with their 95 % intervals, by a paired bootstrap over images."
         ),
     ] = None,
+    proposals: Annotated[
+        bool,
+        flag(
+            "Score the first argument as proposals, whatever their classes: recall with the best 100, 300 and 1000 of "
+            "each image. Without a data set, proposals in the folder of a run are scored on data.train."
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         output_option(
@@ -157,9 +178,10 @@ def evaluate(
 ) -> None:
     """Score the detector of a run on its validation images or another data set; or score detections.
 
-    Prints the 12 COCO scores; precision, recall and F1 of each class at one score; and the confusion matrix. With
-    detections, the image files are not needed. With a run, the images are searched, unless results of the same weights
-    and settings are there. Under torchrun, each process searches its share of the images.
+    Prints the 12 COCO scores; false positives per image at 50, 80 and 90 % recall; precision, recall and F1 of each
+    class at one score; and the confusion matrix. With detections, the image files are not needed. With a run, the
+    images are searched, unless results of the same weights and settings are there. Under torchrun, each process
+    searches its share of the images.
     """
     from sniper.files import no_garbage_collection
 
@@ -167,6 +189,25 @@ def evaluate(
     if curve is not None:
         _check_curve(curve)
     paths, overrides = split_overrides(annotations)
+    if proposals:
+        _refuse_with_proposals(
+            {
+                "--images": images,
+                "--follow-links": follow_links,
+                "--max-detections": max_detections != 100,
+                "--min-score": min_score is not None,
+                "--drop-duplicates": drop_duplicates is not None,
+                "--details": details,
+                "--curve": curve,
+                "--against": against,
+                "--output": output,
+                "--checkpoint": checkpoint != "best",
+                "--device": device,
+                **overrides,
+            }
+        )
+        evaluate_proposals(run, _only(paths), split=split, crowds=crowds, limit=limit, json=json)
+        return
     options = _Options(
         annotations=_only(paths),
         images=images,
@@ -193,8 +234,13 @@ def evaluate(
             drops_duplicates=is_run if drop_duplicates is None else drop_duplicates,
         )
     answer = report.as_dict()
-    if other is not None:
-        answer |= _compare(pair, other, max_detections=max_detections)
+    differences = None if other is None else _compare(pair, other, max_detections=max_detections)
+    for name, difference in (differences or {}).items():
+        answer |= {
+            f"{name}_difference": difference.difference,
+            f"{name}_difference_low": difference.low,
+            f"{name}_difference_high": difference.high,
+        }
     diagnosis = None
     if details or curve is not None:
         diagnosis = _diagnose(pair, max_detections=max_detections, sizes=sizes, curve=curve)
@@ -209,7 +255,7 @@ def evaluate(
     if json:
         print_result(answer, is_json=True)
     else:
-        report.show(answer, details=diagnosis if details else None)
+        report.show(answer, differences=differences, details=diagnosis if details else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +295,12 @@ def _only(paths: Sequence[str]) -> Path | None:
     if len(paths) > 1:
         raise ConfigError(f"{paths[1]}: expected one data set, after {paths[0]}")
     return expand_path(Path(paths[0])) if paths else None
+
+
+def _refuse_with_proposals(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"{name} is not used with --proposals")
 
 
 def _open(detections: Path, options: _Options) -> _Subject:
@@ -404,7 +456,10 @@ class _Report:
         from sniper.evaluation.matching import match_pair
         from sniper.evaluation.operating_point import find_best_score, measure_at
 
-        scores = coco.score(pair, max_detections=max_detections)
+        matches = match_pair(without_duplicates(pair) if drops_duplicates else pair)
+        scores = coco.score(
+            pair, max_detections=max_detections, matches=None if drops_duplicates else matches
+        )
         if scores.num_cut:
             print_warnings(
                 [
@@ -412,7 +467,6 @@ class _Report:
                     f"AR count only the best {max_detections} (--max-detections)"
                 ]
             )
-        matches = match_pair(without_duplicates(pair) if drops_duplicates else pair)
         chosen_on: _Choice
         if min_score is not None:
             score, chosen_on = min_score, "min_score"
@@ -443,6 +497,7 @@ class _Report:
         point = self.point
         return {
             **self.scores.as_dict(),
+            **self.scores.false_positives.as_dict(),
             "operating_point": {
                 "score": point.score,
                 "chosen_on": self.chosen_on,
@@ -458,23 +513,40 @@ class _Report:
             "confusions": None if self.confusion is None else self.confusion.as_list(),
         }
 
-    def show(self, answer: Mapping[str, Any], *, details: "Diagnosis | None") -> None:
+    def show(
+        self,
+        answer: Mapping[str, Any],
+        *,
+        differences: "Mapping[str, Difference] | None",
+        details: "Diagnosis | None",
+    ) -> None:
         """Print lines and tables.
 
         Args:
-            answer: the JSON object, for what other options have added to it.
+            answer: the JSON object, for the paths in it.
+            differences: to other detections, by score; to be printed, too.
             details: to be printed, too.
         """
-        from sniper.reports.scores import describe_scores, show_classes, show_details
+        from sniper.reports.scores import (
+            describe_scores,
+            show_classes,
+            show_details,
+            show_false_positive_differences,
+            show_false_positives,
+        )
 
         for line in describe_scores(self.scores):
             print_line(line)
-        if "ap_difference" in answer:
-            low, high = answer["ap_difference_low"], answer["ap_difference_high"]
-            print_line(
-                f"AP minus that of --against: {answer['ap_difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
-            )
         print_line("")
+        print_table(show_false_positives(self.scores))
+        print_line("")
+        if differences is not None:
+            ap = differences["ap"]
+            print_line(
+                f"AP minus that of --against: {ap.difference:+.3f}, 95 % interval {ap.low:+.3f} to {ap.high:+.3f}"
+            )
+            print_table(show_false_positive_differences(differences))
+            print_line("")
         for line in self._describe_point():
             print_paragraph(line)
         print_table(show_classes(self.scores, self.point))
@@ -535,16 +607,14 @@ def _counts_as_dict(counts: "MatchCounts") -> dict[str, float]:
     }
 
 
-def _with_null(value: Any) -> Any:
-    """Return plain data with None in place of numbers that are not defined: NaN, and COCO's -1."""
+def _with_null(value: Any, *, is_difference: bool = False) -> Any:
+    """Return plain data with None for numbers that are not defined: NaN, and COCO's -1 except in differences."""
     if isinstance(value, dict):
-        is_difference = "ap_difference"
-        return {
-            name: part if name.startswith(is_difference) else _with_null(part) for name, part in value.items()
-        }
+        return {name: _with_null(part, is_difference="_difference" in name) for name, part in value.items()}
     if isinstance(value, list):
         return [_with_null(part) for part in value]
-    return None if isinstance(value, float) and (math.isnan(value) or value == -1) else value
+    is_undefined = isinstance(value, float) and (math.isnan(value) or (value == -1 and not is_difference))
+    return None if is_undefined else value
 
 
 def _write(confusion: "ConfusionMatrix | None", answer: Mapping[str, Any], folder: Path) -> None:
@@ -612,25 +682,30 @@ def _load_pair(path: Path, truth: "GroundTruth", *, option: str | None = None) -
     return pair
 
 
-def _compare(pair: "EvaluationPair", other: "EvaluationPair", *, max_detections: int) -> dict[str, float]:
-    """Compute the difference in AP to other detections, and its confidence interval."""
+def _compare(
+    pair: "EvaluationPair", other: "EvaluationPair", *, max_detections: int
+) -> "dict[str, Difference]":
+    """Compute the differences in AP and in false positives per image to other detections."""
     import numpy as np
 
-    from sniper.evaluation.comparison import ResampledAP, compare
+    from sniper.evaluation.comparison import ResampledAP, ResampledFalsePositives, compare
+    from sniper.evaluation.false_positives import RECALLS, FalsePositiveCurve, name_of
+    from sniper.evaluation.matching import match_pair
 
     if pair.truth.num_images < 2 or pair.truth.is_crowd.all():
         raise ConfigError("--against: a comparison needs at least two images, with objects in them")
     with console.status("resampling images"):
-        difference = compare(
-            [ResampledAP(other, max_detections=max_detections)],
-            [ResampledAP(pair, max_detections=max_detections)],
-            generator=np.random.default_rng(0),
-        )
-    return {
-        "ap_difference": difference.difference,
-        "ap_difference_low": difference.low,
-        "ap_difference_high": difference.high,
-    }
+        first, second = (ResampledAP(each, max_detections=max_detections) for each in (other, pair))
+        differences = {"ap": compare([first], [second], generator=np.random.default_rng(0))}
+        curves = [
+            FalsePositiveCurve(match_pair(each, max_detections=max_detections)) for each in (other, pair)
+        ]
+        for recall, on_clean in product(RECALLS, (False, True)):
+            counts = [ResampledFalsePositives(curve, recall=recall, on_clean=on_clean) for curve in curves]
+            differences[name_of(recall, on_clean=on_clean)] = compare(
+                counts[:1], counts[1:], generator=np.random.default_rng(0), min_defined=_MIN_DEFINED
+            )
+    return differences
 
 
 def _diagnose(

@@ -71,8 +71,8 @@ def split_crowded(
     )
     if groups.num_overlaps() <= max_overlaps:
         return everything
-    rows = _best_of_each(groups.detections, pair, max_detections, use_categories=use_categories)
-    kept = replace(everything, pair=pair.select(_mask(rows, len(pair))), rows=rows)
+    is_best = select_best(pair, max_detections, use_categories=use_categories)
+    kept = replace(everything, pair=pair.select(is_best), rows=np.flatnonzero(is_best))
     groups = _Groups.of(kept.pair, use_categories=use_categories)
     if groups.num_overlaps() <= max_overlaps:
         return kept
@@ -115,20 +115,21 @@ class _Groups:
         return int(np.dot(*counts))
 
 
-def _best_of_each(
-    groups: Int[np.ndarray, " n"], pair: EvaluationPair, count: int, *, use_categories: bool
-) -> Int[np.ndarray, " k"]:
-    """Return the indices of the detections with the highest scores of each group, rising."""
+def select_best(pair: EvaluationPair, count: int, *, use_categories: bool = True) -> Bool[np.ndarray, " n"]:
+    """Check which detections are among those with the highest scores of their image and class.
+
+    Args:
+        pair: detections and ground truth.
+        count: how many detections of each image and class.
+        use_categories: False for those of each image.
+    """
+    groups = _Groups.of(pair, use_categories=use_categories).detections
     order = np.lexsort((*_ties(pair, use_categories=use_categories), -pair.scores, groups))
     in_order = groups[order]
     ranks = np.arange(len(order)) - np.searchsorted(in_order, in_order)
-    return np.sort(order[ranks < count])
-
-
-def _mask(indices: Int[np.ndarray, " k"], length: int) -> Bool[np.ndarray, " n"]:
-    mask = np.zeros(length, dtype=np.bool_)
-    mask[indices] = True
-    return mask
+    is_best = np.zeros(len(pair), dtype=np.bool_)
+    is_best[order[ranks < count]] = True
+    return is_best
 
 
 def _split(kept: MatchingBlocks, groups: _Groups, *, iou: float, use_categories: bool) -> MatchingBlocks:

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sniper.evaluation.exchanged import find_exchanged_classes
-from sniper.evaluation.matching import LARGEST_AREA, COCOEvaluation, run_coco_eval
+from sniper.evaluation.false_positives import FalsePositives, count_false_positives
+from sniper.evaluation.matching import AREA_RANGES, COCOEvaluation, PairMatches, matches_at, run_coco_eval
 from sniper.evaluation.pair import EvaluationPair, Results, Truth
-
-_AREA_RANGES = {
-    "all": (0.0, LARGEST_AREA),
-    "small": (0.0, 32.0**2),
-    "medium": (32.0**2, 96.0**2),
-    "large": (96.0**2, LARGEST_AREA),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +36,17 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The twelve COCO numbers: fractions from 0 to 1, or -1 where the ground truth has no such object.
+    """The twelve COCO numbers, and false positives per image.
+
+    COCO's numbers are fractions from 0 to 1, or -1 where the ground truth has no such object.
 
     AP is the mean over classes, and over IoU 0.50, 0.55 … 0.95 unless the name gives an IoU. Small objects have an area
     of at most 32² image pixels, large ones of at least 96². `ar_1` and `ar_10` use the best 1 and 10 detections of each
     image and class, all other numbers the best `max_detections`.
 
     `num_cut` counts the pairs of image and class with more than `max_detections` detections. `classes` has the scores
-    of each class, in the order of their ids.
+    of each class, in the order of their ids. `false_positives` are those at IoU 0.5 among the best `max_detections` of
+    each image and class.
     """
 
     ap: float
@@ -67,16 +64,22 @@ class Scores:
     num_images: int
     num_detections: int
     num_cut: int
+    false_positives: FalsePositives
     max_detections: int = 100
     classes: tuple[ClassScores, ...] = ()
 
     def as_dict(self) -> dict[str, float | int]:
-        """Return the numbers of all classes by name; `ar` is named after `max_detections`, such as `ar_100`."""
-        names = [field.name for field in dataclasses.fields(self)]
-        numbers = {name: getattr(self, name) for name in names if name not in ("max_detections", "classes")}
+        """Return the numbers of all classes by name.
+
+        `ar` is named after `max_detections`, such as `ar_100`, and false positives after the recall, such as
+        `fp_per_image_at_80`. The latter are left out where they are not defined.
+        """
+        left_out = ("max_detections", "classes", "false_positives")
+        names = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
+        false_positives = self.false_positives.as_dict()
         return {
-            f"ar_{self.max_detections}" if name == "ar" else name: value for name, value in numbers.items()
-        }
+            f"ar_{self.max_detections}" if name == "ar" else name: getattr(self, name) for name in names
+        } | {name: value for name, value in false_positives.items() if value is not None}
 
 
 def evaluate(detections: Results, ground_truth: Truth, *, max_detections: int = 100) -> Scores:
@@ -95,7 +98,7 @@ def evaluate(detections: Results, ground_truth: Truth, *, max_detections: int = 
         max_detections: how many detections of each image and class count, at least 10; 100 for COCO's own numbers.
 
     Returns:
-        The twelve numbers, and the number of images and detections.
+        The twelve numbers, false positives per image, and the number of images and detections.
 
     Raises:
         DetectionsError: if detections cannot be scored, or the ground truth does not have the image or category of one.
@@ -115,24 +118,32 @@ def evaluate(detections: Results, ground_truth: Truth, *, max_detections: int = 
     return scores
 
 
-def score(pair: EvaluationPair, *, max_detections: int = 100) -> Scores:
-    """Score detections that are paired with their ground truth; see `evaluate`."""
+def score(pair: EvaluationPair, *, max_detections: int = 100, matches: PairMatches | None = None) -> Scores:
+    """Score detections that are paired with their ground truth; see `evaluate`.
+
+    Args:
+        pair: detections and ground truth.
+        max_detections: how many detections of each image and class count.
+        matches: of all detections of the pair at IoU 0.5, where they are known; it saves time.
+    """
     if max_detections < 10:
         raise ValueError(
             f"max_detections must be at least 10, since AR is also computed at 10, not {max_detections}"
         )
-    evaluation = run_coco_eval(pair, max_detections=(1, 10, max_detections), area_ranges=_AREA_RANGES)
+    evaluation = run_coco_eval(pair, max_detections=(1, 10, max_detections), area_ranges=AREA_RANGES)
     stats = _summarize(evaluation)
     if evaluation.blocks.is_split:  # the best 1 and 10 of each image are not those of each block
         few = run_coco_eval(
             pair,
             max_detections=(1, 10, 10),
-            area_ranges=_AREA_RANGES,
+            area_ranges=AREA_RANGES,
             max_overlaps=10 * len(pair.truth.labels),  # so that it is not split again
         )
         stats[6:8] = _summarize(few)[6:8]
     ap, ap50, ap75, ap_small, ap_medium, ap_large, *recalls = stats
     ar_1, ar_10, ar, ar_small, ar_medium, ar_large = recalls
+    if matches is None:
+        matches = matches_at(evaluation, pair, iou=0.5)
     return Scores(
         ap=ap,
         ap50=ap50,
@@ -149,6 +160,7 @@ def score(pair: EvaluationPair, *, max_detections: int = 100) -> Scores:
         num_images=pair.truth.num_images,
         num_detections=len(pair),
         num_cut=int((pair.num_per_image_and_class > max_detections).sum()),
+        false_positives=count_false_positives(matches.limit(max_detections)),
         max_detections=max_detections,
         classes=_score_classes(pair, evaluation),
     )

@@ -1,12 +1,14 @@
-"""Compare two detectors on the same images: the difference of their APs, with bounds by a paired bootstrap."""
+"""Compare two detectors on the same images: differences of their scores, with bounds by a paired bootstrap."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from sniper.evaluation.false_positives import FalsePositiveCurve
 from sniper.evaluation.matching import ClassMatches, matches_by_class, run_coco_eval
 from sniper.evaluation.pair import EvaluationPair
 
@@ -15,17 +17,32 @@ _RECALLS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The AP of the second detector minus that of the first, with its 95 % confidence interval.
+    """A score of the second detector minus that of the first, with its 95 % confidence interval.
 
     Attributes:
-        difference: on all images; of the mean APs where there are several sets of detections.
-        low: 2.5 % quantile over resampled images.
-        high: 97.5 % quantile over resampled images.
+        difference: on all images; of the mean scores where there are several sets of detections. NaN where one of them
+            is not defined.
+        low: 2.5 % quantile over resampled images; NaN where too few of them define the score.
+        high: 97.5 % quantile over resampled images; NaN where too few of them define the score.
     """
 
     difference: float
     low: float
     high: float
+
+
+@runtime_checkable
+class Resampled(Protocol):
+    """A score of one set of detections, for images drawn with replacement.
+
+    Attributes:
+        num_images: that are drawn from.
+    """
+
+    num_images: int
+
+    def __call__(self, weights: Int[np.ndarray, " m"]) -> float:
+        """Compute the score where each image counts as often as its weight; below 0 where it is not defined."""
 
 
 class ResampledAP:
@@ -54,6 +71,34 @@ class ResampledAP:
         return float(np.mean(aps)) if aps else -1.0
 
 
+class ResampledFalsePositives:
+    """The false positives per image at a recall of one set of detections, for images drawn with replacement.
+
+    Args:
+        curve: of the detections.
+        recall: of all classes together.
+        on_clean: count those on clean images per clean image.
+    """
+
+    def __init__(self, curve: FalsePositiveCurve, *, recall: float, on_clean: bool) -> None:
+        self.num_images = curve.num_images
+        self._curve, self._recall, self._on_clean = curve, recall, on_clean
+
+    def __call__(self, weights: Int[np.ndarray, " m"]) -> float:
+        """Compute the count where each image counts as often as its weight.
+
+        Args:
+            weights: (m,) of the images, in the order of the ground truth.
+
+        Returns:
+            The count at the threshold that reaches the recall in those images; -1 if none does, or, on clean images,
+            if there are none.
+        """
+        point = self._curve.at_recall(self._recall, weights)
+        count = point.per_clean_image if self._on_clean else point.per_image
+        return -1.0 if count is None else count
+
+
 def _ap_of(matches: ClassMatches, weights: Int[np.ndarray, " m"]) -> float | None:
     """Compute the mean over IoUs of the mean precision at 101 recalls; None without objects."""
     num_objects = int((weights * matches.num_objects).sum())
@@ -76,45 +121,51 @@ def _mean_precision(recall: Float[np.ndarray, " d"], precision: Float[np.ndarray
 
 
 def compare(
-    first: Sequence[ResampledAP],
-    second: Sequence[ResampledAP],
+    first: Sequence[Resampled],
+    second: Sequence[Resampled],
     *,
     generator: np.random.Generator,
     num_resamples: int = 1000,
+    min_defined: float = 0.0,
 ) -> Difference:
-    """Compute the difference of AP between two detectors and its bounds over test images (a paired bootstrap).
+    """Compute the difference of a score between two detectors and its bounds over test images (a paired bootstrap).
 
     Images are drawn with replacement, the same ones for both detectors. Several seeds of a detector are averaged; the
-    bounds do not include the variation between seeds.
+    bounds do not include the variation between seeds. They are over the draws in which all scores are defined.
 
     Args:
-        first: APs of one detector, one for each seed.
-        second: APs of the other detector, on the same images.
+        first: scores of one detector, one for each seed.
+        second: scores of the other detector, on the same images.
         generator: draws the images.
         num_resamples: number of draws.
+        min_defined: fraction of the draws below which there are no bounds.
 
     Raises:
-        ValueError: if the APs are of different numbers of images, of fewer than two, or one side has none.
+        ValueError: if the scores are of different numbers of images, of fewer than two, or one side has none.
     """
-    counts = {ap.num_images for ap in (*first, *second)}
+    counts = {score.num_images for score in (*first, *second)}
     if len(counts) != 1 or not first or not second:
-        raise ValueError(f"expected APs of the same images, got {len(first)} and {len(second)} of {counts}")
+        raise ValueError(
+            f"expected scores of the same images, got {len(first)} and {len(second)} of {counts}"
+        )
     num_images = counts.pop()
     if num_images < 2:
         raise ValueError("a single image cannot be resampled")
 
     def difference(weights: Int[np.ndarray, " m"]) -> float:
-        """Return NaN where those images have no objects."""
-        aps = [[ap(weights) for ap in seeds] for seeds in (first, second)]
-        if min(map(min, aps)) < 0:
+        """Return NaN where a score is not defined for those images."""
+        scores = [[score(weights) for score in seeds] for seeds in (first, second)]
+        if min(map(min, scores)) < 0:
             return math.nan
-        return float(np.mean(aps[1]) - np.mean(aps[0]))
+        return float(np.mean(scores[1]) - np.mean(scores[0]))
 
     resampled = [
         difference(np.bincount(generator.integers(num_images, size=num_images), minlength=num_images))
         for _ in range(num_resamples)
     ]
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    num_defined = int(np.isfinite(resampled).sum())
+    has_bounds = num_defined > 0 and num_defined >= min_defined * num_resamples
+    low, high = np.nanquantile(resampled, [0.025, 0.975]) if has_bounds else (math.nan, math.nan)
     return Difference(
         difference=difference(np.ones(num_images, dtype=np.int64)), low=float(low), high=float(high)
     )

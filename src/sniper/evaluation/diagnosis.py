@@ -1,11 +1,8 @@
-"""Score a detector by class and by object size, and count its false positives per image.
-
-Matching is COCO's, see `matching`. Images without objects count.
-"""
+"""Score a detector by object size, and compute its precision over recall. Matching is COCO's, see `matching`."""
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from sniper.evaluation.coco import mean_of_defined
-from sniper.evaluation.matching import LARGEST_AREA, match_pair, run_coco_eval
+from sniper.evaluation.matching import LARGEST_AREA, run_coco_eval
 from sniper.evaluation.pair import EvaluationPair
+from sniper.evaluation.proposals import class_agnostic_recall
 
 PAPER_SIZES = (0.0, 25.0, 50.0, 100.0, 200.0, 300.0, math.inf)
 """The bins of object sizes (square roots of areas, image pixels) by which the paper reports recall (SNIPER §5)."""
-
-RECALLS = (0.5, 0.8, 0.9)
-"""The recalls at which false positives are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +39,16 @@ class SizeScores:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Diagnosis:
-    """Scores by size, false positives, and curves of precision over recall.
+    """Scores by size, and curves of precision over recall.
 
     Attributes:
         sizes: from small to large.
-        false_positives: false positives per image, by recall; see `count_false_positives`.
         recalls: (r,) from 0 to 1.
         precisions: (t, r) for IoU 0.50, 0.75 and 0.95: the precision at each recall, as COCO interpolates it; the mean
             over classes.
     """
 
     sizes: Sequence[SizeScores]
-    false_positives: Mapping[float, float | None]
     recalls: Float[np.ndarray, " r"]
     precisions: Float[np.ndarray, "t r"]
 
@@ -66,10 +59,6 @@ class Diagnosis:
                 {**vars(scores), "below": None if scores.below == math.inf else scores.below}
                 for scores in self.sizes
             ],
-            "false_positives_per_image": {
-                f"at_recall_{recall:g}": None if count is None else round(count, 4)
-                for recall, count in self.false_positives.items()
-            },
         }
 
 
@@ -79,7 +68,7 @@ def diagnose(
     max_detections: int = 100,
     sizes: Sequence[float] = PAPER_SIZES,
 ) -> Diagnosis:
-    """Compute scores by size, and false positives per image.
+    """Compute scores by size, and precision over recall.
 
     Args:
         pair: detections and ground truth.
@@ -97,11 +86,8 @@ def diagnose(
         for low, high in bins
     }
     by_class = run_coco_eval(pair, max_detections=[max_detections], area_ranges=area_ranges)
-    any_class = run_coco_eval(
-        pair, max_detections=[max_detections], area_ranges=area_ranges, use_categories=False
-    )
+    any_recall = class_agnostic_recall(pair, max_detections=[max_detections], area_ranges=area_ranges)
     precision, recall = by_class.precision, by_class.recall
-    any_recall = any_class.recall  # (t, 1, a, m)
     return Diagnosis(
         sizes=[
             SizeScores(
@@ -109,39 +95,13 @@ def diagnose(
                 below=high,
                 ap=mean_of_defined(precision[:, :, :, a]),
                 recall=mean_of_defined(recall[:, :, a]),
-                any_class_recall=mean_of_defined(any_recall[:, :, a]),
+                any_class_recall=mean_of_defined(any_recall[:, a]),
             )
             for a, (low, high) in enumerate(bins, start=1)
         ],
-        false_positives=count_false_positives(pair, max_detections=max_detections),
         recalls=np.array(by_class.result.params.rec_thrs),
         precisions=np.stack([_mean_curve(precision[t, :, :, 0, -1]) for t in (0, 5, 9)]),
     )
-
-
-def count_false_positives(
-    pair: EvaluationPair, *, recalls: Sequence[float] = RECALLS, max_detections: int = 100
-) -> dict[float, float | None]:
-    """Count false positives per image at the highest score threshold that reaches each recall (IoU 0.5, all classes).
-
-    Args:
-        pair: detections and ground truth.
-        recalls: fractions of all objects.
-        max_detections: how many detections of each image and class count.
-
-    Returns:
-        The count for each recall; None where it is not reached.
-    """
-    matches = match_pair(pair, max_detections=max_detections)
-    if matches.num_objects == 0:
-        return dict.fromkeys(recalls)
-    _, num_true, num_false = matches.count_by_score()
-    recall = num_true / matches.num_objects
-    reached = {level: np.flatnonzero(recall >= level) for level in recalls}
-    return {
-        level: float(num_false[points[0]] / pair.truth.num_images) if len(points) else None
-        for level, points in reached.items()
-    }
 
 
 def _mean_curve(precision: Float[np.ndarray, "r k"]) -> Float[np.ndarray, " r"]:

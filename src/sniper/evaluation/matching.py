@@ -6,7 +6,7 @@ any number of detections, which are then ignored.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hotcoco
@@ -14,13 +14,21 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sniper.data.datasets import ImageRecord
-from sniper.evaluation.blocks import MatchingBlocks, split_crowded
+from sniper.evaluation.blocks import MatchingBlocks, select_best, split_crowded
 from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry import Detections
 from sniper.geometry.boxes import area, intersections, iou
 
 LARGEST_AREA = 1e10
 """COCO's upper bound of areas, square pixels."""
+
+AREA_RANGES: Mapping[str, tuple[float, float]] = {
+    "all": (0.0, LARGEST_AREA),
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, LARGEST_AREA),
+}
+"""COCO's smallest and largest areas of objects (both inclusive), square pixels."""
 
 _EVERY_AREA = {"all": (0.0, LARGEST_AREA)}
 
@@ -119,6 +127,20 @@ class PairMatches:
         """Number of objects, without crowds."""
         return int((~self.pair.truth.is_crowd).sum())
 
+    def limit(self, max_detections: int) -> "PairMatches":
+        """Return the matches where only some detections of each image and class count, those with the highest scores.
+
+        A detection is matched before all with lower scores, so the matches of those that are left do not change.
+        """
+        if self.pair.num_per_image_and_class.max(initial=0) <= max_detections:
+            return self
+        is_best = select_best(self.pair, max_detections)
+        return replace(
+            self,
+            is_true_positive=self.is_true_positive & is_best,
+            is_false_positive=self.is_false_positive & is_best,
+        )
+
     def count_by_score(
         self,
     ) -> tuple[Float[np.ndarray, " p"], Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
@@ -145,15 +167,26 @@ def match_pair(pair: EvaluationPair, *, iou: float = 0.5, max_detections: int | 
         iou: least overlap of a match.
         max_detections: how many detections of each image and class count; None for all.
     """
-    limit = max(pair.num_per_image_and_class, default=1) if max_detections is None else max_detections
+    limit = pair.num_per_image_and_class.max(initial=1) if max_detections is None else max_detections
     evaluation = run_coco_eval(pair, max_detections=[int(limit)], iou_thresholds=[iou])
+    return matches_at(evaluation, pair, iou=iou)
+
+
+def matches_at(evaluation: COCOEvaluation, pair: EvaluationPair, *, iou: float) -> PairMatches:
+    """Return the matches of an evaluation at one of its IoU thresholds.
+
+    Args:
+        evaluation: from `run_coco_eval`, with objects of every area as the first range.
+        pair: that was evaluated.
+        iou: the threshold.
+    """
     # Candidates for wrong labels are not needed: no detection has a score of infinity.
     states = evaluation.result.image_diagnostics(iou_thr=iou, score_thr=math.inf)[
         "dt_status"
     ]  # without those ignored
     numbers = np.fromiter(states, dtype=np.int64, count=len(states))
     indices = evaluation.blocks.rows[numbers - 1]  # hotcoco numbers detections from 1
-    is_true = np.fromiter((state == "tp" for state in states.values()), dtype=np.bool_, count=len(states))
+    is_true = np.fromiter(map("tp".__eq__, states.values()), dtype=np.bool_, count=len(states))
     is_true_positive = np.zeros(len(pair), dtype=np.bool_)
     is_false_positive = np.zeros(len(pair), dtype=np.bool_)
     is_true_positive[indices] = is_true

@@ -1,16 +1,19 @@
 """Show scores as text and tables for the terminal."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 from rich.text import Text
 
 from sniper.errors import printable
 from sniper.evaluation.coco import Scores
+from sniper.evaluation.comparison import Difference
 from sniper.evaluation.confusion import BACKGROUND, ConfusionMatrix
 from sniper.evaluation.diagnosis import Diagnosis
+from sniper.evaluation.false_positives import RECALLS, name_of
 from sniper.evaluation.operating_point import MatchCounts, OperatingPoint
+from sniper.evaluation.proposals import ProposalScores
 
 UNDEFINED = "–"
 """Stands for a number that is not defined, such as the recall of a class without objects."""
@@ -22,7 +25,7 @@ _NUM_LISTED = 10
 
 
 def describe_scores(scores: Scores) -> Iterator[str]:
-    """Iterate over lines with the COCO numbers under their names."""
+    """Iterate over lines with the COCO numbers under their names, and the numbers of images and detections."""
     limit = scores.max_detections
     numbers = {
         "AP": scores.ap,
@@ -46,6 +49,54 @@ def describe_scores(scores: Scores) -> Iterator[str]:
     yield f"{scores.num_images:,} {images}, {scores.num_detections:,} {detections}"
 
 
+def show_false_positives(scores: Scores) -> Table:
+    """Return the table of false positives per image at each recall."""
+    counts, limit = scores.false_positives, scores.max_detections
+    table = _table(
+        "recall",
+        *("from score", f"{scores.num_images:,} images", f"{counts.num_clean_images:,} clean images"),
+        title=f"false positives per image (IoU 0.5, best {limit:,} of each class)",
+    )
+    for point in counts.points:
+        score = UNDEFINED if point.score is None else f"{point.score:.5g}"
+        table.add_row(
+            f"{point.recall:.0%}", score, _format_count(point.per_image), _format_count(point.per_clean_image)
+        )
+    return table
+
+
+def show_false_positive_differences(differences: Mapping[str, Difference]) -> Table:
+    """Return the table of differences in false positives per image, with their intervals.
+
+    Args:
+        differences: by name, see `sniper.evaluation.false_positives.name_of`.
+    """
+    title = "false positives per image minus those of --against, 95 % interval"
+    table = _table("recall", "images", "clean images", title=title)
+    for recall in RECALLS:
+        cells = [
+            _format_difference(differences[name_of(recall, on_clean=on_clean)]) for on_clean in (False, True)
+        ]
+        table.add_row(f"{recall:.0%}", *cells)
+    return table
+
+
+def show_proposals(scores: ProposalScores) -> Table:
+    """Return the table of the recall of proposals, by size of the objects."""
+    limits = [recall.max_proposals for recall in scores.sizes[0].recalls]
+    table = _table(
+        "objects",
+        "count",
+        *(f"AR {limit}" for limit in limits),
+        *(f"R50 {limit}" for limit in limits),
+        title="recall of the best proposals of each image, whatever the class",
+    )
+    for size in scores.sizes:
+        numbers = [*(row.ar for row in size.recalls), *(row.recall_50 for row in size.recalls)]
+        table.add_row(size.size, f"{size.num_objects:,}", *map(format_score, numbers))
+    return table
+
+
 def show_classes(scores: Scores, point: OperatingPoint) -> Table:
     """Return the table of the classes: AP, and precision, recall and F1 at one score.
 
@@ -66,7 +117,7 @@ def show_classes(scores: Scores, point: OperatingPoint) -> Table:
 
 
 def show_details(scores: Scores, diagnosis: Diagnosis) -> Iterator[Table]:
-    """Iterate over the tables: detections and AR by class, scores by size, and false positives."""
+    """Iterate over the tables: detections and AR by class, and scores by size."""
     title = f"all detections by class, AR of the best {scores.max_detections}"
     by_class = _table("class", "detections", "AR", title=title)
     for row in scores.classes:
@@ -78,10 +129,6 @@ def show_details(scores: Scores, diagnosis: Diagnosis) -> Iterator[Table]:
         numbers = (bin_.ap, bin_.recall, bin_.any_class_recall)
         by_size.add_row(f"{bin_.at_least:g}–{end}", *map(format_score, numbers))
     yield by_size
-    false_positives = _table("recall", "per image", title="false positives (IoU 0.5)")
-    for recall, count in diagnosis.false_positives.items():
-        false_positives.add_row(f"{recall:.0%}", "not reached" if count is None else f"{count:.2f}")
-    yield false_positives
 
 
 def show_confusion(matrix: ConfusionMatrix, *, is_numbered: bool = False) -> Table:
@@ -120,6 +167,19 @@ def _table(first: str, *columns: str, title: str) -> Table:
     for column in columns:
         table.add_column(Text(column), justify="right")
     return table
+
+
+def _format_difference(difference: Difference) -> str:
+    if math.isnan(difference.difference):
+        return UNDEFINED
+    low, high = (
+        UNDEFINED if math.isnan(bound) else f"{bound:+,.3f}" for bound in (difference.low, difference.high)
+    )
+    return f"{difference.difference:+,.3f} ({low} to {high})"
+
+
+def _format_count(count: float | None) -> str:
+    return UNDEFINED if count is None else f"{count:,.3f}"
 
 
 def format_score(score: float) -> str:
