@@ -1,6 +1,7 @@
 """Run commands of the command line in this process or in others, for the tests."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -59,9 +60,9 @@ class CommandLine:
         return " ".join(printed.err.split())
 
 
-def start(*arguments: object) -> "subprocess.Popen[str]":
-    """Start a command with --json in a process of its own."""
-    return _open([SNIPER, *map(str, arguments), "--json"])
+def start(*arguments: object, num_threads: int | None = None) -> "subprocess.Popen[str]":
+    """Start a command with --json in a process of its own, with some OpenMP threads."""
+    return _open([SNIPER, *map(str, arguments), "--json"], num_threads=num_threads)
 
 
 def start_changed(change: str, *arguments: object) -> "subprocess.Popen[str]":
@@ -70,14 +71,21 @@ def start_changed(change: str, *arguments: object) -> "subprocess.Popen[str]":
     return _open([sys.executable, "-c", program, *map(str, arguments), "--json"])
 
 
-def start_two(*arguments: object) -> "subprocess.Popen[str]":
-    """Start a command in two processes on the CPU, by torchrun."""
+def start_two(*arguments: object, num_threads: int | None = None) -> "subprocess.Popen[str]":
+    """Start a command in two processes on the CPU, by torchrun, with some OpenMP threads each."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
-    return _open([*launcher, SNIPER, *map(str, arguments), "--device", "cpu", "--json"])
+    command = [*launcher, SNIPER, *map(str, arguments), "--device", "cpu", "--json"]
+    return _open(command, num_threads=num_threads)
 
 
-def _open(command: list[str]) -> "subprocess.Popen[str]":
+def _open(command: list[str], *, num_threads: int | None = None) -> "subprocess.Popen[str]":
     """Start a command in a session of its own, so that tests can send signals to all its processes."""
+    variables = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | variables,
     )
