@@ -597,7 +597,8 @@ class _Stages:
         def order_of_epoch(epoch: int) -> EpochOrder:
             if source == "self":
                 return self._order_on_alarms(epoch)
-            return self._order(self.spec, epoch, self._mined_chips(epoch) if source == "rpn" else table)
+            chips = self._mined_chips(epoch) if source == "rpn" else table
+            return self._order(self.spec, epoch, chips, dose=self._dose())
 
         return self._train(self.run, self.spec, order_of_epoch, evaluator=evaluator)
 
@@ -608,7 +609,8 @@ class _Stages:
         rpn_steps = num_mined = 0
         if source == "none" or (source == "rpn" and self._chips_path(progress.epoch).exists()):
             table = self._mined_chips(progress.epoch) if source == "rpn" else table
-            steps_per_epoch = float(self._order(spec, progress.epoch, table).num_steps)
+            order = self._order(spec, progress.epoch, table, dose=self._dose())
+            steps_per_epoch = float(order.num_steps)
         else:
             positives = self._positive_order
             steps_per_epoch = positives.num_steps * (1 + expected_dose(spec))
@@ -651,7 +653,11 @@ class _Stages:
     def _alarm_rounds(self) -> dict[int, Path]:
         """The folders of false alarms by the epoch at whose start they were mined, oldest first."""
         paths = {path.name.removeprefix(_ALARMS): path for path in self.run.folder.glob(f"{_ALARMS}*")}
-        return {int(name): paths[name] for name in sorted(paths) if name.isdigit()}
+        return {
+            int(name): paths[name]
+            for name in sorted(paths, key=lambda name: (len(name), name))
+            if name.isdigit()
+        }
 
     @cached_property
     def _megapixels_per_round(self) -> float:
@@ -660,7 +666,9 @@ class _Stages:
     @cached_property
     def _positive_order(self) -> EpochOrder:
         """The positive chips of the first epoch, in the order in which an RPN is trained on them."""
-        train = replace(self.spec.train, rpn_only=True, evaluate_every=None)
+        train = replace(
+            self.spec.train, rpn_only=True, evaluate_every=None, evaluate_images=None, patience=None
+        )
         return self._order(replace(self.spec, train=train, negatives=NegativeSpec()), 0, None)
 
     def _order_on_alarms(self, epoch: int) -> EpochOrder:
@@ -670,7 +678,8 @@ class _Stages:
             return self._order(self.spec, epoch, None)
         store = open_proposals(self._alarm_rounds[number], self.dataset)
         alarms = read_alarms(store, to_image_boxes(self.dataset), min_score=self.spec.negatives.min_score)
-        order = self._order(self.spec, epoch, None, alarms=alarms, first_epoch=number)
+        dose = self._dose(mined_at=number)
+        order = self._order(self.spec, epoch, None, alarms=alarms, dose=dose)
         if self.processes.is_first and not self.run.has_entry("chips", epoch=epoch):
             self.run.log(
                 {
@@ -679,7 +688,7 @@ class _Stages:
                     "epoch": epoch,
                     "positive_chips": int((~order.table.is_negative).sum()),
                     "negative_chips": int(order.table.is_negative.sum()),
-                    "dose": self._dose(first_epoch=number),
+                    "dose": dose,
                     "false_alarms": len(alarms.scores),
                 }
             )
@@ -690,7 +699,9 @@ class _Stages:
         progress = self.run.progress
         rounds = [number for number in self._alarm_rounds if number <= epoch]
         is_start = progress.epoch == epoch and progress.step_in_epoch == 0
-        if is_start:  # otherwise the order of the epoch is fixed
+        if (
+            is_start and self.run.checkpoints
+        ):  # otherwise the order is fixed, or there is nothing to mine with
             # The length of the training may have been corrected since it began.
             spec = load_experiment(self.run.config_path)
             every = spec.mine.every_epochs
@@ -702,12 +713,12 @@ class _Stages:
                 return epoch
         return rounds[-1] if rounds else None
 
-    def _dose(self, *, first_epoch: int = 0) -> float | None:
+    def _dose(self, *, mined_at: int = 0) -> float | None:
         """Return the dose of negative chips by the losses of the last epoch with some since they were mined."""
         dose = self.spec.negatives.first_dose
         if self.spec.negatives.dose != "auto":
             return dose
-        losses = self.run.chip_losses(after_epoch=first_epoch) if self.processes.is_first else None
+        losses = self.run.chip_losses(after_epoch=mined_at) if self.processes.is_first else None
         dose = auto_dose(*losses) if losses else dose
         return self.processes.all_gather(dose)[0]
 
@@ -718,7 +729,7 @@ class _Stages:
         table: ChipTable | None,
         *,
         alarms: ScoredBoxes | None = None,
-        first_epoch: int = 0,
+        dose: float | None = None,
     ) -> EpochOrder:
         """Order the chips of an epoch; the order that the start report was made with is made once."""
         key = (spec.train.rpn_only, table is not None, alarms is not None, epoch)
@@ -731,7 +742,7 @@ class _Stages:
                 epoch=epoch,
                 table=table,
                 alarms=alarms,
-                dose=self._dose(first_epoch=first_epoch),
+                dose=dose,
                 num_shares=self.processes.world_size * spec.train.accumulation_steps,
             )
         return order

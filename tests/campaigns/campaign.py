@@ -28,7 +28,12 @@ MINED = (
     *("--train.epochs", "6", "--negatives.source", "rpn", "--negatives.min_proposals", "[1]"),
     *("--mine.rpn_epochs", "4", "--mine.every_epochs", "2"),
 )
-"""Options of a training of 72 steps without mining, and of one with an RPN stage and three rounds of mining."""
+SELF = (
+    *("--train.epochs", "10", "--negatives.source", "self", "--negatives.min_score", "0"),
+    *("--mine.start", "0.3", "--mine.every_epochs", "2"),
+)
+"""Options of a training of 72 steps without mining, of one with an RPN stage and three rounds of mining, and of one that
+mines itself in four rounds."""
 
 
 SEED = int(os.environ.get("SNIPER_SEED", "0"))

@@ -20,6 +20,7 @@ from tests.campaigns.campaign import (
     MINED,
     PLAIN,
     SEED,
+    SELF,
     Ended,
     Experiment,
     descendants_of,
@@ -58,7 +59,7 @@ def kill_loader(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [PLAIN, MINED], ids=["plain", "mined"])
+@pytest.mark.parametrize("options", [PLAIN, MINED, SELF], ids=["plain", "mined", "self"])
 @pytest.mark.parametrize(("stop", "code"), [(terminate, 143), (kill_loader, 2)], ids=["sigterm", "loader"])
 def test_a_stopped_training_loses_nothing(
     tmp_path: Path, options: Sequence[str], stop: Stop, code: int, request: pytest.FixtureRequest
@@ -102,7 +103,7 @@ def test_a_stopped_training_loses_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [PLAIN, MINED], ids=["plain", "mined"])
+@pytest.mark.parametrize("options", [PLAIN, MINED, SELF], ids=["plain", "mined", "self"])
 def test_a_killed_training_ends_with_the_same_weights(
     tmp_path: Path, options: Sequence[str], request: pytest.FixtureRequest
 ) -> None:

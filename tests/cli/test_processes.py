@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -286,11 +287,21 @@ def test_no_command_changes_the_threads_of_torch(folder: Path, variables: dict[s
 
 
 @pytest.mark.processes
-def test_two_processes_learn_what_one_learns(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        ("--negatives.source", "rpn"),
+        (
+            *("--negatives.source", "self", "--negatives.min_score", "0"),
+            *("--mine.start", "0.3", "--mine.every_epochs", "3"),
+        ),
+    ],
+)
+def test_two_processes_learn_what_one_learns(folder: Path, source: Sequence[str]) -> None:
     options = (
         *("--train.epochs", "7", "--train.checkpoint_minutes", "99", "--train.evaluate_every", "7"),
         *("--model.backbone.batch_norm", "frozen", "--train.accumulation_steps", "2"),
-        *("--negatives.source", "rpn"),
+        *source,
     )
     alone = start(*training(folder, "alone", *options))
     together = start_two(*training(folder, "together", *options))
