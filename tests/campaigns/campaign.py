@@ -32,8 +32,8 @@ SELF = (
     *("--train.epochs", "10", "--negatives.source", "self", "--negatives.min_score", "0"),
     *("--mine.start", "0.3", "--mine.every_epochs", "2"),
 )
-"""Options of a training of 72 steps without mining, of one with an RPN stage and three rounds of mining, and of one that
-mines itself in four rounds."""
+"""Options of a training of 72 steps without mining, of one with an RPN stage and three rounds of mining, and of one
+that mines itself in four rounds."""
 
 
 SEED = int(os.environ.get("SNIPER_SEED", "0"))
