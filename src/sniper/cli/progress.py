@@ -82,6 +82,10 @@ class ProgressBars:
         """Show how many images are searched."""
         self._show("predict", "", done=num_done, total=num_images, unit="image")
 
+    def writing(self, num_done: int, num_chips: int) -> None:
+        """Show how many chips are written."""
+        self._show("write", "", done=num_done, total=num_chips, unit="chip")
+
     def evaluating(self, num_done: int, num_images: int) -> None:
         """Show how many validation images are searched."""
         self._show("evaluate", "", done=num_done, total=num_images, unit="image")

@@ -65,17 +65,18 @@ def add_negatives(
 ) -> ChipTable:
     """Choose negative chips where uncovered proposals are dense, and merge them with the positive ones.
 
-    With `source: self` they are false alarms, of which a negative chip must newly cover one. They are read block by
-    block, so memory does not grow with their number.
+    Of false alarms, a negative chip must newly cover one. Both are read block by block, so memory does not grow with
+    their number.
 
     Args:
         positives: the positive chips of the same images.
-        proposals: a complete store.
+        proposals: a complete store of proposals or false alarms.
         spec: which proposals count, and how many a negative chip must newly cover.
         pyramid: the pyramid of the positive chips.
         generator: draws among equally good windows.
     """
     negatives = [positives.of_images(range(0))]
+    has_false_alarms = proposals.source.get("max_iou") is not None
     for start in range(0, proposals.num_images, _IMAGES_PER_BLOCK):
         images = range(start, min(start + _IMAGES_PER_BLOCK, proposals.num_images))
         table = positives.of_images(images)
@@ -89,7 +90,7 @@ def add_negatives(
         options: dict[str, Any] = {"pyramid": pyramid, "generator": generator}
         negatives.append(
             choose_on_alarms(table, scored, spec, **options)[0]
-            if spec.source == "self"
+            if has_false_alarms
             else choose_negatives(table, scored.images, spec, **options)
         )
     return positives.merge(ChipTable.concatenate(negatives))

@@ -252,6 +252,12 @@ class BoxStore:
         """Size of all parts."""
         return sum(path.stat().st_size for path in self._parts)
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the boxes depend on beside the images, as it was given to `start`."""
+        source: dict[str, Any] = json.loads(read_bytes(self.folder / _HEAD))["source"]
+        return source
+
     def check_complete(self, remedy: str) -> None:
         """Make sure that every image has a record.
 

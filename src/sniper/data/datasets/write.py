@@ -17,7 +17,7 @@ from sniper.errors import AnnotationError, ConfigError, count_and_list, describe
 from sniper.files import atomic_folder, check_regular, naming_path
 
 FormatName = Literal["coco", "yolo", "voc"]
-ImageTransfer = Literal["copy", "link", "none"]
+ImageTransfer = Literal["copy", "link", "move", "none"]
 
 _FRACTION_DECIMALS = 10  # of a side: boxes are read back to within 0.00001 pixels
 _PIXEL_DECIMALS = 6
@@ -36,7 +36,7 @@ def write_dataset(
         folder: to write, absent or empty.
         to: `coco` writes `annotations/instances_SPLIT.json` and `images/SPLIT`; `yolo` writes `data.yaml`,
             `images/SPLIT` and `labels/SPLIT`; `voc` writes `Annotations`, `JPEGImages` and `ImageSets/Main/SPLIT.txt`.
-        images: `copy` them, `link` them (hard links), or `none`.
+        images: `copy` them, `link` them (hard links), `move` them, or `none`.
 
     Returns:
         What the format cannot express, one line for each kind.
@@ -45,8 +45,7 @@ def write_dataset(
         AnnotationError: if names cannot be written.
         ConfigError: if the folder is not empty, or an image cannot be copied or linked.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is not empty, expected a new folder to write to")
+    check_new_folder(folder)
     write = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[to]
     splits = {_UNSAFE.sub("_", name): dataset for name, dataset in splits.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +53,16 @@ def write_dataset(
         writer = _Writer(unfinished, _join_categories(splits), images, target=folder)
         write(writer, splits)
     return writer.warnings
+
+
+def check_new_folder(folder: Path) -> None:
+    """Check that a folder to write to is absent or empty.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is not empty, expected a new folder to write to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +89,7 @@ class _Writer:
     Args:
         folder: to write to.
         categories: of all splits, by name.
-        images: whether images are copied.
+        images: how images get to the folder.
         target: the name of the folder once it is complete.
     """
 
@@ -127,7 +136,7 @@ class _Writer:
         return images
 
     def transfer(self, images: Sequence[_Image], folder: str) -> None:
-        """Copy or link images into a folder."""
+        """Copy, link or move images into a folder."""
         target = self.folder / folder
         target.mkdir(parents=True, exist_ok=True)
         for image in images if self._images != "none" else ():
@@ -137,6 +146,8 @@ class _Writer:
                 check_regular(image.record.path)
                 if self._images == "link":
                     os.link(os.path.realpath(image.record.path), file)
+                elif self._images == "move":
+                    os.replace(image.record.path, file)
                 else:
                     shutil.copyfile(image.record.path, file)
             except OSError as error:
