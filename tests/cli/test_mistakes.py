@@ -112,7 +112,10 @@ MISTAKES = [
     ("plan train.json --device gpu --measure", "device gpu: there is no such device; this machine has cpu"),
     ("plan train.json --crowd 3", "--crowd was renamed to --crowded-above"),
     ("mine run --imgsz 640", "it is predict.levels in config.yaml of the run"),
-    ("mine run --data train.json", "--data: no such option; use ANNOTATIONS (sniper mine RUN [ANNOTATIONS])"),
+    (
+        "mine run --data train.json",
+        "--data: no such option; use ANNOTATIONS (sniper mine RUN [ANNOTATIONS] | ",
+    ),
     ("mine run --detections d.json", "--detections: no such option; use --from"),
     ("mine run --device gpu", "device gpu: there is no such device; this machine has cpu"),
     ("chips train.json -o c.npz --chip-size 3", "it is pyramid.chip_size in an experiment file (--config"),

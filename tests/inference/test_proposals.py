@@ -32,19 +32,19 @@ def drawn(dataset: Dataset, index: int, *, count: int = 50) -> Detections:
     )
 
 
-def fill(folder: Path, dataset: Dataset) -> BoxStore:
-    store = start_proposals(folder, dataset, source={"weights": "abc"})
+def fill(folder: Path, dataset: Dataset, *, max_iou: float | None = None) -> BoxStore:
+    store = start_proposals(folder, dataset, source={"weights": "abc", "max_iou": max_iou})
     with store.new_part() as part:
         for index in store.missing:
             part.write(index, None if index == 2 else drawn(dataset, index))
     return open_proposals(folder, dataset)
 
 
-def with_negatives(positives: ChipTable, proposals: BoxStore) -> ChipTable:
+def with_negatives(positives: ChipTable, proposals: BoxStore, *, min_proposals: int = 2) -> ChipTable:
     return add_negatives(
         positives,
         proposals,
-        NegativeSpec(min_proposals=(2,)),
+        NegativeSpec(min_proposals=(min_proposals,)),
         pyramid=SMALL_PYRAMID,
         generator=np.random.default_rng(0),
     )
@@ -62,6 +62,13 @@ def test_negative_chips_are_chosen_from_images_with_proposals(dataset: Dataset, 
     num_negatives = np.bincount(table.image_indices[table.is_negative], minlength=4)
     assert (num_negatives > 1).tolist() == [True, True, False, True]  # one image could not be read
     assert (~table.is_negative).sum() == len(positives)
+
+
+def test_a_negative_chip_covers_many_proposals_or_one_false_alarm(dataset: Dataset, tmp_path: Path) -> None:
+    positives = choose_positive_chips(dataset, SMALL_PYRAMID, generator=np.random.default_rng(0))
+    proposals, alarms = fill(tmp_path / "a", dataset), fill(tmp_path / "b", dataset, max_iou=0.3)
+    assert len(with_negatives(positives, proposals, min_proposals=99)) == len(positives)
+    assert with_negatives(positives, alarms, min_proposals=99).is_negative.sum() > 10
 
 
 def test_blocks_of_images_give_negatives_in_the_order_of_images(
