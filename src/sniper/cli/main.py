@@ -71,7 +71,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     convert: "SOURCE OUT --to FORMAT",
     chips: "ANNOTATIONS",
     train: "DATA [--SECTION.FIELD VALUE]...",
-    mine: "RUN [ANNOTATIONS] | ANNOTATIONS --from DETECTIONS",
+    mine: "RUN [ANNOTATIONS] | ANNOTATIONS --from FILE",
     predict: "RUN [FILES]... [--predict.FIELD VALUE]...",
     evaluate: "RUN [ANNOTATIONS] [--predict.FIELD VALUE]... | DETECTIONS ANNOTATIONS",
     recipes: "",

@@ -108,7 +108,7 @@ def mine(
     output: Annotated[
         Path | None,
         output_option(
-            "Folder to write: the false alarms or proposals, or with --to the images, new or empty.",
+            "Folder for the false alarms or proposals, or for the images: then new or empty.",
             default="RUN/false_alarms or RUN/proposals",
         ),
     ] = None,
@@ -198,7 +198,7 @@ def _open_run(
         try:
             return Run.open(run)
         except RunError as error:
-            hint = "; a data set may take its place with --from DETECTIONS" if run.exists() else ""
+            hint = "; a data set may take its place with --from FILE" if run.exists() else ""
             raise RunError(f"{error}{hint}") from error
     if annotations is not None:
         raise ConfigError(
