@@ -389,9 +389,12 @@ def test_proposals_of_a_run_are_scored_on_its_training_images(
     trained_folder: Path, sniper: CommandLine
 ) -> None:
     run = trained_folder / "run"
-    mined = sniper.json("mine", run)
+    mined = sniper.json("mine", run, "--source", "rpn")
     result = sniper.json("evaluate", "--proposals", run / "proposals")
     assert result["num_proposals"] == mined["num_proposals"]
     assert result["num_images"] == mined["num_images"]
     message = sniper.error("evaluate", "--proposals", run, trained_folder / "train.json")
     assert f"is the folder of a run, expected one of proposals, such as {run / 'proposals'}" in message
+    sniper.json("mine", run, "--source", "self")
+    message = sniper.error("evaluate", "--proposals", run / "false_alarms")
+    assert "false_alarms: has false alarms, which are on no object; expected proposals" in message

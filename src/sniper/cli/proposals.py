@@ -86,13 +86,18 @@ def _read_store(folder: Path, dataset: "Dataset") -> "EvaluationPair":
     from sniper.evaluation.pair import EvaluationPair, GroundTruth
     from sniper.geometry import Detections
     from sniper.geometry.boxes import to_xywh
-    from sniper.inference.proposals import open_proposals
+    from sniper.inference.proposals import has_false_alarms, open_proposals
 
     if (folder / "config.yaml").is_file():
         raise ProposalsError(
             f"{folder}: is the folder of a run, expected one of proposals, such as {folder / 'proposals'}"
         )
     store = open_proposals(folder, dataset)
+    if has_false_alarms(store):
+        raise ProposalsError(
+            f"{folder}: has false alarms, which are on no object; expected proposals, as `sniper mine --source rpn` "
+            "collects them"
+        )
     if store.unreadable:
         ids = count_and_list([str(dataset.image_ids[index]) for index in store.unreadable], separator=", ")
         noun = "image" if len(store.unreadable) == 1 else "images"

@@ -55,6 +55,11 @@ def open_proposals(folder: Path, dataset: Dataset) -> BoxStore:
     return BoxStore.open(folder, _encoding_for(dataset), images=_images_of(dataset))
 
 
+def has_false_alarms(proposals: BoxStore) -> bool:
+    """Check whether a store has false alarms, rather than all proposals or detections."""
+    return proposals.source.get("max_iou") is not None
+
+
 def add_negatives(
     positives: ChipTable,
     proposals: BoxStore,
@@ -76,7 +81,7 @@ def add_negatives(
         generator: draws among equally good windows.
     """
     negatives = [positives.of_images(range(0))]
-    has_false_alarms = proposals.source.get("max_iou") is not None
+    is_of_alarms = has_false_alarms(proposals)
     for start in range(0, proposals.num_images, _IMAGES_PER_BLOCK):
         images = range(start, min(start + _IMAGES_PER_BLOCK, proposals.num_images))
         table = positives.of_images(images)
@@ -90,7 +95,7 @@ def add_negatives(
         options: dict[str, Any] = {"pyramid": pyramid, "generator": generator}
         negatives.append(
             choose_on_alarms(table, scored, spec, **options)[0]
-            if has_false_alarms
+            if is_of_alarms
             else choose_negatives(table, scored.images, spec, **options)
         )
     return positives.merge(ChipTable.concatenate(negatives))
