@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sniper.chips import LevelSpec, PyramidSpec
-from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
+from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec, widened
 from sniper.config.loading import (
     RENAMED,
     RENAMED_VALUES,
@@ -93,6 +93,11 @@ def test_the_differences_from_the_defaults_are_enough_to_read_it_back() -> None:
     assert "{factor: 2, below: 50}" in text
     assert [level.below for level in spec.predict.levels] == [60, math.inf]
     assert [level.at_least for level in spec.predict.levels] == [0, 25]
+
+
+def test_test_levels_of_levels_without_an_upper_end_have_none() -> None:
+    levels = (LevelSpec(factor=1.0), LevelSpec(long_side=512, at_least=40))
+    assert [level.below for level in widened(levels)] == [math.inf, math.inf]
 
 
 def test_an_empty_file_is_the_papers_experiment() -> None:

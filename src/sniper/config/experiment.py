@@ -1,5 +1,6 @@
 """Configuration of training, mining and inference, and of the whole experiment."""
 
+import math
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -158,7 +159,10 @@ def widened(levels: tuple[LevelSpec, ...]) -> tuple[LevelSpec, ...]:
     There [0, 80) became (0, 90], [32, 150) (32, 180] and [120, ∞) (75, ∞).
     """
     *finer, last = levels
-    wider = [replace(level, below=round(level.below * 1.2)) for level in finer]
+    wider = [
+        replace(level, below=round(level.below * 1.2)) if math.isfinite(level.below) else level
+        for level in finer
+    ]
     return (*wider, replace(last, at_least=round(last.at_least * 0.625)))
 
 
