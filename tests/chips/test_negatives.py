@@ -200,6 +200,7 @@ def test_negative_chips_are_drawn_in_proportion_to_their_mass() -> None:
     for seed in range(4000):
         counts += np.bincount(draw(table, dose=1.0, masses=masses, seed=seed), minlength=4)
     assert counts[0] == 4000
+    assert draw(table, dose=2.0, masses=np.array([0, 0, 3.0, 0])).tolist()[1:] in ([1, 2], [2, 3])
     np.testing.assert_allclose(counts[1:] / 4000, masses[1:] / 8, atol=0.03)
 
 

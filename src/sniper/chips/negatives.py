@@ -160,7 +160,7 @@ def draw_negatives(
         per_image: the most negative chips of an image; None does not limit it.
         generator: draws the negative chips.
         dose: the most negative chips as a share of the positive chips; None does not limit it.
-        masses: (c,) of the negative chips, above 0. A chip is drawn with a probability in proportion to its mass,
+        masses: (c,) of the negative chips. A chip is drawn with a probability in proportion to its mass,
             without replacement (Efraimidis & Spirakis 2006); by default all have the same.
 
     Returns:
@@ -169,7 +169,7 @@ def draw_negatives(
     pool = np.flatnonzero(table.is_negative)
     times = -np.log1p(-generator.random(len(pool)))  # exponential; the first ones are drawn
     if masses is not None:
-        times /= masses[pool]
+        times /= np.maximum(masses[pool], np.finfo(np.float64).tiny)
     order = np.lexsort((times, table.image_indices[pool]))
     pool, times = pool[order], times[order]
     if per_image is not None:
