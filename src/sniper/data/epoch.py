@@ -123,9 +123,11 @@ def add_drawn_negatives(
     """Add the negative chips of an epoch, drawn from those that cover the false alarms; see `draw_negatives`."""
     pool, masses = choose_on_alarms(positives, alarms, spec, pyramid=pyramid, generator=generator)
     table = positives.merge(pool)
-    joined = np.concatenate([positives.image_indices, pool.image_indices])
-    masses = np.concatenate([np.zeros(len(positives)), masses])[np.argsort(joined, kind="stable")]
-    drawn = draw_negatives(table, per_image=spec.per_image, dose=dose, masses=masses, generator=generator)
+    masses_of_table = np.zeros(len(table))
+    masses_of_table[table.is_negative] = masses
+    drawn = draw_negatives(
+        table, per_image=spec.per_image, dose=dose, masses=masses_of_table, generator=generator
+    )
     return table.select(drawn)
 
 
