@@ -71,27 +71,6 @@ def test_a_killed_process_leaves_a_run_that_ends_with_the_same_weights(folder: P
     check_equal_weights(folder / "unbroken", folder / "killed")
 
 
-@pytest.mark.slow
-def test_a_run_killed_ten_times_ends_with_the_same_weights(folder: Path) -> None:
-    options = ("--train.epochs", "120", "--data.num_workers", "1", "--train.ema_decay", "0.99")
-    finish(start(*training(folder, "unbroken", *options)))
-    generator = random.Random(0)
-    num_killed = 0
-    for _ in range(10):
-        more = ("--resume",) if Run(folder / "killed").checkpoints else ()
-        process = start(*training(folder, "killed", *options, *more))
-        wait_until(process, lambda: Run(folder / "killed").checkpoints)
-        try:
-            process.communicate(timeout=generator.uniform(0, 12))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            num_killed += 1
-    assert num_killed >= 8
-    finish(start(*training(folder, "killed", *options, "--resume")))
-    check_equal_weights(folder / "unbroken", folder / "killed")
-
-
 def check_stopped(ended: Ended, code: int, run: Run) -> None:
     """Check that a training has ended by a signal, without a traceback, and has saved its last step."""
     assert ended.code == code, ended.err
