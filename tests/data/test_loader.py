@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -202,6 +203,83 @@ def test_the_death_of_a_worker_is_raised_where_a_batch_is_awaited(dataset: Datas
         with pytest.raises(LoaderError, match=r"was killed \(SIGKILL\), probably since the machine ran out"):
             next(batches)
     assert multiprocessing.active_children() == []
+
+
+def test_the_death_of_a_worker_while_others_start_is_explained(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(iterator: Any, *_: object, **__: object) -> None:
+        iterator._workers[0].kill()
+        time.sleep(300)  # torch raises the death here
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._reset", kill)
+    order = order_epoch(dataset, 4)
+    with pytest.raises(LoaderError, match=r"was killed \(SIGKILL\), probably since the machine ran out"):
+        next(load_batches(order, DataSpec(num_workers=2), steps=range(2)))
+    assert multiprocessing.active_children() == []
+
+
+class Hanging:
+    """A function of a starting worker that hangs, as a fork may, except for the last of some workers."""
+
+    def __init__(self, num_hanging: int) -> None:
+        self.num_started = multiprocessing.Value("i", 0)
+        self.num_hanging = num_hanging
+
+    def __call__(self, has_started: Any, number: int) -> None:
+        with self.num_started.get_lock():
+            self.num_started.value += 1
+            is_hanging = self.num_started.value <= self.num_hanging
+        if is_hanging:
+            time.sleep(1000)
+        has_started[number] = 1
+
+
+@pytest.mark.parametrize("num_hanging", [1, 2, 3])
+def test_workers_that_do_not_start_are_started_again(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, num_hanging: int
+) -> None:
+    monkeypatch.setattr("sniper.data.loader._start_worker", Hanging(num_hanging))
+    monkeypatch.setattr("sniper.data.loader._SECONDS_TO_START", 2.0)
+    order = order_epoch(dataset, 4)
+    batches = load_batches(order, DataSpec(num_workers=1), steps=range(order.num_steps))
+    if num_hanging == 3:
+        with pytest.raises(LoaderError, match="did not start in 2 seconds, 3 times; read them in the"):
+            next(batches)
+    else:
+        for batch, expected in zip(batches, read_all(order), strict=True):
+            assert_equal_batches(batch, expected)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_signal_while_workers_start_is_handled_after_it(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    handled: list[list[int]] = []
+
+    def start(process: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # another thread receives it
+        time.sleep(0.1)
+        original(process)
+        started.append(process.pid)
+
+    original = multiprocessing.Process.start
+    monkeypatch.setattr(multiprocessing.Process, "start", start)
+    previous = signal.signal(signal.SIGTERM, lambda *_: handled.append([*started]))
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        order = order_epoch(dataset, 4)
+        with closing(load_batches(order, DataSpec(num_workers=2), steps=range(2))) as batches:
+            next(batches)
+        assert handled
+        assert all(len(pids) == 2 for pids in handled)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        stop.set()
+        thread.join()
 
 
 class SlowTransform:

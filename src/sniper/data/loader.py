@@ -16,8 +16,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from ctypes import Array, c_byte
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -30,8 +32,10 @@ from sniper.errors import LoaderError, SniperError
 
 _PREFETCH_FACTOR = 2  # batches, or parts of them, that a worker reads ahead
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SECONDS_TO_START, _NUM_STARTS = 60.0, 3
 _SECONDS_TO_END = 1.0  # after which a worker that is still reading is killed
 _WORKER_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process")  # the start of torch's message
+_WORKER_KILLED = re.compile(r"DataLoader worker \(pid \d+\) is killed by signal: ([^.]+)\.")
 
 
 def load_batches(
@@ -71,16 +75,18 @@ def load_batches(
         for indices in batches
         for part in range(num_parts)
     ]
+    num_workers = spec.num_workers if num_parts == 1 else num_parts
+    has_started = multiprocessing.RawArray("b", num_workers)
     loader = DataLoader(
         ChipDataset(order, spec=spec, transform=transform, kept_images=math.ceil(num_streams / num_parts)),
         batch_sampler=parts,
-        num_workers=spec.num_workers if num_parts == 1 else num_parts,
+        num_workers=num_workers,
         prefetch_factor=_PREFETCH_FACTOR if spec.num_workers else None,
         collate_fn=_collate,
-        worker_init_fn=_start_watching,
+        worker_init_fn=partial(_start_worker, has_started),
         pin_memory=pin_memory and num_parts == 1,
     )
-    with _Parts(loader).closed_at_end() as loaded:
+    with _Parts(loader, has_started).closed_at_end() as loaded:
         for number, indices in enumerate(batches):
             batch_parts = [loaded.next() for _ in range(num_parts)]
             if num_parts == 1:
@@ -106,26 +112,67 @@ class _Parts:
     optimizer update. Here it is raised where a part is awaited.
     """
 
-    def __init__(self, loader: "DataLoader[Any]") -> None:
-        others = multiprocessing.active_children()
-        with _blocked_signals():  # workers inherit it
-            self._parts: Iterator[Any] | None = iter(loader)
-        self._workers = [process for process in multiprocessing.active_children() if process not in others]
+    def __init__(self, loader: "DataLoader[Any]", has_started: "Array[c_byte]") -> None:
+        self._parts: Iterator[Any] | None = None
+        self._workers: list[Any] = []
+        self._num_workers = loader.num_workers
         self._is_awaited = self._has_failed = False
+        for _ in range(_NUM_STARTS):
+            if self._start(loader, has_started):
+                return
+            self._end_failed(self._parts)
+        raise LoaderError(
+            f"a process that reads images did not start in {_SECONDS_TO_START:g} seconds, {_NUM_STARTS} times; "
+            f"{_advise(self._num_workers)}"
+        )
+
+    def _start(self, loader: "DataLoader[Any]", has_started: "Array[c_byte]") -> bool:
+        """Start the workers, and return whether they have started.
+
+        Raises:
+            LoaderError: if one was killed meanwhile.
+            KeyboardInterrupt: at a signal; the workers are ended.
+        """
+        others = multiprocessing.active_children()
+        has_started[:] = [0] * len(has_started)
+        try:
+            with _deferred_signals():  # workers inherit that they are blocked
+                self._parts = iter(loader)
+            self._workers = [each for each in multiprocessing.active_children() if each not in others]
+            return self._have_started(has_started)
+        except KeyboardInterrupt:
+            self._close()
+            raise
+        except Exception as error:
+            self._workers = [each for each in multiprocessing.active_children() if each not in others]
+            try:
+                self._explain(error)
+            finally:
+                self._end_failed(error)
+            raise
+
+    def _have_started(self, has_started: "Array[c_byte]") -> bool:
+        """Wait until all workers have started, or one has ended.
+
+        A fork may deadlock in the worker: Python before 3.12 does not reset a lock that a thread of a library may hold
+        while it is made known to Python.
+        """
+        deadline = time.monotonic() + _SECONDS_TO_START
+        while not all(has_started) and all(worker.is_alive() for worker in self._workers):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
 
     @contextmanager
     def closed_at_end(self) -> Iterator["_Parts"]:
         """Raise the death of a worker for the duration of a block, and end the workers after it."""
-        previous = signal.getsignal(signal.SIGCHLD)
-        if self._workers and _is_main_thread():
+        with _handling_children(self._on_child) if self._workers else nullcontext():
             # Without it, a worker that is killed while it sends a part would be awaited for ever.
-            signal.signal(signal.SIGCHLD, self._on_child)
-        try:
-            yield self
-        finally:
-            self._close()
-            if self._workers and _is_main_thread():
-                signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+            try:
+                yield self
+            finally:
+                self._close()
 
     def next(self) -> Batch:
         """Return the next part.
@@ -142,15 +189,19 @@ class _Parts:
         except LoaderError:
             raise
         except Exception as error:
-            _raise_without_traceback(error, num_workers=len(self._workers))
-            # A part of a worker that is just ending cannot be received, with one error or another.
-            if self._workers:
-                self._wait_for_death()
+            self._explain(error)
             raise
         finally:
             self._is_awaited = False
         self._has_failed = False
         return part
+
+    def _explain(self, error: Exception) -> None:
+        """Raise the error of a user, or that a worker has ended, instead of an error of torch."""
+        _raise_without_traceback(error, num_workers=self._num_workers)
+        # A part of a worker that is just ending cannot be received, with one error or another.
+        if self._workers:
+            self._wait_for_death()
 
     def _wait_for_death(self) -> None:
         """Check whether a worker is just ending."""
@@ -174,16 +225,21 @@ class _Parts:
         if not self._workers or sys.is_finalizing():  # multiprocessing has ended them
             return
         if self._has_failed:
-            self._kill()
-            for worker in self._workers:
-                worker.join(_SECONDS_TO_END)
-            _FAILED.append(self._parts)
+            self._end_failed(self._parts)
             return
         timer = threading.Timer(_SECONDS_TO_END, self._kill)
         timer.daemon = True
         timer.start()
         self._parts = None  # torch ends the workers, and waits for them
         timer.cancel()
+
+    def _end_failed(self, kept: object) -> None:
+        """Kill all workers, and keep the iterator of torch that they belong to, or an error that refers to it."""
+        with _handling_children(lambda *_: None):
+            self._kill()
+            for worker in self._workers:
+                worker.join(_SECONDS_TO_END)
+        _FAILED.append(kept)
 
     def _kill(self) -> None:
         for worker in self._workers:
@@ -194,8 +250,9 @@ _FAILED: list[Any] = []
 """Iterators of torch whose workers were killed. To end them, torch would wait for locks that these may have held."""
 
 
-def _start_watching(_: int) -> None:
+def _start_worker(has_started: "Array[c_byte]", number: int) -> None:
     """Make a worker end with the training process, and when that asks for it; called in the worker."""
+    has_started[number] = 1
     sys.excepthook = _ignore_lost_connection
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
 
@@ -228,13 +285,39 @@ def _is_main_thread() -> bool:
 
 
 @contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Block signals in this thread and in the processes that it starts."""
+def _handling_children(handler: Callable[..., None]) -> Iterator[None]:
+    """Handle the end of child processes for the duration of a block, instead of torch."""
+    if not _is_main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous or signal.SIG_DFL)
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[None]:
+    """Block signals in this thread and in the processes that it starts, and handle them after the block.
+
+    Blocking alone would not do: another thread may receive a signal, and Python then calls its handler in this one.
+    """
+    received: list[int] = []
+    handlers = {}
+    if _is_main_thread():
+        for number in _SIGNALS:
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, lambda number, _: received.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for caught in received:
+            signal.raise_signal(caught)
 
 
 def _raise_without_traceback(error: Exception, *, num_workers: int) -> None:
@@ -246,6 +329,10 @@ def _raise_without_traceback(error: Exception, *, num_workers: int) -> None:
     match = _WORKER_ERROR.match(str(error))
     if match is not None and match[1].endswith("MemoryError"):
         raise LoaderError(f"a process that reads images ran out of memory; {_advise(num_workers)}") from error
+    match = _WORKER_KILLED.match(str(error))
+    if match is not None:
+        number = next(number for number in signal.valid_signals() if signal.strsignal(number) == match[1])
+        raise LoaderError(_describe_end(-number, num_workers=num_workers)) from error
 
 
 def _describe_end(code: int, *, num_workers: int) -> str:
