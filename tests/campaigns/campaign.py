@@ -26,6 +26,7 @@ LOADER_NAME = "pt_data_worker"  # that torch gives to its loader processes
 PLAIN = ("--train.epochs", "12")
 MINED = (
     *("--train.epochs", "6", "--negatives.source", "rpn", "--negatives.min_proposals", "[1]"),
+    *("--negatives.min_score", "0", "--negatives.dose", "null", "--negatives.per_image", "2"),
     *("--mine.rpn_epochs", "4", "--mine.every_epochs", "2"),
 )
 SELF = (
