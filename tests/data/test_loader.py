@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from sniper.data.batches import Batch, ChipDataset, collate
 from sniper.data.datasets import Dataset, load_dataset
@@ -208,11 +209,13 @@ def test_the_death_of_a_worker_is_raised_where_a_batch_is_awaited(dataset: Datas
 def test_the_death_of_a_worker_while_others_start_is_explained(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(iterator: Any, *_: object, **__: object) -> None:
+    def kill(iterator: Any, *args: Any, **options: Any) -> None:
         iterator._workers[0].kill()
-        time.sleep(300)  # torch raises the death here
+        wait_until(lambda: not iterator._workers[0].is_alive())
+        reset(iterator, *args, **options)
 
-    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._reset", kill)
+    reset = _MultiProcessingDataLoaderIter._reset
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_reset", kill)
     order = order_epoch(dataset, 4)
     with pytest.raises(LoaderError, match=r"was killed \(SIGKILL\), probably since the machine ran out"):
         next(load_batches(order, DataSpec(num_workers=2), steps=range(2)))

@@ -24,6 +24,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, collate
 from sniper.data.epoch import EpochOrder
@@ -35,7 +36,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_START, _NUM_STARTS = 60.0, 3
 _SECONDS_TO_END = 1.0  # after which a worker that is still reading is killed
 _WORKER_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process")  # the start of torch's message
-_WORKER_KILLED = re.compile(r"DataLoader worker \(pid \d+\) is killed by signal: ([^.]+)\.")
 
 
 def load_batches(
@@ -135,10 +135,11 @@ class _Parts:
         """
         others = multiprocessing.active_children()
         has_started[:] = [0] * len(has_started)
+        signal_handling._set_SIGCHLD_handler()  # now, since torch would install it while workers start
         try:
-            with _deferred_signals():  # workers inherit that they are blocked
-                self._parts = iter(loader)
-            self._workers = [each for each in multiprocessing.active_children() if each not in others]
+            with _handling_children(_ignore), _deferred_signals():  # workers inherit that they are blocked
+                parts = self._parts = iter(loader)
+            self._workers = list(getattr(parts, "_workers", ()))
             return self._have_started(has_started)
         except KeyboardInterrupt:
             self._close()
@@ -158,10 +159,11 @@ class _Parts:
         while it is made known to Python.
         """
         deadline = time.monotonic() + _SECONDS_TO_START
-        while not all(has_started) and all(worker.is_alive() for worker in self._workers):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.001)
+        with _handling_children(_ignore):
+            while not all(has_started) and all(worker.is_alive() for worker in self._workers):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.001)
         return True
 
     @contextmanager
@@ -235,7 +237,7 @@ class _Parts:
 
     def _end_failed(self, kept: object) -> None:
         """Kill all workers, and keep the iterator of torch that they belong to, or an error that refers to it."""
-        with _handling_children(lambda *_: None):
+        with _handling_children(_ignore):
             self._kill()
             for worker in self._workers:
                 worker.join(_SECONDS_TO_END)
@@ -284,6 +286,10 @@ def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+def _ignore(*_: object) -> None:
+    pass
+
+
 @contextmanager
 def _handling_children(handler: Callable[..., None]) -> Iterator[None]:
     """Handle the end of child processes for the duration of a block, instead of torch."""
@@ -329,10 +335,6 @@ def _raise_without_traceback(error: Exception, *, num_workers: int) -> None:
     match = _WORKER_ERROR.match(str(error))
     if match is not None and match[1].endswith("MemoryError"):
         raise LoaderError(f"a process that reads images ran out of memory; {_advise(num_workers)}") from error
-    match = _WORKER_KILLED.match(str(error))
-    if match is not None:
-        number = next(number for number in signal.valid_signals() if signal.strsignal(number) == match[1])
-        raise LoaderError(_describe_end(-number, num_workers=num_workers)) from error
 
 
 def _describe_end(code: int, *, num_workers: int) -> str:
