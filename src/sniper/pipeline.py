@@ -577,9 +577,8 @@ class _Stages:
     processes: Processes
     limit: TimeLimit | None
     pace: Pace = field(default_factory=Pace)
-    orders: dict[tuple[bool, bool, bool, int], EpochOrder] = field(
-        default_factory=dict
-    )  # made for the start report
+    # Made for the start report.
+    orders: dict[tuple[bool, bool, bool, int], EpochOrder] = field(default_factory=dict)
 
     def train_detector(self) -> TwoStageDetector:
         """Train the detector, after RPN stage and mining if an RPN mines negative chips."""
@@ -699,9 +698,8 @@ class _Stages:
         progress = self.run.progress
         rounds = [number for number in self._alarm_rounds if number <= epoch]
         is_start = progress.epoch == epoch and progress.step_in_epoch == 0
-        if (
-            is_start and self.run.checkpoints
-        ):  # otherwise the order is fixed, or there is nothing to mine with
+        # Within an epoch its order is fixed; without a checkpoint there is nothing to mine with.
+        if is_start and self.run.checkpoints:
             # The length of the training may have been corrected since it began.
             spec = load_experiment(self.run.config_path)
             every = spec.mine.every_epochs

@@ -3,7 +3,7 @@
 Mining is prediction: the same search fills the same kind of store.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -121,9 +121,9 @@ def mine(
         ImageError: if an image cannot be read and is not to be skipped.
         ProposalsError: if the folder contains something else.
     """
-    tensors, categories, path, digest = _newest_weights(run)
+    weights = _Weights.newest_of(run)
     source = {
-        "weights": digest,
+        "weights": weights.digest,
         "levels": [asdict(level) for level in spec.predict.levels],
         "rpn": asdict(spec.model.rpn),
         "precision": spec.predict.precision,
@@ -133,9 +133,8 @@ def mine(
     store = start_proposals(folder, dataset, source=source, processes=processes)
 
     def find(indices: Sequence[int]) -> Iterator[Detections | None]:
-        model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
-        fill_module(model, tensors, source=path)
-        miner = Miner(model=build_inference_model(model.to(device).eval()), spec=spec, device=device)
+        model = build_inference_model(weights.load(spec, device))
+        miner = Miner(model=model, spec=spec, device=device)
         return miner.search(dataset[index] for index in indices)
 
     search_images(store, find, processes=processes, on_progress=on_progress)
@@ -153,10 +152,10 @@ def mine_alarms(
     processes: Processes = SINGLE_PROCESS,
 ) -> BoxStore:
     """Store the false alarms of the newest weights of a run in every image; see `mine` and `false_alarms`."""
-    tensors, categories, path, digest = _newest_weights(run)
+    weights = _Weights.newest_of(run)
     plain = {name: value for name, value in asdict(spec.predict).items() if name != "batch_megapixels"}
     source = {
-        "weights": digest,
+        "weights": weights.digest,
         "predict": plain,
         "nms_iou": spec.mine.nms_iou,
         "max_iou": spec.mine.max_iou,
@@ -164,10 +163,8 @@ def mine_alarms(
     store = start_proposals(folder, dataset, source=source, processes=processes)
 
     def find(indices: Sequence[int]) -> Iterator[Detections | None]:
-        model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
-        fill_module(model, tensors, source=path)
         detector = Detector.from_model(
-            model.to(device).eval(), spec=spec, categories=categories, device=device
+            weights.load(spec, device), spec=spec, categories=weights.categories, device=device
         )
         found = detector.predict_many(dataset[index] for index in indices)
         for index, detections in zip(indices, found, strict=True):
@@ -197,12 +194,36 @@ def _alarms_in(detections: Detections, record: ImageRecord, spec: MineSpec) -> D
     return false_alarms(merged, record, max_iou=spec.max_iou)
 
 
-def _newest_weights(run: Run) -> tuple[dict[str, torch.Tensor], tuple[Category, ...], Path, str]:
-    """Return the newest weights of a run, its classes, the file and its digest."""
-    (tensors, categories, path), digest = run.read_weights(
-        "last", lambda weights: (run.load_weights(int(weights.parent.name)), sha256(weights))
-    )
-    return tensors, categories, path, digest
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """The weights of a run.
+
+    Attributes:
+        tensors: by name.
+        categories: classes of the run, by label.
+        path: the file.
+        digest: of the file.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    categories: tuple[Category, ...]
+    path: Path
+    digest: str
+
+    @classmethod
+    def newest_of(cls, run: Run) -> "_Weights":
+        (tensors, categories, path), digest = run.read_weights(
+            "last", lambda weights: (run.load_weights(int(weights.parent.name)), sha256(weights))
+        )
+        return cls(tensors=tensors, categories=categories, path=path, digest=digest)
+
+    def load(self, spec: ExperimentSpec, device: torch.device) -> TwoStageDetector:
+        """Return a detector with the weights, in evaluation mode."""
+        model = build_detector(
+            spec.model, seed=spec.seed, num_classes=len(self.categories), has_weights=False
+        )
+        fill_module(model, self.tensors, source=self.path)
+        return model.to(device).eval()
 
 
 def proposals_from_detections(
