@@ -322,6 +322,19 @@ def test_a_run_that_mines_itself_and_is_killed_ends_with_the_same_weights(
     assert kinds[0] == kinds[1]
 
 
+def test_a_run_that_mines_itself_and_is_made_longer_ends_with_the_same_weights(
+    dataset: Dataset, self_mining: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = dataclasses.replace(self_mining, mine=MineSpec(start=0.3))
+    unbroken, longer = (create(tmp_path / name, spec) for name in ("unbroken", "longer"))
+    run_all(unbroken, spec, dataset)
+    run_all(longer, with_train(spec, epochs=2.6), dataset)
+    assert longer.progress.step_in_epoch > 0
+    longer.save_config(dump_experiment(spec))
+    run_all(longer, spec, dataset)
+    assert have_equal_weights(unbroken, longer)
+
+
 def test_without_a_dose_positive_chips_are_placed_on_false_alarms(
     dataset: Dataset, self_mining: ExperimentSpec, tmp_path: Path
 ) -> None:

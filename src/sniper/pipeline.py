@@ -597,7 +597,7 @@ class _Stages:
             if source == "self":
                 return self._order_on_alarms(epoch)
             chips = self._mined_chips(epoch) if source == "rpn" else table
-            return self._order(self.spec, epoch, chips, dose=self._dose())
+            return self._order(self.spec, epoch, chips, dose=self._dose(epoch))
 
         return self._train(self.run, self.spec, order_of_epoch, evaluator=evaluator)
 
@@ -608,7 +608,7 @@ class _Stages:
         rpn_steps = num_mined = 0
         if source == "none" or (source == "rpn" and self._chips_path(progress.epoch).exists()):
             table = self._mined_chips(progress.epoch) if source == "rpn" else table
-            order = self._order(spec, progress.epoch, table, dose=self._dose())
+            order = self._order(spec, progress.epoch, table, dose=self._dose(progress.epoch))
             steps_per_epoch = float(order.num_steps)
         else:
             positives = self._positive_order
@@ -677,7 +677,7 @@ class _Stages:
             return self._order(self.spec, epoch, None)
         store = open_proposals(self._alarm_rounds[number], self.dataset)
         alarms = read_alarms(store, to_image_boxes(self.dataset), min_score=self.spec.negatives.min_score)
-        dose = self._dose(mined_at=number)
+        dose = self._dose(epoch, mined_at=number)
         order = self._order(self.spec, epoch, None, alarms=alarms, dose=dose)
         if self.processes.is_first and not self.run.has_entry("chips", epoch=epoch):
             self.run.log(
@@ -711,12 +711,17 @@ class _Stages:
                 return epoch
         return rounds[-1] if rounds else None
 
-    def _dose(self, *, mined_at: int = 0) -> float | None:
-        """Return the dose of negative chips by the losses of the last epoch with some since they were mined."""
+    def _dose(self, epoch: int, *, mined_at: int = 0) -> float | None:
+        """Return the dose of an epoch by the losses of the last one before with negative chips of the same round.
+
+        The line of a fraction of the epoch itself, after which the run may have been continued, does not count.
+        """
         dose = self.spec.negatives.first_dose
         if self.spec.negatives.dose != "auto":
             return dose
-        losses = self.run.chip_losses(after_epoch=mined_at) if self.processes.is_first else None
+        losses = None
+        if self.processes.is_first:
+            losses = self.run.chip_losses(after_epoch=mined_at, up_to_epoch=epoch)
         dose = auto_dose(*losses) if losses else dose
         return self.processes.all_gather(dose)[0]
 

@@ -204,16 +204,18 @@ class Run:
         entries = [entry for entry in self._entries_of("epoch") if entry["step"] == step]
         return entries[-1] if entries else {}
 
-    def chip_losses(self, *, after_epoch: float) -> tuple[float, float] | None:
+    def chip_losses(self, *, after_epoch: float, up_to_epoch: float) -> tuple[float, float] | None:
         """Return the mean classification losses of negative and positive chips in the last epoch that has both.
 
         Args:
             after_epoch: only epochs that end later count.
+            up_to_epoch: and not later than this.
         """
         losses = [
             (entry["negative_loss"], entry["positive_loss"])
             for entry in self._entries_of("epoch")
-            if entry.get("epoch", 0) > after_epoch and {"negative_loss", "positive_loss"} <= entry.keys()
+            if after_epoch < entry.get("epoch", 0) <= up_to_epoch
+            and {"negative_loss", "positive_loss"} <= entry.keys()
         ]
         return losses[-1] if losses else None
 
