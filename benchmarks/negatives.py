@@ -43,13 +43,13 @@ STUDY = Study(
         "ap50",
         "ar_100",
         *(f"fp_per_image_at_{recall}" for recall in (50, 80, 90)),
-        "fp_per_clean_image_at_80",
+        *(f"fp_per_clean_image_at_{recall}" for recall in (50, 80, 90)),
         "megapixels",
         "negative_share",
     ),
 )
 SHAPES = ShapesSpec(
-    num_images=90,
+    num_images=120,
     min_side=600,
     max_side=1000,
     min_objects=8,

@@ -25,7 +25,7 @@ from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import dump_experiment, load_partial, to_plain
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import to_image_boxes
-from sniper.data.holdout import hold_out
+from sniper.data.holdout import draw_images, hold_out
 from sniper.data.loader import load_batches
 from sniper.evaluation.coco import evaluate
 from sniper.files import atomic_write
@@ -97,6 +97,7 @@ def parser_for(study: Study) -> argparse.ArgumentParser:
     parser.add_argument("--megapixels", type=float, nargs="+", default=[500.0], help="to train for")
     parser.add_argument("--variants", nargs="+", choices=study.variants, default=list(study.variants))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--images", type=int, help="how many of a data set to use, drawn at random; default: all")
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the images")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
@@ -106,7 +107,7 @@ def parser_for(study: Study) -> argparse.ArgumentParser:
 def run_study(study: Study, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the cells that are not finished, or the one that is named; write `table.md`, and return all results."""
     options.folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: getattr(options, name) for name in ("weights", "held_out")}
+    kept = {name: getattr(options, name) for name in ("weights", "images", "held_out")}
     keep_options(options.folder, json.loads(json.dumps(kept, default=str)))
     if options.cell is not None:
         run_cell(study, Cell.parse(options.cell), options)
@@ -206,7 +207,10 @@ def relative_cost(spec: ExperimentSpec, base: ExperimentSpec, train_set: Dataset
 
 def run_cell(study: Study, cell: Cell, options: argparse.Namespace) -> None:
     path = next(path for name, path in options.data if name == cell.data)
-    train_set, held_out = hold_out(load_dataset(path), share=options.held_out, seed=0)
+    dataset = load_dataset(path)
+    if options.images is not None:
+        dataset = draw_images(dataset, num_images=options.images, seed=1)
+    train_set, held_out = hold_out(dataset, share=options.held_out, seed=0)
     derived: dict[str, Any] = {"seed": cell.seed, "train_set": train_set, "weights": options.weights}
     spec = experiment(study.variants[cell.variant], **derived)
     ratio = 1.0
