@@ -9,7 +9,7 @@ detector. `self_N` adds negative chips on them for N % of the positive chips, `a
 `rpn` chooses them by the number of proposals, as in the paper. `fixed` adds a quarter without placing positive chips.
 The training of that RPN, and mining, are not among the megapixels.
 
-Without `--data`, images are drawn with five kinds of distractors beside the objects. Writes `table.md` and `dose.png`
+Without `--data`, large images are drawn with few objects and many distractors of five kinds. Writes `table.md` and `dose.png`
 (AP and false positives over the megapixels, a curve for each variant) to the folder. See `variants.py` for the rest.
 """
 
@@ -49,14 +49,14 @@ STUDY = Study(
     ),
 )
 SHAPES = ShapesSpec(
-    num_images=120,
-    min_side=600,
-    max_side=1000,
-    min_objects=8,
-    max_objects=16,
-    min_distractors=12,
-    max_distractors=24,
-    max_size=240,
+    num_images=96,
+    min_side=800,
+    max_side=1200,
+    min_objects=2,
+    max_objects=5,
+    min_distractors=20,
+    max_distractors=40,
+    max_size=200,
 )
 
 
