@@ -1,7 +1,7 @@
 """Measure the benefit of negative chips: how many, from where, and at which length of training.
 
     python benchmarks/negatives.py runs/negatives --data NAME TRAIN.json --weights mobilenetv2.safetensors \\
-        --seeds 0 1 2 --megapixels 125 250 500
+        --val NAME VAL.json --images 280 --seeds 0 1 2 --megapixels 60 120 240
 
 All variants train on as many megapixels: `positive` on positive chips alone, which therefore has the extra steps that
 the negative chips of the others take. `free` has none either, but places positive chips on the false alarms of the
@@ -9,8 +9,9 @@ detector. `self_N` adds negative chips on them for N % of the positive chips, `a
 `rpn` chooses them by the number of proposals, as in the paper. `fixed` adds a quarter without placing positive chips.
 The training of that RPN, and mining, are not among the megapixels.
 
-Without `--data`, large images are drawn with few objects and many distractors of five kinds. Writes `table.md` and `dose.png`
-(AP and false positives over the megapixels, a curve for each variant) to the folder. See `variants.py` for the rest.
+Without `--data`, large images are drawn with few objects and many distractors of five kinds. Writes `table.md` and
+`dose.png` (AP and false positives over the megapixels, a curve for each variant) to the folder. See `variants.py` for
+the rest.
 """
 
 import argparse
@@ -63,19 +64,20 @@ SHAPES = ShapesSpec(
 def main() -> None:
     options = parser_for(STUDY).parse_args()
     if not options.data:
-        options.data = [("shapes", draw_data(options.folder / "data"))]
+        options.data = [("shapes", draw_data(options.folder / "train", seed=1))]
+        options.val = [("shapes", draw_data(options.folder / "val", seed=2))]
     results = run_study(STUDY, options)
     if results:
         draw_curves(results, options)
 
 
-def draw_data(folder: Path) -> Path:
+def draw_data(folder: Path, *, seed: int) -> Path:
     """Draw images with objects and distractors, and a third as many with distractors alone."""
     path = folder / "all.json"
     if not path.exists():
         clean = replace(SHAPES, num_images=SHAPES.num_images // 3, min_objects=0, max_objects=0)
         joined, other = (
-            json.loads(draw_shapes(folder, spec=spec, seed=1, name=name).read_text())
+            json.loads(draw_shapes(folder, spec=spec, seed=seed, name=name).read_text())
             for name, spec in (("objects", SHAPES), ("clean", clean))
         )
         joined["images"] += [image | {"id": image["id"] + SHAPES.num_images} for image in other["images"]]

@@ -1,7 +1,7 @@
 """Train variants of the experiment that is derived from a data set, for equal megapixels, and compare their scores.
 
-A part of each training set is held out, the same for all seeds, and scored on; no test image is used. Finished cells
-are kept in the folder and not run again.
+A part of each training set is held out, the same for all seeds, and scored on. Images that nothing was chosen on are
+given with `--val`. Finished cells are kept in the folder and not run again.
 """
 
 import argparse
@@ -97,7 +97,17 @@ def parser_for(study: Study) -> argparse.ArgumentParser:
     parser.add_argument("--megapixels", type=float, nargs="+", default=[500.0], help="to train for")
     parser.add_argument("--variants", nargs="+", choices=study.variants, default=list(study.variants))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--images", type=int, help="how many of a data set to use, drawn at random; default: all")
+    parser.add_argument(
+        "--val",
+        nargs=2,
+        action="append",
+        metavar=("NAME", "VAL"),
+        default=[],
+        help="score a data set on these images; none is held out",
+    )
+    parser.add_argument(
+        "--images", type=int, help="how many of a data set to use, drawn at random; default: all"
+    )
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the images")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
@@ -107,7 +117,7 @@ def parser_for(study: Study) -> argparse.ArgumentParser:
 def run_study(study: Study, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the cells that are not finished, or the one that is named; write `table.md`, and return all results."""
     options.folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: getattr(options, name) for name in ("weights", "images", "held_out")}
+    kept = {name: getattr(options, name) for name in ("weights", "images", "held_out", "val")}
     keep_options(options.folder, json.loads(json.dumps(kept, default=str)))
     if options.cell is not None:
         run_cell(study, Cell.parse(options.cell), options)
@@ -210,7 +220,11 @@ def run_cell(study: Study, cell: Cell, options: argparse.Namespace) -> None:
     dataset = load_dataset(path)
     if options.images is not None:
         dataset = draw_images(dataset, num_images=options.images, seed=1)
-    train_set, held_out = hold_out(dataset, share=options.held_out, seed=0)
+    val = dict(options.val).get(cell.data)
+    if val is not None:
+        train_set, held_out = dataset, load_dataset(val)
+    else:
+        train_set, held_out = hold_out(dataset, share=options.held_out, seed=0)
     derived: dict[str, Any] = {"seed": cell.seed, "train_set": train_set, "weights": options.weights}
     spec = experiment(study.variants[cell.variant], **derived)
     ratio = 1.0

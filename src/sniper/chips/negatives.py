@@ -17,6 +17,9 @@ from sniper.specs import Fraction, spec_dataclass
 
 MAX_DOSE = 0.5
 """The most negative chips of an epoch with the dose `auto`, as a share of the positive chips."""
+_FULL_DOSE_RATIO = (
+    0.25  # of the classification losses of negative and positive chips, from which the dose is the largest
+)
 
 
 @spec_dataclass
@@ -27,9 +30,9 @@ class NegativeSpec:
         source: `self` searches the training images with the detector while it is trained, and cuts chips around its
             false alarms; `rpn` trains an RPN first, and cuts them where its proposals are dense (the paper's way);
             `none` mines nothing. A chip table that has negative chips needs no mining.
-        dose: the most negative chips of an epoch, as a share of the positive chips. With `auto` it is at first and at
-            most a half, and falls with the classification loss of the negative chips relative to that of the positive
-            ones. null does not limit it.
+        dose: the most negative chips of an epoch, as a share of the positive chips. With `auto` it is a half, and falls
+            when the classification loss of the negative chips is less than a quarter of that of the positive ones.
+            null does not limit it.
         per_image: the most negative chips of an image in an epoch; null does not limit it.
         place_positives: with `self`, choose positive chips with many false alarms among equally good ones; they are
             not more.
@@ -58,10 +61,12 @@ def auto_dose(negative_loss: float, positive_loss: float) -> float:
     """Return the dose of an epoch from the mean classification losses of the chips of the epoch before.
 
     Example:
-        >>> [auto_dose(loss, 0.4) for loss in (0.0, 0.2, 0.8)]
-        [0.0, 0.25, 0.5]
+        >>> [auto_dose(loss, 0.4) for loss in (0.0, 0.04, 0.1, 0.8)]
+        [0.0, 0.2, 0.5, 0.5]
     """
-    return MAX_DOSE * min(negative_loss / positive_loss, 1.0) if positive_loss > 0 else 0.0
+    if positive_loss <= 0:
+        return 0.0
+    return MAX_DOSE * min(negative_loss / positive_loss / _FULL_DOSE_RATIO, 1.0)
 
 
 def is_uncovered(

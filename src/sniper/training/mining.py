@@ -9,7 +9,7 @@ _RPN_EPOCHS, _RPN_STEPS = (
     4.0,
     500,
 )  # the paper's passes over the positive chips; fewest steps for small data sets
-_AUTO_SHARE = 0.5  # of the largest dose, that a training with the dose `auto` is estimated to have
+_AUTO_SHARE = 0.75  # of the largest dose, that a training with the dose `auto` is estimated to have
 
 
 def first_epoch(spec: ExperimentSpec) -> int:
