@@ -48,6 +48,10 @@ MISTAKES = [
     (f"{TRAIN} --negatives.source rpn --train.rpn_only true", "--negatives.source and --train.rpn_only: "),
     # names of fields
     (f"{TRAIN} --train.epoch 3", "error: --train.epoch is not known; did you mean --train.epochs?"),
+    (
+        f"{TRAIN} --train.num_workers 0",
+        "error: --train.num_workers is not known; did you mean --data.num_workers?",
+    ),
     (f"{TRAIN} --trian.epochs 3", "error: --trian.epochs: trian is not known; did you mean train?"),
     (f"{TRAIN} --channels 3", "use --model.rpn.channels or --model.roi_head.channels"),
     (f"{TRAIN} --batch_size 8", "--batch_size: no such option; use --train.batch_size"),
