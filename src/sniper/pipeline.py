@@ -496,6 +496,8 @@ def _derive(
     test = None
     if spec.train.evaluate_every is not None or not given.has("train.evaluate_every"):
         test = _load_scored(spec, dataset, callbacks=callbacks)
+    if limit is not None:
+        callbacks.on_notice("measuring: a few steps, to estimate how many epochs fit into --time")
     derived = derive(
         dataset,
         given,

@@ -48,6 +48,10 @@ MISTAKES = [
     (f"{TRAIN} --negatives.source rpn --train.rpn_only true", "--negatives.source and --train.rpn_only: "),
     # names of fields
     (f"{TRAIN} --train.epoch 3", "error: --train.epoch is not known; did you mean --train.epochs?"),
+    (
+        f"{TRAIN} --train.num_workers 0",
+        "error: --train.num_workers is not known; did you mean --data.num_workers?",
+    ),
     (f"{TRAIN} --trian.epochs 3", "error: --trian.epochs: trian is not known; did you mean train?"),
     (f"{TRAIN} --channels 3", "use --model.rpn.channels or --model.roi_head.channels"),
     (f"{TRAIN} --batch_size 8", "--batch_size: no such option; use --train.batch_size"),
@@ -59,6 +63,9 @@ MISTAKES = [
     (f"{TRAIN} --weights yolo.pt", "use --weights-from or --model.backbone.weights"),
     (f"{TRAIN} --ckpt yolo.pt", "--ckpt: no such option; use --weights-from"),
     (f"{TRAIN} --epoch 3", "--epoch: no such option; did you mean --epochs?"),
+    (f"{TRAIN} --batchsize 8", "--batchsize: no such option; did you mean --train.batch_size?"),
+    (f"{TRAIN} --optimiser sgd", "--optimiser: no such option; did you mean --train.optimizer?"),
+    (f"{TRAIN} --chipsize 512", "--chipsize: no such option; did you mean --pyramid.chip_size?"),
     (f"{TRAIN} --foo 3", "--foo: sniper train has no such option; it has --val, --epochs"),
     (f"{TRAIN} -b 8", "-b: sniper train has no such option"),
     (f"{TRAIN} epochs=3", "epochs=3: expected an option with dashes, such as --epochs 3"),

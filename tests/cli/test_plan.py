@@ -49,6 +49,7 @@ def test_a_plan_is_printed_as_tables(
         "suggested",
         "in the experiment",
         str(plan / "plan.html"),
+        f"sniper train {plan / 'suggested.yaml'} --run runs/{plan.name}",
     ):
         assert text in out
     assert (plan / "suggested.yaml").is_file()

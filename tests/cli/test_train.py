@@ -125,9 +125,10 @@ def test_held_out_images_stay_held_out_when_a_run_is_resumed(data: Path, sniper:
 
 
 def test_a_time_becomes_a_number_of_epochs(data: Path, sniper: CommandLine) -> None:
-    sniper.json(
+    printed = sniper.text(
         "train", "train.json", "--config", "small.yaml", "--time", "20s", "--train.evaluate_every", "null"
     )
+    assert "measuring: a few steps" in printed.err.partition("reason")[0]
     train = load_experiment(Path("runs/train/config.yaml")).train
     assert train.evaluate_every is None
     assert 0 < train.milestones[0] < train.milestones[1] < train.epochs

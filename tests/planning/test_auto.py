@@ -1,5 +1,6 @@
 """The experiment derived from a data set: bounds of every value, and what depends on the fields that are set."""
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -229,14 +230,20 @@ def test_early_stopping_keeps_the_derived_interval_of_evaluations(dataset: Datas
         derived(dataset, num_scored=0, train__patience=3)
 
 
-def test_every_setting_has_a_value_a_reason_and_an_option_that_sets_it(dataset: Dataset) -> None:
-    given = give(dataset)
+@pytest.mark.parametrize(
+    "fields", [{}, {"train__epochs": 0.1, "train__batch_size": 1, "train__warmup_steps": 1}]
+)
+def test_every_setting_has_a_value_a_reason_and_an_option_that_sets_it(
+    dataset: Dataset, fields: dict[str, Any]
+) -> None:
+    given = give(dataset, **fields)
     data, reason = choose_validation(given)
-    result = derive(dataset, given, data=data, validation=reason, device=CPU, num_scored=2)
+    result = derive(dataset, given, data=data, validation=reason, device=CPU, num_scored=1)
     short = {"--val", "--epochs, --time"}
     for setting in result.settings:
         assert setting.value
         assert setting.reason
+        assert not re.search(r"\b1 (steps|chips|images)\b", setting.value)
         if setting.option not in short:
             section, *names = setting.option.removeprefix("--").split(".")
             value: Any = getattr(result.experiment, section)

@@ -1,5 +1,6 @@
 """`sniper plan`: report what training on chips costs, and suggest a pyramid."""
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -160,7 +161,8 @@ def _show(page: "PlanPage", folder: Path) -> None:
         print_line("")
     print_line(f"page:   {folder / 'plan.html'}")
     if page.suggested_yaml:
-        print_line(f"train:  sniper train {folder / 'suggested.yaml'}")
+        suggested, run = shlex.quote(str(folder / "suggested.yaml")), shlex.quote(f"runs/{folder.name}")
+        print_line(f"train:  sniper train {suggested} --run {run}")
     elif not cost.num_required:
         print_line("no pyramid is suggested: there are no boxes to learn from")
     else:

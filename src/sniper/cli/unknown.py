@@ -173,13 +173,12 @@ def explain_option(option: str, command: Command, commands: Sequence[Command]) -
     if command.has(name):
         return f"{option}: no such option; use --{name}"
     candidates = [*OTHER_NAMES.get(name, ()), *_fields(name)]
-    for candidate in candidates:
-        names = candidate.split(" or ")
-        if all(map(command.has, names)):
-            return f"{option}: no such option; use {' or '.join(map(command.spell, names))}"
-    near = difflib.get_close_matches(f"--{name}", command.options, n=1, cutoff=0.75)
-    if near and not candidates:
-        return f"{option}: no such option; did you mean {near[0]}?"
+    usable = _usable(candidates, command)
+    if usable:
+        return f"{option}: no such option; use {usable}"
+    near = None if candidates else _near(name, command)
+    if near:
+        return f"{option}: no such option; did you mean {near}?"
     return (
         f"{option}: sniper {command.name} has no such option{_elsewhere(name, candidates, command, commands)}"
     )
@@ -204,6 +203,30 @@ def _elsewhere(name: str, candidates: Sequence[str], command: Command, commands:
     return f"; it has {listed}" + (
         ", and fields of an experiment (docs/configuration.md)" if "FIELD" in command.usage else ""
     )
+
+
+def _usable(candidates: Sequence[str], command: Command) -> str | None:
+    """Return how the first of some candidates is given that the command has; None if it has none."""
+    for candidate in candidates:
+        names = candidate.split(" or ")
+        if all(map(command.has, names)):
+            return " or ".join(map(command.spell, names))
+    return None
+
+
+def _near(name: str, command: Command) -> str | None:
+    """Return the option that a misspelled name stands for: of the command, of an experiment, of another library."""
+    from sniper.config.loading import list_fields
+
+    near = difflib.get_close_matches(f"--{name}", command.options, n=1, cutoff=0.75)
+    if near:
+        return near[0]
+    fields = {field.rpartition(".")[2].replace("_", "-") for field in list_fields()}
+    for other in difflib.get_close_matches(name, sorted(fields | set(OTHER_NAMES)), cutoff=0.8):
+        usable = _usable([*OTHER_NAMES.get(other, ()), *_fields(other)], command)
+        if usable:
+            return usable
+    return None
 
 
 def _fields(name: str) -> list[str]:

@@ -610,10 +610,13 @@ def _value_hint(loc: Sequence[str | int], value: Any) -> str:
 
 
 def _unknown_key_hint(loc: Sequence[str | int], *, dashes: str = "") -> str:
-    """Explain an unknown key: its new name, or the nearest known one, after the dashes of an option."""
+    """Explain an unknown key: its new name, its section, or the nearest known key, after the dashes of an option."""
     new = RENAMED.get(_without_indices(loc))
     if new is not None:
         return f"was renamed to {dashes}{new}"
+    elsewhere = find_fields(str(loc[-1])) if len(loc) > 1 else []
+    if elsewhere:
+        return f"is not known; did you mean {' or '.join(dashes + field for field in elsewhere)}?"
     known = [field.name for field in fields(_section_at(loc[:-1]))]
     near = difflib.get_close_matches(str(loc[-1]), known, n=1)
     if near:

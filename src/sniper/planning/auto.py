@@ -426,13 +426,16 @@ def _describe(
         (
             "chips",
             f"{pyramid.chip_size} px, {cost.mean_chips_per_image:.1f} per image",
-            f"{100 * cost.share_useful:.0f} % of the objects have {low:g} to {high:g} px in one, at the least cost",
+            f"{100 * cost.share_useful:.0f} % of the objects have a size of {low:g} to {high:g} px in a chip, with the "
+            "fewest pixels",
             "pyramid.chip_size",
         ),
         (
             "levels",
             _levels(pyramid.levels),
-            "the fewest within 5 % of the least cost",
+            "more would save under 5 % of the pixels"
+            if len(pyramid.levels) == 1
+            else "fewer would cost over 5 % more pixels",
             "pyramid.levels",
         ),
         ("test levels", _levels(predict.levels), "the levels, with wider ranges", "predict.levels"),
@@ -464,7 +467,7 @@ def _describe(
         ),
         (
             "batch",
-            f"{train.batch_size} chips",
+            _count(train.batch_size, "chip"),
             batch_reason,
             "train.batch_size",
         ),
@@ -476,7 +479,7 @@ def _describe(
         ),
         (
             "length",
-            f"{train.epochs:g} epochs, {num_steps:,} steps",
+            f"{train.epochs:g} epochs, {_count(num_steps, 'step')}",
             f"a step takes {measured.seconds_per_step:.2f} s"
             if measured
             else "at least 1,500 steps, 12 to 50 epochs",
@@ -484,7 +487,7 @@ def _describe(
         ),
         (
             "warm-up",
-            f"{train.warmup_steps} steps",
+            _count(train.warmup_steps, "step"),
             "a twentieth of the steps, at most 500",
             "train.warmup_steps",
         ),
@@ -533,10 +536,14 @@ _OPTIONS = {"data.test.annotations": "--val", "train.epochs": "--epochs, --time"
 def _validation(data: DataSpec, num_scored: int) -> str:
     if not num_scored:
         return "none"
-    images = f"{num_scored:,} image" + ("" if num_scored == 1 else "s")
+    images = _count(num_scored, "image")
     if data.holdout:
         return f"{images} ({100 * data.holdout:g} % held out)"
     return f"{images} of {data.test.annotations or f'split {data.test.split}'}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _evaluations(train: TrainSpec, num_scored: int) -> str:

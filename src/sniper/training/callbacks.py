@@ -136,7 +136,8 @@ class Callbacks:
         on_scores: called after every evaluation with the number of epochs trained and the scores by name.
         on_epoch: called after every epoch, and after its evaluation.
         on_time_left: called after steps and images with the seconds that all stages still take, once they are known.
-        on_notice: called with a line of text where the training changes its course: another length, an early stop.
+        on_notice: called with a line of text where steps are measured, or the training changes its course: another
+            length, an early stop.
         on_derived: called before the first step with the settings that were derived from a data set.
         on_weights: called before the first step with what is loaded from the detector that `model.weights_from` names.
         on_warning: called with every warning about the data sets; `warnings.warn` by default.
