@@ -250,7 +250,7 @@ function showLevels() {
   if (image.num_chips > image.chips.length) list.append(make("p", {className: "note", textContent: `The ${plural(image.chips.length, "chip")} with the most valid objects, of ${image.num_chips.toLocaleString("en")}.`}));
   if (chip !== null) {
     const each = image.chips[chip], box = by("chip");
-    box.append(make("div", {textContent: `${each.negative ? "Negative chip" : "Chip"} ${chip + 1} of ${image.chips.length}, level ${chips.levels[each.level].name}, enlarged ×${Number(each.scale.toPrecision(3))}`}));
+    box.append(make("div", {textContent: `${each.negative ? "Negative chip" : "Chip"} ${chip + 1} of ${image.chips.length}, level ${chips.levels[each.level].name}, scale ×${Number(each.scale.toPrecision(3))}`}));
     STATUS.forEach((text, status) => {
       const swatch = make("span", {className: "swatch"});
       swatch.style.borderColor = data.colors.status[status];
@@ -476,14 +476,12 @@ function drawChips(width, height) {
     const [x, y, w, h] = toScreen(each.window);
     if (x > width || y > height || x + w < 0 || y + h < 0) return;
     context.globalAlpha = chip === null ? 1 : 0.35;
-    context.setLineDash(each.negative ? [8, 5] : []);
-    outline(x, y, w, h, data.colors.levels[each.level % data.colors.levels.length], 2);
+    outline(x, y, w, h, data.colors.levels[each.level % data.colors.levels.length], 2, each.negative ? [8, 5] : []);
     context.globalAlpha = 0.08;
     context.fillStyle = data.colors.levels[each.level % data.colors.levels.length];
     if (chip === null) context.fillRect(x, y, w, h);
     context.globalAlpha = 1;
   });
-  context.setLineDash([]);
   if (chip === null) return;
   const each = image.chips[chip], [x, y, w, h] = toScreen(each.window);
   context.fillStyle = "#0009";
@@ -510,25 +508,27 @@ function drawMarks(width, height) {
   for (const {mark, index, box} of visible) {
     const isChosen = index === selected;
     context.globalAlpha = fits(mark) || isChosen ? 1 : 0.3;
-    context.setLineDash(data.has_detections && !isDetection(mark) || mark.crowd ? [6, 4] : []);
+    const dash = data.has_detections && !isDetection(mark) || mark.crowd ? [6, 4] : [];
     // A found object is a little larger, so that the dashes are not hidden by its detection.
     const grown = kindOf(mark) === "found" ? [box[0] - 3, box[1] - 3, box[2] + 6, box[3] + 6] : box;
-    outline(...grown, colorOf(mark), isChosen ? 4 : 2);
+    outline(...grown, colorOf(mark), isChosen ? 4 : 2, dash);
     context.globalAlpha = 1;
   }
-  context.setLineDash([]);
   drawLabels(visible.filter(({mark, index}) => fits(mark) && kindOf(mark) !== "found" || index === selected)
     .map(({mark, box}) => ({box, color: colorOf(mark), text: nameOf(mark)})).reverse(), width, height);
 }
 
 // A dark line below the coloured one keeps it visible on every ground.
-function outline(x, y, width, height, color, thickness) {
-  context.strokeStyle = "#000a";
+function outline(x, y, width, height, color, thickness, dash = []) {
+  context.setLineDash([]);
+  context.strokeStyle = "#0009";
   context.lineWidth = thickness + 2;
   context.strokeRect(x, y, width, height);
+  context.setLineDash(dash);
   context.strokeStyle = color;
   context.lineWidth = thickness;
   context.strokeRect(x, y, width, height);
+  context.setLineDash([]);
 }
 
 // Labels above the boxes, without those that would cover an earlier one; none where the boxes are tiny.
@@ -695,7 +695,7 @@ async function watchChips() {
 
 async function start() {
   data = await get("dataset");
-  document.title = data.name;
+  document.title = by("dataset").textContent = data.name;
   data.classes.forEach((name, label) => by("class").append(make("option", {value: label, textContent: name})));
   by("filter").querySelectorAll("[data-needs]").forEach(option => { option.hidden = option.disabled = !data.has_detections; });
   by("score-row").hidden = !data.has_detections;
@@ -706,7 +706,6 @@ async function start() {
   const index = parseInt(location.hash.slice(1), 10) - 1;
   if (index >= 0 && index < data.num_images) await openImage(index);
   await applyFilter();
-  canvas.focus();
   await watchChips();
 }
 

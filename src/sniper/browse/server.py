@@ -26,7 +26,17 @@ from sniper.chips import BoxStatus
 from sniper.data.datasets import Dataset
 from sniper.errors import SniperError, printable
 from sniper.planning.page import resize_rule
-from sniper.reports.palette import CLASS_COLORS, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY_BLUE
+from sniper.reports.palette import (
+    BLUE,
+    CLASS_COLORS,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY_BLUE,
+    VERMILION,
+    YELLOW,
+)
 
 LOOPBACK = "127.0.0.1"
 """The address that is listened on."""
@@ -50,7 +60,7 @@ _COLORS = {
     "missed": PURPLE,
     "crowd": GREY,
     "classes": CLASS_COLORS,
-    "levels": PALETTE,
+    "levels": (YELLOW, VERMILION, BLUE, PURPLE, GREEN, ORANGE, SKY_BLUE),  # first those that stand for no match
     "status": {BoxStatus.VALID: SKY_BLUE, BoxStatus.OUT_OF_RANGE: ORANGE, BoxStatus.IGNORE: GREY},
 }
 

@@ -188,7 +188,7 @@ class _OpenImage:
         reader = open_record(record, spec)
         num_bytes = 3 * reader.width * reader.height
         if isinstance(reader, TiffReader):
-            overview = Overview(reader, name=str(record.path))
+            overview = Overview(reader, name=str(record.path), max_bytes=_OVERVIEW_BYTES)
             return cls(reader=reader, overview=overview, num_bytes=overview.num_bytes)
         if num_bytes > MAX_DECODED:
             raise ImageError(
@@ -223,7 +223,7 @@ class Overview:
         reduction: factor by which it is smaller than the image, a power of two.
     """
 
-    def __init__(self, reader: ImageReader, *, name: str, max_bytes: int = _OVERVIEW_BYTES) -> None:
+    def __init__(self, reader: ImageReader, *, name: str, max_bytes: int) -> None:
         self._reader, self._name = reader, name
         self.width, self.height = reader.width, reader.height
         self.reduction = 2
@@ -254,7 +254,9 @@ class Overview:
                 return 1.0
             if self._build is None:
                 self._build = _Build()
-                threading.Thread(target=self._run, args=(self._build,), daemon=True).start()
+                threading.Thread(
+                    target=self._run, args=(self._build,), name="overview", daemon=True
+                ).start()
             self._build.asked = time.monotonic()
             if self._build.error is not None:
                 raise ImageError(str(self._build.error))

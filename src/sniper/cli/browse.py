@@ -10,7 +10,6 @@ from cyclopts import Parameter, validators
 from sniper.cli.inputs import load_annotations, load_config, scored_split
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
-    Config,
     FollowLinks,
     Images,
     Json,
@@ -63,7 +62,13 @@ def browse(
         ),
     ] = None,
     follow_links: FollowLinks = False,
-    config: Config = None,
+    config: Annotated[
+        Path | None,
+        Parameter(
+            help="Experiment file (YAML) or name of a recipe: its chips are shown, and images read as it specifies.",
+            show_default=default("chips of the pyramid that suits the data set"),
+        ),
+    ] = None,
     port: Annotated[
         int,
         Parameter(
@@ -83,8 +88,7 @@ def browse(
     """Look through a data set in a browser: its objects, the chips that training cuts, and detections.
 
     Serves a page to this machine alone, at an address with a random token, until Ctrl-C. Large TIFFs are read in
-    windows. `--config` names the experiment whose chips are shown, and how images are read; without it, chips are those
-    of the pyramid that suits the data set. The page lists its keys.
+    windows. The page lists its keys.
     """
     if min_score is not None and detections is None and not _is_run(data):
         raise ConfigError("--min-score requires --detections, or the folder of a run")
