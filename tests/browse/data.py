@@ -15,10 +15,14 @@ from sniper.browse.chips import ChipChooser
 from sniper.browse.content import MatchedDetections
 from sniper.browse.server import BrowseServer, Content
 from sniper.browse.tiles import ImageTiles
-from sniper.chips import PyramidSpec
+from sniper.chips import LevelSpec, PyramidSpec
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.spec import DataSpec, ReadSpec
 from sniper.evaluation.pair import EvaluationPair
+
+PYRAMID = PyramidSpec(
+    chip_size=256, levels=(LevelSpec(factor=2.0, below=60), LevelSpec(long_side=256, at_least=40))
+)
 
 
 def write_coco(
@@ -106,7 +110,7 @@ def serving(
     *,
     detections: MatchedDetections | None = None,
     min_score: float = 0.0,
-    pyramid: PyramidSpec | None = None,
+    pyramid: PyramidSpec = PYRAMID,
     read: ReadSpec = ReadSpec(),
 ) -> Iterator[Client]:
     """Serve a data set in a thread; its chips are chosen already."""

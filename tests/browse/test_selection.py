@@ -110,7 +110,9 @@ def test_a_filter_without_what_it_needs_is_a_mistake_of_the_caller(world: Datase
 
 
 def test_a_box_that_moved_to_a_coarser_level_belongs_to_that_level(tmp_path: Path) -> None:
-    path = write_coco(tmp_path, {"a.png": (400, 300)}, {"a.png": [(1, 10, 10, 200, 4)]})  # size 28, longer than a chip
+    path = write_coco(
+        tmp_path, {"a.png": (400, 300)}, {"a.png": [(1, 10, 10, 200, 4)]}
+    )  # size 28, longer than a chip
     long = load_dataset(path, has_images=False)
     chips = choose_chips(long, PYRAMID)
     assert chips is not None

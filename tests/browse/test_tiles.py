@@ -4,10 +4,12 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.errors
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,12 +28,17 @@ def one_image(folder: Path, name: str, width: int, height: int) -> ImageTiles:
     return ImageTiles(load(write_coco(folder, {name: (width, height)}, {name: [(1, 2, 2, 30, 30)]})))
 
 
+def create_tiff(path: Path, *, width: int, height: int, **options: object) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        return rasterio.open(
+            path, "w", driver="GTiff", width=width, height=height, count=3, dtype="uint8", photometric="RGB",
+            tiled=True, blockxsize=256, blockysize=256, **options,
+        )  # fmt: skip
+
+
 def write_tiff(path: Path, pixels: np.ndarray) -> None:
-    height, width = pixels.shape[:2]
-    with rasterio.open(
-        path, "w", driver="GTiff", width=width, height=height, count=3, dtype="uint8", photometric="RGB",
-        tiled=True, blockxsize=256, blockysize=256,
-    ) as file:  # fmt: skip
+    with create_tiff(path, width=pixels.shape[1], height=pixels.shape[0]) as file:
         file.write(np.moveaxis(pixels, 2, 0))
 
 
@@ -118,7 +125,9 @@ def test_far_zooms_wait_for_the_overview_and_then_equal_the_whole_image(
     whole = ArrayImageReader(pixels)
     for zoom in (2, 3):
         sides = image.zooms(0)[zoom]
-        expected = np.asarray(Image.fromarray(whole.read((0, 0, 2201, 1503))).resize(sides, Image.Resampling.BOX))
+        expected = np.asarray(
+            Image.fromarray(whole.read((0, 0, 2201, 1503))).resize(sides, Image.Resampling.BOX)
+        )
         assert np.abs(stitch(image, zoom).astype(int) - expected).mean() < 2
 
 
@@ -218,10 +227,7 @@ def test_images_are_kept_up_to_a_limit_of_memory(tmp_path: Path) -> None:
 def test_a_tiff_of_30000_pixels_takes_little_memory(tmp_path: Path) -> None:
     side, path = 30_000, tmp_path / "a.tif"
     block = noise(side, 512)
-    with warnings.catch_warnings(), rasterio.open(
-        path, "w", driver="GTiff", width=side, height=side, count=3, dtype="uint8", photometric="RGB",
-        tiled=True, blockxsize=512, blockysize=512, sparse_ok=True,
-    ) as file:  # fmt: skip
+    with create_tiff(path, width=side, height=side, sparse_ok=True) as file:
         for y in (0, 15_360):  # the other tiles are not stored, and black
             file.write(np.moveaxis(block, 2, 0), window=Window(0, y, side, 512))
     image = one_image(tmp_path, path.name, side, side)

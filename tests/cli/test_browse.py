@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from sniper.browse.server import BrowseServer
-from tests.cli.commands import SNIPER, CommandLine, Printed
+from tests.cli.commands import CommandLine
 from tests.training.experiments import TrainedRun
 
 
@@ -39,7 +39,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             {
                 "dataset": self.content.describe(),
                 "chips": self.content.describe_chips(),
-                "names": self.content.dataset.file_names.tolist(),
+                "ids": self.content.dataset.image_ids.tolist(),
             }
         )
 
@@ -86,21 +86,18 @@ def test_a_run_is_served_with_its_validation_images_and_detections(
     trained: TrainedRun, sniper: CommandLine, served: list[dict[str, Any]]
 ) -> None:
     run = trained.run.folder
-    answer = sniper.json("browse", run)
-    assert answer["num_images"] == len(served[0]["names"]) > 0
-    assert not served[0]["chips"]["is_suggested"]
-    write_detections(run / "detections.json")
+    sniper.text("browse", run, "--split", "train")
+    assert sniper.json("browse", run)["num_images"] == len(served[1]["ids"]) > 0
+    assert not served[1]["chips"]["is_suggested"]
     (run / "evaluation").mkdir()
     write_detections(run / "evaluation" / "detections.json", image_id=99)
     printed = sniper.text("browse", run)
     assert "no image has id 99" in printed.err
     assert "they are not shown" in printed.err
+    write_detections(run / "detections.json", image_id=served[1]["ids"][0])
+    sniper.text("browse", run)
     sniper.text("browse", run, "--split", "train")
-    assert [content["dataset"]["has_detections"] for content in served] == [False, *expected_shown(served)]
-
-
-def expected_shown(served: list[dict[str, Any]]) -> list[bool]:
-    return [served[1]["dataset"]["has_detections"], False]
+    assert [content["dataset"]["has_detections"] for content in served] == [False, False, False, True, False]
 
 
 def test_a_browser_is_opened_where_there_is_a_desktop(
@@ -143,7 +140,9 @@ def test_mistakes_are_explained(
 
 def test_options_of_data_sets_are_not_those_of_runs(trained: TrainedRun, sniper: CommandLine) -> None:
     run = trained.run.folder
-    assert "--config: is not used with the folder of a run" in sniper.error("browse", run, "--config", "coco_r101_paper")
+    assert "--config: is not used with the folder of a run" in sniper.error(
+        "browse", run, "--config", "coco_r101_paper"
+    )
     assert "--split other: a run has the images" in sniper.error("browse", run, "--split", "other")
 
 
@@ -151,7 +150,14 @@ def test_options_of_data_sets_are_not_those_of_runs(trained: TrainedRun, sniper:
 def browsing(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", dict[str, Any]]]:
     """Start the command, and yield the process and what it printed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from sniper.cli import main; main()", "browse", *map(str, arguments), "--json"],
+        [
+            sys.executable,
+            "-c",
+            "from sniper.cli import main; main()",
+            "browse",
+            *map(str, arguments),
+            "--json",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -165,7 +171,9 @@ def browsing(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", dict
         process.communicate()
 
 
-def test_ctrl_c_ends_it_and_a_second_command_on_its_port_is_refused(folder: Path, sniper: CommandLine) -> None:
+def test_ctrl_c_ends_it_and_a_second_command_on_its_port_is_refused(
+    folder: Path, sniper: CommandLine
+) -> None:
     with browsing(folder / "train.json") as (process, answer):
         assert get(answer["url"], "dataset")["num_images"] == 4
         error = sniper.error("browse", folder / "train.json", "--port", answer["port"])

@@ -55,9 +55,7 @@ def test_no_detections_and_no_objects_match_nothing() -> None:
 
 def match_random(seed: int, *, max_overlaps: int | None) -> PairMatches:
     pair = random_pair(seed, 40, 60, has_equal_scores=False)
-    evaluation = run_coco_eval(
-        pair, max_detections=[1000], iou_thresholds=[0.5], max_overlaps=max_overlaps
-    )
+    evaluation = run_coco_eval(pair, max_detections=[1000], iou_thresholds=[0.5], max_overlaps=max_overlaps)
     assert evaluation.blocks.is_split == (max_overlaps == 0)
     return matches_at(evaluation, pair, iou=0.5)
 
@@ -74,7 +72,9 @@ def test_each_true_positive_names_the_object_that_it_matches(seed: int, max_over
     np.testing.assert_array_equal(truth.labels[objects], pair.labels[is_true])
     overlaps = iou(from_xywh(pair.boxes[is_true]), from_xywh(truth.boxes[objects]))
     assert overlaps.diagonal().min() >= 0.5
-    np.testing.assert_array_equal(matches.object_indices, match_random(seed, max_overlaps=None).object_indices)
+    np.testing.assert_array_equal(
+        matches.object_indices, match_random(seed, max_overlaps=None).object_indices
+    )
 
 
 def test_an_object_is_missed_from_the_score_on_that_found_it() -> None:
@@ -82,7 +82,9 @@ def test_an_object_is_missed_from_the_score_on_that_found_it() -> None:
     for threshold in (0.0, 0.4, 0.8):
         num_missed = int((matches.found_scores < threshold)[~matches.pair.truth.is_crowd].sum())
         kept = matches.is_true_positive & (matches.pair.scores >= threshold)
-        found_from = np.isfinite(matches.found_scores) if threshold == 0.0 else matches.found_scores >= threshold
+        found_from = (
+            np.isfinite(matches.found_scores) if threshold == 0.0 else matches.found_scores >= threshold
+        )
         assert int(found_from.sum()) == int(kept.sum())
         assert num_missed == matches.num_objects - int(kept.sum())
     limited = matches.limit(1)

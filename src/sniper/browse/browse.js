@@ -166,7 +166,7 @@ async function applyFilter() {
     const {images} = await get(`select?${query}`);
     if (selection !== selections) return;
     kept = images;
-    by("kept").textContent = kept.length === data.num_images ? `all ${plural(kept.length, "image")}` : `${kept.length.toLocaleString("en")} of ${plural(data.num_images, "image")}`;
+    by("kept").textContent = kept.length === data.num_images ? plural(kept.length, "image") : `${kept.length.toLocaleString("en")} of ${plural(data.num_images, "image")}`;
     by("filter").querySelectorAll(":invalid").forEach(each => each.setCustomValidity(""));
     if (!kept.length) {
       openings++;

@@ -55,11 +55,16 @@ def choose_chips(
         return None
     if pyramid is not None:
         table = choose_positive_chips(dataset, pyramid, generator=np.random.default_rng(seed))
-        return ChosenChips(pyramid=pyramid, table=table, is_suggested=False, min_visible_side=min_visible_side)
+        return ChosenChips(
+            pyramid=pyramid, table=table, is_suggested=False, min_visible_side=min_visible_side
+        )
     suggestion = suggest_pyramid(boxes, seed=seed)
     assert suggestion is not None  # there is a box to learn from
     return ChosenChips(
-        pyramid=suggestion.pyramid, table=suggestion.table, is_suggested=True, min_visible_side=min_visible_side
+        pyramid=suggestion.pyramid,
+        table=suggestion.table,
+        is_suggested=True,
+        min_visible_side=min_visible_side,
     )
 
 

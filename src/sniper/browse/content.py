@@ -1,4 +1,4 @@
-"""What the page shows on the images: objects, detections with their errors, and chips with the boxes they learn from."""
+"""What is drawn on the images: objects, detections with their errors, and chips with the boxes that they learn from."""
 
 import math
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """Serve the page to this machine alone: on a loopback address, at an address with a random token.
 
 Another web site that a browser has open can send requests to a loopback address, too, and a name of its own may lead
-there (DNS rebinding). A request without the token, or for another host than this machine, is refused. All requests read;
-none writes.
+there (DNS rebinding). A request without the token, or for another host than this machine, is refused. Requests only
+read.
 """
 
 import json
@@ -42,8 +42,13 @@ LOOPBACK = "127.0.0.1"
 """The address that is listened on."""
 
 _HOSTS = (LOOPBACK, "localhost")  # with any port, since a tunnel (ssh -L) may have another one
+_MAX_FIELDS = 20  # of a query
 _IDLE = 60.0  # seconds after which a connection is closed
-_FILES = {"": ("page.html", "text/html"), "browse.css": ("browse.css", "text/css"), "browse.js": ("browse.js", "text/javascript")}
+_FILES = {
+    "": ("page.html", "text/html"),
+    "browse.css": ("browse.css", "text/css"),
+    "browse.js": ("browse.js", "text/javascript"),
+}
 _SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -60,7 +65,15 @@ _COLORS = {
     "missed": PURPLE,
     "crowd": GREY,
     "classes": CLASS_COLORS,
-    "levels": (YELLOW, VERMILION, BLUE, PURPLE, GREEN, ORANGE, SKY_BLUE),  # first those that stand for no match
+    "levels": (
+        YELLOW,
+        VERMILION,
+        BLUE,
+        PURPLE,
+        GREEN,
+        ORANGE,
+        SKY_BLUE,
+    ),  # first those that stand for no match
     "status": {BoxStatus.VALID: SKY_BLUE, BoxStatus.OUT_OF_RANGE: ORANGE, BoxStatus.IGNORE: GREY},
 }
 
@@ -214,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE
     server: BrowseServer
 
-    def do_GET(self) -> None:  # noqa: N802 the name is that of the method
+    def do_GET(self) -> None:
         """Answer a request."""
         try:
             path = self._check()
@@ -229,8 +242,12 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(error, ConnectionError | TimeoutError):
                 raise
             self._send_json({"problem": printable(str(error))}, status=HTTPStatus.UNPROCESSABLE_ENTITY)
+        except Exception:
+            problem = "This is a fault of sniper browse; its terminal has the details."
+            self._send_json({"problem": problem}, status=HTTPStatus.INTERNAL_SERVER_ERROR)
+            raise
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 the name is that of the base class
+    def log_message(self, format: str, *args: Any) -> None:
         """Print nothing: the terminal shows the address and errors alone."""
 
     def _check(self) -> str | None:
@@ -282,7 +299,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def _query(self) -> dict[str, str]:
-        values = parse_qs(urlsplit(self.path).query, max_num_fields=20)
+        try:
+            values = parse_qs(urlsplit(self.path).query, max_num_fields=_MAX_FIELDS)
+        except ValueError as error:
+            raise _Refusal(status=HTTPStatus.BAD_REQUEST, reason=str(error)) from error
         return {name: each[-1] for name, each in values.items()}
 
     def _redirect(self) -> None:
@@ -336,7 +356,9 @@ def _parse_filter(content: Content, query: Mapping[str, str]) -> Filter:
 
     kind = query.get("kind", "all")
     if kind not in KINDS or (kind in ERROR_KINDS and content.detections is None):
-        raise _Refusal(status=HTTPStatus.BAD_REQUEST, reason=f"kind: {kind!r} is not one of the kinds of images")
+        raise _Refusal(
+            status=HTTPStatus.BAD_REQUEST, reason=f"kind: {kind!r} is not one of the kinds of images"
+        )
     chips = content.chips.chips
     return Filter(
         kind=kind,

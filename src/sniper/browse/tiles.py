@@ -19,10 +19,11 @@ from PIL import Image
 
 from sniper.chips import Level, ValidRange
 from sniper.data.datasets import Dataset, ImageRecord
+from sniper.data.datasets.image_files import find_file_problem
 from sniper.data.images.files import ImageReader
 from sniper.data.images.regions import cut_window
 from sniper.data.images.tiff import TiffReader
-from sniper.data.reader import check_record, open_record
+from sniper.data.reader import open_record
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
 from sniper.geometry.boxes import Sides
@@ -36,7 +37,8 @@ MAX_DECODED = 2_000_000_000
 _KEPT_BYTES = 500_000_000  # of images that stay decoded, and of overviews
 _OVERVIEW_BYTES = 64_000_000  # of the overview of an image
 _STRIP = Sides(8192, 512)  # pixels of the image that are read at once for an overview
-_ABANDONED = 5.0  # seconds after which an overview is given up that is no longer asked for
+_ABANDONED = 15.0  # seconds after which an overview is given up that is no longer asked for
+_ALMOST = 0.99  # of an overview that is read, but is not kept yet
 _MAX_THREADS = 4  # that read images
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
@@ -184,7 +186,11 @@ class _OpenImage:
 
     @classmethod
     def of(cls, record: ImageRecord, spec: ReadSpec) -> "_OpenImage":
-        check_record(record)
+        problem = find_file_problem(
+            record.path, record.image_root, spec, expected=record.sides, follow_links=record.follow_links
+        )
+        if problem is not None:
+            raise ImageError(f"{record.file_name}: {problem}")
         reader = open_record(record, spec)
         num_bytes = 3 * reader.width * reader.height
         if isinstance(reader, TiffReader):
@@ -254,13 +260,11 @@ class Overview:
                 return 1.0
             if self._build is None:
                 self._build = _Build()
-                threading.Thread(
-                    target=self._run, args=(self._build,), name="overview", daemon=True
-                ).start()
+                threading.Thread(target=self._run, args=(self._build,), name="overview", daemon=True).start()
             self._build.asked = time.monotonic()
             if self._build.error is not None:
                 raise ImageError(str(self._build.error))
-            return self._build.done
+            return min(self._build.done, _ALMOST)
 
     def largest_reduction(self, limit: int) -> int:
         """See `ImageReader`: it is always read smaller."""

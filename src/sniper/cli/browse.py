@@ -77,10 +77,12 @@ def browse(
             show_default=default("a free one"),
         ),
     ] = 0,
-    open: Annotated[  # noqa: A002 the name of the option
+    open: Annotated[
         bool,
         Parameter(
-            name="--open", help="Open the page in a browser.", show_default=default("where there is a desktop")
+            name="--open",
+            help="Open the page in a browser.",
+            show_default=default("where there is a desktop"),
         ),
     ] = True,
     json: Json = False,
@@ -154,12 +156,16 @@ def _load(
     section = replace(spec.data, on_bad_image="skip", follow_links=follow_links or spec.data.follow_links)
     spec = replace(spec, data=section)
     if _is_run(data):
-        dataset, matched, best = _load_run(data, spec, detections, split=split, drops_duplicates=drops_duplicates)
+        dataset, matched, best = _load_run(
+            data, spec, detections, split=split, drops_duplicates=drops_duplicates
+        )
     else:
         if detections is not None:
             split = scored_split(data, split)
         dataset = load_annotations(data, images=images, split=split, data=spec.data, has_images=True)
-        matched = None if detections is None else _match(detections, dataset, drops_duplicates=drops_duplicates)
+        matched = (
+            None if detections is None else _match(detections, dataset, drops_duplicates=drops_duplicates)
+        )
         best = None
     if not len(dataset):
         raise ConfigError(f"{data}: there is no image to show")
@@ -176,7 +182,12 @@ def _load(
 
 
 def _load_run(
-    folder: Path, spec: "ExperimentSpec", detections: Path | None, *, split: str | None, drops_duplicates: bool
+    folder: Path,
+    spec: "ExperimentSpec",
+    detections: Path | None,
+    *,
+    split: str | None,
+    drops_duplicates: bool,
 ) -> tuple["Dataset", "MatchedDetections | None", float | None]:
     """Load the images of a run, its detections of them, and the score from which it shows detections."""
     from sniper import pipeline
@@ -225,7 +236,9 @@ def _listen(content: "Content", port: int) -> "BrowseServer":
     try:
         return BrowseServer(content, port=port)
     except OSError as error:
-        reason = "is in use by another program" if error.errno == errno.EADDRINUSE else describe_os_error(error)
+        reason = (
+            "is in use by another program" if error.errno == errno.EADDRINUSE else describe_os_error(error)
+        )
         raise ConfigError(
             f"--port {port}: {reason}; name another one, or leave the option out for a free one"
         ) from error
