@@ -20,7 +20,7 @@ let hasOverview = false;
 const shown = {objects: true, detections: true, chips: false, labels: true, kinds: {}, levels: {}};
 const tiles = new Map();                   // by path: a bitmap, or null while it is loaded
 const failed = new Set();
-let loading = 0, drawn = 0, openings = 0, selections = 0;
+let loading = 0, drawn = 0, openings = 0, watches = 0, selections = 0;
 
 async function get(path) {
   let response;
@@ -109,8 +109,8 @@ async function openImage(index, {keepsHash = false} = {}) {
     isFitted = true;
     hasOverview = image.overview === null;
     say(image.problem && `This image cannot be shown. ${image.problem}`);
-    if (!image.problem && !hasOverview) watchOverview(opening);
     by("progress").hidden = true;
+    watchOverview(++watches);
   } else if (chip !== null && !(image.chips && image.chips[chip])) chip = null;
   if (!keepsHash) history.replaceState(null, "", `#${index + 1}`);
   by("name").textContent = image.name;
@@ -121,20 +121,22 @@ async function openImage(index, {keepsHash = false} = {}) {
   update();
 }
 
-async function watchOverview(opening) {
+// Asking again and again keeps the server reading; it gives up soon after the page has left the image.
+async function watchOverview(watch) {
   try {
-    for (;;) {
+    while (!image.problem && !hasOverview) {
       const {done} = await get(`overview/${image.index}`);
-      if (opening !== openings && done < 1) return;
+      if (watch !== watches) return;
       hasOverview = done >= 1;
       by("progress").hidden = hasOverview;
       by("progress").firstElementChild.textContent = `Reading the whole image once: ${Math.round(100 * done)} %. Zoomed in, it can be seen at once.`;
       by("progress").lastElementChild.value = done;
       if (hasOverview) return draw();
       await new Promise(resolve => setTimeout(resolve, POLL));
-      if (opening !== openings) return;
+      if (watch !== watches) return;
     }
   } catch (error) {
+    if (watch !== watches) return;
     by("progress").hidden = true;
     say(`This image cannot be shown. ${error.message}`);
   }
@@ -170,6 +172,7 @@ async function applyFilter() {
     by("filter").querySelectorAll(":invalid").forEach(each => each.setCustomValidity(""));
     if (!kept.length) {
       openings++;
+      watches++;
       image = null;
       marks = [];
       by("name").textContent = by("sides").textContent = "";
@@ -510,7 +513,7 @@ function drawMarks(width, height) {
     context.globalAlpha = fits(mark) || isChosen ? 1 : 0.3;
     const dash = data.has_detections && !isDetection(mark) || mark.crowd ? [6, 4] : [];
     // A found object is a little larger, so that the dashes are not hidden by its detection.
-    const grown = kindOf(mark) === "found" ? [box[0] - 3, box[1] - 3, box[2] + 6, box[3] + 6] : box;
+    const grown = kindOf(mark) === "found" && Math.max(box[2], box[3]) >= 10 ? [box[0] - 3, box[1] - 3, box[2] + 6, box[3] + 6] : box;
     outline(...grown, colorOf(mark), isChosen ? 4 : 2, dash);
     context.globalAlpha = 1;
   }
@@ -518,8 +521,13 @@ function drawMarks(width, height) {
     .map(({mark, box}) => ({box, color: colorOf(mark), text: nameOf(mark)})).reverse(), width, height);
 }
 
-// A dark line below the coloured one keeps it visible on every ground.
+// A dark line below the coloured one keeps it visible on every ground. Tiny boxes are dots.
 function outline(x, y, width, height, color, thickness, dash = []) {
+  if (Math.max(width, height) < 10) {
+    context.fillStyle = color;
+    context.fillRect(x + width / 2 - 2, y + height / 2 - 2, 4, 4);
+    return;
+  }
   context.setLineDash([]);
   context.strokeStyle = "#0009";
   context.lineWidth = thickness + 2;

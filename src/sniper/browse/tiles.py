@@ -66,14 +66,6 @@ class ImageTiles:
         """Return the sides of an image at each zoom; see `list_zooms`."""
         return list_zooms(self._dataset[index].sides)
 
-    def check(self, index: int) -> None:
-        """Open an image.
-
-        Raises:
-            ImageError: if it cannot be read, as far as its header shows.
-        """
-        self._open(index)
-
     def needs_overview(self, index: int) -> int | None:
         """Return the first zoom whose tiles need the overview of an image; None if none does.
 
