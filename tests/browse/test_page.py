@@ -117,7 +117,7 @@ def test_the_page_shows_an_image_with_its_objects_and_errors(page: "Page") -> No
     assert page.locator("#position").input_value() == "1"
     assert page.locator("#total").inner_text() == "of 4"
     assert "<i>annotations</i>" in page.title()
-    texts = ("Objects", "found", "missed", "Detections", "true positives", "false positives")
+    texts = ("Objects", "detected", "missed", "Detections", "true positives", "false positives")
     assert [row(page, text) for text in texts] == ["3", "1", "2", "2", "1", "1"]
     page.locator("#score").fill("0.3")
     assert [row(page, text) for text in texts] == ["3", "2", "1", "3", "2", "1"]

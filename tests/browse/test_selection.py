@@ -131,10 +131,10 @@ def test_detections_agree_with_the_matching_of_each_object() -> None:
     matched = MatchedDetections.of(pair)
     images = np.repeat(np.arange(pair.truth.num_images), np.diff(matched.offsets))
     assert (np.diff(matched.scores)[np.diff(images) == 0] <= 0).all()
-    found = matched.found_scores[np.isfinite(matched.found_scores)]
-    assert len(found) > 5
-    np.testing.assert_array_equal(np.sort(found), np.sort(matched.scores[matched.is_true_positive]))
-    assert not np.isfinite(matched.found_scores[pair.truth.is_crowd]).any()
+    scores = matched.match_scores[np.isfinite(matched.match_scores)]
+    assert len(scores) > 5
+    np.testing.assert_array_equal(np.sort(scores), np.sort(matched.scores[matched.is_true_positive]))
+    assert not np.isfinite(matched.match_scores[pair.truth.is_crowd]).any()
 
 
 def test_without_detections_the_usual_score_is_shown_first(world: Dataset) -> None:
@@ -151,7 +151,7 @@ def test_an_image_is_described_with_objects_errors_and_chips(
         "boxes": [[10, 10, 30, 30], [50, 50, 150, 150]],
         "labels": [0, 1],
         "crowds": [False, False],
-        "found": [None, 0.4],
+        "match_scores": [None, 0.4],
     }
     assert described["detections"] == {
         "boxes": [[50, 50, 150, 150]], "labels": [1], "scores": [0.4], "kinds": ["true"]

@@ -70,7 +70,7 @@ def test_a_data_set_is_served_with_suggested_chips(
 def test_an_experiment_gives_the_chips_and_detections_the_errors(
     folder: Path, sniper: CommandLine, served: list[dict[str, Any]]
 ) -> None:
-    detections = write_detections(folder / "found.json")
+    detections = write_detections(folder / "detections.json")
     options = ("--config", folder / "experiment.yaml", "--detections", detections)
     answer = sniper.json("browse", folder / "train.json", *options)
     assert answer.keys() == {"url", "port", "num_images"}

@@ -77,15 +77,15 @@ def test_each_true_positive_names_the_object_that_it_matches(seed: int, max_over
     )
 
 
-def test_an_object_is_missed_from_the_score_on_that_found_it() -> None:
+def test_an_object_is_missed_above_the_score_of_its_detection() -> None:
     matches = match_random(0, max_overlaps=None)
     for threshold in (0.0, 0.4, 0.8):
-        num_missed = int((matches.found_scores < threshold)[~matches.pair.truth.is_crowd].sum())
+        num_missed = int((matches.match_scores < threshold)[~matches.pair.truth.is_crowd].sum())
         kept = matches.is_true_positive & (matches.pair.scores >= threshold)
-        found_from = (
-            np.isfinite(matches.found_scores) if threshold == 0.0 else matches.found_scores >= threshold
+        is_detected = (
+            np.isfinite(matches.match_scores) if threshold == 0.0 else matches.match_scores >= threshold
         )
-        assert int(found_from.sum()) == int(kept.sum())
+        assert int(is_detected.sum()) == int(kept.sum())
         assert num_missed == matches.num_objects - int(kept.sum())
     limited = matches.limit(1)
     assert (limited.object_indices >= 0).sum() == limited.is_true_positive.sum()

@@ -57,7 +57,7 @@ const isDetection = mark => mark.score !== undefined;
 function listMarks() {
   marks = [];
   const {objects, detections} = image;
-  objects.boxes.forEach((box, i) => marks.push({box, label: objects.labels[i], crowd: objects.crowds[i], found: objects.found && objects.found[i]}));
+  objects.boxes.forEach((box, i) => marks.push({box, label: objects.labels[i], crowd: objects.crowds[i], matched: objects.match_scores && objects.match_scores[i]}));
   if (detections) detections.boxes.forEach((box, i) => marks.push({box, label: detections.labels[i], score: detections.scores[i], match: detections.kinds[i]}));
 }
 
@@ -65,7 +65,7 @@ function kindOf(mark) {
   if (isDetection(mark)) return mark.match;
   if (mark.crowd) return "crowd";
   if (!data.has_detections) return "class";
-  return mark.found !== null && mark.found >= minScore() ? "found" : "missed";
+  return mark.matched !== null && mark.matched >= minScore() ? "detected" : "missed";
 }
 
 function colorOf(mark) {
@@ -79,7 +79,7 @@ function nameOf(mark) {
   return mark.crowd ? `crowd: ${name}` : name;
 }
 
-// A box outside the filter is drawn faintly, so that the others can be found.
+// A box outside the filter is drawn faintly, so that the others stand out.
 function fits(mark) {
   const label = by("class").value, least = number(by("at-least").value), below = number(by("below").value);
   const side = sizeOf(mark.box), level = chips.levels && by("level").value !== "" ? chips.levels[by("level").value] : null;
@@ -208,7 +208,7 @@ function showLegend() {
   const objects = marks.filter(mark => !isDetection(mark)), crowds = count("crowd");
   addRow(legend, {text: data.has_detections ? "Objects, dashed" : "Objects", count: (objects.length - crowds).toLocaleString("en"), isOn: shown.objects, onChange: isOn => { shown.objects = isOn; }});
   if (data.has_detections) {
-    kindRow("found", "found", "dashed");
+    kindRow("detected", "detected", "dashed");
     kindRow("missed", "missed", "dashed");
   } else {
     const counts = new Map();
@@ -263,13 +263,13 @@ function showLevels() {
 }
 
 function orderedMarks() {
-  const order = {missed: 0, false: 1, true: 2, ignored: 4, class: 2, found: 3, crowd: 5};
+  const order = {missed: 0, false: 1, true: 2, ignored: 4, class: 2, detected: 3, crowd: 5};
   return marks.map((mark, index) => ({mark, index})).filter(({mark}) => isShown(mark) && fits(mark))
     .sort((a, b) => order[kindOf(a.mark)] - order[kindOf(b.mark)] || (b.mark.score || 0) - (a.mark.score || 0) || a.index - b.index);
 }
 
 function showBoxes() {
-  const list = by("boxes"), ordered = orderedMarks(), words = {missed: "missed", false: "false positive", true: "true positive", ignored: "in a crowd", found: "found"};
+  const list = by("boxes"), ordered = orderedMarks(), words = {missed: "missed", false: "false positive", true: "true positive", ignored: "in a crowd", detected: "detected"};
   list.replaceChildren(...ordered.slice(0, MAX_LISTED).map(({mark, index}) => {
     const swatch = make("span", {className: `swatch${isDetection(mark) || !data.has_detections ? "" : " dashed"}`});
     swatch.style.borderColor = colorOf(mark);
@@ -285,7 +285,7 @@ function showBoxes() {
 }
 
 function update() {
-  by("score-value").textContent = minScore().toFixed(2);
+  by("score-value").textContent = minScore().toFixed(3).replace(/0$/, "");
   by("show-chips").checked = shown.chips;
   by("show-labels").checked = shown.labels;
   showLegend();
@@ -512,12 +512,12 @@ function drawMarks(width, height) {
     const isChosen = index === selected;
     context.globalAlpha = fits(mark) || isChosen ? 1 : 0.3;
     const dash = data.has_detections && !isDetection(mark) || mark.crowd ? [6, 4] : [];
-    // A found object is a little larger, so that the dashes are not hidden by its detection.
-    const grown = kindOf(mark) === "found" && Math.max(box[2], box[3]) >= 10 ? [box[0] - 3, box[1] - 3, box[2] + 6, box[3] + 6] : box;
+    // A detected object is a little larger, so that the dashes are not hidden by its detection.
+    const grown = kindOf(mark) === "detected" && Math.max(box[2], box[3]) >= 10 ? [box[0] - 3, box[1] - 3, box[2] + 6, box[3] + 6] : box;
     outline(...grown, colorOf(mark), isChosen ? 4 : 2, dash);
     context.globalAlpha = 1;
   }
-  drawLabels(visible.filter(({mark, index}) => fits(mark) && kindOf(mark) !== "found" || index === selected)
+  drawLabels(visible.filter(({mark, index}) => fits(mark) && kindOf(mark) !== "detected" || index === selected)
     .map(({mark, box}) => ({box, color: colorOf(mark), text: nameOf(mark)})).reverse(), width, height);
 }
 

@@ -33,7 +33,7 @@ class MatchedDetections:
         scores: (n,) of the detections.
         is_true_positive: (n,) whether each matches an object.
         is_false_positive: (n,) whether each matches nothing; others lie in crowds and are ignored.
-        found_scores: (k,) for each object of the data set, the score of the detection that matches it; -inf if none
+        match_scores: (k,) for each object of the data set, the score of the detection that matches it; -inf if none
             does.
         best_score: from which on F1 is best; 0.3 where no detection matches an object.
     """
@@ -44,7 +44,7 @@ class MatchedDetections:
     scores: Float[np.ndarray, " n"]
     is_true_positive: Bool[np.ndarray, " n"]
     is_false_positive: Bool[np.ndarray, " n"]
-    found_scores: Float[np.ndarray, " k"]
+    match_scores: Float[np.ndarray, " k"]
     best_score: float
 
     @classmethod
@@ -61,7 +61,7 @@ class MatchedDetections:
             scores=pair.scores[order],
             is_true_positive=matches.is_true_positive[order],
             is_false_positive=matches.is_false_positive[order],
-            found_scores=matches.found_scores,
+            match_scores=matches.match_scores,
             best_score=DEFAULT_MIN_SCORE if math.isnan(best) else best,
         )
 
@@ -83,16 +83,16 @@ def describe_image(
     """
     record = dataset[index]
     rows = dataset.boxes_of(index)
-    found = None
+    match_scores = None
     if detections is not None:
-        scores = detections.found_scores[rows]
-        found = [score if math.isfinite(score) else None for score in scores.tolist()]
+        scores = detections.match_scores[rows].tolist()
+        match_scores = [score if math.isfinite(score) else None for score in scores]
     content: dict[str, Any] = {
         "objects": {
             "boxes": _rounded(record.boxes),
             "labels": record.labels.tolist(),
             "crowds": record.is_crowd.tolist(),
-            "found": found,
+            "match_scores": match_scores,
         },
         "detections": None if detections is None else _describe_detections(detections, index),
     }
@@ -107,7 +107,7 @@ def _describe_detections(detections: MatchedDetections, index: int) -> dict[str,
     return {
         "boxes": _rounded(detections.boxes[rows]),
         "labels": detections.labels[rows].tolist(),
-        "scores": detections.scores[rows].round(4).tolist(),
+        "scores": detections.scores[rows].tolist(),
         "kinds": np.where(detections.is_true_positive[rows], "true", kinds).tolist(),
     }
 

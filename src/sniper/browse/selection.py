@@ -97,7 +97,7 @@ def _counts(
     if chosen.kind == "all":
         return has_object | _any(is_shown, detections.offsets)
     has_false = _any(is_shown & detections.is_false_positive, detections.offsets)
-    has_missed = _any(is_object & (detections.found_scores < chosen.min_score), dataset.offsets)
+    has_missed = _any(is_object & (detections.match_scores < chosen.min_score), dataset.offsets)
     return {
         "errors": has_false | has_missed,
         "false": has_false,

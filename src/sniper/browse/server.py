@@ -61,7 +61,7 @@ _COLORS = {
     "true": SKY_BLUE,
     "false": ORANGE,
     "ignored": GREY,
-    "found": GREEN,
+    "detected": GREEN,
     "missed": PURPLE,
     "crowd": GREY,
     "classes": CLASS_COLORS,

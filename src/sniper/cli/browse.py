@@ -209,12 +209,8 @@ def _load_run(
                 try:
                     matched = _match(path, dataset, drops_duplicates=drops_duplicates)
                 except DetectionsError as error:
-                    print_warnings(
-                        [
-                            f"{error}; they are not shown. If they are of other images than the run's: sniper browse DATA "
-                            f"--detections {path}"
-                        ]
-                    )
+                    advice = f"for other images than the run's: sniper browse DATA --detections {path}"
+                    print_warnings([f"{error}; they are not shown ({advice})"])
     calibration = load_calibration(Run(folder))
     return dataset, matched, None if calibration is None else calibration.min_score
 

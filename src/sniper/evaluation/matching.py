@@ -145,7 +145,7 @@ class PairMatches:
         )
 
     @property
-    def found_scores(self) -> Float[np.ndarray, " m"]:
+    def match_scores(self) -> Float[np.ndarray, " m"]:
         """The score of the detection that matches each object; -inf for objects that none matches, and for crowds.
 
         A detection is matched before all with lower scores, so an object is missed from a threshold on exactly if its
