@@ -6,6 +6,7 @@ read.
 """
 
 import json
+import math
 import re
 import secrets
 import socketserver
@@ -16,7 +17,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from sniper.browse.chips import ChipChooser
 from sniper.browse.content import MatchedDetections, describe_image
@@ -65,15 +66,8 @@ _COLORS = {
     "missed": PURPLE,
     "crowd": GREY,
     "classes": CLASS_COLORS,
-    "levels": (
-        YELLOW,
-        VERMILION,
-        BLUE,
-        PURPLE,
-        GREEN,
-        ORANGE,
-        SKY_BLUE,
-    ),  # first those that stand for no match
+    # First those that stand for no match.
+    "levels": (YELLOW, VERMILION, BLUE, PURPLE, GREEN, ORANGE, SKY_BLUE),
     "status": {BoxStatus.VALID: SKY_BLUE, BoxStatus.OUT_OF_RANGE: ORANGE, BoxStatus.IGNORE: GREY},
 }
 
@@ -116,7 +110,6 @@ class Content:
         state, chips = self.chips.state, self.chips.chips
         if state != "ready" or chips is None:
             return {"state": state, "problem": printable(self.chips.problem)}
-        counts = chips.table.chips_per_level.tolist()
         return {
             "state": state,
             "size": chips.pyramid.chip_size,
@@ -126,10 +119,9 @@ class Content:
                     "name": resize_rule(level),
                     "sizes": level.valid_range.describe(),
                     "at_least": level.at_least,
-                    "below": None if level.below == float("inf") else level.below,
-                    "num_chips": count,
+                    "below": None if level.below == math.inf else level.below,
                 }
-                for level, count in zip(chips.pyramid.levels, counts, strict=True)
+                for level in chips.pyramid.levels
             ],
         }
 
@@ -138,7 +130,6 @@ class Content:
         record = self.dataset[index]
         facts: dict[str, Any] = {
             "name": printable(record.file_name),
-            "id": record.image_id if isinstance(record.image_id, str) else str(record.image_id),
             "width": record.width,
             "height": record.height,
             "zooms": self.tiles.zooms(index),
@@ -211,7 +202,7 @@ class BrowseServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Refusal(Exception):
     """A request that is not answered with content."""
 
@@ -261,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(
                 status=HTTPStatus.FORBIDDEN, reason=f"expected the host {' or '.join(_HOSTS)} in the address"
             )
-        first, separator, path = urlsplit(self.path).path.removeprefix("/").partition("/")
+        first, separator, path = self.path.partition("?")[0].removeprefix("/").partition("/")
         if secrets.compare_digest(first.encode(), self.server.token.encode()):
             if not separator:
                 self._redirect()
@@ -300,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
     @property
     def _query(self) -> dict[str, str]:
         try:
-            values = parse_qs(urlsplit(self.path).query, max_num_fields=_MAX_FIELDS)
+            values = parse_qs(self.path.partition("?")[2], max_num_fields=_MAX_FIELDS)
         except ValueError as error:
             raise _Refusal(status=HTTPStatus.BAD_REQUEST, reason=str(error)) from error
         return {name: each[-1] for name, each in values.items()}
@@ -342,7 +333,7 @@ def _parse_filter(content: Content, query: Mapping[str, str]) -> Filter:
         _Refusal: naming the value that is not as expected.
     """
 
-    def number(name: str, convert: Callable[[str], Any], default: Any, *, below: float = float("inf")) -> Any:
+    def number(name: str, convert: Callable[[str], Any], default: Any, *, below: float = math.inf) -> Any:
         text = query.get(name, "")
         if not text:
             return default
@@ -364,7 +355,7 @@ def _parse_filter(content: Content, query: Mapping[str, str]) -> Filter:
         kind=kind,
         label=number("class", int, None, below=len(content.dataset.categories)),
         at_least=number("at_least", float, 0.0),
-        below=number("below", float, float("inf")),
+        below=number("below", float, math.inf),
         level=number("level", int, None, below=0 if chips is None else len(chips.pyramid.levels)),
         name=query.get("name", ""),
         min_score=number("min_score", float, content.min_score, below=1.0 + 1e-9),
