@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -28,7 +28,7 @@ PYRAMID = PyramidSpec(
 def write_coco(
     folder: Path,
     sides: Mapping[str, tuple[int, int]],
-    boxes: Mapping[str, list[tuple[float, ...]]],
+    boxes: Mapping[str, Sequence[tuple[float, ...]]],
     *,
     crowds: Mapping[str, list[int]] | None = None,
 ) -> Path:

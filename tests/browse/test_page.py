@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from PIL import Image
@@ -226,7 +226,9 @@ def test_the_mouse_zooms_moves_and_selects(page: "Page") -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_a_phone_in_both_schemes(browser: "Browser", client: Client, scheme: str) -> None:
+def test_the_page_fits_a_phone_in_both_schemes(
+    browser: "Browser", client: Client, scheme: Literal["light", "dark"]
+) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme, has_touch=True)
     page = context.new_page()
     page.set_default_timeout(TIMEOUT)

@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sniper.browse import server as server_module
+from sniper.browse.chips import ChipChooser
 from sniper.browse.server import BrowseServer
 from sniper.data.spec import ReadSpec
 from tests.browse.data import Client, load, match, noise, serving, write_coco
@@ -245,7 +246,7 @@ def test_errors_of_a_filter_need_detections(folder: Path) -> None:
 
 
 def test_chips_that_are_not_chosen_yet_are_reported_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module.ChipChooser, "state", "choosing")
+    monkeypatch.setattr(ChipChooser, "state", "choosing")
     with serving(load(folder / "annotations.json")) as client:
         assert client.get("chips").json == {"state": "choosing", "problem": ""}
         assert client.get("select?level=0").status in (200, 400)
@@ -261,7 +262,11 @@ def test_a_fault_is_printed_and_ends_one_request_alone(
     answer = client.get("tile/0/0/0/0")
     assert answer.status == 500
     assert "its terminal has the details" in answer.json["problem"]
-    assert "RuntimeError: a fault" in capsys.readouterr().err
+    printed = ""
+    deadline = time.monotonic() + 30
+    while "RuntimeError: a fault" not in printed:  # it is printed after the answer
+        assert time.monotonic() < deadline
+        printed += capsys.readouterr().err
     assert client.get("dataset").status == 200
 
 

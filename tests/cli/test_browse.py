@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -104,13 +105,20 @@ def test_a_browser_is_opened_where_there_is_a_desktop(
     folder: Path, sniper: CommandLine, served: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", opened.append)
+    called = threading.Event()
+
+    def record(url: str) -> None:
+        opened.append(url)
+        called.set()
+
+    monkeypatch.setattr("webbrowser.open", record)
     token = sniper.json("browse", folder / "train.json")["url"].split("/")[3]
     assert opened == []
     monkeypatch.setenv("DISPLAY", ":0")
     sniper.text("browse", folder / "train.json", "--no-open")
     assert opened == []
     sniper.text("browse", folder / "train.json")
+    assert called.wait(30)
     (url,) = opened
     assert "/launch/" in url
     assert token not in url  # other users can read command lines
@@ -120,7 +128,10 @@ def test_a_browser_is_opened_where_there_is_a_desktop(
     ("arguments", "message"),
     [
         ("none.json", "none.json: "),
-        ("train.json --min-score 0.5", "--min-score requires --detections, or the folder of a run"),
+        (
+            "train.json --min-score 0.5",
+            "--min-score 0.5: there are no detections; name some with --detections",
+        ),
         ("train.json --detections other.json", "no image has id 99 (1 detection)"),
         ("train.json --detections train.json", "train.json: expected a list of detections"),
         ("train.json --port 70000", "<= 65535"),

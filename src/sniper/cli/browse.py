@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,8 +93,6 @@ def browse(
     Serves a page to this machine alone, at an address with a random token, until Ctrl-C. Large TIFFs are read in
     windows. The page lists its keys.
     """
-    if min_score is not None and detections is None and not _is_run(data):
-        raise ConfigError("--min-score requires --detections, or the folder of a run")
     with console.status("reading the data set"):
         content = _load(
             data,
@@ -118,7 +117,8 @@ def browse(
         if open and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             import webbrowser
 
-            webbrowser.open(server.launch_url)
+            # In a thread, since a browser of the terminal returns only when it is closed.
+            threading.Thread(target=webbrowser.open, args=(server.launch_url,), daemon=True).start()
         with announce_compilation():
             server.serve_forever()
     finally:
@@ -169,6 +169,8 @@ def _load(
         best = None
     if not len(dataset):
         raise ConfigError(f"{data}: there is no image to show")
+    if min_score is not None and matched is None:
+        raise ConfigError(f"--min-score {min_score:g}: there are no detections; name some with --detections")
     scores = (min_score, best, None if matched is None else matched.best_score, 0.0)
     pyramid = None if config is None and not _is_run(data) else spec.pyramid
     return Content(
