@@ -112,12 +112,13 @@ def test_a_browser_is_opened_where_there_is_a_desktop(
         called.set()
 
     monkeypatch.setattr("webbrowser.open", record)
-    token = sniper.json("browse", folder / "train.json")["url"].split("/")[3]
+    arguments = ("browse", folder / "train.json", "--config", folder / "experiment.yaml")
+    token = sniper.json(*arguments)["url"].split("/")[3]
     assert opened == []
     monkeypatch.setenv("DISPLAY", ":0")
-    sniper.text("browse", folder / "train.json", "--no-open")
+    sniper.text(*arguments, "--no-open")
     assert opened == []
-    sniper.text("browse", folder / "train.json")
+    sniper.text(*arguments)
     assert called.wait(30)
     (url,) = opened
     assert "/launch/" in url
