@@ -165,7 +165,7 @@ def test_an_image_is_shown_in_its_exif_orientation(client: Client) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("deep.png", "intensity_range"),
+        ("deep.png", "data.read.intensity_range: [0, 65535] (sniper browse --config FILE)"),
         ("text.png", "cannot be read as an image"),
         ("missing.png", "does not exist"),
         ("other_sides.png", "has 90x60 pixels, but the annotations say 91x60"),

@@ -271,7 +271,7 @@ function orderedMarks() {
 function showBoxes() {
   const list = by("boxes"), ordered = orderedMarks(), words = {missed: "missed", false: "false positive", true: "true positive", ignored: "in a crowd", detected: "detected"};
   list.replaceChildren(...ordered.slice(0, MAX_LISTED).map(({mark, index}) => {
-    const swatch = make("span", {className: `swatch${isDetection(mark) || !data.has_detections ? "" : " dashed"}`});
+    const swatch = make("span", {className: `swatch${isDetection(mark) || !data.has_detections && !mark.crowd ? "" : " dashed"}`});
     swatch.style.borderColor = colorOf(mark);
     const word = words[kindOf(mark)], side = sizeOf(mark.box);
     const button = make("button", {type: "button"}, swatch, make("span", {textContent: nameOf(mark), title: word || ""}),

@@ -322,8 +322,9 @@ def _asset(name: str) -> bytes:
 
 
 def _explain(error: SniperError | MemoryError) -> str:
-    """Return a problem in words."""
-    return printable(str(error)) or "there is not enough memory for this image"
+    """Return a problem in words, and how a field of an experiment that it names is set."""
+    text = printable(str(error)) or "there is not enough memory for this image"
+    return f"{text} (sniper browse --config FILE)" if "data.read." in text else text
 
 
 def _parse_filter(content: Content, query: Mapping[str, str]) -> Filter:
