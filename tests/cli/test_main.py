@@ -15,7 +15,7 @@ from sniper.cli import run
 from sniper.cli.progress import ProgressBars
 from tests.cli.commands import SNIPER, CommandLine
 
-COMMANDS = ("plan", "check", "chips", "train", "mine", "predict", "evaluate", "recipes", "demo")
+COMMANDS = ("plan", "check", "browse", "chips", "train", "mine", "predict", "evaluate", "recipes", "demo")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])

@@ -102,7 +102,7 @@ MISTAKES = [
     ("predict train.json run", "train.json: there is no run; expected its folder, not a file"),
     ("evaluate train.json run", "run: the folder of a run comes first: sniper evaluate run train.json"),
     ("evaluate train.json train.json --conf 0.5", "--conf: no such option; use --min-score"),
-    ("recipes --conf 0.5", "no such option; sniper predict and evaluate have --min-score"),
+    ("recipes --conf 0.5", "no such option; sniper browse, predict and evaluate have --min-score"),
     ("evaluate train.json train.json --max-det 9", "--max-det: no such option; use --max-detections"),
     ("evaluate --gt train.json --dt d.json", "--gt: no such option; use ANNOTATIONS (sniper evaluate"),
     ("evaluate train.json train.json extra", "extra: expected one data set, after train.json"),

@@ -29,6 +29,7 @@ from cyclopts import (
 from rich.console import Console
 
 from sniper import __version__
+from sniper.cli.browse import browse
 from sniper.cli.check import check
 from sniper.cli.chips import chips
 from sniper.cli.convert import convert
@@ -68,6 +69,7 @@ app = App(
 _COMMANDS: dict[Callable[..., None], str] = {
     plan: "ANNOTATIONS",
     check: "ANNOTATIONS",
+    browse: "DATA",
     convert: "SOURCE OUT --to FORMAT",
     chips: "ANNOTATIONS",
     train: "DATA [--SECTION.FIELD VALUE]...",

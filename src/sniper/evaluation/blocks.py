@@ -34,12 +34,14 @@ class MatchingBlocks:
     Attributes:
         pair: the images or blocks, as images; only detections that count.
         rows: (n,) the index of each detection in the original pair.
+        object_rows: (m,) the index of each object in the original ground truth.
         images: (b,) the image of each block, as an index of the original pair.
         is_split: whether they are blocks. Numbers that are limited for each image then refer to blocks.
     """
 
     pair: EvaluationPair
     rows: Int[np.ndarray, " n"]
+    object_rows: Int[np.ndarray, " m"]
     images: Int[np.ndarray, " b"]
     is_split: bool
 
@@ -67,7 +69,11 @@ def split_crowded(
     max_overlaps = MAX_OVERLAPS if max_overlaps is None else max_overlaps
     groups = _Groups.of(pair, use_categories=use_categories)
     everything = MatchingBlocks(
-        pair=pair, rows=np.arange(len(pair)), images=np.arange(pair.truth.num_images), is_split=False
+        pair=pair,
+        rows=np.arange(len(pair)),
+        object_rows=np.arange(len(pair.truth.labels)),
+        images=np.arange(pair.truth.num_images),
+        is_split=False,
     )
     if groups.num_overlaps() <= max_overlaps:
         return everything
@@ -172,6 +178,7 @@ def _split(kept: MatchingBlocks, groups: _Groups, *, iou: float, use_categories:
             scores=_rank_scores(pair, use_categories=use_categories),
         ),
         rows=kept.rows,
+        object_rows=rows,
         images=images,
         is_split=True,
     )

@@ -115,12 +115,14 @@ class PairMatches:
         iou: least overlap of a match.
         is_true_positive: (n,) whether each detection matches an object.
         is_false_positive: (n,) whether each detection matches nothing.
+        object_indices: (n,) the object of the ground truth that each true positive matches; -1 for others.
     """
 
     pair: EvaluationPair
     iou: float
     is_true_positive: Bool[np.ndarray, " n"]
     is_false_positive: Bool[np.ndarray, " n"]
+    object_indices: Int[np.ndarray, " n"]
 
     @property
     def num_objects(self) -> int:
@@ -139,7 +141,20 @@ class PairMatches:
             self,
             is_true_positive=self.is_true_positive & is_best,
             is_false_positive=self.is_false_positive & is_best,
+            object_indices=np.where(is_best, self.object_indices, -1),
         )
+
+    @property
+    def match_scores(self) -> Float[np.ndarray, " m"]:
+        """The score of the detection that matches each object; -inf for objects that none matches, and for crowds.
+
+        A detection is matched before all with lower scores, so an object is missed from a threshold on exactly if its
+        score is below that threshold.
+        """
+        scores = np.full(len(self.pair.truth.labels), -math.inf)
+        is_true = self.is_true_positive
+        scores[self.object_indices[is_true]] = self.pair.scores[is_true]
+        return scores
 
     def count_by_score(
         self,
@@ -181,9 +196,8 @@ def matches_at(evaluation: COCOEvaluation, pair: EvaluationPair, *, iou: float) 
         iou: the threshold.
     """
     # Candidates for wrong labels are not needed: no detection has a score of infinity.
-    states = evaluation.result.image_diagnostics(iou_thr=iou, score_thr=math.inf)[
-        "dt_status"
-    ]  # without those ignored
+    diagnostics = evaluation.result.image_diagnostics(iou_thr=iou, score_thr=math.inf)
+    states = diagnostics["dt_status"]  # without those ignored
     numbers = np.fromiter(states, dtype=np.int64, count=len(states))
     indices = evaluation.blocks.rows[numbers - 1]  # hotcoco numbers detections from 1
     is_true = np.fromiter(map("tp".__eq__, states.values()), dtype=np.bool_, count=len(states))
@@ -192,8 +206,22 @@ def matches_at(evaluation: COCOEvaluation, pair: EvaluationPair, *, iou: float) 
     is_true_positive[indices] = is_true
     is_false_positive[indices] = ~is_true
     return PairMatches(
-        pair=pair, iou=iou, is_true_positive=is_true_positive, is_false_positive=is_false_positive
+        pair=pair,
+        iou=iou,
+        is_true_positive=is_true_positive,
+        is_false_positive=is_false_positive,
+        object_indices=_matched_objects(diagnostics["dt_match"], evaluation, is_true_positive),
     )
+
+
+def _matched_objects(
+    matches: Mapping[int, int], evaluation: COCOEvaluation, is_true_positive: Bool[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """Return the object that each true positive matches, by hotcoco's numbers of both, which count from 1."""
+    numbers = np.array([*matches.items()], dtype=np.int64).reshape(-1, 2)
+    objects = np.full(len(is_true_positive), -1)
+    objects[evaluation.blocks.rows[numbers[:, 0] - 1]] = evaluation.blocks.object_rows[numbers[:, 1] - 1]
+    return np.where(is_true_positive, objects, -1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
