@@ -366,7 +366,7 @@ def test_training_in_python_mines_and_scores_as_configured(spec: ExperimentSpec,
         overrides={"train.evaluate_every": 1},
         callbacks=dataclasses.replace(
             stages.callbacks,
-            on_scores=lambda epoch, named: scores.append(named["ap"]),
+            on_scores=lambda report: scores.append(report.scores["ap"]),
             on_warning=warnings.append,
         ),
     )
@@ -398,7 +398,7 @@ def test_what_is_to_be_done_is_reported_before_it_is_done(spec: ExperimentSpec, 
         stages.callbacks,
         on_start=start,
         on_evaluation=lambda *counts: searched.append(counts),
-        on_scores=lambda _, named: scores.append(named),
+        on_scores=lambda report: scores.append(report.scores),
     )
     overrides = {"train.evaluate_every": 1, "train.evaluate_images": 3, "train.epochs": 2.0}
     run = sniper.train(spec, run=tmp_path / "run", device="cpu", overrides=overrides, callbacks=callbacks)
