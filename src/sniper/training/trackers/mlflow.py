@@ -46,7 +46,7 @@ class MLflow:
             run = self._continue_run(state.get("run_id", self._run_id), start)
         # A server's address may have a password in it, and is set anyway.
         store = {} if has_uri else {"store": uri}
-        return {"run_id": self._run_id, **store}, f"run {self._run_id} of experiment {run.info.experiment_id}"
+        return {"run_id": self._run_id, **store}, f"run {run.info.run_name}, {self._run_id}"
 
     def write(self, part: str, entries: Sequence[Entry], *, after: int) -> None:
         """Record lines of the metrics."""
@@ -94,7 +94,7 @@ class MLflow:
 
 def _origin_tags(start: StartReport) -> dict[str, str]:
     """Return tags of where a run comes from, under MLflow's names where its pages show them."""
-    origin: dict[str, Any] = {f"sniper.{name}": value for name, value in start.origin.items()}
+    origin: dict[str, Any] = {f"origin.{name}": value for name, value in start.origin.items()}
     shown = {"mlflow.source.name": "command", "mlflow.source.git.commit": "git_commit"}
     origin |= {tag: start.origin[name] for tag, name in shown.items() if name in start.origin}
     return origin | {"mlflow.source.type": "LOCAL", "sniper.run": str(start.folder.absolute())}

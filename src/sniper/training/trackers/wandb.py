@@ -56,7 +56,8 @@ class WandB:
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         folder = Path(self._run.dir).parent
-        return {"id": self._run.id}, self._run.url or f"recorded offline; to upload: wandb sync {folder}"
+        where = f"recorded offline; to upload: wandb sync {folder}" if self._run.offline else self._run.url
+        return {"id": self._run.id}, where or f"not recorded, by WANDB_MODE={self._run.settings.mode}"
 
     def write(self, part: str, entries: Sequence[Entry], *, after: int) -> None:
         """Hand lines of the metrics to the process of W&B, which outlives this one."""
