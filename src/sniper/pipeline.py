@@ -264,7 +264,8 @@ def _tracking(
 ) -> Iterator[Callbacks]:
     """Add the trackers of an experiment to the callbacks, in the first process, and report the end of the block."""
     if processes.is_first and spec.train.trackers:
-        callbacks = Callbacks.of([callbacks, *build_trackers(spec.train.trackers, callbacks)])
+        # First, so that an exception in a callback of a user leaves them complete.
+        callbacks = Callbacks.of([*build_trackers(spec.train.trackers, callbacks), callbacks])
     try:
         yield callbacks
     except BaseException as error:

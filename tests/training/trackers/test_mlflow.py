@@ -8,7 +8,7 @@ import pytest
 
 from sniper.training.callbacks import Callbacks
 from sniper.training.trackers import build_trackers
-from tests.training.trackers.reports import CONFIG, WrittenRun
+from tests.training.trackers.reports import WrittenRun
 
 pytest.importorskip("sqlalchemy")
 mlflow: Any = pytest.importorskip("mlflow")
@@ -99,5 +99,4 @@ def test_a_server_that_does_not_answer_is_given_up_in_seconds(
     assert time.monotonic() - started < 60
     assert len(warnings) == 1
     assert "secret" not in warnings[0]
-    assert run.start(track(warnings), config=CONFIG) is None
     assert not (tmp_path / "trackers").exists()

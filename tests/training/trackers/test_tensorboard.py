@@ -16,7 +16,7 @@ def track() -> Callbacks:
     return Callbacks.of(build_trackers(("tensorboard",), Callbacks(on_warning=pytest.fail)))
 
 
-def points_of(folder: Path, name: str) -> list[tuple[int, float]]:
+def points_of(folder: Path, name: str) -> list[tuple[int, Any]]:
     board = events.EventAccumulator(str(folder / "tensorboard")).Reload()
     return [(point.step, point.value) for point in board.Scalars(name)]
 

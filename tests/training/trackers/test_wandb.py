@@ -60,6 +60,7 @@ def test_a_killed_training_and_the_resumed_one_are_one_run(
     run.step(resumed, 3)
     run.scores(resumed, 3, ap=0.5)
     run.end(resumed)
+    import_module("wandb").teardown()  # wait for its process, which writes the files
     first, second = (
         list(read_records(path)) for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     )

@@ -58,7 +58,9 @@ class MLflow:
         ]
         with _impatient():
             for first in range(0, len(metrics), _MAX_METRICS):
-                self._client.log_batch(self._run_id, metrics=metrics[first : first + _MAX_METRICS])
+                self._client.log_batch(
+                    self._run_id, metrics=metrics[first : first + _MAX_METRICS], synchronous=True
+                )
 
     def close(self, end: EndReport) -> None:
         """Record the weights to predict with, and how the training ended."""

@@ -1,6 +1,7 @@
 """Send the metrics of a run to a service: without gaps if the run is resumed, and without ending it if that fails."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from sniper.training.callbacks import EndReport, ScoresReport, StartReport, Step
 
 SECONDS_BETWEEN = 5.0  # in which steps are collected, so that a slow service does not slow the training
 _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 960.0  # seconds without an attempt after a failure; doubled each time
+
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # in the address of a server
 
 Entry = Mapping[str, Any]
 
@@ -163,7 +166,7 @@ class Tracking:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             if not self._has_warned:
                 self._has_warned = True
-                reason = " ".join(f"{error}".split()) or type(error).__name__
+                reason = _PASSWORD.sub("...", " ".join(str(error).split())) or type(error).__name__
                 self._on_warning(
                     f"{self._service.name}: the run cannot be recorded there ({reason}); training goes on, it is tried "
                     "again from time to time, and all numbers are in metrics.jsonl"
