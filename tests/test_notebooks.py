@@ -1,6 +1,7 @@
 """The notebooks run in a fresh folder, as they are stored, and show their pictures."""
 
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ def test_a_notebook_runs_in_a_fresh_folder(
     source = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
     monkeypatch.setenv("PYTHONPATH", source)
     notebook = read(path)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     client.NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 180  # on one core, whatever else it does
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [
         output
