@@ -42,7 +42,9 @@ def test_a_notebook_runs_in_a_fresh_folder(
     client.NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 180  # on one core, whatever else it does
+    assert (
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 180
+    )  # on one core, whatever else it does
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [
         output

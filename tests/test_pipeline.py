@@ -499,16 +499,6 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_the_name_of_a_tracker_is_no_package(
-    plain: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "wandb").mkdir()
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), str(Path(sniper.__file__).parents[1])])
-    with pytest.raises(ConfigError, match="Weights & Biases is not installed"):
-        sniper.train(plain, run=tmp_path / "run", overrides={"train.trackers": ["wandb"]})
-
-
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_killed_run_and_the_resumed_one_are_tracked_as_one(
