@@ -444,6 +444,12 @@ class Listener:
         self.end = report
 
 
+class Unfinished(Listener):
+    """A tracker one of whose names is no method."""
+
+    on_scores: Any = None
+
+
 @pytest.mark.filterwarnings("ignore:.*of data.test are in data.train too")
 def test_a_tracker_is_told_of_steps_scores_and_the_end(plain: ExperimentSpec, tmp_path: Path) -> None:
     listener = Listener()
@@ -481,11 +487,11 @@ def test_an_exception_of_a_users_tracker_ends_the_training_after_its_step_is_sav
         assert listener.end.step == 1
 
 
-def test_a_tracker_that_lacks_a_method_is_refused_before_the_run(
+def test_an_object_that_is_no_tracker_is_refused_before_the_run(
     plain: ExperimentSpec, tmp_path: Path
 ) -> None:
-    with pytest.raises(TypeError, match="str has no on_step"):
-        sniper.train(plain, run=tmp_path / "run", callbacks=["print"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="Unfinished has no on_scores"):
+        sniper.train(plain, run=tmp_path / "run", callbacks=[Unfinished()])
     assert not (tmp_path / "run").exists()
 
 

@@ -58,11 +58,17 @@ def test_warnings_go_to_those_who_take_them_or_to_python() -> None:
 
 
 def test_an_object_that_is_no_tracker_is_refused() -> None:
+    class Unfinished(Listener):
+        on_step: Any = None
+        on_end: Any = None
+
     class Misspelt(Listener):
         def on_epochs(self, report: object) -> None: ...
 
-    with pytest.raises(TypeError, match=r"function has no on_step and no on_scores and no on_end; expected "):
-        Callbacks.of([Callbacks(), lambda report: None])  # type: ignore[list-item]
+    with pytest.raises(
+        TypeError, match=r"Unfinished has no on_step and no on_end; expected sniper\.Callbacks,"
+    ):
+        Callbacks.of([Callbacks(), Unfinished([])])
     with pytest.raises(
         TypeError, match=r"Misspelt\.on_epochs is never called; known are on_step, on_scores, on_end,"
     ):
