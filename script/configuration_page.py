@@ -127,7 +127,7 @@ def _default(field: Field[Any]) -> str:
         raise ValueError(f"{field.name} has no default")
     if is_dataclass(field.default):
         return ""
-    if isinstance(field.default, tuple) and is_dataclass(field.default[0]):
+    if isinstance(field.default, tuple) and field.default and is_dataclass(field.default[0]):
         return "<br>".join(f"`{_to_yaml(value)}`" for value in field.default)
     return f"`{_to_yaml(field.default)}`"
 

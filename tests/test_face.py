@@ -28,6 +28,7 @@ NAMES = [
     "Run",
     "SniperError",
     "SourceSpec",
+    "Tracker",
     "TrainSpec",
     "collate",
     "evaluate",

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import sniper
 from sniper import pipeline
@@ -26,7 +28,7 @@ from sniper.models.spec import BackboneSpec
 from sniper.pipeline import run_stages, train
 from sniper.runs.lock import lock_folder
 from sniper.runs.run import Run
-from sniper.training.callbacks import Callbacks, StartReport, StepReport
+from sniper.training.callbacks import Callbacks, EndReport, ScoresReport, StartReport, StepReport
 from tests.data.tiny import write_dataset
 from tests.runs.locks import held_by_another_thread, identities
 from tests.training.experiments import (
@@ -366,7 +368,7 @@ def test_training_in_python_mines_and_scores_as_configured(spec: ExperimentSpec,
         overrides={"train.evaluate_every": 1},
         callbacks=dataclasses.replace(
             stages.callbacks,
-            on_scores=lambda epoch, named: scores.append(named["ap"]),
+            on_scores=lambda report: scores.append(report.scores["ap"]),
             on_warning=warnings.append,
         ),
     )
@@ -398,7 +400,7 @@ def test_what_is_to_be_done_is_reported_before_it_is_done(spec: ExperimentSpec, 
         stages.callbacks,
         on_start=start,
         on_evaluation=lambda *counts: searched.append(counts),
-        on_scores=lambda _, named: scores.append(named),
+        on_scores=lambda report: scores.append(report.scores),
     )
     overrides = {"train.evaluate_every": 1, "train.evaluate_images": 3, "train.epochs": 2.0}
     run = sniper.train(spec, run=tmp_path / "run", device="cpu", overrides=overrides, callbacks=callbacks)
@@ -419,6 +421,111 @@ def test_what_is_to_be_done_is_reported_before_it_is_done(spec: ExperimentSpec, 
     (report,) = starts
     assert (report.rpn_steps, report.num_mined, report.num_evaluations) == (0, 0, 1)
     assert report.steps - report.steps_done == pytest.approx(stages.seen.count("train"), abs=1)
+
+
+class Listener:
+    """A tracker of a user's own, which may fail at a step."""
+
+    def __init__(self, *, fails_at: int | None = None, error: BaseException | None = None) -> None:
+        self.calls: list[str] = []
+        self.end: EndReport | None = None
+        self._fails_at, self._error = fails_at, error
+
+    def on_step(self, report: StepReport) -> None:
+        self.calls.append(f"step {report.progress.step}")
+        if report.progress.step == self._fails_at and self._error is not None:
+            raise self._error
+
+    def on_scores(self, report: ScoresReport) -> None:
+        self.calls.append(f"scores {report.step}")
+
+    def on_end(self, report: EndReport) -> None:
+        self.calls.append("end")
+        self.end = report
+
+
+class Unfinished(Listener):
+    """A tracker one of whose names is no method."""
+
+    on_scores: Any = None
+
+
+@pytest.mark.filterwarnings("ignore:.*of data.test are in data.train too")
+def test_a_tracker_is_told_of_steps_scores_and_the_end(plain: ExperimentSpec, tmp_path: Path) -> None:
+    listener = Listener()
+    starts: list[StartReport] = []
+    others = Callbacks(on_start=starts.append)
+    overrides = {"train.evaluate_every": 1, "train.evaluate_images": 3}
+    run = sniper.train(
+        plain, run=tmp_path / "run", device="cpu", overrides=overrides, callbacks=[listener, others]
+    )
+    assert listener.calls == ["step 1", "scores 1", "scores 1", "end"]
+    assert listener.end is not None
+    assert (listener.end.status, listener.end.step, listener.end.error) == ("completed", 1, None)
+    assert listener.end.weights == run.weights_path
+    assert listener.end.scores == run.best_scores()
+    (start,) = starts
+    assert start.folder == run.folder
+    assert start.config == yaml.safe_load(run.config_path.read_text())
+    assert start.origin["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ZeroDivisionError("mine"), "failed"), (KeyboardInterrupt(), "stopped")]
+)
+def test_an_exception_of_a_users_tracker_ends_the_training_after_its_step_is_saved(
+    plain: ExperimentSpec, tmp_path: Path, error: BaseException, status: str
+) -> None:
+    listener = Listener(fails_at=1, error=error)
+    with pytest.raises(type(error)):
+        sniper.train(plain, run=tmp_path / "run", device="cpu", callbacks=listener)
+    assert listener.calls == ["step 1", "end"]
+    assert listener.end is not None
+    assert listener.end.status == status
+    assert isinstance(listener.end.error, type(error))
+    if status == "failed":  # Ctrl-C is handled by a signal, not by an exception
+        assert listener.end.step == 1
+
+
+def test_an_object_that_is_no_tracker_is_refused_before_the_run(
+    plain: ExperimentSpec, tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match="Unfinished has no on_scores"):
+        sniper.train(plain, run=tmp_path / "run", callbacks=[Unfinished()])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused_before_the_run(
+    plain: ExperimentSpec, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=rf"train\.trackers: .* pip install 'sniper-det\[{name}\]'"):
+        sniper.train(plain, run=tmp_path / "run", overrides={"train.trackers": [name]})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_killed_run_and_the_resumed_one_are_tracked_as_one(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    spec = with_train(spec, trackers=(name,))
+    run = create(tmp_path / "run", spec)
+    stages = Stages(lambda stage, count: (stage, count) == ("train", 2))
+    with pytest.raises(Killed):
+        run_all(run, spec, dataset, callbacks=stages.callbacks)
+    notices: list[str] = []
+    again = Callbacks(on_notice=notices.append, on_warning=pytest.fail)
+    run_all(run, spec, dataset, callbacks=again)
+    state = json.loads((run.folder / f"trackers/{name}.json").read_text())
+    rpn = Run(run.folder / "rpn")
+    assert state["lines"] == {"train": len(run.entries()), "rpn": len(rpn.entries())}
+    assert [notice.partition(":")[0] for notice in notices] == [name]
 
 
 def test_no_download_is_announced_where_a_detector_is_started_from(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sniper.planning.plan import plan as plan
     from sniper.runs.run import Run as Run
     from sniper.training.callbacks import Callbacks as Callbacks
+    from sniper.training.callbacks import Tracker as Tracker
 
 __version__ = "0.2.0.dev0"
 
@@ -57,6 +58,7 @@ _MODULES = {
     "Run": "sniper.runs.run",
     "SniperError": "sniper.errors",
     "SourceSpec": "sniper.data.spec",
+    "Tracker": "sniper.training.callbacks",
     "TrainSpec": "sniper.config.experiment",
     "collate": "sniper.data.batches",
     "evaluate": "sniper.evaluation.coco",

@@ -6,7 +6,8 @@ Each stage continues where it was stopped, and is not repeated while its inputs 
 import json
 import os
 import time as clock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from sniper.config.loading import (
     load_partial,
     merge_experiment,
     parse_experiment,
+    to_plain,
     to_yaml,
 )
 from sniper.data.batches import ChipTransform
@@ -36,7 +38,7 @@ from sniper.data.datasets.load import find_scored_split
 from sniper.data.epoch import EpochOrder, choose_positive_chips, to_image_boxes
 from sniper.data.holdout import draw_images, hold_out
 from sniper.data.spec import SourceSpec
-from sniper.errors import ConfigError, count_and_list
+from sniper.errors import ConfigError, SniperError, count_and_list
 from sniper.evaluation.coco import score
 from sniper.evaluation.pair import GroundTruth
 from sniper.files import atomic_write, expand_path, remove_folder
@@ -52,18 +54,20 @@ from sniper.planning.auto import Given, choose_validation, derive, parse_time
 from sniper.planning.cost import levels_megapixels
 from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
 from sniper.runs.default import default_run
+from sniper.runs.environment import Environment
 from sniper.runs.initial import InitialWeights
 from sniper.runs.lock import lock_folder
+from sniper.runs.origin import describe_origin
 from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
 from sniper.runs.run import Run
 from sniper.training import loop
-from sniper.training.callbacks import Callbacks, StartReport
+from sniper.training.callbacks import Callbacks, EndReport, StartReport, Tracker
 from sniper.training.epochs import load_configured_chips, order_epoch
 from sniper.training.learner import check_divisible
 from sniper.training.length import TimeLimit, count_evaluations
 from sniper.training.mining import expected_dose, first_epoch, num_rounds, rpn_epochs
 from sniper.training.pace import Pace
-from sniper.training.tensorboard import check_tensorboard
+from sniper.training.trackers import build_trackers, check_trackers
 
 _SILENT = Callbacks(on_warning=lambda _: None)
 _ALARMS = "alarms_"  # start of the names of the folders of false alarms
@@ -83,7 +87,7 @@ def train(
     weights_from: Run | str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     transform: ChipTransform | None = None,
-    callbacks: Callbacks = Callbacks(),
+    callbacks: Tracker | Iterable[Tracker] = Callbacks(),
 ) -> Run:
     """Train a detector on a data set, or run all stages that an experiment configures.
 
@@ -112,7 +116,8 @@ def train(
             `{"model.weights_from": ...}`. Classes are matched by name. With a data set, the model is that of the run.
         overrides: values of other fields by dotted name, such as `{"train.batch_size": 16}`; text is read as YAML.
         transform: applied to each training chip; see `ChipDataset`.
-        callbacks: called in the first process while the training runs.
+        callbacks: called in the first process while the training runs: functions, an object with the methods of
+            `Tracker`, or several of these. An exception in one ends the training after its last whole step is saved.
 
     Returns:
         The run; `Detector.load` takes it.
@@ -124,6 +129,7 @@ def train(
         AnnotationError: if a data set cannot be used.
         KeyboardInterrupt: after SIGINT (Ctrl-C), SIGTERM or SIGHUP, once the step in progress is complete and saved.
         SniperError: for everything else that a user can correct; see `sniper.training.loop.train`.
+        TypeError: if `callbacks` is no tracker.
 
     Example:
         >>> run = sniper.train("data.yaml", time="30m")  # doctest: +SKIP
@@ -133,6 +139,7 @@ def train(
     if step is not None and not resume:
         raise ConfigError("step: needs resume; it selects the checkpoint to continue from")
     started = clock.monotonic()
+    callbacks = Callbacks.of(callbacks)
     folder = default_folder(experiment) if run is None else expand_path(run)
     if time is not None and epochs is not None:
         raise ConfigError("--time: and --epochs exclude each other")
@@ -236,18 +243,55 @@ def run_stages(
         ConfigError: if the experiment is to be scored and names no test images.
         SniperError: see `sniper.training.loop.train` and `mine`.
     """
-    stages = _Stages(
-        run=run,
-        spec=spec,
-        dataset=dataset,
-        test=_load_test(spec, dataset, callbacks=callbacks) if test is None else test,
-        device=device,
-        callbacks=callbacks,
-        transform=transform,
-        processes=processes,
-        limit=limit,
+    with _tracking(run, spec, callbacks, processes=processes) as tracked:
+        stages = _Stages(
+            run=run,
+            spec=spec,
+            dataset=dataset,
+            test=_load_test(spec, dataset, callbacks=callbacks) if test is None else test,
+            device=device,
+            callbacks=tracked,
+            transform=transform,
+            processes=processes,
+            limit=limit,
+        )
+        return stages.train_detector()
+
+
+@contextmanager
+def _tracking(
+    run: Run, spec: ExperimentSpec, callbacks: Callbacks, *, processes: Processes
+) -> Iterator[Callbacks]:
+    """Add the trackers of an experiment to the callbacks, in the first process, and report the end of the block."""
+    if processes.is_first and spec.train.trackers:
+        # First, so that an exception in a callback of a user leaves them complete.
+        callbacks = Callbacks.of([*build_trackers(spec.train.trackers, callbacks), callbacks])
+    try:
+        yield callbacks
+    except BaseException as error:
+        callbacks.on_end(_describe_end(run, error))
+        raise
+    callbacks.on_end(_describe_end(run, None))
+
+
+def _describe_end(run: Run, error: BaseException | None) -> EndReport:
+    """Return what a training has come to."""
+    weights = scores = None
+    try:
+        weights = run.find_weights() if run.checkpoints else None
+        scores = run.best_scores()
+    except (OSError, SniperError):
+        if error is None:
+            raise
+    status: Literal["completed", "stopped", "failed"] = "completed" if error is None else "failed"
+    return EndReport(
+        status="stopped" if isinstance(error, KeyboardInterrupt) else status,
+        folder=run.folder,
+        step=int(run.checkpoints[-1].name) if run.checkpoints else 0,
+        weights=weights,
+        scores=scores,
+        error=error,
     )
-    return stages.train_detector()
 
 
 def load_split(
@@ -364,8 +408,7 @@ def _check_inputs(
     processes: Processes,
 ) -> None:
     """Check everything that can be checked before the folder of a run is created or changed."""
-    if spec.train.tensorboard:
-        check_tensorboard()
+    check_trackers(spec.train.trackers)
     check_divisible(spec, device=device, processes=processes)
     if resume:
         run = Run.open(folder)
@@ -639,7 +682,21 @@ class _Stages:
             num_scored=evaluator.num_scored if evaluator else 0,
             num_images=evaluator.num_images if evaluator else 0,
             download=None if has_weights else find_download(spec.model.backbone),
+            folder=self.run.folder,
+            config=to_plain(spec),
+            origin=self._origin() if self.processes.is_first else {},
         )
+
+    def _origin(self) -> dict[str, str]:
+        train = self.spec.train
+        environment = Environment.current(
+            self.device,
+            world_size=self.processes.world_size,
+            accumulation_steps=train.accumulation_steps,
+            precision=train.precision,
+            compile=train.compile,
+        )
+        return describe_origin(environment)
 
     def _megapixels_to_mine(self) -> float:
         """Return the pixels that all rounds of mining search, in millions."""
@@ -1000,9 +1057,7 @@ def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
             follow_links=False,
             cache=cache,
         ),
-        train=replace(
-            spec.train, checkpoint_minutes=1.0, keep_checkpoints=1, tensorboard=False, compile=False
-        ),
+        train=replace(spec.train, checkpoint_minutes=1.0, keep_checkpoints=1, trackers=(), compile=False),
         mine=MineSpec(),
         predict=PredictSpec(),
     )

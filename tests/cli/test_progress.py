@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -27,6 +28,9 @@ START = StartReport(
     num_scored=0,
     num_images=0,
     download=None,
+    folder=Path("runs/cars"),
+    config={},
+    origin={},
 )
 EPOCH = EpochReport(stage="train", epoch=3, epochs=12.0, loss=0.5132, positive_accuracy=0.671)
 

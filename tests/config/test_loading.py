@@ -49,6 +49,7 @@ OLD_KEYS = [
     ("train.decay", "0.2", "train.gamma"),
     ("train.decay_at", "[3]", "train.milestones"),
     ("train.reference_batch", "8", "train.reference_batch_size"),
+    ("train.tensorboard", "1", "train.trackers"),
     ("train.warm_up_rate", "0.001", "train.warmup_start_factor"),
     ("train.warm_up_steps", "3", "train.warmup_steps"),
 ]
@@ -198,6 +199,11 @@ def test_all_problems_are_reported_at_once() -> None:
             "{data: {chips: a.npz}, negatives: {source: rpn}}",
             "negatives.source must be none with data.chips",
         ),
+        ("{train: {trackers: [mlflow, mlflow]}}", "train: trackers: expected each once, not mlflow, mlflow"),
+        (
+            "{train: {trackers: [comet]}}",
+            "train.trackers[0]: must be 'tensorboard', 'mlflow' or 'wandb', not 'comet'",
+        ),
         (
             "{negatives: {min_proposals: [1, 2, 3, 4]}}",
             "negatives.min_proposals has 4 numbers for 3 levels",
@@ -253,6 +259,25 @@ def test_an_old_key_within_a_list_is_refused_with_its_new_name(monkeypatch: pyte
         ConfigError, match=r"pyramid\.levels\[0\]\.scale was renamed to pyramid\.levels\.factor"
     ):
         parse_experiment("pyramid: {levels: [{scale: 3}]}", source=SOURCE)
+
+
+@pytest.mark.parametrize(("flag", "trackers"), [("true", ("tensorboard",)), ("false", ())])
+def test_the_flag_of_tensorboard_is_a_tracker(flag: str, trackers: tuple[str, ...]) -> None:
+    text = f"train: {{tensorboard: {flag}}}"
+    assert parse_experiment(text, source=SOURCE).train.trackers == trackers
+    base = parse_experiment("train: {trackers: [mlflow]}", source=SOURCE)
+    options = {"--train.tensorboard": flag}
+    assert parse_experiment("", source=SOURCE, overrides=options, base=base).train.trackers == trackers
+
+
+def test_the_flag_of_tensorboard_beside_a_list_of_trackers_is_refused() -> None:
+    both = "train: {tensorboard: true, trackers: [mlflow]}"
+    options = {"--train.tensorboard": "true", "--train.trackers": "[mlflow]"}
+    for text, overrides in ((both, {}), ("", options)):
+        with pytest.raises(
+            ConfigError, match=r"train\.tensorboard was renamed to .*train\.trackers, a list such"
+        ):
+            parse_experiment(text, source=SOURCE, overrides=overrides)
 
 
 def test_paths_start_from_the_file_and_in_overrides_from_the_working_folder(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ LEFT_OUT = {
     "train.evaluate_images": "not used without evaluate_every",
     "train.patience": "not used without evaluate_every",
     "train.compile": "speed",
-    "train.tensorboard": "reports",
+    "train.trackers": "reports",
     "train.checkpoint_minutes": "what is kept on disk",
     "train.keep_checkpoints": "what is kept on disk",
     "mine.batch_megapixels": "speed and memory",

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,7 +238,7 @@ def test_scores_are_computed_once_even_if_the_run_was_killed_before_them(
         return 0.5
 
     evaluate = FixedScores(score=count)
-    callbacks = Callbacks(on_scores=lambda epoch, scores: reported.append((epoch, scores["ap"])))
+    callbacks = Callbacks(on_scores=lambda report: reported.append((report.epoch, report.scores["ap"])))
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(Killed):
         train_run(run, spec, dataset, evaluate=evaluate, callbacks=callbacks)
@@ -522,24 +521,3 @@ def test_a_training_that_becomes_slow_at_its_end_is_completed_with_a_warning(
     assert run.entries()[-1]["epoch"] == 12
     assert len(warnings) == 1
     assert "longer than --time; it is not cut off" in warnings[0]
-
-
-def test_metrics_are_written_for_tensorboard(dataset: Dataset, spec: ExperimentSpec, tmp_path: Path) -> None:
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    spec = with_train(spec, tensorboard=True)
-    run = Run.create(tmp_path / "run", config="")
-    train_killed_at(run, spec, dataset, step=3)
-    train_run(run, spec, dataset)
-    board = events.EventAccumulator(str(run.folder / "tensorboard")).Reload()
-    expected = [entry for entry in run.entries() if entry["stage"] == "train"]
-    written = board.Scalars("train/loss")
-    assert [point.step for point in written] == [entry["step"] for entry in expected]
-    assert [point.value for point in written] == pytest.approx([entry["loss"] for entry in expected])
-
-
-def test_a_run_that_needs_tensorboard_is_refused_without_it(
-    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"pip install 'sniper-det\[tensorboard\]'"):
-        train_run(Run.create(tmp_path / "run", config=""), with_train(spec, tensorboard=True), dataset)

@@ -20,6 +20,8 @@ _OWN_RATES = {"sgd": (0.12, 1.25e-5), "adamw": (0.0014, 0.01)}
 
 _MAX_ADAMW_RATE = 0.02
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+
 MAX_BATCH_SIZE = 65_536
 """The most chips in a batch; 65,536 chips of 64 pixels a side have 3 GB."""
 
@@ -69,7 +71,8 @@ class TrainSpec:
         evaluate_images: test images to evaluate on while training, a subset drawn by the seed; the best checkpoint is
             evaluated on all at the end. None evaluates on all.
         patience: evaluations without a better AP that end the training; None trains to the end.
-        tensorboard: write the metrics for TensorBoard, too.
+        trackers: where the metrics are recorded beside the file of the run: `tensorboard`, `mlflow` and `wandb`
+            (Weights & Biases), each with the package of this name.
         checkpoint_minutes: minutes between checkpoints; one is always written at the end of an epoch.
         keep_checkpoints: number of newest checkpoints to keep, beside the one with the best AP.
         rpn_only: train the region proposal network alone, on positive chips, for mining.
@@ -95,7 +98,7 @@ class TrainSpec:
     evaluate_every: PositiveInt | None = None
     evaluate_images: PositiveInt | None = None
     patience: PositiveInt | None = None
-    tensorboard: bool = False
+    trackers: tuple[TrackerName, ...] = ()
     checkpoint_minutes: PositiveFloat = 10.0
     keep_checkpoints: PositiveInt = 2
     rpn_only: bool = False
@@ -106,6 +109,8 @@ class TrainSpec:
                 f"accumulation_steps: a batch of {self.batch_size} chips cannot be split into "
                 f"{self.accumulation_steps} equal parts"
             )
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: expected each once, not {', '.join(self.trackers)}")
         if self.evaluate_every is not None and self.rpn_only:
             raise ValueError("evaluate_every must be null with rpn_only: an RPN alone detects no classes")
         learning_rate, weight_decay = _OWN_RATES[self.optimizer]

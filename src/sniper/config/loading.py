@@ -61,6 +61,7 @@ RENAMED = {
     "train.decay": "train.gamma",
     "train.decay_at": "train.milestones",
     "train.reference_batch": "train.reference_batch_size",
+    "train.tensorboard": "train.trackers, a list such as [tensorboard]",
     "train.warm_up_rate": "train.warmup_start_factor (now a fraction of train.learning_rate)",
     "train.warm_up_steps": "train.warmup_steps",
 }
@@ -86,7 +87,7 @@ _FREE_TO_CHANGE = (
     "train.evaluate_every",
     "train.evaluate_images",
     "train.patience",
-    "train.tensorboard",
+    "train.trackers",
     "data.test",
     "data.num_workers",
     "data.on_bad_image",
@@ -205,7 +206,7 @@ def parse_experiment(
         return _validate(_merged(asdict(base), in_file), changes, source=source)
     spec = _validate(in_file, changes, source=source)
     values = _put_over(in_file, changes)
-    has_levels = "predict.levels" in _flat(values)
+    has_levels = "predict.levels" in flatten(values)
     if has_levels or spec.pyramid.levels == PyramidSpec().levels:
         return spec
     return replace(spec, predict=replace(spec.predict, levels=widened(spec.pyramid.levels)))
@@ -236,7 +237,7 @@ def load_partial(
     needed: dict[str, Any] = {}  # by the fields that were given, in place of defaults that exclude them
     if isinstance(pyramid, dict) and isinstance(pyramid.get("chip_size"), int):
         needed["pyramid"] = {"levels": [{"long_side": pyramid["chip_size"]}]}
-    names = frozenset(_flat(values))
+    names = frozenset(flatten(values))
     if "train.patience" in names:
         needed["train"] = {"evaluate_every": 1}
     return _validate(_merged(needed, in_file), changes, source=source), names
@@ -244,7 +245,7 @@ def load_partial(
 
 def list_fields() -> list[str]:
     """Return the dotted names of all fields of an experiment."""
-    return list(_flat(to_plain(ExperimentSpec())))
+    return list(flatten(to_plain(ExperimentSpec())))
 
 
 def find_fields(name: str) -> list[str]:
@@ -350,12 +351,21 @@ def _parse_file(text: str, *, source: Path) -> dict[str, Any]:
             f"{source}: is no experiment: expected sections ({', '.join(known)}), got {', '.join(values)}"
         )
     _resolve_paths(values, folder=source.parent)
+    train = values.get("train")
+    if isinstance(train, dict) and "trackers" not in train and isinstance(train.get("tensorboard"), bool):
+        train["trackers"] = _as_trackers(train.pop("tensorboard"))
     return values
+
+
+def _as_trackers(tensorboard: bool) -> list[str]:
+    """Return what replaces the flag `train.tensorboard` of version 0.1.0, which is in the `config.yaml` of its runs."""
+    return ["tensorboard"] if tensorboard else []
 
 
 def _parse_overrides(overrides: Mapping[str, str]) -> list[_Change]:
     """Return the values of overrides, with absolute paths."""
     changes = []
+    names = {label.removeprefix("--") for label in overrides}
     for label, text in overrides.items():
         if text.lstrip()[:1] in ("[", "{") and text.rstrip()[-1:] not in ("]", "}"):
             raise ConfigError(f"{label} {text}: the bracket is not closed; in a shell, quote the whole list")
@@ -364,7 +374,14 @@ def _parse_overrides(overrides: Mapping[str, str]) -> list[_Change]:
         _resolve_paths(sections, folder=Path())
         for key in change.name.split("."):
             sections = sections[key]
-        changes.append(replace(change, value=sections))
+        change = replace(change, value=sections)
+        if (
+            change.name == "train.tensorboard"
+            and isinstance(sections, bool)
+            and "train.trackers" not in names
+        ):
+            change = replace(change, name="train.trackers", value=_as_trackers(sections))
+        changes.append(change)
     return changes
 
 
@@ -414,7 +431,7 @@ def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -
     Raises:
         ConfigError: naming each field that differs and must not.
     """
-    before, after = _flat(to_plain(old)), _flat(to_plain(new))
+    before, after = flatten(to_plain(old)), flatten(to_plain(new))
     free = [name for name in _FREE_TO_CHANGE if name != "predict" or new.mine.every_epochs is None]
     if old.train.schedule == "cosine":
         free.remove("train.epochs")  # on which all learning rates after the warm-up depend
@@ -679,9 +696,9 @@ def _changes(spec: Any) -> Any:
     return {field.name: _changes(value) for field, value in values if value != field.default}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return all values by their dotted names."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

@@ -1,8 +1,10 @@
-"""What a training reports while it runs, and the functions that it calls with it."""
+"""What a training reports while it runs, and who it reports it to: trackers, or functions."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from sniper.config.derived import DerivedSetting
 from sniper.runs.checkpoints import Progress
@@ -75,6 +77,9 @@ class StartReport:
         num_scored: images of such an evaluation.
         num_images: validation images; all are evaluated on at the end.
         download: weights that must be downloaded; None if there are none.
+        folder: of the run.
+        config: the experiment with all its fields, as in `config.yaml`.
+        origin: what trains: device, versions, command, git commit; see `sniper.runs.origin`.
     """
 
     steps: int
@@ -86,6 +91,9 @@ class StartReport:
     num_scored: int
     num_images: int
     download: str | None
+    folder: Path
+    config: Mapping[str, Any]
+    origin: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +123,63 @@ class EpochReport:
     is_best: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoresReport:
+    """The scores of an evaluation on validation images.
+
+    Attributes:
+        step: of the evaluated weights.
+        epoch: epochs trained to these weights, fractions included.
+        scores: by name, with the number of images as `num_images`.
+        is_final: whether these are the scores of the best checkpoint on all images, at the end of a training that was
+            evaluated on a subset.
+    """
+
+    step: int
+    epoch: float
+    scores: Mapping[str, float]
+    is_final: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndReport:
+    """What a training has come to when it ends, for whatever reason but a kill.
+
+    Attributes:
+        status: `completed`; `stopped` by Ctrl-C or a signal; or `failed` with an error.
+        folder: of the run.
+        step: of the newest checkpoint; 0 if there is none.
+        weights: the weights to predict with, those of the best checkpoint; None if there is no checkpoint.
+        scores: of these weights on validation images, as in the metrics; None if they were not evaluated.
+        error: what has ended a failed training.
+    """
+
+    status: Literal["completed", "stopped", "failed"]
+    folder: Path
+    step: int
+    weights: Path | None
+    scores: Mapping[str, Any] | None
+    error: BaseException | None = None
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Follows a training; `sniper.train(callbacks=...)` takes an object with these methods, or several.
+
+    It may have other methods of `Callbacks`, too, such as `on_start`. All are called in the first process only. An
+    exception in one ends the training after its last whole step is saved.
+    """
+
+    def on_step(self, report: StepReport, /) -> Any:
+        """Take the report of a step, before its checkpoint is written."""
+
+    def on_scores(self, report: ScoresReport, /) -> Any:
+        """Take the scores of an evaluation."""
+
+    def on_end(self, report: EndReport, /) -> Any:
+        """Take what the training has come to, also after an error; this is the last call."""
+
+
 def _ignore(*_: object) -> None:
     pass
 
@@ -125,32 +190,79 @@ def _warn(message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """Functions that a training calls, in the first process only; an exception in one ends the training.
+    """A tracker made of functions, which a training calls in the first process; an exception in one ends the training.
 
     Attributes:
         on_step: called after every step, before its checkpoint is written. After an exception it is written, too.
+        on_scores: called after every evaluation.
+        on_end: called once, at the end; also after an error, a signal or an exception in another of these functions.
+        on_start: called before the first step.
+        on_epoch: called after every epoch, and after its evaluation.
         on_mining: called after every mined image with the number of images done and the number of all images. With
             several processes these are the images of the first.
-        on_start: called before the first step.
         on_evaluation: called after every evaluated image, as `on_mining`.
-        on_scores: called after every evaluation with the number of epochs trained and the scores by name.
-        on_epoch: called after every epoch, and after its evaluation.
         on_time_left: called after steps and images with the seconds that all stages still take, once they are known.
-        on_notice: called with a line of text where steps are measured, or the training changes its course: another
-            length, an early stop.
+        on_notice: called with a line of text where steps are measured, where the training changes its course, such as
+            another length or an early stop, and where a tracker records it.
         on_derived: called before the first step with the settings that were derived from a data set.
         on_weights: called before the first step with what is loaded from the detector that `model.weights_from` names.
-        on_warning: called with every warning about the data sets; `warnings.warn` by default.
+        on_warning: called with every warning about data sets and trackers; `warnings.warn` by default.
     """
 
-    on_step: Callable[[StepReport], None] = _ignore
-    on_mining: Callable[[int, int], None] = _ignore
-    on_start: Callable[[StartReport], None] = _ignore
-    on_evaluation: Callable[[int, int], None] = _ignore
-    on_scores: Callable[[float, Mapping[str, float]], None] = _ignore
-    on_epoch: Callable[[EpochReport], None] = _ignore
-    on_time_left: Callable[[float], None] = _ignore
-    on_notice: Callable[[str], None] = _ignore
-    on_derived: Callable[[Sequence[DerivedSetting]], None] = _ignore
-    on_weights: Callable[[WeightsReport], None] = _ignore
-    on_warning: Callable[[str], None] = _warn
+    on_step: Callable[[StepReport], Any] = _ignore
+    on_scores: Callable[[ScoresReport], Any] = _ignore
+    on_end: Callable[[EndReport], Any] = _ignore
+    on_start: Callable[[StartReport], Any] = _ignore
+    on_epoch: Callable[[EpochReport], Any] = _ignore
+    on_mining: Callable[[int, int], Any] = _ignore
+    on_evaluation: Callable[[int, int], Any] = _ignore
+    on_time_left: Callable[[float], Any] = _ignore
+    on_notice: Callable[[str], Any] = _ignore
+    on_derived: Callable[[Sequence[DerivedSetting]], Any] = _ignore
+    on_weights: Callable[[WeightsReport], Any] = _ignore
+    on_warning: Callable[[str], Any] = _warn
+
+    @classmethod
+    def of(cls, trackers: Tracker | Iterable[Tracker]) -> "Callbacks":
+        """Return functions that call those of one or several trackers, in their order.
+
+        Raises:
+            TypeError: if an object lacks a method of a tracker, or has another one whose name starts with `on_`.
+        """
+        if isinstance(trackers, cls):
+            return trackers
+        parts = list(trackers) if isinstance(trackers, Iterable) else [trackers]
+        for part in parts:
+            _check_tracker(part)
+        calls = {field.name: _calls(parts, field.name, default=field.default) for field in fields(cls)}
+        return cls(**{name: _call_each(functions) for name, functions in calls.items() if functions})
+
+
+def _check_tracker(tracker: object) -> None:
+    kind = type(tracker).__name__
+    lacking = [
+        name for name in ("on_step", "on_scores", "on_end") if not callable(getattr(tracker, name, None))
+    ]
+    if lacking:
+        raise TypeError(
+            f"callbacks: {kind} has no {' and no '.join(lacking)}; expected sniper.Callbacks, an object with the "
+            "methods on_step, on_scores and on_end, or a list of these"
+        )
+    known = [field.name for field in fields(Callbacks)]
+    unknown = [name for name in dir(tracker) if name.startswith("on_") and name not in known]
+    if unknown:
+        raise TypeError(f"callbacks: {kind}.{unknown[0]} is never called; known are {', '.join(known)}")
+
+
+def _calls(trackers: Iterable[object], name: str, *, default: Any) -> list[Callable[..., Any]]:
+    """Return the functions of a name that are not the default."""
+    functions = [getattr(tracker, name, default) for tracker in trackers]
+    return [function for function in functions if function is not default]
+
+
+def _call_each(functions: Sequence[Callable[..., Any]]) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        for function in functions:
+            function(*arguments)
+
+    return call

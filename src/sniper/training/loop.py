@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ from sniper.runs.checkpoints import Progress
 from sniper.runs.initial import InitialWeights
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
-from sniper.training.callbacks import Callbacks, EpochReport, StepReport
+from sniper.training.callbacks import Callbacks, EpochReport, ScoresReport, StepReport
 from sniper.training.learner import Learner, Update
 from sniper.training.length import (
     Costs,
@@ -35,7 +35,6 @@ from sniper.training.length import (
 from sniper.training.optimizer import learning_rate_at
 from sniper.training.pace import Pace, Part
 from sniper.training.signals import SignalHandler
-from sniper.training.tensorboard import TensorBoardLogger, check_tensorboard
 
 OrderOfEpoch = Callable[[int], EpochOrder]
 """Returns the chips of an epoch, 0 the first, in their order; equal epochs must give equal orders."""
@@ -106,7 +105,7 @@ def train(
         CacheError: if the folder of cached chips cannot be used.
         CheckpointError: if the newest checkpoint cannot be read or belongs to another model or data set, or if one
             cannot be written.
-        ConfigError: if the batch cannot be divided among the processes, or TensorBoard is not installed.
+        ConfigError: if the batch cannot be divided among the processes.
         ImageError: if an image cannot be read and `data.on_bad_image` is `refuse`.
         LoaderError: if a process that reads chips was killed, or ran out of memory.
         Stopped: after SIGINT (Ctrl-C), SIGTERM or SIGHUP, once the step in progress is complete and saved; at a second
@@ -118,8 +117,6 @@ def train(
         WeightsError: if the pretrained weights of the backbone, or the file that `model.weights_from` names, cannot be
             loaded.
     """
-    if spec.train.tensorboard:
-        check_tensorboard()
     is_new, weights_from = not run.checkpoints, spec.model.weights_from
     learner = Learner(
         spec,
@@ -135,9 +132,6 @@ def train(
         report = learner.start_from(InitialWeights.load(weights_from), identity.categories)
         if processes.is_first:
             run.log(report.to_entry())
-    logger = None
-    if spec.train.tensorboard and processes.is_first:
-        logger = TensorBoardLogger(run.folder / "tensorboard", step=progress.step)
     loop = _Loop(
         run,
         spec,
@@ -146,11 +140,10 @@ def train(
         callbacks=callbacks,
         evaluate=evaluate,
         transform=transform,
-        logger=logger,
         pace=pace or Pace(),
         limit=limit,
     )
-    with logger or nullcontext(), loop.signals.installed():
+    with loop.signals.installed():
         loop.train(order_of_epoch, progress)
     return learner.inference_model
 
@@ -219,7 +212,6 @@ class _Loop:
         callbacks: Callbacks,
         evaluate: Evaluator | None,
         transform: ChipTransform | None,
-        logger: TensorBoardLogger | None,
         pace: Pace,
         limit: TimeLimit | None,
     ) -> None:
@@ -231,7 +223,6 @@ class _Loop:
         self._callbacks = callbacks
         self._evaluate = evaluate
         self._transform = transform
-        self._logger = logger
         self._processes = learner.processes
         self._pace = pace
         self._limit = limit
@@ -394,9 +385,9 @@ class _Loop:
         with self._learner.evaluating() as model:
             scores = self._score(model, step=progress.step, on_all=False)
         if self._processes.is_first:
-            self._log({"stage": "evaluate", "step": progress.step, "epoch": epoch, **scores})
+            self._run.log({"stage": "evaluate", "step": progress.step, "epoch": epoch, **scores})
             self._run.remove_checkpoints(keep=self._spec.train.keep_checkpoints)
-            self._callbacks.on_scores(epoch, scores)
+            self._callbacks.on_scores(ScoresReport(step=progress.step, epoch=epoch, scores=scores))
         return scores
 
     def _evaluate_best(self) -> None:
@@ -413,8 +404,8 @@ class _Loop:
             scores = self._score(model, step=step, on_all=True)
         if self._processes.is_first:
             epoch = next(entry.epoch for entry in self._run.evaluations if entry.step == step)
-            self._log({"stage": "final", "step": step, "epoch": epoch, **scores})
-            self._callbacks.on_scores(epoch, scores)
+            self._run.log({"stage": "final", "step": step, "epoch": epoch, **scores})
+            self._callbacks.on_scores(ScoresReport(step=step, epoch=epoch, scores=scores, is_final=True))
 
     def _step_to_score(self) -> int | None:
         """Return the step of the best checkpoint if it was not evaluated on all images before."""
@@ -471,7 +462,7 @@ class _Loop:
         """Write the means of an epoch to the metrics, before the checkpoint that they belong to."""
         if self._processes.is_first:
             epoch = progress.epoch + progress.step_in_epoch / order.num_steps
-            self._log(
+            self._run.log(
                 {
                     "stage": "epoch",
                     "step": progress.step,
@@ -554,7 +545,7 @@ class _Loop:
         old, self._spec = self._spec.train, replace(self._spec, train=train)
         self._run.save_config(dump_experiment(self._spec))
         fields = ("epochs", "milestones", "evaluate_every")
-        self._log(
+        self._run.log(
             {
                 "stage": "length",
                 "step": progress.step,
@@ -635,7 +626,7 @@ class _Loop:
         )
         entry = _to_entry(report, order)
         self._means.add(entry)
-        self._log(entry)
+        self._run.log(entry)
         self._callbacks.on_step(report)
         self._report_time_left(report)
 
@@ -647,11 +638,6 @@ class _Loop:
                 on_all=False
             ) + self._final_megapixels(self._evaluate)
         self._pace.report(self._callbacks.on_time_left)
-
-    def _log(self, entry: Mapping[str, Any]) -> None:
-        self._run.log(entry)
-        if self._logger is not None:
-            self._logger.write(entry)
 
 
 def _mean(total: float, count: int) -> float | None:
