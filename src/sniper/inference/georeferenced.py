@@ -67,7 +67,7 @@ class GeoreferencedImages:
                 indices.append(index)
                 if georeference.wkt not in codes:
                     codes[georeference.wkt] = georeference.crs.to_epsg()
-        warnings = ()
+        warnings: tuple[str, ...] = ()
         if problems:
             noun = "image has" if len(problems) == 1 else "images have"
             listed = count_and_list(problems)
