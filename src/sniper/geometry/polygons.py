@@ -55,7 +55,7 @@ def clip_to_window(
     Example:
         >>> triangle = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
         >>> clip_to_window(triangle, (2.0, 2.0, 9.0, 9.0)).tolist()
-        [[2.0, 6.0], [2.0, 2.0], [6.0, 2.0]]
+        [[2.0, 2.0], [6.0, 2.0], [2.0, 6.0]]
         >>> len(clip_to_window(triangle, (7.0, 7.0, 9.0, 9.0)))
         0
     """

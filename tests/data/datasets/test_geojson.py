@@ -180,7 +180,6 @@ def test_holes_heights_and_several_polygons_are_read(tmp_path: Path) -> None:
         (feature(properties={"class": None}), "without a class, dropped (a.geojson, feature 2: class is None"),
         (feature(properties={}), "without a class, dropped"),
         (feature([99, 99, 120, 120]), "outside the image, dropped"),
-        (feature([10, 10, 10, 20]), "without width or height, dropped"),
     ],
 )  # fmt: skip
 def test_features_that_are_no_objects_are_counted(tmp_path: Path, bad: dict[str, Any], warning: str) -> None:
@@ -320,8 +319,12 @@ def test_pixels_of_xview_are_taken_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "splits"),
     [
-        ({"train/l/a.geojson": 0, "train/images/a.tif": 0, "val/l/b.geojson": 1, "val/images/b.tif": 1}, True),
-        ({"l/train/a.geojson": 0, "images/train/a.tif": 0, "l/val/b.geojson": 1, "images/val/b.tif": 1}, True),
+        ({"train/labels/a.geojson": 0, "train/images/a.tif": 0, "val/l/b.geojson": 1, "val/images/b.tif": 1}, True),
+        (
+            {"labels/train/a.geojson": 0, "images/train/a.tif": 0,
+             "labels/val/b.geojson": 1, "images/val/b.tif": 1},
+            True,
+        ),
         ({"train.geojson": 0, "val.geojson": 1, "images/a.tif": 0, "images/b.tif": 1}, True),
         ({"labels/all.geojson": 0, "images/a.tif": 0}, False),
         ({"all.geojson": 0, "images/a.tif": 0}, False),

@@ -108,11 +108,13 @@ def find_geojson(path: Path) -> GeoJsonSource | None:
         folder = path.parent
         is_beside = folder.name.lower() in _LABEL_FOLDERS and not _has_images(folder)
         return GeoJsonSource(path=path, splits={"": ((path,), folder.parent if is_beside else folder)})
-    by_folder = {name: (_find_files(folder), folder) for name, folder in find_split_folders(path).items()}
+    by_folder = {
+        name: (find_geojson_files(folder), folder) for name, folder in find_split_folders(path).items()
+    }
     splits = {name: entry for name, entry in by_folder.items() if entry[0]}
     if splits:
         return GeoJsonSource(path=path, splits=splits)
-    files = _find_files(path)
+    files = find_geojson_files(path)
     if not files:
         return None
     folders = sorted({file.parent for file in files})
@@ -176,28 +178,26 @@ def read_geojson(
 # Files
 
 
-def _walk(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """Yield a folder and those in it, down to some depth, without hidden ones."""
-    yield folder
-    if depth:
-        for entry in sorted(folder.iterdir()):
-            if entry.is_dir() and not is_ignored(entry.name):
-                yield from _walk(entry, depth - 1)
+def find_geojson_files(folder: Path) -> list[Path]:
+    """Return the GeoJSON files in a folder, or else in the folders in it, or else in those in these."""
+    by_depth: dict[int, list[Path]] = {}
+    for inner, names in _walk(folder):
+        files = [inner / name for name in names if name.lower().endswith(_SUFFIX) and not is_ignored(name)]
+        by_depth.setdefault(len(inner.relative_to(folder).parts), []).extend(files)
+    return next((files for _, files in sorted(by_depth.items()) if files), [])
 
 
-def _find_files(folder: Path) -> list[Path]:
-    """Return the GeoJSON files at the first depth below a folder that has some."""
-    for depth in range(_DEPTH + 1):
-        files = [
-            file
-            for inner in _walk(folder, depth)
-            if len(inner.relative_to(folder).parts) == depth
-            for file in sorted(inner.iterdir())
-            if file.suffix.lower() == _SUFFIX and not is_ignored(file.name) and not file.is_dir()
-        ]
-        if files:
-            return files
-    return []
+def _walk(folder: Path, depth: int = _DEPTH) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those in it down to some depth, without hidden ones, and the names of the files in each."""
+    try:
+        with os.scandir(folder) as entries:
+            are_folders = {entry.name: entry.is_dir() for entry in entries}
+    except PermissionError:
+        return
+    yield folder, sorted(name for name, is_folder in are_folders.items() if not is_folder)
+    for name in sorted(name for name, is_folder in are_folders.items() if is_folder and depth):
+        if not is_ignored(name):
+            yield from _walk(folder / name, depth - 1)
 
 
 def _has_images(folder: Path) -> bool:
@@ -206,7 +206,7 @@ def _has_images(folder: Path) -> bool:
 
 def _find_image_folders(folder: Path, split: str) -> list[Path]:
     """Return the folders that the images of a split may be in: those named after it, or as usual, or else all."""
-    folders = [inner for inner in _walk(folder) if _has_images(inner)]
+    folders = [inner for inner, names in _walk(folder) if any(map(has_image_suffix, names))]
     named = [inner for inner in folders if split and inner != folder and canonical(inner.name) == split]
     usual = [inner for inner in folders if inner.name.lower() in _IMAGE_FOLDERS]
     return named or usual or [inner for inner in folders if inner == folder] or folders

@@ -30,6 +30,7 @@ WGS84 = "EPSG:4326"
 _DRIVERS = {
     **dict.fromkeys(TIFF_STARTS, "GTiff"),
     b"\0\0\0\x0cjP  ": "JP2OpenJPEG",
+    b"\xff\x4f\xff\x51": "JP2OpenJPEG",
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG": "PNG",
 }
