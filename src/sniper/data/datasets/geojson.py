@@ -66,6 +66,7 @@ _MARGIN = 0.1  # of the extent of these points, for what is between them
 _TOLERANCE = 0.5  # pixels by which rounded coordinates reach over the border of an image
 _MIN_VISIBLE = 1.0  # pixels of an object that is cut off at the border
 _MAX_LISTED = 12  # properties in an error
+_MAX_ID = 2**63  # below which integers are ids of categories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,7 +388,9 @@ def _to_class(value: Any) -> int | str | None:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return value if isinstance(value, int) else None
+    if not isinstance(value, int):
+        return None
+    return value if abs(value) < _MAX_ID else str(value)
 
 
 def _read_class_names(folder: Path) -> dict[int, str]:
@@ -535,7 +538,7 @@ class _Placing:
             for index, feature in enumerate(file.features):
                 try:
                     rings = _exterior_rings(feature.geometry)
-                except (TypeError, ValueError, IndexError):
+                except (TypeError, ValueError, LookupError, OverflowError):
                     self._collector.drop_line(
                         "with coordinates that cannot be read",
                         f"{file.describe(index)}: expected polygons of positions with two numbers at least",
@@ -877,7 +880,7 @@ def _exterior_rings(geometry: _Geometry | None) -> list[np.ndarray] | None:
     """Return the exterior rings of all polygons of a geometry, without heights; None if it has points or lines alone.
 
     Raises:
-        TypeError, ValueError, IndexError: if its coordinates are not those of polygons.
+        TypeError, ValueError, LookupError, OverflowError: if its coordinates are not those of polygons.
     """
     if geometry is None:
         return []
