@@ -150,7 +150,7 @@ def test_files_have_the_detections_of_images_in_several_crs(tmp_path: Path) -> N
         tmp_path / "absent.tif",
         write_geotiff(tmp_path / "e.tif", crs=None, transform=None),
     ]
-    boxes = [[CRACK], [CRACK, [0, 0, 8, 8]], [CRACK], [], [], [CRACK]]
+    boxes: list[list[list[float]]] = [[CRACK], [CRACK, [0, 0, 8, 8]], [CRACK], [], [], [CRACK]]
     found, warnings = write_all(images_of(*paths), tmp_path, lambda index: detections_of(*boxes[index]))
     assert not warnings
     assert found.indices == [0, 1, 3]

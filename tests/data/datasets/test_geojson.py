@@ -134,7 +134,7 @@ def test_the_box_is_that_of_the_visible_part_of_a_polygon(tmp_path: Path) -> Non
     features = [geometry("Polygon", to_crs([strip])), feature(), geometry("Polygon", to_crs([beside]))]
     (tmp_path / "a.geojson").write_text(collection(*features))
     dataset = load_dataset(tmp_path)
-    np.testing.assert_allclose(dataset.boxes, [[54, 10, 64, 22], CAR], atol=1e-4)
+    np.testing.assert_allclose(dataset.boxes, [[54.0, 10.0, 64.0, 22.0], CAR], atol=1e-4)
     assert (
         "1 feature outside the image, dropped (a.geojson, feature 3: is outside a.tif)"
         in dataset.warnings[-1]
@@ -162,7 +162,7 @@ def test_holes_heights_and_several_polygons_are_read(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.geojson").write_text(collection(*features))
     dataset = load_dataset(tmp_path)
-    expected = [CAR, [4, 5, 40, 40], [30, 30, 40, 40], CAR]
+    expected = [CAR, [4.0, 5.0, 40.0, 40.0], [30.0, 30.0, 40.0, 40.0], CAR]
     np.testing.assert_allclose(dataset.boxes, expected, atol=1e-4)
     assert dataset.is_crowd.tolist() == [False, False, False, True]
 

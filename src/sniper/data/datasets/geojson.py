@@ -638,7 +638,7 @@ class _Placing:
         for file in files:
             for index, feature in enumerate(file.features):
                 name = _image_name(feature, key)
-                if name not in named:
+                if name is None or name not in named:
                     self._drop_unnamed(file.describe(index), key, name)
                     continue
                 text = _properties(feature).get(_PIXEL_BOX)
@@ -667,10 +667,10 @@ class _Placing:
         rows: dict[Path, list[tuple[_Table, int]]] = {image: [] for image in sorted(set(named.values()))}
         for table in tables:
             for row, each in enumerate(table.objects):
-                if each.image in named:
-                    rows[named[each.image]].append((table, row))
-                else:
+                if each.image is None or each.image not in named:
                     self._drop_unnamed(each.name, key, each.image)
+                else:
+                    rows[named[each.image]].append((table, row))
         for image, some in rows.items():
             self._place_all(image, tables, some)
         self._note_unused("that no feature names, not used")
