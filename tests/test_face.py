@@ -36,6 +36,7 @@ NAMES = [
     "load_experiment",
     "order_chips",
     "plan",
+    "to_geojson",
     "train",
 ]
 

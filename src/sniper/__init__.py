@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sniper.evaluation.coco import evaluate as evaluate
     from sniper.geometry.detections import Detections as Detections
     from sniper.inference.detector import Detector as Detector
+    from sniper.inference.georeferenced import to_geojson as to_geojson
     from sniper.models.spec import BackboneSpec as BackboneSpec
     from sniper.models.spec import DetectorSpec as DetectorSpec
     from sniper.models.spec import RoIHeadSpec as RoIHeadSpec
@@ -66,6 +67,7 @@ _MODULES = {
     "load_experiment": "sniper.config.loading",
     "order_chips": "sniper.data.epoch",
     "plan": "sniper.planning.plan",
+    "to_geojson": "sniper.inference.georeferenced",
     "train": "sniper.pipeline",
 }
 

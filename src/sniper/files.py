@@ -366,11 +366,24 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Yields:
         The binary file to write to.
     """
+    with atomic_path(path) as unfinished, unfinished.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Let a library write a file that appears under its name only once it is complete and on disk.
+
+    Args:
+        path: the file to write, in an existing folder. An existing file is unchanged if writing fails.
+
+    Yields:
+        The path to write to, of the same name in another folder.
+    """
     with temporary_folder(path.parent) as folder, naming_path(path, written_as=folder / path.name):
         unfinished = folder / path.name
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
+        yield unfinished
+        with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
         sync_folder(path.parent)

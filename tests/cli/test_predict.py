@@ -6,12 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyogrio
 import pytest
+from PIL import Image
 
 from sniper.errors import printable
 from sniper.inference.calibration import Calibration, save_calibration
 from sniper.runs.run import Run
 from tests.cli.commands import CommandLine
+from tests.data.geotiffs import write_geotiff
 from tests.data.tiny import write_image
 
 
@@ -358,3 +362,42 @@ def test_the_checkpoint_can_be_chosen(trained_folder: Path, sniper: CommandLine)
     assert "checkpoint: step 1\n" in scored.err
     assert "the newest is 1 (--checkpoint last)" in sniper.text("evaluate", run).err
     assert "--checkpoint" in sniper.error(*search, "--checkpoint", "worst")
+
+
+def test_georeferenced_images_are_also_written_as_geojson_and_geopackage(
+    trained_folder: Path, sniper: CommandLine
+) -> None:
+    with Image.open(trained_folder / "images" / "train_0.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    images = [
+        write_geotiff(trained_folder / "geo" / "a.tif", pixels),
+        trained_folder / "images" / "train_1.png",
+        write_geotiff(trained_folder / "geo" / "b.tif", pixels, crs=None),
+    ]
+    found = trained_folder / "found.json"
+    search = ("predict", trained_folder / "run", *images, "-o", found, "--min-score", 0)
+    printed = sniper.text(*search, "--gpkg", "--json")
+    result = json.loads(printed.out)
+    assert result["geojson"] == str(found.with_suffix(".geojson"))
+    assert result["gpkg"] == str(found.with_suffix(".gpkg"))
+    assert "b.tif: has a geotransform, but no CRS" in printed.err
+    features = json.loads(found.with_suffix(".geojson").read_text())["features"]
+    assert {feature["properties"]["image"] for feature in features} == {str(images[0])}
+    entries = [entry for entry in json.loads(found.read_text()) if entry["file_name"] == str(images[0])]
+    assert 0 < len(features) <= len(entries)
+    assert pyogrio.read_info(found.with_suffix(".gpkg"))["features"] == len(features)
+    assert "is GeoJSON, which has the detections to look at" in sniper.error(
+        "evaluate", found.with_suffix(".geojson"), trained_folder / "train.json"
+    )
+    result = sniper.json("predict", trained_folder / "run", images[1], "-o", found)
+    assert result["geojson"] is None
+    assert not found.with_suffix(".geojson").exists()
+
+
+def test_geojson_of_others_is_not_replaced(trained_folder: Path, sniper: CommandLine) -> None:
+    image = write_geotiff(trained_folder / "a.tif")
+    (trained_folder / "a.geojson").write_text("{}")
+    search = ("predict", trained_folder / "run", image, "-o")
+    assert "was not written by sniper predict" in sniper.error(*search, trained_folder / "a.json")
+    assert "expected the COCO result file" in sniper.error(*search, trained_folder / "a.geojson")
+    assert (trained_folder / "a.geojson").read_text() == "{}"

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from sniper.cli.inputs import load_annotations, load_config
-from sniper.cli.options import Annotations, Config, FollowLinks, Images, Json, split_option
+from sniper.cli.options import Annotations, ClassProperty, Config, FollowLinks, Images, Json, split_option
 from sniper.cli.output import console, print_result
 from sniper.errors import ImageError
 
@@ -17,6 +17,7 @@ def check(
     images: Images = None,
     split: Annotated[str, split_option("all")] = "all",
     follow_links: FollowLinks = False,
+    class_property: ClassProperty = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -32,6 +33,8 @@ def check(
     data = load_config(config).data
     if follow_links:
         data = replace(data, follow_links=True)
+    if class_property is not None:
+        data = replace(data, class_property=class_property)
     # The boxes may show that sides have to be exchanged, which takes the headers of the files.
     skipping = replace(data, on_bad_image="skip")
     dataset = load_annotations(

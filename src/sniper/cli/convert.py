@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from sniper.cli.locks import locking
-from sniper.cli.options import Annotations, Crowds, FollowLinks, Json, default, split_option
+from sniper.cli.options import Annotations, ClassProperty, Crowds, FollowLinks, Json, default, split_option
 from sniper.cli.output import print_result, print_warnings
 from sniper.runs.lock import lock_file
 
@@ -39,6 +39,7 @@ def convert(
     ] = None,
     crowds: Crowds = "ignore",
     follow_links: FollowLinks = False,
+    class_property: ClassProperty = None,
     json: Json = False,
 ) -> None:
     """Write a data set as COCO JSON, YOLO or Pascal VOC.
@@ -50,7 +51,7 @@ def convert(
     from sniper.data.datasets.write import write_dataset
     from sniper.data.spec import DataSpec
 
-    data = DataSpec(crowds=crowds, follow_links=follow_links)
+    data = DataSpec(crowds=crowds, follow_links=follow_links, class_property=class_property)
     splits = load_splits(source, image_root=root, split=split, has_images=images != "none", data=data)
     for dataset in splits.values():
         print_warnings(dataset.warnings)

@@ -16,6 +16,7 @@ from sniper.cli.locks import locking
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
     Checkpoint,
+    ClassProperty,
     Device,
     FollowLinks,
     Images,
@@ -108,6 +109,7 @@ def evaluate(
             show_default=default("as the run is configured, else ignore"),
         ),
     ] = None,
+    class_property: ClassProperty = None,
     limit: Limit = None,
     max_detections: Annotated[
         int,
@@ -194,6 +196,7 @@ def evaluate(
             {
                 "--images": images,
                 "--follow-links": follow_links,
+                "--class-property": class_property,
                 "--max-detections": max_detections != 100,
                 "--min-score": min_score is not None,
                 "--drop-duplicates": drop_duplicates is not None,
@@ -214,6 +217,7 @@ def evaluate(
         split=split,
         follow_links=follow_links,
         crowds=crowds,
+        class_property=class_property,
         limit=limit,
         overrides=overrides,
         checkpoint=parse_checkpoint(checkpoint),
@@ -267,6 +271,7 @@ class _Options:
     split: str | None
     follow_links: bool
     crowds: Literal["ignore", "objects"] | None
+    class_property: str | None
     limit: int | None
     overrides: Mapping[str, str]
     checkpoint: "CheckpointChoice"
@@ -330,7 +335,7 @@ def _open(detections: Path, options: _Options) -> _Subject:
         options.annotations,
         images=None,
         split=scored_split(options.annotations, options.split),
-        data=DataSpec(crowds=options.crowds or "ignore"),
+        data=DataSpec(crowds=options.crowds or "ignore", class_property=options.class_property),
     )
     return _Subject(detections=detections, truth=GroundTruth.of(dataset))
 
@@ -347,6 +352,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     output.mkdir(parents=True, exist_ok=True)
     spec = merge_experiment(load_experiment(opened.config_path), None, overrides=options.overrides)
     data = replace(spec.data, follow_links=spec.data.follow_links or options.follow_links)
+    data = replace(data, class_property=options.class_property or data.class_property)
     spec = replace(spec, data=replace(data, crowds=options.crowds or data.crowds))
     dataset = _load_dataset(spec, options, run=run)
     sources = list_images(dataset)[: options.limit]

@@ -37,7 +37,9 @@ def convert_argument(kind: Any, tokens: Sequence[Token]) -> Any:
 
 at_least_1 = validators.Number(gte=1)
 
-ANNOTATIONS_HELP = "COCO JSON file, YOLO's data.yaml, or a folder in a common format (docs/formats.md)."
+ANNOTATIONS_HELP = (
+    "COCO JSON or GeoJSON file, YOLO's data.yaml, or a folder in a common format (docs/formats.md)."
+)
 """What a command accepts as a data set."""
 
 Annotations = Annotated[Path, Parameter(help=ANNOTATIONS_HELP)]
@@ -76,6 +78,13 @@ FollowLinks = Annotated[
 Crowds = Annotated[
     Literal["ignore", "objects"],
     Parameter(help="Take boxes that are marked as crowds as regions to ignore, or for objects."),
+]
+ClassProperty = Annotated[
+    str | None,
+    Parameter(
+        help="Property of GeoJSON features that has the class; none takes all objects for one class.",
+        show_default=default("class, label or another usual name"),
+    ),
 ]
 Count = Annotated[int, Parameter(validator=at_least_1)]
 Checkpoint = Annotated[

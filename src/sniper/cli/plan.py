@@ -11,6 +11,7 @@ from cyclopts import Parameter, validators
 from sniper.cli.inputs import load_annotations, load_config
 from sniper.cli.options import (
     Annotations,
+    ClassProperty,
     Config,
     Count,
     Device,
@@ -47,6 +48,7 @@ def plan(
     images: Images = None,
     split: TrainSplit = None,
     follow_links: FollowLinks = False,
+    class_property: ClassProperty = None,
     output: Annotated[
         Path | None,
         output_option("Folder for plan.html and suggested.yaml.", default="plans/FOLDER_NAME of ANNOTATIONS"),
@@ -107,6 +109,8 @@ def plan(
     spec = load_config(config)
     if follow_links:
         spec = replace(spec, data=replace(spec.data, follow_links=True))
+    if class_property is not None:
+        spec = replace(spec, data=replace(spec.data, class_property=class_property))
     dataset = load_annotations(annotations, images=images, split=split, data=spec.data, has_images=measure)
     folder = output or Path("plans") / f"{annotations.absolute().parent.name}_{annotations.stem}"
     with console.status("searching for a pyramid"), announce_compilation():
@@ -115,6 +119,7 @@ def plan(
             experiment=None if config is None else spec,
             images=images,
             split=split,
+            class_property=class_property,
             proposals=proposals,
             num_levels=levels,
             share=share,

@@ -4,7 +4,8 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,8 +46,10 @@ if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
     from sniper.data.datasets.categories import CategoryMatch
+    from sniper.data.spec import ReadSpec
     from sniper.geometry import Detections
     from sniper.inference.detector import Detector
+    from sniper.inference.georeferenced import GeoreferencedImages
     from sniper.inference.results import ImageToSearch
     from sniper.runs.run import Run
 
@@ -87,6 +90,9 @@ def predict(
     output: Annotated[
         Path | None, output_option("COCO result file to write.", default="RUN/detections.json")
     ] = None,
+    gpkg: Annotated[
+        bool, flag("Write detections of georeferenced images as GeoPackage, too, in the CRS of each image.")
+    ] = False,
     draw: Annotated[
         Path | None,
         Parameter(help="Folder for pictures of the detections and, with annotations, of missed objects."),
@@ -95,7 +101,7 @@ def predict(
         float | None,
         Parameter(
             validator=validators.Number(gte=0, lte=1),
-            help="Show detections from this score on: in pictures and in num_shown. The result file has all.",
+            help="Show detections from this score on: in pictures, GeoJSON and num_shown. The result file has all.",
             show_default=default("where F1 was best on the validation images of the run, else 0.3"),
         ),
     ] = None,
@@ -107,7 +113,8 @@ def predict(
 ) -> None:
     """Detect objects in images with the detector of a run.
 
-    Under torchrun, each process searches its share of the images.
+    Detections of georeferenced images are written as GeoJSON, too, beside the result file. Under torchrun, each process
+    searches its share of the images.
     """
     from sniper.config.loading import load_experiment, merge_experiment
     from sniper.geometry.detections import DEFAULT_MIN_SCORE
@@ -125,6 +132,7 @@ def predict(
     chosen = select_device(device)
     target = output or run / "detections.json"
     _make_folders(target, draw)
+    geo_files = _GeoFiles.find(sources, target, spec=spec, has_gpkg=gpkg)
     loaded = load_detector(opened, chosen, spec=spec, checkpoint=parse_checkpoint(checkpoint))
     detector = loaded.detector
     match = match_classes(detector, truth, run=run)
@@ -158,6 +166,7 @@ def predict(
             processes=processes,
             on_progress=bars.predicting,
             on_image=drawer,
+            on_results=partial(geo_files.write, min_score=min_score),
         )
     if not processes.is_first:
         return
@@ -178,6 +187,7 @@ def predict(
         "num_shown": report.num_shown,
         "seconds": round(time.monotonic() - started, 3),
         "output": str(target),
+        **geo_files.as_dict(),
     }
     print_result(result if json else _summary(result, draw=draw), is_json=json)
     if not json and not paths and annotations is None:
@@ -205,6 +215,9 @@ def _summary(result: Mapping[str, Any], *, draw: Path | None) -> dict[str, Any]:
     lines["detections"] = f"{result['num_detections']:,}; {shown}"
     lines["seconds"] = f"{result['seconds']:.1f}"
     lines["results"] = result["output"]
+    lines |= {
+        name: result[key] for name, key in (("GeoJSON", "geojson"), ("GeoPackage", "gpkg")) if result[key]
+    }
     if draw is not None:
         lines["pictures"] = str(draw)
     return lines
@@ -244,6 +257,77 @@ def _make_folders(target: Path, draw: Path | None) -> None:
     for folder in (target.parent, draw):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _GeoFiles:
+    """What is written of georeferenced images beside the result file.
+
+    Attributes:
+        images: all that are searched.
+        found: which of them are georeferenced.
+        read: how their files become pixels.
+        geojson: file to write.
+        gpkg: file to write; None if none is wanted.
+    """
+
+    images: Sequence["ImageToSearch"]
+    found: "GeoreferencedImages"
+    read: "ReadSpec"
+    geojson: Path
+    gpkg: Path | None
+
+    @classmethod
+    def find(
+        cls, images: Sequence["ImageToSearch"], target: Path, *, spec: "ExperimentSpec", has_gpkg: bool
+    ) -> "_GeoFiles":
+        """Find the georeferenced images, print which of them cannot be used, and check the files to write.
+
+        Only the first process reads their headers, as it writes the files.
+        """
+        from sniper.inference.georeferenced import GeoreferencedImages, check_replaceable
+        from sniper.runs.processes import Processes
+
+        geojson, gpkg = target.with_suffix(".geojson"), target.with_suffix(".gpkg") if has_gpkg else None
+        if target in (geojson, gpkg):
+            raise ConfigError(
+                f"-o {target}: expected the COCO result file; {target.suffix} is written beside it, for georeferenced "
+                f"images: -o {target.with_suffix('.json')}"
+            )
+        is_first = Processes.from_environment().is_first
+        found = GeoreferencedImages.find(images if is_first else [], spec.data.read)
+        if found.indices or gpkg is not None:
+            check_replaceable(geojson, gpkg)
+        warnings = list(found.warnings)
+        if is_first and gpkg is not None and not found.indices:
+            warnings.append("none of the images has a georeference, so no GeoPackage is written")
+        print_warnings(warnings)
+        return cls(images=images, found=found, read=spec.data.read, geojson=geojson, gpkg=gpkg)
+
+    def write(self, read: Callable[[int], "Detections"], *, min_score: float) -> None:
+        """Write the detections to look at."""
+        from sniper.inference.georeferenced import remove_earlier, write_georeferenced
+
+        if not self.found.indices:
+            remove_earlier(self.geojson)
+            return
+        warnings = write_georeferenced(
+            self.found,
+            self.images,
+            lambda index: read(index).confident(min_score),
+            read=self.read,
+            geojson=self.geojson,
+            gpkg=self.gpkg,
+        )
+        print_warnings(warnings)
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the files that are written, by the keys of the command's result."""
+        has_any = bool(self.found.indices)
+        return {
+            "geojson": str(self.geojson) if has_any else None,
+            "gpkg": str(self.gpkg) if has_any and self.gpkg is not None else None,
+        }
 
 
 def _drawer(

@@ -113,6 +113,8 @@ class DataSpec:
             stops with an error that lists them. `docs/annotations.md` says which boxes these are.
         crowds: `ignore` trains and scores on boxes that are marked as crowds as regions to ignore; `objects` takes them
             for objects, as some annotation tools mark masks so.
+        class_property: property of GeoJSON features that has the class; `none` takes all objects for one class. None is
+            `class`, `label` or another usual name.
         images_at_once: number of decoded images whose chips are interleaved, like a shuffle buffer; each image is
             decoded once for all its chips. Rounded down to a multiple or a divisor of the batch size. None uses 256, or
             fewer if those would take more than 2 GB of memory. 0 samples chips of all images, and decodes an image for
@@ -137,6 +139,7 @@ class DataSpec:
     follow_links: bool = False
     on_bad_box: Literal["drop", "refuse"] = "drop"
     crowds: Literal["ignore", "objects"] = "ignore"
+    class_property: str | None = None
     images_at_once: NonNegativeInt | None = None
     cache: CacheSpec = CacheSpec()
     flip: Fraction = 0.5

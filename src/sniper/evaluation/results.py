@@ -96,6 +96,11 @@ def load_detections(path: Path) -> DetectionTable:
         if table is not None:
             return table
     entries = read_json(path, error=DetectionsError)
+    if isinstance(entries, Mapping) and entries.get("type") == "FeatureCollection":
+        raise DetectionsError(
+            f"{path}: is GeoJSON, which has the detections to look at; expected all of them, as in the COCO results "
+            "that sniper predict writes beside it"
+        )
     if not isinstance(entries, list):
         raise DetectionsError(
             f"{path}: expected a list of detections (COCO results), got {_shorten(entries)}"

@@ -92,6 +92,7 @@ def search_to_file(
     min_score: float = DEFAULT_MIN_SCORE,
     on_progress: Callable[[int, int], None],
     on_image: Callable[[int, Detections], None] | None = None,
+    on_results: Callable[[Callable[[int], Detections]], None] | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> SearchReport:
     """Search images, and write their detections as COCO results; all processes call this.
@@ -114,6 +115,9 @@ def search_to_file(
             it is to search.
         on_image: called with the index and the detections of each image that this process has searched, before they
             are stored.
+        on_results: called by the first process once the results are written, to write them in other forms: with a
+            function that returns the detections of an image, by its index, labelled as in `match`. Where it is
+            interrupted, `resume` calls it again.
         processes: those that search together.
 
     Raises:
@@ -136,13 +140,19 @@ def search_to_file(
         return detector.predict_many(images[index].record or images[index].path for index in indices)
 
     search_images(store, find, processes=processes, on_progress=on_progress, on_image=on_image)
+
+    def read(index: int) -> Detections:
+        return match.relabel(store.read(index) or Detections.empty())
+
     if processes.is_first:
-        _write_results(target, store, images, match=match)
+        _write_results(target, read, images, match=match)
         _write_source(
             target,
             _hash_search(files, dependencies, match),
             skipped=[images[i].image_id for i in store.unreadable],
         )
+        if on_results is not None:
+            on_results(read)
     report = _report(store, detector, min_score=min_score)
     processes.barrier()
     if processes.is_first:
@@ -221,14 +231,17 @@ def _report(store: BoxStore, detector: Detector, *, min_score: float) -> SearchR
 
 
 def _write_results(
-    target: Path, store: BoxStore, images: Sequence[ImageToSearch], *, match: CategoryMatch
+    target: Path,
+    read: Callable[[int], Detections],
+    images: Sequence[ImageToSearch],
+    *,
+    match: CategoryMatch,
 ) -> None:
     names = {category.category_id: category.name for category in match.categories}
     separator = b"[\n"
     with atomic_write(target) as file:
         for index, image in enumerate(images):
-            detections = match.relabel(store.read(index) or Detections.empty())
-            for entry in to_coco(detections, image_id=image.image_id, categories=match.categories):
+            for entry in to_coco(read(index), image_id=image.image_id, categories=match.categories):
                 entry["category_name"] = names[entry["category_id"]]
                 if image.file_name is not None:
                     entry["file_name"] = image.file_name

@@ -33,6 +33,7 @@ def plan(
     experiment: ExperimentSpec | str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
     split: str | None = None,
+    class_property: str | None = None,
     proposals: str | os.PathLike[str] | None = None,
     num_levels: int | None = None,
     share: float | None = None,
@@ -51,6 +52,7 @@ def plan(
         experiment: its pyramid is planned with, and compared with the suggestion; None plans with the suggestion.
         images: folder that the file names are relative to; see `load_dataset`.
         split: of the data set; see `load_dataset`.
+        class_property: property of GeoJSON features that has the class; None is that of the experiment.
         proposals: folder that `sniper mine` wrote; negative chips are chosen from it.
         num_levels: suggest a pyramid of this many levels; see `suggest_pyramid`.
         share: fraction of the boxes that the suggested pyramid must bring to a useful size; see `suggest_pyramid`.
@@ -81,6 +83,9 @@ def plan(
     if experiment is not None and batch_size is not None:
         experiment = replace(experiment, train=replace(experiment.train, batch_size=batch_size))
     base = ExperimentSpec() if experiment is None else experiment
+    if class_property is not None:
+        base = replace(base, data=replace(base.data, class_property=class_property))
+        experiment = None if experiment is None else base
     if not isinstance(data, Dataset):
         data = load_dataset(data, image_root=images, split=split, has_images=is_measured, data=base.data)
     boxes = to_image_boxes(data)

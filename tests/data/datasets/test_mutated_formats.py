@@ -51,6 +51,11 @@ SOURCES: Mapping[str, Mapping[str, str | None]] = {
         "class-descriptions.csv": "/m/1,Dog\n",
         "a.jpg": None,
     },
+    "geojson": {
+        "all.geojson": '{"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": null, '
+        '"properties": {"image_id": "104.jpg", "bounds_imcoords": "1,2,30,40", "type_id": 73}}]}',
+        "images/104.jpg": None,
+    },
 }  # fmt: skip
 
 

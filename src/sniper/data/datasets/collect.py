@@ -52,6 +52,7 @@ class Collector:
         self._boxes: list[float] = []
         self._crowds: list[bool] = []
         self._numbers: list[int] = []
+        self._box_sources: dict[int, str] = {}
         self._dropped: dict[str, list[str]] = {}
         self._corrected: dict[str, list[str]] = {}
         self._noted: dict[tuple[str, str], list[str]] = {}
@@ -83,6 +84,7 @@ class Collector:
         box: Sequence[float],
         *,
         number: int,
+        source: str | None = None,
         is_crowd: bool = False,
     ) -> None:
         """Add a box.
@@ -92,8 +94,11 @@ class Collector:
             category: index of its category.
             box: xyxy, image frame, pixels or fractions.
             number: of the box in its source, from 1.
+            source: name of its annotations in messages; None for those of its image.
             is_crowd: whether it is a crowd or a region to ignore.
         """
+        if source is not None:
+            self._box_sources[len(self._images)] = source
         self._images.append(image)
         self._categories.append(category)
         self._boxes += box
@@ -187,7 +192,8 @@ class Collector:
 
         def name_box(row: int) -> str:
             box = int(rows[row])
-            return f"{sources[int(images[box])]}, {self._noun} {numbers[box]}"
+            source = self._box_sources.get(box, sources[int(images[box])])
+            return f"{source}, {self._noun} {numbers[box]}"
 
         return RawDataset(
             path=self.path,

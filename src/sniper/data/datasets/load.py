@@ -15,6 +15,7 @@ from sniper.data.datasets.coco_folders import CocoSource, find_coco, join
 from sniper.data.datasets.cvat import cvat_splits, read_cvat
 from sniper.data.datasets.dataset import Dataset
 from sniper.data.datasets.dota import find_dota, read_dota
+from sniper.data.datasets.geojson import find_geojson, is_geojson, read_geojson
 from sniper.data.datasets.openimages import find_open_images, read_open_images
 from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import ALL, by_split, choose_splits, scored_split
@@ -26,6 +27,7 @@ from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError, describe_os_error
 from sniper.files import expand_path
 
+_VECTOR_SUFFIXES = (".gpkg", ".shp", ".fgb", ".kmz")
 _MAX_LISTED = 12  # names of a folder's content, in an error
 
 
@@ -57,7 +59,8 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set and check it.
 
-    The format is detected: COCO JSON, YOLO, Pascal VOC, CVAT, DOTA, VisDrone or Open Images; see `docs/formats.md`.
+    The format is detected: COCO JSON, YOLO, Pascal VOC, CVAT, DOTA, VisDrone, Open Images or GeoJSON; see
+    `docs/formats.md`.
 
     Args:
         path: of the annotation file, of YOLO's `data.yaml`, or of the folder.
@@ -150,15 +153,20 @@ def _open(path: Path, image_root: Path | None) -> _Source:
         return _known(path, _open_open_images(path, image_root))
     if suffix == ".xml" or start.startswith(b"<"):
         return _open_xml(path, image_root)
-    if suffix == ".json" or start.startswith((b"{", b"[")):
-        return _open_coco_file(path, image_root)
+    if suffix in (".json", ".geojson") or start.startswith((b"{", b"[")):
+        return _open_json(path, image_root)
     if suffix == ".txt":
         raise AnnotationError(
             f"{path}: is a text file; expected the folder of the data set, or YOLO's data.yaml"
         )
+    advice = (
+        f" (ogr2ogr -f GeoJSON {path.with_suffix('.geojson').name} {path.name} converts it to GeoJSON)"
+        if suffix in _VECTOR_SUFFIXES
+        else ""
+    )
     raise AnnotationError(
-        f"{path}: has no known format; expected COCO JSON, YOLO's data.yaml, CVAT's XML, the CSV of Open Images, or "
-        "the folder of a data set"
+        f"{path}: has no known format; expected COCO JSON, YOLO's data.yaml, CVAT's XML, the CSV of Open Images, "
+        f"GeoJSON, or the folder of a data set{advice}"
     )
 
 
@@ -211,6 +219,12 @@ def _is_dataset(path: Path) -> bool:
         return any(open_(path, None) is not None for _, _, open_ in _FORMATS)
     except (AnnotationError, OSError):
         return False
+
+
+def _open_json(path: Path, image_root: Path | None) -> _Source:
+    if is_geojson(path):
+        return _known(path, _open_geojson(path, image_root))
+    return _open_coco_file(path, image_root)
 
 
 def _open_coco_file(path: Path, image_root: Path | None) -> _Source:
@@ -290,6 +304,7 @@ def _opener(find: Callable[[Path], Any], read: Callable[..., RawDataset]) -> _Op
 
 
 _open_open_images = _opener(find_open_images, read_open_images)
+_open_geojson = _opener(find_geojson, read_geojson)
 
 _FORMATS: tuple[tuple[str, str, _Open], ...] = (
     (
@@ -303,5 +318,6 @@ _FORMATS: tuple[tuple[str, str, _Open], ...] = (
     ("CVAT", "annotations.xml, or other XML files of CVAT", _open_cvat_folder),
     ("Pascal VOC", "Annotations/*.xml, or XML files beside the images", _opener(find_voc, read_voc)),
     ("Open Images", "*-annotations-bbox.csv", _open_open_images),
+    ("GeoJSON", "*.geojson, here or up to two folders below", _open_geojson),
 )
 """Name, what is looked for in a folder, and the function that opens it; in the order of precedence."""

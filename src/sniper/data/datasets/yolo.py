@@ -12,6 +12,7 @@ import yaml
 
 from sniper.data.datasets.collect import Collector, envelope, has_image_suffix, names_by_stem
 from sniper.data.datasets.dataset import Category
+from sniper.data.datasets.geojson import find_geojson_files
 from sniper.data.datasets.raw import MAX_CATEGORIES, RawDataset
 from sniper.data.datasets.splits import ALL, by_split, canonical, choose_splits, find_split_folders
 from sniper.data.datasets.text_files import read_text
@@ -355,12 +356,12 @@ def _find_folders(folder: Path) -> YoloSource | None:
 
 
 def _find_images(folder: Path, *, has_names: bool) -> dict[str, list[Path]]:
-    images, labels = folder / "images", folder / "labels"
-    if images.is_dir() and labels.is_dir():
+    images = folder / "images"
+    if images.is_dir() and _has_labels(folder):
         named = find_split_folders(images)
         return {name: [path] for name, path in named.items()} or {"": [images]}
     folders = {name: path for name, path in find_split_folders(folder).items() if (path / "images").is_dir()}
-    if folders and any((path / "labels").is_dir() for path in folders.values()):
+    if folders and any(map(_has_labels, folders.values())):
         return {name: [path / "images"] for name, path in folders.items()}
     lists = by_split(
         (file.stem, file)
@@ -371,6 +372,12 @@ def _find_images(folder: Path, *, has_names: bool) -> dict[str, list[Path]]:
         return {name: [path] for name, path in lists.items()}
     is_flat = has_names and any(has_image_suffix(file.name) for file in folder.iterdir())
     return {"": [folder]} if is_flat else {}
+
+
+def _has_labels(folder: Path) -> bool:
+    """Check whether there is a folder of labels, and not of GeoJSON."""
+    labels = folder / "labels"
+    return labels.is_dir() and not find_geojson_files(labels)
 
 
 def _read_names(path: Path) -> list[str]:

@@ -239,6 +239,22 @@ def read_image_sides(data: Path | bytes, spec: ReadSpec = _DEFAULT) -> Sides:
         return _oriented_sides(opened, _remaining_orientation(opened, spec))
 
 
+def read_orientation(data: Path | bytes, spec: ReadSpec = _DEFAULT) -> int:
+    """Read the EXIF orientation that is applied to the pixels of an image as stored, 1 to 8; 1 leaves them.
+
+    Raises:
+        ImageError: if the file cannot be read, as far as its header shows.
+    """
+    if spec.exif_orientation == "ignore":
+        return 1
+    image = EncodedImage(data)
+    header = read_tiff_header(image)
+    if header is not None:
+        return header.orientation
+    with image.open_pillow() as opened:
+        return _remaining_orientation(opened, spec)
+
+
 def decoded_bytes(file_name: str, sides: Sides) -> int:
     """Estimate the memory that an image takes while it stays decoded; 0 if it is read in windows."""
     is_tiff = file_name.lower().endswith(_TIFF_SUFFIXES)

@@ -43,7 +43,7 @@ _MAX_COMPRESSION = (
 _MAX_TAGS = 4096
 _MAX_VALUES = 100_000  # of a tag that is read
 _VALUE_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # by TIFF type: BYTE, SHORT, LONG, LONG8
-_NODATA, _DNG_VERSION = 42113, 50706  # TIFF tags
+_NODATA, _DNG_VERSION, _GEO_KEYS = 42113, 50706, 34735  # TIFF tags
 _STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES = _BLOCK_TAGS = (273, 279, 324, 325)
 _VALUE_TAGS = (254, 256, 257, 258, 259, 262, 274, 277, 338, 339, *_BLOCK_TAGS)
 
@@ -83,6 +83,7 @@ class TiffHeader:
         has_nodata: whether a value stands for absent pixels (GDAL's tag).
         has_absent_blocks: whether a strip or tile is not stored, as GDAL leaves out those without data.
         is_big_endian_bigtiff: whether it is a BigTIFF in the byte order that Pillow does not open.
+        has_crs: whether it has the keys of a coordinate reference system, as a GeoTIFF has.
     """
 
     width: int
@@ -97,6 +98,7 @@ class TiffHeader:
     has_nodata: bool
     has_absent_blocks: bool
     is_big_endian_bigtiff: bool
+    has_crs: bool
 
     @property
     def is_deep(self) -> bool:
@@ -196,6 +198,7 @@ def read_tiff_header(image: EncodedImage) -> TiffHeader | None:
             has_nodata=_NODATA in tags,
             has_absent_blocks=_has_absent_blocks(tags),
             is_big_endian_bigtiff=start == TIFF_STARTS[-1],
+            has_crs=_GEO_KEYS in tags,
         )
 
 
@@ -272,7 +275,7 @@ class TiffReader:
         if self._orientation in SIDE_SWAPPING:
             self.width, self.height = self.height, self.width
         self._is_inverted = header.photometric == _MIN_IS_WHITE
-        with naming_errors(self._image.name), _open_tiff(image) as file:
+        with naming_errors(self._image.name), open_tiff(image) as file:
             self._check_layout(file, header)
             self._palette = _palette_of(file, image.name)
             if header.photometric == _PALETTE and self._palette is None:
@@ -295,7 +298,7 @@ class TiffReader:
         x1, y1, x2, y2 = window
         width, height = max((x2 - x1) // reduction, 1), max((y2 - y1) // reduction, 1)
         whole = (x1, y1, min(x1 + width * reduction, x2), min(y1 + height * reduction, y2))
-        with naming_errors(self._image.name), _open_tiff(self._image) as file:
+        with naming_errors(self._image.name), open_tiff(self._image) as file:
             values = self._read_stored(file, whole, Sides(width, height))
         pixels = orient(self._colors(values), self._orientation)
         # The remainder of a row or column is less than a reduced pixel: repeat the last one.
@@ -411,7 +414,7 @@ def _to_stored(
 
 
 @contextmanager
-def _open_tiff(image: EncodedImage) -> Iterator[Any]:
+def open_tiff(image: EncodedImage) -> Iterator[Any]:
     """Open a TIFF with rasterio: a file once for each process and thread, content in memory each time."""
     import rasterio
     from rasterio.io import MemoryFile
