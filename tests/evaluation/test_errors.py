@@ -87,9 +87,7 @@ def test_counts_equal_those_of_hotcoco(seed: int) -> None:
         counts.update(error.kind.value for error in find_errors(found, truth).errors)
         objects.append((boxes, labels))
         image_of_object += [image] * 6
-        rows.append(
-            np.column_stack([np.full(12, image), to_xywh(found.boxes), found.scores, found.labels])
-        )
+        rows.append(np.column_stack([np.full(12, image), to_xywh(found.boxes), found.scores, found.labels]))
     all_boxes = np.concatenate([boxes for boxes, _ in objects])
     ground_truth = hotcoco.COCO.from_arrays(
         [{"id": image} for image in range(5)],

@@ -15,8 +15,9 @@ from tests.evaluation.test_diagnosis import random_results
 @pytest.mark.parametrize("num_ious", [1, 10])
 def test_resampled_scores_survive_the_file(tmp_path: Path, num_ious: int) -> None:
     pair = EvaluationPair.of(*random_results(1))
-    MatchTable.of(pair).save(tmp_path / "matches.npz")
+    MatchTable.of(pair, step=7).save(tmp_path / "matches.npz")
     loaded = MatchTable.load(tmp_path / "matches.npz")
+    assert loaded.step == 7
     assert loaded.digest == digest_of(pair.truth)
     weights = np.random.default_rng(0).integers(0, 4, pair.truth.num_images)
     expected = ResampledAP(pair, num_ious=num_ious)(weights)
@@ -44,7 +45,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DetectionsError, match=r"matches\.npz: not a table of matches"):
         MatchTable.load(path)
     arrays = {name: np.zeros(0, dtype=np.int32) for name in ("image_indices", "true_positives")}
-    scalars = {"digest": np.array("a"), "num_images": np.array(1)}
+    scalars = {"digest": np.array("a"), "step": np.array(1), "num_images": np.array(1)}
     np.savez_compressed(
         path,
         **arrays,
@@ -53,7 +54,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         offsets=np.array([0, 0]),
         num_objects=np.array([1]),
     )
-    with pytest.raises(DetectionsError, match=r"matches\.npz: damaged: expected 0 detections, got \[0, 0, 3\]"):
+    with pytest.raises(
+        DetectionsError, match=r"matches\.npz: damaged: expected 0 detections, got \[0, 0, 3\]"
+    ):
         MatchTable.load(path)
 
 

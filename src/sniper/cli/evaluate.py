@@ -38,6 +38,7 @@ from sniper.cli.output import (
 )
 from sniper.cli.progress import show_progress
 from sniper.cli.proposals import evaluate_proposals
+from sniper.cli.report_page import update_scored_page
 from sniper.cli.search import (
     describe_match,
     describe_weights,
@@ -53,6 +54,7 @@ from sniper.files import atomic_write, expand_path
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
+    from sniper.cli.search import LoadedDetector
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
     from sniper.evaluation.coco import Scores
@@ -184,6 +186,7 @@ def evaluate(
     searches its share of the images.
     """
     from sniper.files import no_garbage_collection
+    from sniper.runs.run import Run
 
     _check_sizes(sizes, details=details)
     if curve is not None:
@@ -252,6 +255,19 @@ def evaluate(
     if output is not None:
         answer["output"] = str(output)
         _write(report.confusion, answer, output)
+        if subject.searched is not None and output.parent.absolute() == run.absolute():
+            loaded, dataset = subject.searched
+            opened = Run.open(run)
+            update_scored_page(
+                opened,
+                loaded,
+                subject.detections,
+                dataset,
+                num_images=pair.truth.num_images,
+                min_score=None if math.isnan(report.point.score) else report.point.score,
+            )
+            if opened.report_path.exists():
+                answer["page"] = str(opened.report_path)
     if json:
         print_result(answer, is_json=True)
     else:
@@ -282,12 +298,14 @@ class _Subject:
         truth: of the images.
         min_score: score at which F1 was best on the validation images of the run; None if it is unknown.
         is_validation: whether these are the validation images of the run.
+        searched: the detector that has searched the images, and their data set; None of a results file.
     """
 
     detections: Path
     truth: "GroundTruth"
     min_score: float | None = None
     is_validation: bool = False
+    searched: "tuple[LoadedDetector, Dataset] | None" = None
 
 
 def _only(paths: Sequence[str]) -> Path | None:
@@ -398,6 +416,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
         truth=GroundTruth.of(dataset),
         min_score=detector.min_score,
         is_validation=options.annotations is None,
+        searched=(loaded, dataset),
     )
 
 
@@ -557,7 +576,7 @@ class _Report:
             for table in show_details(self.scores, details):
                 print_line("")
                 print_table(table)
-        for name in ("curve", "detections", "output"):
+        for name in ("curve", "detections", "output", "page"):
             if name in answer:
                 print_line(f"{name}: {answer[name]}")
 

@@ -70,6 +70,7 @@ class TrainSpec:
             evaluated on all at the end. None evaluates on all.
         patience: evaluations without a better AP that end the training; None trains to the end.
         tensorboard: write the metrics for TensorBoard, too.
+        report: write the page `report.html` of the run after every epoch.
         checkpoint_minutes: minutes between checkpoints; one is always written at the end of an epoch.
         keep_checkpoints: number of newest checkpoints to keep, beside the one with the best AP.
         rpn_only: train the region proposal network alone, on positive chips, for mining.
@@ -96,6 +97,7 @@ class TrainSpec:
     evaluate_images: PositiveInt | None = None
     patience: PositiveInt | None = None
     tensorboard: bool = False
+    report: bool = True
     checkpoint_minutes: PositiveFloat = 10.0
     keep_checkpoints: PositiveInt = 2
     rpn_only: bool = False

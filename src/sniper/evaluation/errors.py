@@ -95,9 +95,7 @@ def find_errors(detections: Detections, ground_truth: ImageRecord, *, min_iou: f
         DetectionError(kind=ErrorKind.MISSED, detection=None, object=index)
         for index in np.flatnonzero(matches.is_missed & ~is_touched).tolist()
     ]
-    return ImageErrors(
-        errors=errors, is_true_positive=matches.is_true_positive, is_missed=matches.is_missed
-    )
+    return ImageErrors(errors=errors, is_true_positive=matches.is_true_positive, is_missed=matches.is_missed)
 
 
 def _classify(

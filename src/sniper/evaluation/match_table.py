@@ -12,13 +12,14 @@ from jaxtyping import Bool, Int
 
 from sniper.chips.arrays import read_arrays
 from sniper.errors import DetectionsError, describe_os_error
-from sniper.evaluation.matching import ClassMatches, matches_by_class, run_coco_eval
+from sniper.evaluation.matching import ClassMatches, COCOEvaluation, matches_by_class, run_coco_eval
 from sniper.evaluation.pair import EvaluationPair, GroundTruth
 from sniper.files import atomic_write
 
 _NUM_IOUS = 10  # 0.50, 0.55 … 0.95
 _FLAT = ("image_indices", "true_positives", "false_positives")
-_ARRAYS = ("digest", "num_images", "offsets", "num_objects", *_FLAT)
+_SCALARS = ("digest", "step", "num_images")
+_ARRAYS = (*_SCALARS, "offsets", "num_objects", *_FLAT)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,29 +28,39 @@ class MatchTable:
 
     Attributes:
         digest: of the images and their objects, see `digest_of`. Scores of equal digests can be compared.
+        step: of the weights.
         num_images: images that were scored.
         classes: the matches of each class that has objects or detections, at COCO's ten IoUs. Scores that were read
             from a file are ranks, from the last.
     """
 
     digest: str
+    step: int
     num_images: int
     classes: Sequence[ClassMatches]
 
     @classmethod
-    def of(cls, pair: EvaluationPair, *, max_detections: int = 100) -> "MatchTable":
+    def of(cls, pair: EvaluationPair, *, max_detections: int = 100, step: int = 0) -> "MatchTable":
         """Match detections by the COCO rules.
 
         Args:
             pair: detections and ground truth.
             max_detections: how many detections of each image and class count.
+            step: of the weights.
 
         Raises:
             DetectionsError: if there are too many boxes on each other to be compared.
         """
-        evaluation = run_coco_eval(pair, max_detections=[max_detections])
+        return cls.from_evaluation(run_coco_eval(pair, max_detections=[max_detections]), pair, step=step)
+
+    @classmethod
+    def from_evaluation(
+        cls, evaluation: COCOEvaluation, pair: EvaluationPair, *, step: int = 0
+    ) -> "MatchTable":
+        """Return the matches of an evaluation with a single range of areas and all ten IoUs."""
         return cls(
             digest=digest_of(pair.truth),
+            step=step,
             num_images=pair.truth.num_images,
             classes=matches_by_class(evaluation, pair),
         )
@@ -67,6 +78,7 @@ class MatchTable:
             np.savez_compressed(
                 file,
                 digest=np.array(self.digest),
+                step=np.array(self.step),
                 num_images=np.array(self.num_images),
                 offsets=np.cumsum([0, *(len(part.scores) for part in self.classes)]),
                 **{name: np.concatenate([nothing, *arrays]) for name, arrays in columns.items()},
@@ -101,7 +113,9 @@ class MatchTable:
                     num_objects=num_objects[index],
                 )
             )
-        return cls(digest=str(arrays["digest"]), num_images=num_images, classes=classes)
+        return cls(
+            digest=str(arrays["digest"]), step=int(arrays["step"]), num_images=num_images, classes=classes
+        )
 
 
 def digest_of(truth: GroundTruth) -> str:
@@ -128,7 +142,7 @@ def _unpack(packed: Int[np.ndarray, " d"]) -> Bool[np.ndarray, "t d"]:
 def _find_problem(arrays: dict[str, np.ndarray]) -> str | None:
     """Describe what no table of matches has; None if there is nothing."""
     for name, array in arrays.items():
-        is_scalar = name in ("digest", "num_images")
+        is_scalar = name in _SCALARS
         if array.dtype.kind != ("U" if name == "digest" else "i") or (array.ndim == 0) != is_scalar:
             return f"{name} is of type {array.dtype} and shape {array.shape}"
     offsets, num_images, num_objects = arrays["offsets"], int(arrays["num_images"]), arrays["num_objects"]
