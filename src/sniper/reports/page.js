@@ -25,44 +25,59 @@ for (const chart of document.querySelectorAll("svg.chart")) {
 // The gallery of errors: filters, a large view, keys.
 const gallery = document.querySelector("#gallery");
 if (gallery) {
+  const AT_ONCE = 24;
   const cards = [...gallery.querySelectorAll(".error")];
   const filters = document.querySelector("#filters");
-  const total = document.querySelector("#shown");
+  const more = document.querySelector("#more");
   const view = document.querySelector("#view");
+  let matching = cards;
+  let limit = AT_ONCE;
   let current = null;
-  const shown = () => cards.filter((card) => !card.hidden);
 
+  const show = () => {
+    const visible = new Set(matching.slice(0, limit));
+    for (const card of cards) card.hidden = !visible.has(card);
+    more.hidden = matching.length <= limit;
+    more.textContent = `Show ${Math.min(AT_ONCE, matching.length - limit)} more`;
+  };
   const apply = () => {
     const { kind, label, size } = Object.fromEntries(new FormData(filters));
-    for (const card of cards) {
-      const is_kind = !kind || card.dataset.kind === kind || (kind === "suspect" && card.dataset.suspect === "1");
-      const is_label = !label || card.dataset.labels.split(" ").includes(label);
-      card.hidden = !(is_kind && is_label && (!size || card.dataset.size === size));
-    }
-    const count = shown().length;
-    total.textContent = count ? `${count} of ${cards.length} pictures` : "No picture has all of these properties.";
+    matching = cards.filter((card) => {
+      const isKind = !kind || card.dataset.kind === kind || (kind === "suspect" && card.dataset.suspect === "1");
+      const isLabel = !label || card.dataset.labels.split(" ").includes(label);
+      return isKind && isLabel && (!size || card.dataset.size === size);
+    });
+    limit = AT_ONCE;
+    show();
+    document.querySelector("#shown").textContent = matching.length
+      ? `${matching.length} of ${cards.length} pictures` : "No picture has all of these properties.";
   };
   filters.addEventListener("input", apply);
   filters.addEventListener("reset", () => setTimeout(apply));
+  more.addEventListener("click", () => {
+    limit += AT_ONCE;
+    show();
+  });
   apply();
 
   const open = (card) => {
     current = card;
+    const index = matching.indexOf(card);
+    while (index >= limit) limit += AT_ONCE;
+    show();
     view.querySelector(".large").replaceChildren(card.querySelector(".picture").cloneNode(true));
     view.querySelector(".facts").replaceChildren(...card.querySelector("figcaption").cloneNode(true).childNodes);
-    const all = shown();
-    view.querySelector(".number").textContent = `${all.indexOf(card) + 1} of ${all.length}`;
+    view.querySelector(".number").textContent = `${index + 1} of ${matching.length}`;
     if (!view.open) view.showModal();
   };
   const step = (by) => {
-    const all = shown();
-    const next = all[all.indexOf(current) + by];
+    const next = matching[matching.indexOf(current) + by];
     if (next) open(next);
   };
   const focusBy = (by) => {
-    const all = shown();
-    const index = all.indexOf(document.activeElement);
-    const next = all[index < 0 ? 0 : index + by];
+    const visible = matching.slice(0, limit);
+    const index = visible.indexOf(document.activeElement);
+    const next = visible[index < 0 ? 0 : index + by];
     if (next) {
       next.focus();
       next.scrollIntoView({ block: "nearest" });

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from sniper.config.loading import load_experiment
 from sniper.evaluation.errors import ErrorKind
 from sniper.reports.charts import Chart, Series
 from sniper.reports.page import render, write_page
@@ -56,6 +57,7 @@ def write_run_page(run: Run, path: Path | None = None) -> Path:
         path: of the page; `report.html` in the run if None.
 
     Raises:
+        ConfigError: if the configuration cannot be read.
         RunError: if the metrics cannot be read.
         OSError: if the page cannot be written; names the file.
     """
@@ -88,6 +90,7 @@ def _state(run: Run, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "step": last.get("step", 0),
         "epoch": last.get("epoch", 0.0),
+        "epochs": load_experiment(run.config_path).train.epochs,
         "minutes": sum(entry.get("seconds", 0.0) for entry in steps) / 60,
         "megapixels": sum(entry.get("megapixels", 0.0) for entry in steps),
         "loss": last.get("loss"),
