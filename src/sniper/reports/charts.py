@@ -1,13 +1,14 @@
 """Draw charts for pages as SVG, in the colours of the page's scheme."""
 
+import html
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup, escape
 
+from sniper.errors import printable
 from sniper.reports.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION
 
 COLORS = (SKY_BLUE, ORANGE, GREEN, VERMILION, PURPLE, BLUE)
@@ -75,11 +76,11 @@ class Chart:
             return []
         return [(each.name, self._color(index, each)) for index, each in enumerate(drawn)]
 
-    def svg(self) -> Markup:
+    def svg(self) -> str:
         """Return the chart as SVG, with its points as JSON for the script of the page."""
         drawn = self.drawn
         if not drawn:
-            return Markup("")
+            return ""
         x_axis = _Axis.of([x for each in drawn for x in each.x], is_log=False, from_zero=False)
         y_axis = _Axis.of(
             [y for each in drawn for y in each.y],
@@ -134,7 +135,7 @@ class Chart:
         parts.append(
             f'<path class="cursor" d="M-9 {_TOP}V{_HEIGHT - _BOTTOM}"/><desc>{escape(data)}</desc></svg>'
         )
-        return Markup("".join(parts))
+        return "".join(parts)
 
     def _color(self, index: int, series: Series) -> str:
         return COLORS[(index if series.color is None else series.color) % len(COLORS)]
@@ -178,6 +179,11 @@ class _Axis:
         if self.is_log:
             return (math.log10(value) - math.log10(self.low)) / (math.log10(self.high) - math.log10(self.low))
         return (value - self.low) / (self.high - self.low)
+
+
+def escape(text: str) -> str:
+    """Return text that stands for itself in HTML, in quotes too."""
+    return html.escape(printable(text))
 
 
 def _nice_step(step: float) -> float:

@@ -83,7 +83,7 @@ def _draw(sample: ChipSample, names: Sequence[str]) -> MarkedPicture:
     boxes = (sample.target.boxes * (picture.width / width)).round(1).tolist()
     status = sample.target.status.tolist()
     marks = [
-        Mark(box=tuple(box), kind=_STATUS[BoxStatus(each)], text=names[label])
+        Mark(box=box, kind=_STATUS[BoxStatus(each)], text=names[label])
         for box, each, label in zip(boxes, status, sample.target.labels.tolist(), strict=True)
     ]
     marks.sort(key=lambda mark: mark.kind == "valid")  # on top

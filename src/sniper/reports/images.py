@@ -102,9 +102,7 @@ def mark_detections(detections: Detections, names: Sequence[str], *, zoom: float
     """
     boxes = (detections.boxes[:MAX_MARKS] * zoom).round(1).tolist()
     rows = zip(boxes, detections.labels.tolist(), detections.scores.tolist(), strict=False)
-    return [
-        Mark(box=tuple(box), kind="right", text=f"{names[label]} {score:.2f}") for box, label, score in rows
-    ]
+    return [Mark(box=box, kind="right", text=f"{names[label]} {score:.2f}") for box, label, score in rows]
 
 
 def read_image(reader: ImageReader, marks_at: Callable[[float], list[Mark]], caption: str) -> MarkedPicture:

@@ -29,7 +29,7 @@ class Mark:
         text: class, score and status, shown where there is room.
     """
 
-    box: tuple[float, float, float, float]
+    box: list[float]
     kind: str
     text: str = ""
 

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup, escape
-
 from sniper.config.loading import load_experiment
 from sniper.evaluation.errors import ErrorKind
-from sniper.reports.charts import Chart, Series
+from sniper.reports.charts import Chart, Series, escape
 from sniper.reports.page import render, write_page
 from sniper.reports.parts import ClassRow, PartsFolder, RunParts
 from sniper.runs.run import Run
@@ -201,7 +199,7 @@ def _false_positive_chart(parts: RunParts) -> Chart | None:
     return chart if chart.drawn else None
 
 
-def precision_svg(row: ClassRow) -> Markup:
+def precision_svg(row: ClassRow) -> str:
     """Return the curve of precision over recall of a class as SVG, with the chosen score marked."""
     width, height, left, bottom = 168, 112, 26, 16
 
@@ -226,7 +224,7 @@ def precision_svg(row: ClassRow) -> Markup:
     if row.recall is not None and row.precision is not None:
         x, y = point(row.recall, row.precision).split()
         mark = f'<circle cx="{x}" cy="{y}" r="4"/>'
-    return Markup(
+    return (
         f'<svg class="precision" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
         f'{lines}{ticks}<path class="line" d="M{path}"/>{mark}</svg>'
     )

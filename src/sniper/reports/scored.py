@@ -40,9 +40,7 @@ from sniper.reports.parts import (
     ScoredPart,
 )
 
-_MAX_CLASSIFIED = (
-    100_000  # detections whose errors are classified; of more, those of every second image and so on
-)
+_MAX_CLASSIFIED = 50_000  # detections whose errors are classified; of more, those of some images
 _MAX_CONFUSED = 30  # classes of the confusion matrix
 _MAX_CURVE = 60  # points of a curve
 _PER_CLASS = 3  # of each kind of error, every class has as many pictures as there is room for
@@ -356,7 +354,7 @@ class _Gallery:
         marks = self._context(candidate, crop, record, detections)
         for box, kind in ((there, "missed" if found is None else "object"), (found, "wrong")):
             if box is not None:
-                marks.append(Mark(box=tuple(crop.to_picture(box[None])[0]), kind=kind))
+                marks.append(Mark(box=crop.to_picture(box[None])[0], kind=kind))
         (main_size,) = size(main[None]).tolist()
         class_name = names[candidate.label]
         other = None if error.object is None else names[int(record.labels[error.object])]
@@ -397,7 +395,7 @@ class _Gallery:
             if skipped is not None:
                 is_seen[skipped] = False
             rows = crop.to_picture(boxes[is_seen])[: MAX_MARKS // 4]
-            marks += [Mark(box=tuple(row), kind=kind) for row in rows]
+            marks += [Mark(box=row, kind=kind) for row in rows]
         return marks
 
 
@@ -416,7 +414,7 @@ class _Matched:
         is_wrong[[each.detection for each in self.errors.errors if each.detection is not None]] = True
         marks = [
             Mark(
-                box=tuple(box),
+                box=box,
                 kind="missed",
                 text=f"missed: {self.names[label]}",
             )
