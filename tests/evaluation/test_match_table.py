@@ -44,15 +44,17 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no archive")
     with pytest.raises(DetectionsError, match=r"matches\.npz: not a table of matches"):
         MatchTable.load(path)
-    arrays = {name: np.zeros(0, dtype=np.int32) for name in ("image_indices", "true_positives")}
-    scalars = {"digest": np.array("a"), "step": np.array(1), "num_images": np.array(1)}
+    nothing = np.zeros(0, dtype=np.int32)
     np.savez_compressed(
         path,
-        **arrays,
-        **scalars,
-        false_positives=np.zeros(3, dtype=np.int32),
+        digest=np.array("a"),
+        step=np.array(1),
+        num_images=np.array(1),
         offsets=np.array([0, 0]),
         num_objects=np.array([1]),
+        image_indices=nothing,
+        true_positives=nothing,
+        false_positives=np.zeros(3, dtype=np.int32),
     )
     with pytest.raises(
         DetectionsError, match=r"matches\.npz: damaged: expected 0 detections, got \[0, 0, 3\]"

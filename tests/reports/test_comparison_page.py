@@ -1,10 +1,14 @@
 """Runs side by side: what differs, scores with bounds, and curves."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sniper.chips import LevelSpec
+from sniper.config.loading import dump_experiment, load_experiment
 from sniper.data.datasets import Dataset
 from sniper.errors import ConfigError
 from sniper.evaluation.coco import score
@@ -23,6 +27,16 @@ def worse(world: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_fields_that_differ_are_listed_and_no_others(read_only_run: Run, worse: Run) -> None:
     assert Comparison.of([read_only_run, worse]).fields == {"seed": [0, 5]}
+
+
+def test_levels_are_listed_as_a_plan_has_them(read_only_run: Run, run: Run) -> None:
+    spec = load_experiment(run.config_path)
+    levels = (LevelSpec(factor=2.0, below=48), LevelSpec(long_side=64, at_least=40))
+    run.save_config(dump_experiment(replace(spec, predict=replace(spec.predict, levels=levels))))
+    comparison = Comparison.of([read_only_run, run])
+    (line,) = [line for line in comparison.describe() if line.startswith("predict.levels")]
+    assert line.endswith(", ×2: up to 48 px; long side 64: 40 px and more")
+    json.dumps(comparison.as_dict(), allow_nan=False)
 
 
 def test_scores_are_those_of_coco_and_have_bounds(read_only_run: Run, worse: Run, world: Dataset) -> None:
@@ -63,7 +77,8 @@ def test_an_rpn_stage_counts(run: Run) -> None:
         }
     )
     (compared,) = Comparison.of([run]).runs
-    assert compared.steps[0][:2] == pytest.approx((4.25, 1.025))
+    first = compared.steps[0]
+    assert (first.megapixels, first.minutes) == pytest.approx((4.25, 1.025))
     assert len(compared.steps) == 20
 
 

@@ -67,13 +67,6 @@ class MatchTable:
 
     def save(self, path: Path) -> None:
         """Write the table as one compressed `.npz` file; an existing file is replaced atomically."""
-        columns = {
-            "image_indices": [part.image_indices.astype(np.int32) for part in self.classes],
-            "true_positives": [_pack(part.is_true_positive) for part in self.classes],
-            "false_positives": [_pack(part.is_false_positive) for part in self.classes],
-            "num_objects": [part.num_objects.astype(np.int32) for part in self.classes],
-        }
-        nothing = np.zeros(0, dtype=np.int32)
         with atomic_write(path) as file:
             np.savez_compressed(
                 file,
@@ -81,7 +74,10 @@ class MatchTable:
                 step=np.array(self.step),
                 num_images=np.array(self.num_images),
                 offsets=np.cumsum([0, *(len(part.scores) for part in self.classes)]),
-                **{name: np.concatenate([nothing, *arrays]) for name, arrays in columns.items()},
+                num_objects=_join([part.num_objects for part in self.classes]),
+                image_indices=_join([part.image_indices for part in self.classes]),
+                true_positives=_join([_pack(part.is_true_positive) for part in self.classes]),
+                false_positives=_join([_pack(part.is_false_positive) for part in self.classes]),
             )
 
     @classmethod
@@ -126,6 +122,11 @@ def digest_of(truth: GroundTruth) -> str:
     for array in (truth.image_indices, truth.labels, truth.boxes, truth.areas, truth.is_crowd):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _join(arrays: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n"]:
+    """Concatenate arrays, perhaps none, as 32 bits."""
+    return np.concatenate([np.zeros(0, dtype=np.int32), *arrays]).astype(np.int32)
 
 
 def _pack(flags: Bool[np.ndarray, "t d"]) -> Int[np.ndarray, " d"]:

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import field_values, load_experiment
 from sniper.errors import ConfigError, DetectionsError
 from sniper.evaluation.comparison import ResampledAP, bounds_of, resample
 from sniper.evaluation.match_table import MatchTable
 from sniper.reports.charts import COLORS, Chart, Series
-from sniper.reports.page import render, write_page
+from sniper.reports.page import render, resize_rule, sizes_text, write_page
 from sniper.reports.run_page import evaluations, parts_of
 from sniper.runs.run import Run
 
@@ -27,10 +28,12 @@ MAX_RUNS = len(COLORS)
 """Runs of a page: each has a colour."""
 
 _SCORES = {"ap": ("AP", 10), "ap50": ("AP50", 1)}  # and the number of IoUs that each is a mean of
+_CURVES = {"Validation AP": "ap", "Loss": "loss", "Accuracy of positives": "positive_accuracy"}
 _MIN_RESAMPLES, _MAX_RESAMPLES = 200, 1000
 _MAX_MATCHES = 2e9  # compared in all draws together: a minute
 _MAX_POINTS = 80  # of a curve, so that several can be told apart
 _MAX_TEXT = 200  # characters of a value
+_INFINITY = ".inf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,25 @@ class BoundedScore:
             if key != "value"
         }
         return {f"{name}{key}": value for key, value in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedStep:
+    """A step of a training.
+
+    Attributes:
+        megapixels: of the chips from the start up to this step, an RPN stage included.
+        minutes: of the steps and of mining, the same.
+        entry: its line in the metrics.
+    """
+
+    megapixels: float
+    minutes: float
+    entry: Mapping[str, Any]
+
+
+Axis = Literal["megapixels", "minutes"]
+"""What curves are drawn over."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,33 +139,41 @@ class ComparedRun:
         )
 
     @cached_property
-    def steps(self) -> list[tuple[float, float, Mapping[str, Any]]]:
-        """Megapixels and minutes up to each step, RPN stage and mining included, and the line of the step."""
+    def steps(self) -> list[ComparedStep]:
+        """The steps of the detector's training."""
         entries = [*self.stage, *self.entries]
         megapixels = accumulate(entry.get("megapixels", 0.0) for entry in entries)
         seconds = accumulate(entry.get("seconds", 0.0) for entry in entries)
-        rows = zip(megapixels, seconds, entries, strict=True)
         return [
-            (x, second / 60, entry)
-            for x, second, entry in rows
-            if "learning_rate" in entry and entry.get("stage") != "rpn"
+            ComparedStep(megapixels=megapixel, minutes=second / 60, entry=entry)
+            for megapixel, second, entry in zip(megapixels, seconds, entries, strict=True)
+            if entry.get("stage") == "train" and "learning_rate" in entry
         ]
 
-    def series(self, key: str, *, by: int, color: int) -> Series:
-        """Return the values of the steps under a key, over megapixels (`by` 0) or minutes (1)."""
-        points = [(row[by], row[2][key]) for row in self.steps if row[2].get(key) is not None]
-        return Series(name=self.name, x=[x for x, _ in points], y=[y for _, y in points], color=color)
+    def series(self, key: str, *, over: Axis, color: int) -> Series:
+        """Return the values of the steps under a key."""
+        steps = [step for step in self.steps if step.entry.get(key) is not None]
+        return Series(
+            name=self.name,
+            x=[getattr(step, over) for step in steps],
+            y=[step.entry[key] for step in steps],
+            color=color,
+        )
 
-    def score_series(self, key: str, *, by: int, color: int) -> Series:
-        """Return the scores of the evaluations, over megapixels or minutes."""
-        places = {row[2]["step"]: row[by] for row in self.steps}
-        points = [
-            (places[entry["step"]], entry[key])
+    def score_series(self, key: str, *, over: Axis, color: int) -> Series:
+        """Return the scores of the evaluations."""
+        places = {step.entry["step"]: getattr(step, over) for step in self.steps}
+        scored = [
+            entry
             for entry in evaluations(self.entries)
             if entry["step"] in places and (entry.get(key) or -1) >= 0
         ]
         return Series(
-            name=self.name, x=[x for x, _ in points], y=[y for _, y in points], is_marked=True, color=color
+            name=self.name,
+            x=[places[entry["step"]] for entry in scored],
+            y=[entry[key] for entry in scored],
+            is_marked=True,
+            color=color,
         )
 
 
@@ -199,9 +229,9 @@ class Comparison:
                 {
                     "run": str(each.run.folder),
                     "step": each.matches.step if each.matches else None,
-                    "steps": each.steps[-1][2]["step"] if each.steps else 0,
-                    "megapixels": round(each.steps[-1][0], 3) if each.steps else 0.0,
-                    "minutes": round(each.steps[-1][1], 2) if each.steps else 0.0,
+                    "steps": each.steps[-1].entry["step"] if each.steps else 0,
+                    "megapixels": round(each.steps[-1].megapixels, 3) if each.steps else 0.0,
+                    "minutes": round(each.steps[-1].minutes, 2) if each.steps else 0.0,
                     **{
                         key: value
                         for name, score in scores.items()
@@ -217,16 +247,16 @@ class Comparison:
     def charts(self) -> list[Chart]:
         """Return the curves over megapixels and over minutes."""
         charts = []
-        for title, key in (
-            ("Validation AP", "ap"),
-            ("Loss", "loss"),
-            ("Accuracy of positives", "positive_accuracy"),
-        ):
-            for by, label in enumerate(("megapixels trained on", "minutes of steps and mining")):
+        labels: dict[Axis, str] = {
+            "megapixels": "megapixels trained on",
+            "minutes": "minutes of steps and mining",
+        }
+        for title, key in _CURVES.items():
+            for over, label in labels.items():
                 series = [
-                    run.score_series(key, by=by, color=index)
+                    run.score_series(key, over=over, color=index)
                     if key == "ap"
-                    else run.series(key, by=by, color=index)
+                    else run.series(key, over=over, color=index)
                     for index, run in enumerate(self.runs)
                 ]
                 charts.append(
@@ -287,7 +317,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _differences(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
     """Return the fields whose values differ, in the order of the experiment."""
-    values = [field_values(run.spec) for run in runs]
+    values = [_without_infinity(field_values(run.spec)) for run in runs]
     names = dict.fromkeys(name for each in values for name in each)
     rows = {name: [each.get(name) for each in values] for name in names}
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
@@ -369,7 +399,22 @@ def _difference(
 
 
 def _to_text(value: Any) -> str:
-    """Return a value as YAML has it, on one line."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    """Return a value as YAML has it, on one line; of levels, what the page of a plan has."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "at_least" in value[0]:
+        levels = [
+            LevelSpec(**{key: math.inf if each == _INFINITY else each for key, each in level.items()})
+            for level in value
+        ]
+        return "; ".join(f"{resize_rule(level)}: {sizes_text(level)}" for level in levels)
+    text = value if isinstance(value, str) else json.dumps(value)
     text = "–" if value is None else text
     return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 1]}…"
+
+
+def _without_infinity(value: Any) -> Any:
+    """Return a value with infinite numbers as YAML writes them, since JSON has none."""
+    if isinstance(value, dict):
+        return {key: _without_infinity(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(each) for each in value]
+    return _INFINITY if value == math.inf else value

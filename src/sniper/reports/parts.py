@@ -2,10 +2,9 @@
 
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -233,10 +232,21 @@ class SearchedPart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SettingsPart:
+    """The settings that were derived.
+
+    Attributes:
+        settings: in the order in which they were reported.
+    """
+
+    settings: list[DerivedSetting]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunParts:
     """All parts of a run that there are."""
 
-    settings: Sequence[DerivedSetting]
+    settings: SettingsPart | None
     chips: ChipsPart | None
     scored: ScoredPart | None
     searched: SearchedPart | None
@@ -268,7 +278,14 @@ class Budget:
         self._num_bytes -= 3 * len(picture.jpeg) // 4
 
 
-_NAMES: dict[type, str] = {ChipsPart: "chips", ScoredPart: "scored", SearchedPart: "searched"}
+Part = SettingsPart | ChipsPart | ScoredPart | SearchedPart
+
+_NAMES: dict[type, str] = {
+    SettingsPart: "settings",
+    ChipsPart: "chips",
+    ScoredPart: "scored",
+    SearchedPart: "searched",
+}
 
 
 @dataclass(frozen=True)
@@ -286,30 +303,26 @@ class PartsFolder:
         """The matches of the last evaluation, see `sniper.evaluation.match_table`."""
         return self.folder / "matches.npz"
 
-    def save_settings(self, settings: Sequence[DerivedSetting]) -> None:
-        """Write the settings that were derived."""
-        self._write("settings", list(settings))
-
-    def save(self, part: ChipsPart | ScoredPart | SearchedPart) -> None:
+    def save(self, part: Part) -> None:
         """Write a part, in place of an earlier one."""
-        self._write(_NAMES[type(part)], part)
+        self.folder.mkdir(exist_ok=True)
+        with atomic_write(self._path(type(part))) as file:
+            file.write(msgspec.json.encode(part))
 
     def load(self) -> RunParts:
         """Read all parts that are there; one that cannot be read is left out with a warning."""
         return RunParts(
-            settings=self._read("settings", list[DerivedSetting]) or [],
-            chips=self._read("chips", ChipsPart),
-            scored=self._read("scored", ScoredPart),
-            searched=self._read("searched", SearchedPart),
+            settings=self._read(SettingsPart),
+            chips=self._read(ChipsPart),
+            scored=self._read(ScoredPart),
+            searched=self._read(SearchedPart),
         )
 
-    def _write(self, name: str, value: Any) -> None:
-        self.folder.mkdir(exist_ok=True)
-        with atomic_write(self.folder / f"{name}.json") as file:
-            file.write(msgspec.json.encode(value))
+    def _path(self, kind: type) -> Path:
+        return self.folder / f"{_NAMES[kind]}.json"
 
-    def _read(self, name: str, kind: type[_T]) -> _T | None:
-        path = self.folder / f"{name}.json"
+    def _read(self, kind: type[_T]) -> _T | None:
+        path = self._path(kind)
         if not path.exists():
             return None
         try:

@@ -14,7 +14,7 @@ from sniper.evaluation.results import load_detections
 from sniper.inference.results import ImageToSearch
 from sniper.reports.chip_rows import cut_chips
 from sniper.reports.images import build_searched
-from sniper.reports.parts import CHIPS_BYTES, SCORED_BYTES, SEARCHED_BYTES, Budget
+from sniper.reports.parts import CHIPS_BYTES, SCORED_BYTES, SEARCHED_BYTES, Budget, SettingsPart
 from sniper.reports.run_page import parts_of, write_run_page
 from sniper.reports.scored import Subject, build_scored
 from sniper.runs.run import Run
@@ -44,7 +44,7 @@ class RunReporter:
         """Keep the settings that were derived, if there are any."""
         if settings and self.is_enabled:
             with self._guarded():
-                parts_of(self.run).save_settings(settings)
+                parts_of(self.run).save(SettingsPart(settings=list(settings)))
 
     def save_chips(self, order: EpochOrder, data: DataSpec, *, epoch: int) -> None:
         """Cut chips of an epoch, 0 the first, and write the page."""

@@ -384,7 +384,7 @@ class _Gallery:
         self, candidate: _Candidate, crop: Crop, record: ImageRecord, detections: Detections
     ) -> list[Mark]:
         """Return the other objects and the other detections that a crop shows."""
-        marks = []
+        marks: list[Mark] = []
         error = candidate.error
         window = crop.chip.level.to_image(crop.chip.window[None])
         for boxes, skipped, kind in (
@@ -438,7 +438,8 @@ def _choose_worst(candidates: Sequence[_Candidate], *, count: int) -> list[_Cand
     """Choose the worst errors of a kind, a few of every class among them, the worst first."""
     ranked = sorted(candidates, key=lambda each: -each.rank)
     num_seen: dict[int, int] = {}
-    first, rest = [], []
+    first: list[_Candidate] = []
+    rest: list[_Candidate] = []
     for each in ranked:
         num_seen[each.label] = num_seen.get(each.label, 0) + 1
         (first if num_seen[each.label] <= _PER_CLASS else rest).append(each)
@@ -449,7 +450,7 @@ def _choose_worst(candidates: Sequence[_Candidate], *, count: int) -> list[_Cand
 def _round_robin(chosen: Sequence[_Candidate]) -> list[_Candidate]:
     """Order errors so that the worst of every kind come first."""
     places: dict[ErrorKind, int] = {}
-    ordered = []
+    ordered: list[tuple[int, int, _Candidate]] = []
     for each in chosen:
         places[each.kind] = places.get(each.kind, 0) + 1
         ordered.append((places[each.kind], len(ordered), each))
@@ -462,7 +463,7 @@ def _explain(error: DetectionError, *, other: str | None, is_suspect: bool) -> s
     match error.kind:
         case ErrorKind.BACKGROUND:
             return (
-                "nothing is annotated here; perhaps an object is missing from the annotations"
+                "nothing is annotated here: is an annotation missing?"
                 if is_suspect
                 else "nothing is annotated here"
             )
