@@ -49,6 +49,7 @@ class Chart:
         series: the lines; those without points are left out.
         note: how to read it, one sentence.
         from_zero: begin the vertical axis at 0.
+        is_x_from_zero: begin the horizontal axis at 0.
         is_percent: values are fractions, written in percent.
         is_log: a logarithmic vertical axis; all values are above 0.
         max_points: of a line; of more, neighbours are averaged.
@@ -59,6 +60,7 @@ class Chart:
     series: Sequence[Series]
     note: str = ""
     from_zero: bool = True
+    is_x_from_zero: bool = False
     is_percent: bool = False
     is_log: bool = False
     max_points: int = _MAX_POINTS
@@ -81,7 +83,7 @@ class Chart:
         drawn = self.drawn
         if not drawn:
             return ""
-        x_axis = _Axis.of([x for each in drawn for x in each.x], is_log=False, from_zero=False)
+        x_axis = _Axis.of([x for each in drawn for x in each.x], is_log=False, from_zero=self.is_x_from_zero)
         y_axis = _Axis.of(
             [y for each in drawn for y in each.y],
             is_log=self.is_log,

@@ -264,6 +264,7 @@ class Comparison:
                         title=title,
                         x_label=label,
                         series=series,
+                        is_x_from_zero=True,
                         is_percent=key == "positive_accuracy",
                         max_points=_MAX_POINTS,
                     )
