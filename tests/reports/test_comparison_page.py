@@ -25,8 +25,13 @@ def worse(world: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return write_run(tmp_path_factory.mktemp("runs") / "second", world, shift=4.0, seed=5)
 
 
-def test_fields_that_differ_are_listed_and_no_others(read_only_run: Run, worse: Run) -> None:
-    assert Comparison.of([read_only_run, worse]).fields == {"seed": [0, 5]}
+@pytest.fixture(scope="module")
+def comparison(read_only_run: Run, worse: Run) -> Comparison:
+    return Comparison.of([read_only_run, worse])
+
+
+def test_fields_that_differ_are_listed_and_no_others(comparison: Comparison) -> None:
+    assert comparison.fields == {"seed": [0, 5]}
 
 
 def test_levels_are_listed_as_a_plan_has_them(read_only_run: Run, run: Run) -> None:
@@ -39,8 +44,7 @@ def test_levels_are_listed_as_a_plan_has_them(read_only_run: Run, run: Run) -> N
     json.dumps(comparison.as_dict(), allow_nan=False)
 
 
-def test_scores_are_those_of_coco_and_have_bounds(read_only_run: Run, worse: Run, world: Dataset) -> None:
-    comparison = Comparison.of([read_only_run, worse])
+def test_scores_are_those_of_coco_and_have_bounds(comparison: Comparison, world: Dataset) -> None:
     assert comparison.notes == []
     first, second = (row["ap"] for row in comparison.scores)
     spec = comparison.runs[0].spec
@@ -55,8 +59,7 @@ def test_scores_are_those_of_coco_and_have_bounds(read_only_run: Run, worse: Run
     assert second.difference_low <= second.difference <= second.difference_high
 
 
-def test_curves_count_megapixels_and_minutes_from_the_start(read_only_run: Run, worse: Run) -> None:
-    comparison = Comparison.of([read_only_run, worse])
+def test_curves_count_megapixels_and_minutes_from_the_start(comparison: Comparison) -> None:
     megapixels, minutes = [chart for chart in comparison.charts() if chart.title == "Validation AP"]
     assert megapixels.series[0].x == pytest.approx([2.5, 5.0])
     assert minutes.series[1].x == pytest.approx([0.25, 0.5])
@@ -119,8 +122,7 @@ def test_too_many_runs_and_the_same_run_are_refused(read_only_run: Run, count: i
         Comparison.of([read_only_run] * count)
 
 
-def test_the_page_has_the_figures(read_only_run: Run, worse: Run, tmp_path: Path) -> None:
-    comparison = Comparison.of([read_only_run, worse])
+def test_the_page_has_the_figures(comparison: Comparison, tmp_path: Path) -> None:
     comparison.save(tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
     assert "<code>seed</code>" in html

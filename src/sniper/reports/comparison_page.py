@@ -402,10 +402,10 @@ def _difference(
 def _to_text(value: Any) -> str:
     """Return a value as YAML has it, on one line; of levels, what the page of a plan has."""
     if isinstance(value, list) and value and isinstance(value[0], dict) and "at_least" in value[0]:
-        levels = [
-            LevelSpec(**{key: math.inf if each == _INFINITY else each for key, each in level.items()})
-            for level in value
+        finite: list[dict[str, Any]] = [
+            {key: math.inf if each == _INFINITY else each for key, each in level.items()} for level in value
         ]
+        levels = [LevelSpec(**level) for level in finite]
         return "; ".join(f"{resize_rule(level)}: {sizes_text(level)}" for level in levels)
     text = value if isinstance(value, str) else json.dumps(value)
     text = "–" if value is None else text
