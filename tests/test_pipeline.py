@@ -695,11 +695,13 @@ def test_a_page_that_cannot_be_written_is_a_warning_and_ends_no_training(
     run_all(run, spec, dataset, callbacks=Callbacks(on_warning=warnings.append))
     assert run.progress.epoch == 1
     warnings = [warning for warning in warnings if "are in data.train too" not in warning]
-    assert {warning.partition("(")[2].partition(":")[0] for warning in warnings} == {
-        "FileExistsError",
-        "IsADirectoryError",
+    assert set(warnings) == {
+        f"{run.report_path}: is not up to date ({path}: {reason})"
+        for path, reason in (
+            (run.report_folder, "File exists; choose another name, or remove it"),
+            (run.report_path, "Is a directory; name a file, not a folder"),
+        )
     }
-    assert all(warning.startswith(f"{run.report_path}: is not up to date") for warning in warnings)
 
 
 def test_derived_settings_are_on_the_page(dataset: Dataset, tmp_path: Path) -> None:

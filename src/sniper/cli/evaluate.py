@@ -254,7 +254,6 @@ def evaluate(
     answer = _with_null(answer)
     if output is not None:
         answer["output"] = str(output)
-        _write(report.confusion, answer, output)
         if subject.searched is not None and output.parent.absolute() == run.absolute():
             loaded, dataset = subject.searched
             opened = Run.open(run)
@@ -268,6 +267,7 @@ def evaluate(
             )
             if opened.report_path.exists():
                 answer["page"] = str(opened.report_path)
+        _write(report.confusion, answer, output)
     if json:
         print_result(answer, is_json=True)
     else:

@@ -9,6 +9,7 @@ from sniper.config.derived import DerivedSetting
 from sniper.data.datasets import Category
 from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec, ReadSpec
+from sniper.errors import SniperError, explain_os_error
 from sniper.evaluation.coco import Scores
 from sniper.evaluation.results import load_detections
 from sniper.inference.results import ImageToSearch
@@ -126,6 +127,12 @@ class RunReporter:
         """Turn any failure into a warning."""
         try:
             yield
+        except OSError as error:
+            self._warn(explain_os_error(error))
+        except SniperError as error:
+            self._warn(str(error))
         except Exception as error:
-            reason = " ".join(f"{error}".split()) or type(error).__name__
-            self.on_warning(f"{self.run.report_path}: is not up to date ({type(error).__name__}: {reason})")
+            self._warn(f"{type(error).__name__}: {error}")
+
+    def _warn(self, reason: str) -> None:
+        self.on_warning(f"{self.run.report_path}: is not up to date ({' '.join(reason.split())})")
