@@ -750,3 +750,81 @@ def test_overrides_may_be_numpy_numbers_tuples_and_specs(plain: ExperimentSpec, 
 def test_an_override_that_yaml_has_no_word_for_is_refused(plain: ExperimentSpec, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.epochs: .* is no number, text, list or mapping"):
         train(plain, run=tmp_path / "run", overrides={"train.epochs": object()})
+
+
+def check_shared_images(warning: str) -> None:
+    """Accept the warning that the images are trained and scored on."""
+    assert "are in data.train too" in warning
+
+
+def test_the_page_is_written_at_every_epoch_and_shows_the_last_evaluation(
+    dataset: Dataset, plain: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = with_train(plain, epochs=2.0, evaluate_every=1)
+    run = create(tmp_path / "run", spec)
+    pages: list[str] = []
+    callbacks = Callbacks(
+        on_step=lambda report: (
+            pages.append(run.report_path.read_text()) if report.progress.step_in_epoch == 1 else None
+        ),
+        on_epoch=lambda report: pages.append(run.report_path.read_text()),
+        on_warning=check_shared_images,
+    )
+    run_all(run, spec, dataset, callbacks=callbacks)
+    before, *_, after = pages
+    assert "No step has been made yet" in before
+    assert "Epoch 1, a row for each level" in before
+    assert "Trained for 2.00 of 2.00 epochs" in after
+    assert "Epoch 2, a row for each level" in after
+    assert f"Detections of step {run.progress.step} on the {len(dataset)} validation images" in after
+    assert after == run.report_path.read_text()
+
+
+def test_weights_do_not_depend_on_the_page(dataset: Dataset, plain: ExperimentSpec, tmp_path: Path) -> None:
+    spec = with_train(plain, epochs=1.0, evaluate_every=1)
+    runs = []
+    for name, report in (("with", True), ("without", False)):
+        changed = with_train(spec, report=report)
+        runs.append(create(tmp_path / name, changed))
+        run_all(runs[-1], changed, dataset, callbacks=Callbacks(on_warning=check_shared_images))
+    assert have_equal_weights(*runs)
+    assert [run.report_path.exists() for run in runs] == [True, False]
+
+
+def test_a_page_that_cannot_be_written_is_a_warning_and_ends_no_training(
+    dataset: Dataset, plain: ExperimentSpec, tmp_path: Path
+) -> None:
+    spec = with_train(plain, epochs=1.0, evaluate_every=1)
+    run = create(tmp_path / "run", spec)
+    run.report_folder.touch()
+    run.report_path.mkdir()
+    warnings: list[str] = []
+    run_all(run, spec, dataset, callbacks=Callbacks(on_warning=warnings.append))
+    assert run.progress.epoch == 1
+    warnings = [warning for warning in warnings if "are in data.train too" not in warning]
+    assert set(warnings) == {
+        f"{run.report_path}: is not up to date ({path}: {reason})"
+        for path, reason in (
+            (run.report_folder, "File exists; choose another name, or remove it"),
+            (run.report_path, "Is a directory; name a file, not a folder"),
+        )
+    }
+
+
+def test_derived_settings_are_on_the_page(dataset: Dataset, tmp_path: Path) -> None:
+    run = train(
+        dataset.path,
+        run=tmp_path / "run",
+        epochs=1,
+        overrides={
+            "model.backbone.name": "test_resnet",
+            "model.backbone.pretrained": False,
+            "train.evaluate_every": None,
+            "train.batch_size": 2,
+            "data.num_workers": 0,
+        },
+        device="cpu",
+    )
+    html = run.report_path.read_text()
+    assert "<code>--epochs" in html
+    assert "option that sets another" in html

@@ -19,6 +19,7 @@ import torch
 from sniper.chips import ChipTable
 from sniper.chips.image_boxes import ScoredBoxes
 from sniper.chips.negatives import NegativeSpec, auto_dose
+from sniper.config.derived import DerivedSetting
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec
 from sniper.config.loading import (
     check_resumable,
@@ -53,6 +54,8 @@ from sniper.models.two_stage import TwoStageDetector
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
 from sniper.planning.cost import levels_megapixels
 from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
+from sniper.reports.reporter import RunReporter
+from sniper.reports.scored import Subject
 from sniper.runs.default import default_run
 from sniper.runs.environment import Environment
 from sniper.runs.initial import InitialWeights
@@ -150,9 +153,10 @@ def train(
     }
     changes = _with_shortcuts(overrides or {}, shortcuts)
     texts = to_yaml(changes)
-    limit = None
+    limit, settings = None, list[DerivedSetting]()
     processes = Processes.from_environment()
     callbacks = callbacks if processes.is_first else _SILENT
+    callbacks = replace(callbacks, on_derived=_also(settings.extend, callbacks.on_derived))
     chosen = select_device(device)
     with lock_folder(folder, option="--run, run=..."):
         if resume and processes.is_first:
@@ -193,6 +197,7 @@ def train(
                 _prepare_run(folder, spec, resume=resume, step=step)
                 if spec.data.holdout:
                     _save_validation(folder, spec, test=test)
+                _reporter(Run(folder), spec, callbacks).save_settings(settings)
             processes.barrier()
             opened = Run.open(folder)
             run_stages(
@@ -596,6 +601,20 @@ def _load_experiment(
     return spec
 
 
+def _also(first: Callable[..., object], then: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that calls two functions with its arguments."""
+
+    def call(*arguments: Any) -> None:
+        first(*arguments)
+        then(*arguments)
+
+    return call
+
+
+def _reporter(run: Run, spec: ExperimentSpec, callbacks: Callbacks) -> RunReporter:
+    return RunReporter(run=run, on_warning=callbacks.on_warning, is_enabled=spec.train.report)
+
+
 def _prepare_run(folder: Path, spec: ExperimentSpec, *, resume: bool, step: int | None) -> None:
     """Create the folder of a run, or make an existing one continue with this experiment."""
     config = dump_experiment(spec)
@@ -628,6 +647,7 @@ class _Stages:
     def train_detector(self) -> TwoStageDetector:
         """Train the detector, after RPN stage and mining if an RPN mines negative chips."""
         evaluator = self._build_evaluator()
+        reporter = self._reporter
         source = self.spec.negatives.source
         table = None
         if source == "none":
@@ -638,13 +658,27 @@ class _Stages:
         if source == "rpn" and not self.run.checkpoints:
             self._mined_chips(0)  # before the detector occupies memory
 
-        def order_of_epoch(epoch: int) -> EpochOrder:
+        def choose_order(epoch: int) -> EpochOrder:
             if source == "self":
                 return self._order_on_alarms(epoch)
             chips = self._mined_chips(epoch) if source == "rpn" else table
             return self._order(self.spec, epoch, chips, dose=self._dose(epoch))
 
-        return self._train(self.run, self.spec, order_of_epoch, evaluator=evaluator)
+        def order_of_epoch(epoch: int) -> EpochOrder:
+            order = choose_order(epoch)
+            if reporter is not None:
+                reporter.save_chips(order, self.spec.data, epoch=epoch)
+            return order
+
+        model = self._train(self.run, self.spec, order_of_epoch, evaluator=evaluator)
+        if reporter is not None:
+            reporter.write()
+        return model
+
+    @property
+    def _reporter(self) -> RunReporter | None:
+        """Writes the page of the run in the first process."""
+        return _reporter(self.run, self.spec, self.callbacks) if self.processes.is_first else None
 
     def _start(self, table: ChipTable | None, evaluator: "_Evaluator | None") -> StartReport:
         """Return what is to be done, and set what is left of each part of it."""
@@ -817,13 +851,16 @@ class _Stages:
         *,
         evaluator: "_Evaluator | None" = None,
     ) -> TwoStageDetector:
+        reporter, callbacks = self._reporter, self.callbacks
+        if reporter is not None and run == self.run:
+            callbacks = replace(callbacks, on_epoch=_also(lambda _: reporter.write(), callbacks.on_epoch))
         return loop.train(
             run,
             spec,
             order_of_epoch,
             identity=self.dataset.identity,
             device=self.device,
-            callbacks=self.callbacks,
+            callbacks=callbacks,
             evaluate=evaluator,
             transform=self.transform,
             processes=self.processes,
@@ -946,6 +983,7 @@ class _Stages:
             device=self.device,
             processes=self.processes,
             on_image=self._report_evaluation,
+            reporter=self._reporter,
         )
 
     def _report_evaluation(self, num_done: int, num_images: int) -> None:
@@ -970,6 +1008,7 @@ class _Evaluator:
         processes: that search together.
         on_image: called after each image with the number of images that this process has searched, and of all that it
             is to search.
+        reporter: keeps scores and errors for the page of the run; None in all but the first process.
     """
 
     run: Run
@@ -980,6 +1019,7 @@ class _Evaluator:
     device: torch.device
     processes: Processes
     on_image: Callable[[int, int], None]
+    reporter: RunReporter | None
 
     @property
     def num_images(self) -> int:
@@ -1021,7 +1061,22 @@ class _Evaluator:
         )
         if self.processes.is_first:
             save_calibration(self.run, validation.calibration)
-        return score(validation.pair).as_dict()
+        scores = score(validation.pair)
+        if self.reporter is not None:
+            all_or_some = f"the {len(test):,}" if len(test) == len(self.test) else f"{len(test):,} of the"
+            subject = Subject(
+                pair=validation.pair,
+                dataset=test,
+                levels=self.spec.predict.levels,
+                read=self.spec.data.read,
+                min_score=validation.calibration.min_score,
+                title=f"{all_or_some} validation images",
+                step=step,
+            )
+            earlier = [entry.ap for entry in self.run.evaluations if entry.num_images == len(test)]
+            is_best = scores.ap >= max(earlier, default=-1.0)
+            self.reporter.save_scored(subject, scores=scores, is_training=True, is_best=is_best)
+        return scores.as_dict()
 
 
 def _open_stage(folder: Path, spec: ExperimentSpec, identity: DatasetIdentity) -> Run:
@@ -1057,7 +1112,14 @@ def _inputs(spec: ExperimentSpec) -> ExperimentSpec:
             follow_links=False,
             cache=cache,
         ),
-        train=replace(spec.train, checkpoint_minutes=1.0, keep_checkpoints=1, trackers=(), compile=False),
+        train=replace(
+            spec.train,
+            checkpoint_minutes=1.0,
+            keep_checkpoints=1,
+            trackers=(),
+            report=True,
+            compile=False,
+        ),
         mine=MineSpec(),
         predict=PredictSpec(),
     )

@@ -11,6 +11,7 @@ from tests.cli.commands import CommandLine
 RESULT = {
     "run": "runs/demo",
     "pictures": "runs/demo/pictures",
+    "page": "runs/demo/report.html",
     "minutes": 3.21,
     "num_images": 20,
     "ap": 0.7,

@@ -15,7 +15,19 @@ from sniper.cli import run
 from sniper.cli.progress import ProgressBars
 from tests.cli.commands import SNIPER, CommandLine
 
-COMMANDS = ("plan", "check", "browse", "chips", "train", "mine", "predict", "evaluate", "recipes", "demo")
+COMMANDS = (
+    "plan",
+    "check",
+    "browse",
+    "chips",
+    "train",
+    "mine",
+    "predict",
+    "evaluate",
+    "report",
+    "recipes",
+    "demo",
+)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
@@ -153,7 +165,8 @@ def test_from_annotations_to_scores(folder: Path, sniper: CommandLine) -> None:
     assert 0 <= scores["ap"] <= 1
     assert scores["num_images"] == 4
     assert {path.name for path in run_folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "checkpoints", "detections.json", ".detections.json.source"
+        "config.yaml", "metrics.jsonl", "checkpoints", "detections.json", ".detections.json.source",
+        "report.html", "report",
     }  # fmt: skip
     of_run = sniper.json("evaluate", run_folder)
     assert (of_run["detections"], of_run["ap"]) == (predicted["output"], scores["ap"])

@@ -131,6 +131,7 @@ LEFT_OUT = {
     "train.patience": "not used without evaluate_every",
     "train.compile": "speed",
     "train.trackers": "reports",
+    "train.report": "reports",
     "train.checkpoint_minutes": "what is kept on disk",
     "train.keep_checkpoints": "what is kept on disk",
     "mine.batch_megapixels": "speed and memory",

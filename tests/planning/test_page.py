@@ -14,8 +14,9 @@ from sniper.data.datasets import load_dataset
 from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.planning.cost import compute_cost
 from sniper.planning.measure import Measurement
-from sniper.planning.page import Histogram, PlanPage, pyramid_rows, resize_rule, sizes_text
+from sniper.planning.page import Histogram, PlanPage, pyramid_rows
 from sniper.planning.suggest import suggest_pyramid
+from sniper.reports.page import resize_rule, sizes_text
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 

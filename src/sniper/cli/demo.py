@@ -81,4 +81,5 @@ def _print_story(result: Mapping[str, Any], *, is_quick: bool) -> None:
     print_line(f"Look at the pictures in {result['pictures']}:")
     for name, meaning in _PICTURES.items():
         print_line(f"  {name:<14} {meaning}")
+    print_line(f"How it was trained, and where it is wrong: {result['page']}")
     print_line("For data of your own: sniper train your_data")

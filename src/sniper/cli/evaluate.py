@@ -39,6 +39,7 @@ from sniper.cli.output import (
 )
 from sniper.cli.progress import show_progress
 from sniper.cli.proposals import evaluate_proposals
+from sniper.cli.report_page import update_scored_page
 from sniper.cli.search import (
     describe_match,
     describe_weights,
@@ -54,6 +55,7 @@ from sniper.files import atomic_write, expand_path
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
+    from sniper.cli.search import LoadedDetector
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
     from sniper.evaluation.coco import Scores
@@ -186,6 +188,7 @@ def evaluate(
     searches its share of the images.
     """
     from sniper.files import no_garbage_collection
+    from sniper.runs.run import Run
 
     _check_sizes(sizes, details=details)
     if curve is not None:
@@ -255,6 +258,19 @@ def evaluate(
     answer = _with_null(answer)
     if output is not None:
         answer["output"] = str(output)
+        if subject.searched is not None and output.parent.absolute() == run.absolute():
+            loaded, dataset = subject.searched
+            opened = Run.open(run)
+            update_scored_page(
+                opened,
+                loaded,
+                subject.detections,
+                dataset,
+                num_images=pair.truth.num_images,
+                min_score=None if math.isnan(report.point.score) else report.point.score,
+            )
+            if opened.report_path.exists():
+                answer["page"] = str(opened.report_path)
         _write(report.confusion, answer, output)
     if json:
         print_result(answer, is_json=True)
@@ -287,12 +303,14 @@ class _Subject:
         truth: of the images.
         min_score: score at which F1 was best on the validation images of the run; None if it is unknown.
         is_validation: whether these are the validation images of the run.
+        searched: the detector that has searched the images, and their data set; None of a results file.
     """
 
     detections: Path
     truth: "GroundTruth"
     min_score: float | None = None
     is_validation: bool = False
+    searched: "tuple[LoadedDetector, Dataset] | None" = None
 
 
 def _only(paths: Sequence[str]) -> Path | None:
@@ -404,6 +422,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
         truth=GroundTruth.of(dataset),
         min_score=detector.min_score,
         is_validation=options.annotations is None,
+        searched=(loaded, dataset),
     )
 
 
@@ -563,7 +582,7 @@ class _Report:
             for table in show_details(self.scores, details):
                 print_line("")
                 print_table(table)
-        for name in ("curve", "detections", "output"):
+        for name in ("curve", "detections", "output", "page"):
             if name in answer:
                 print_line(f"{name}: {answer[name]}")
 

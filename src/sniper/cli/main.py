@@ -48,6 +48,7 @@ from sniper.cli.output import (
 from sniper.cli.plan import plan
 from sniper.cli.predict import predict
 from sniper.cli.recipes import recipes
+from sniper.cli.report import report
 from sniper.cli.train import train
 from sniper.cli.unknown import OTHER_COMMANDS, Command, UnknownOption, explain_option
 from sniper.errors import SniperError, explain_os_error, explain_shared_memory
@@ -76,6 +77,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     mine: "RUN [ANNOTATIONS] | ANNOTATIONS --from FILE",
     predict: "RUN [FILES]... [--predict.FIELD VALUE]...",
     evaluate: "RUN [ANNOTATIONS] [--predict.FIELD VALUE]... | DETECTIONS ANNOTATIONS",
+    report: "RUN [RUN]...",
     recipes: "",
     demo: "",
 }

@@ -367,7 +367,7 @@ def _write_chips(
     from sniper.data.epoch import to_image_boxes
     from sniper.data.export import choose_empty_chips, write_empty_chips
     from sniper.inference.proposals import read_alarms
-    from sniper.planning.page import resize_rule, sizes_text
+    from sniper.reports.page import resize_rule, sizes_text
 
     with announce_compilation():
         chips = choose_empty_chips(

@@ -29,6 +29,7 @@ from sniper.cli.options import (
 )
 from sniper.cli.output import print_line, print_progress, print_result, print_warnings
 from sniper.cli.progress import show_progress
+from sniper.cli.report_page import page_reporter, update_scored_page
 from sniper.cli.search import (
     describe_match,
     describe_weights,
@@ -43,6 +44,7 @@ from sniper.errors import ConfigError, ImageError, count_and_list
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
+    from sniper.cli.search import LoadedDetector
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
     from sniper.data.datasets.categories import CategoryMatch
@@ -178,6 +180,9 @@ def predict(
                 f"allows ({spec.predict.max_detections}), and perhaps had more"
             ]
         )
+    is_on_page = target.parent.absolute() == run.absolute()
+    if is_on_page:
+        _update_page(opened, loaded, target, sources, truth, match=match, min_score=min_score)
     result = {
         "run": str(run),
         "num_images": len(sources),
@@ -189,9 +194,39 @@ def predict(
         "output": str(target),
         **geo_files.as_dict(),
     }
+    if is_on_page and opened.report_path.exists():
+        result["page"] = str(opened.report_path)
     print_result(result if json else _summary(result, draw=draw), is_json=json)
     if not json and not paths and annotations is None:
         print_line(f"next: sniper evaluate {shlex.quote(str(run))}")
+
+
+def _update_page(
+    run: "Run",
+    loaded: "LoadedDetector",
+    results: Path,
+    sources: Sequence["ImageToSearch"],
+    truth: "Dataset | None",
+    *,
+    match: "CategoryMatch",
+    min_score: float,
+) -> None:
+    """Write the page of the run with the detections; what fails is a warning."""
+    if truth is None:
+        reporter = page_reporter(run)
+        reporter.save_searched(
+            results,
+            sources,
+            categories=match.categories,
+            read=loaded.detector.data.read,
+            min_score=min_score,
+            step=loaded.step,
+        )
+        reporter.write()
+        return
+    update_scored_page(
+        run, loaded, results, truth, num_images=len(sources), min_score=loaded.detector.min_score
+    )
 
 
 @contextmanager
@@ -220,6 +255,8 @@ def _summary(result: Mapping[str, Any], *, draw: Path | None) -> dict[str, Any]:
     }
     if draw is not None:
         lines["pictures"] = str(draw)
+    if "page" in result:
+        lines["page"] = result["page"]
     return lines
 
 

@@ -220,6 +220,8 @@ def _summary(run: "Run", result: Mapping[str, Any], *, minutes: float) -> dict[s
         lines["images"] = f"{result['num_images']:,}"
     lines["minutes"] = f"{minutes:.1f}"
     lines["metrics"] = str(run.metrics_path)
+    if run.report_path.exists():
+        lines["page"] = str(run.report_path)
     return lines
 
 

@@ -73,6 +73,7 @@ class TrainSpec:
         patience: evaluations without a better AP that end the training; None trains to the end.
         trackers: where the metrics are recorded beside the file of the run: `tensorboard`, `mlflow` and `wandb`
             (Weights & Biases), each with the package of this name.
+        report: write the page `report.html` of the run after every epoch.
         checkpoint_minutes: minutes between checkpoints; one is always written at the end of an epoch.
         keep_checkpoints: number of newest checkpoints to keep, beside the one with the best AP.
         rpn_only: train the region proposal network alone, on positive chips, for mining.
@@ -99,6 +100,7 @@ class TrainSpec:
     evaluate_images: PositiveInt | None = None
     patience: PositiveInt | None = None
     trackers: tuple[TrackerName, ...] = ()
+    report: bool = True
     checkpoint_minutes: PositiveFloat = 10.0
     keep_checkpoints: PositiveInt = 2
     rpn_only: bool = False

@@ -88,6 +88,7 @@ _FREE_TO_CHANGE = (
     "train.evaluate_images",
     "train.patience",
     "train.trackers",
+    "train.report",
     "data.test",
     "data.num_workers",
     "data.on_bad_image",
@@ -245,7 +246,12 @@ def load_partial(
 
 def list_fields() -> list[str]:
     """Return the dotted names of all fields of an experiment."""
-    return list(flatten(to_plain(ExperimentSpec())))
+    return list(field_values(ExperimentSpec()))
+
+
+def field_values(spec: ExperimentSpec) -> dict[str, Any]:
+    """Return all values of an experiment by their dotted names, as YAML has them; a list is one value."""
+    return flatten(to_plain(spec))
 
 
 def find_fields(name: str) -> list[str]:

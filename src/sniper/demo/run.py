@@ -34,6 +34,8 @@ from sniper.pipeline import run_stages
 from sniper.planning.cost import chips_megapixels, levels_megapixels
 from sniper.reports.levels import draw_levels
 from sniper.reports.pictures import draw_chips, draw_detections
+from sniper.reports.reporter import RunReporter
+from sniper.reports.scored import Subject
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks
 
@@ -155,8 +157,8 @@ def run_demo(
         spec: what is drawn and how long it is trained on.
 
     Returns:
-        Run, folder of the pictures, minutes taken and the share of the pyramid's pixels trained on; then the scores,
-        with `ar_100_any_class`: AR of the same detections without regard to their classes.
+        Run, folder of the pictures, page of the run, minutes taken and the share of the pyramid's pixels trained on;
+        then the scores, with `ar_100_any_class`: AR of the same detections without regard to their classes.
 
     Raises:
         RunError: if the folder already has a demo or another run.
@@ -195,12 +197,28 @@ def run_demo(
     save_detections(folder / "detections.json", results)
     pair = EvaluationPair.of(results, test_set)
     (any_size,) = diagnose(pair, sizes=(0.0, math.inf)).sizes
+    scores = score(pair)
+    reporter = RunReporter(run=run, on_warning=callbacks.on_warning)
+    reporter.save_scored(
+        Subject(
+            pair=pair,
+            dataset=test_set,
+            levels=LEVELS,
+            read=experiment.data.read,
+            min_score=None,
+            title=f"the {len(test_set)} test images",
+            step=run.progress.step,
+        ),
+        scores=scores,
+    )
+    reporter.write()
     return {
         "run": str(folder),
         "pictures": str(pictures),
+        "page": str(run.report_path),
         "minutes": round((time.monotonic() - started) / 60, 2),
         "share_of_pyramid": round(share, 4),
-        **score(pair).as_dict(),
+        **scores.as_dict(),
         "ar_100_any_class": any_size.any_class_recall,
     }
 

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from sniper.evaluation.false_positives import FalsePositiveCurve
-from sniper.evaluation.matching import ClassMatches, matches_by_class, run_coco_eval
+from sniper.evaluation.match_table import MatchTable
+from sniper.evaluation.matching import ClassMatches
 from sniper.evaluation.pair import EvaluationPair
 
 _RECALLS = np.linspace(0, 1, 101)
@@ -49,14 +50,25 @@ class ResampledAP:
     """COCO's AP of one set of detections, for images drawn with replacement.
 
     Args:
-        pair: detections and ground truth.
-        max_detections: how many detections of each image and class count.
+        matches: of the detections, or the detections and their ground truth.
+        max_detections: how many detections of each image and class count, where they are to be matched.
+        num_ious: the mean is over this many of COCO's ten IoUs, from 0.50 on; 1 for AP50.
     """
 
-    def __init__(self, pair: EvaluationPair, *, max_detections: int = 100) -> None:
-        evaluation = run_coco_eval(pair, max_detections=[max_detections])
-        self.num_images = pair.truth.num_images
-        self._classes = matches_by_class(evaluation, pair)
+    def __init__(
+        self, matches: EvaluationPair | MatchTable, *, max_detections: int = 100, num_ious: int = 10
+    ) -> None:
+        if isinstance(matches, EvaluationPair):
+            matches = MatchTable.of(matches, max_detections=max_detections)
+        self.num_images = matches.num_images
+        self._classes = [
+            replace(
+                each,
+                is_true_positive=each.is_true_positive[:num_ious],
+                is_false_positive=each.is_false_positive[:num_ious],
+            )
+            for each in matches.classes
+        ]
 
     def __call__(self, weights: Int[np.ndarray, " m"]) -> float:
         """Compute the AP where each image counts as often as its weight.
@@ -148,24 +160,57 @@ def compare(
         raise ValueError(
             f"expected scores of the same images, got {len(first)} and {len(second)} of {counts}"
         )
+    draws = resample([*first, *second], generator=generator, num_resamples=num_resamples)
+    every_image = np.ones(counts.pop(), dtype=np.int64)
+    whole = np.array([[score(every_image) for score in (*first, *second)]])
+
+    def differences(scores: Float[np.ndarray, "r k"]) -> Float[np.ndarray, " r"]:
+        """Return NaN where a score is not defined for those images."""
+        means = scores[:, len(first) :].mean(axis=1) - scores[:, : len(first)].mean(axis=1)
+        return np.where((scores < 0).any(axis=1), math.nan, means)
+
+    low, high = bounds_of(differences(draws), min_defined=min_defined)
+    return Difference(difference=float(differences(whole)[0]), low=low, high=high)
+
+
+def resample(
+    scores: Sequence[Resampled], *, generator: np.random.Generator, num_resamples: int = 1000
+) -> Float[np.ndarray, "r k"]:
+    """Compute scores of images drawn with replacement, the same ones for all scores.
+
+    Args:
+        scores: of the same images.
+        generator: draws the images.
+        num_resamples: number of draws.
+
+    Returns:
+        (r, k) by draw and score; below 0 where a score is not defined for the images of a draw.
+
+    Raises:
+        ValueError: if the scores are of different numbers of images, or of fewer than two.
+    """
+    counts = {score.num_images for score in scores}
+    if len(counts) != 1:
+        raise ValueError(f"expected scores of the same images, got {len(scores)} of {counts}")
     num_images = counts.pop()
     if num_images < 2:
         raise ValueError("a single image cannot be resampled")
+    draws = np.empty((num_resamples, len(scores)))
+    for row in draws:
+        weights = np.bincount(generator.integers(num_images, size=num_images), minlength=num_images)
+        row[:] = [score(weights) for score in scores]
+    return draws
 
-    def difference(weights: Int[np.ndarray, " m"]) -> float:
-        """Return NaN where a score is not defined for those images."""
-        scores = [[score(weights) for score in seeds] for seeds in (first, second)]
-        if min(map(min, scores)) < 0:
-            return math.nan
-        return float(np.mean(scores[1]) - np.mean(scores[0]))
 
-    resampled = [
-        difference(np.bincount(generator.integers(num_images, size=num_images), minlength=num_images))
-        for _ in range(num_resamples)
-    ]
-    num_defined = int(np.isfinite(resampled).sum())
-    has_bounds = num_defined > 0 and num_defined >= min_defined * num_resamples
-    low, high = np.nanquantile(resampled, [0.025, 0.975]) if has_bounds else (math.nan, math.nan)
-    return Difference(
-        difference=difference(np.ones(num_images, dtype=np.int64)), low=float(low), high=float(high)
-    )
+def bounds_of(values: Float[np.ndarray, " r"], *, min_defined: float = 0.0) -> tuple[float, float]:
+    """Return the 2.5 % and 97.5 % quantiles of a score over resampled images.
+
+    Args:
+        values: (r,) of the draws; NaN where it is not defined.
+        min_defined: fraction of the draws that must define it; NaN is returned for less, and without any.
+    """
+    num_defined = int(np.isfinite(values).sum())
+    if num_defined == 0 or num_defined < min_defined * len(values):
+        return math.nan, math.nan
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return float(low), float(high)

@@ -26,8 +26,8 @@ from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment
 from sniper.planning.measure import Measurement, measure
-from sniper.planning.page import resize_rule, sizes_text
 from sniper.planning.suggest import CHIP_SIZES, suggest_pyramid
+from sniper.reports.page import resize_rule, sizes_text
 from sniper.training.length import EVALUATION_SHARE
 from sniper.training.mining import expected_dose, num_rounds, rpn_epochs
 from sniper.training.pace import SEARCH_SHARE

@@ -1,32 +1,29 @@
 """The page of a plan: what the chips of a data set cost and show, as one self-contained HTML file."""
 
-import base64
-import io
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
-from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Float, Int
 
-from sniper.chips import Chip, ChipTable, PyramidSpec
+from sniper.chips import ChipTable, PyramidSpec
 from sniper.chips.pyramid import Level, LevelSpec
 from sniper.chips.targets import is_learnable
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.datasets import Dataset, ImageRecord
-from sniper.data.reader import ChipReader, open_record
+from sniper.data.reader import open_record
 from sniper.data.spec import ReadSpec
-from sniper.errors import ImageError, printable
+from sniper.errors import ImageError
 from sniper.files import atomic_write
 from sniper.geometry.boxes import size
 from sniper.planning.cost import CostPlan
 from sniper.planning.suggest import Suggestion
+from sniper.reports.crops import Crop, Picture, read_thumbnail
+from sniper.reports.page import render, resize_rule, sizes_text, write_page
 from sniper.reports.palette import PALETTE
 
 if TYPE_CHECKING:
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
 _QUANTILES = (0.1, 0.5, 0.9, 1.0)  # of chips per image: the images that are shown
 _OBJECT_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the sizes at a level: the objects that are shown
-_OBJECT_MARGIN, _MIN_CROP = 1.6, 96  # side of a crop over that of its box; smallest side, chip pixels
 _THUMBNAIL_SIDE = 900  # pixels; of the longer side
 _MAX_OUTLINES = 2000  # of chips in an image; browsers are slow with more
 _MAX_BARS = 40  # of a histogram
@@ -120,18 +116,9 @@ class PlanPage:
         Args:
             folder: created if absent.
         """
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("sniper.planning", "."),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            finalize=lambda value: (
-                printable(value) if type(value) is str else value
-            ),  # names of files and classes
-        )
-        environment.filters |= {"resize": resize_rule, "sizes": sizes_text, "thousands": "{:,}".format}
-        html = environment.get_template("plan.html.j2").render(
+        html = render(
+            "plan.html.j2",
+            package="sniper.planning",
             page=self,
             cost=self.cost,
             name="/".join(self.dataset.path.absolute().parts[-2:]),
@@ -146,8 +133,7 @@ class PlanPage:
             pyramid_rows=pyramid_rows(self),
         )
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "plan.html") as file:
-            file.write(html.encode())
+        write_page(html, folder / "plan.html")
         suggested = folder / "suggested.yaml"
         if not self.suggested_yaml:
             suggested.unlink(missing_ok=True)  # of an earlier plan
@@ -230,7 +216,7 @@ class PlanPage:
 
     def _objects(self) -> Iterator["_LevelObjects"]:
         """Choose objects of each level from small to large, and cut them at the scale that they are trained at."""
-        dataset, reader = self.dataset, ChipReader(self.experiment.data.read)
+        dataset, read = self.dataset, self.experiment.data.read
         sizes, is_required = size(dataset.boxes), ~dataset.is_crowd & is_learnable(dataset.boxes)
         longest = np.max(dataset.boxes[:, 2:] - dataset.boxes[:, :2], axis=1, initial=0)
         image_of_box = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
@@ -245,7 +231,7 @@ class PlanPage:
                 if longest[row] * level.scale <= self.cost.pyramid.chip_size:
                     label = dataset.categories[int(dataset.labels[row])].name
                     objects.append(
-                        _cut_object(record, dataset.boxes[row], level=level, label=label, reader=reader)
+                        _cut_object(record, dataset.boxes[row], level=level, label=label, read=read)
                     )
             shown = [shown for shown in objects if shown is not None]
             if shown:
@@ -273,10 +259,13 @@ class PlanPage:
             )
         record = self.dataset[image_index]
         try:
-            jpeg, problem = _thumbnail(record, self.experiment.data.read), ""
+            picture = read_thumbnail(record, self.experiment.data.read, max_side=_THUMBNAIL_SIDE)
+            problem = ""
         except ImageError as error:
-            jpeg, problem = None, str(error)
-        return _Example(record=record, jpeg=jpeg, problem=problem, num_chips=len(chips), outlines=outlines)
+            picture, problem = None, str(error)
+        return _Example(
+            record=record, picture=picture, problem=problem, num_chips=len(chips), outlines=outlines
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,14 +283,14 @@ class _Example:
 
     Attributes:
         record: the image and its boxes.
-        jpeg: a thumbnail as base64 JPEG; None if there is no image file, or it cannot be read.
+        picture: a thumbnail; None if there is no image file, or it cannot be read.
         problem: why the file cannot be read; empty if it can, or is absent.
         num_chips: its chips.
         outlines: those that are drawn.
     """
 
     record: ImageRecord
-    jpeg: str | None
+    picture: Picture | None
     problem: str
     num_chips: int
     outlines: list[_Outline]
@@ -473,16 +462,12 @@ class _Object:
     """An object as it is trained on.
 
     Attributes:
-        jpeg: the crop as base64 JPEG.
-        width: of the crop, chip pixels.
-        height: of the crop, chip pixels.
+        picture: the crop, chip pixels.
         box: xyxy, crop pixels.
         text: class, and size in the image and in the chip.
     """
 
-    jpeg: str
-    width: int
-    height: int
+    picture: Picture
     box: list[float]
     text: str
 
@@ -497,62 +482,18 @@ class _LevelObjects:
 
 
 def _cut_object(
-    record: ImageRecord, box: Float[np.ndarray, "4"], *, level: Level, label: str, reader: ChipReader
+    record: ImageRecord, box: Float[np.ndarray, "4"], *, level: Level, label: str, read: ReadSpec
 ) -> _Object | None:
     """Cut an object with its surroundings at the scale of a level; None if the image cannot be read."""
-    level_box = level.to_level(box[None])[0]
-    center = (level_box[:2] + level_box[2:]) / 2
-    side = max(_MIN_CROP, round(_OBJECT_MARGIN * float((level_box[2:] - level_box[:2]).max())))
-    width, height = min(side, level.width), min(side, level.height)
-    x = int(np.clip(round(center[0] - width / 2), 0, level.width - width))
-    y = int(np.clip(round(center[1] - height / 2), 0, level.height - height))
-    chip = Chip(level=level, x=x, y=y, width=width, height=height)
+    crop = Crop.around(box, level, max_side=None)
     try:
-        pixels = reader.read_record(record, chip)
+        picture = crop.read(open_record(record, read))
     except ImageError:
         return None  # reported in the caption of an example image, or by `sniper check`
-    before, after = size(box[None])[0], size(level_box[None])[0]
-    return _Object(
-        jpeg=_to_jpeg(pixels),
-        width=width,
-        height=height,
-        box=[round(float(value), 1) for value in chip.to_chip(box[None])[0]],
-        text=f"{label}: {before:.0f} px, in the chip {after:.0f} px",
-    )
+    before, after = size(np.stack([box, level.to_level(box[None])[0]])).tolist()
+    (marked,) = crop.to_picture(box[None])
+    return _Object(picture=picture, box=marked, text=f"{label}: {before:.0f} px, in the chip {after:.0f} px")
 
 
 def _heights(counts: Int[np.ndarray, " k"]) -> list[float]:
     return [round(height, 1) for height in (100 * counts / max(int(counts.max(initial=1)), 1)).tolist()]
-
-
-def _to_jpeg(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=85)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def sizes_text(level: LevelSpec) -> str:
-    """Return the valid range of a level as text."""
-    return level.valid_range.describe()
-
-
-def resize_rule(level: LevelSpec) -> str:
-    """Return the resize rule of a level as text."""
-    if level.factor is not None:
-        return f"×{level.factor:g}"
-    if level.long_side is not None:
-        return f"long side {level.long_side}"
-    limit = f", long at most {level.max_long_side}" if level.max_long_side else ""
-    return f"short side {level.short_side}{limit}"
-
-
-def _thumbnail(record: ImageRecord, read: ReadSpec) -> str | None:
-    """Read an image as a base64 JPEG thumbnail; None if there is no file."""
-    if not os.path.lexists(record.path):
-        return None
-    reader = open_record(record, read)
-    most = 1 << max(max(record.width, record.height) // (2 * _THUMBNAIL_SIDE), 1).bit_length() - 1
-    reduction = reader.largest_reduction(most)
-    image = Image.fromarray(reader.read((0, 0, reader.width, reader.height), reduction=reduction))
-    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return _to_jpeg(np.asarray(image))

@@ -6,7 +6,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from sniper.planning.cost import CostPlan
-from sniper.planning.page import PlanPage, pixel_rows, pyramid_rows, resize_rule, sizes_text
+from sniper.planning.page import PlanPage, pixel_rows, pyramid_rows
+from sniper.reports.page import resize_rule, sizes_text
 
 
 def draw_levels(cost: CostPlan) -> Table:

@@ -34,7 +34,7 @@ def draw_confusion(matrix: ConfusionMatrix, path: Path) -> None:
 
     Of more than 80 classes those are drawn that are confused most, with others or with the background.
     """
-    drawn = _choose_classes(matrix)
+    drawn = choose_classes(matrix)
     last = len(matrix.categories)
     names = [_shorten(name) for name in picture_names([matrix.categories[label] for label in drawn])]
     names.append(BACKGROUND)
@@ -83,11 +83,11 @@ def draw_confusion(matrix: ConfusionMatrix, path: Path) -> None:
         )
 
 
-def _choose_classes(matrix: ConfusionMatrix) -> list[int]:
-    """Return the labels of the classes to draw, rising."""
+def choose_classes(matrix: ConfusionMatrix, *, count: int = MAX_CLASSES_IN_PICTURE) -> list[int]:
+    """Return the labels of the classes that are confused most, with others or with the background, rising."""
     counts = matrix.counts
     errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
-    order = np.argsort(-errors[:-1], kind="stable")[:MAX_CLASSES_IN_PICTURE]
+    order = np.argsort(-errors[:-1], kind="stable")[:count]
     return sorted(order.tolist())
 
 

@@ -86,6 +86,16 @@ class Run:
         return self.folder / "chips.npz"
 
     @property
+    def report_path(self) -> Path:
+        """The page of the run, see `sniper.reports.run_page`."""
+        return self.folder / "report.html"
+
+    @property
+    def report_folder(self) -> Path:
+        """What the page is made from beside configuration and metrics, see `sniper.reports.parts`."""
+        return self.folder / "report"
+
+    @property
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         return sorted(
@@ -132,8 +142,10 @@ class Run:
             raise RunError(
                 f"{folder}: the folder of the run cannot be created ({describe_os_error(error)})"
             ) from error
-        for old in (run.metrics_path, run.calibration_path, *folder.glob("chips_*.npz")):
+        for old in (run.metrics_path, run.calibration_path, run.report_path, *folder.glob("chips_*.npz")):
             old.unlink(missing_ok=True)
+        if run.report_folder.is_dir():
+            remove_folder(run.report_folder)
         run.save_config(config)
         return run
 
