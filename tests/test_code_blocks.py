@@ -5,6 +5,7 @@ are cut to a few steps. YAML blocks are loaded as parts of an experiment, and wr
 names. Blocks after the comment `<!-- not run -->`, and those of pages with `<!-- not run: all blocks of this page -->`,
 are checked without running them: syntax, commands, options, fields and files of the repository.
 """
+
 import ast
 import itertools
 import json
@@ -118,7 +119,7 @@ def sniper_arguments(command: Sequence[str]) -> list[str] | None:
     if command[0] == "srun":
         command = command[1:]
     if command[0] == "torchrun":
-        options = parse_args(list(command[1:]))
+        options = parse_args(list(command[1:]))  # type: ignore[no-untyped-call]
         assert options.no_python or options.training_script.endswith(".py"), "torchrun needs --no-python here"
         command = [options.training_script, *options.training_script_args]
     return list(command[1:]) if command[0] == "sniper" else None
@@ -244,6 +245,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_dataset(folder, name=name)
     shutil.copytree(folder / "images" / "val", folder / "photos")
     shutil.copytree(folder / "photos", folder / "more" / "of_them")
+    for path in (folder / "images").glob("test_*"):
+        shutil.copy(path, folder / "photos")
+    shutil.copytree(folder / "yolo", folder / "dataset")
     shutil.copy(folder / "images" / "val" / "val_0.png", folder / "photo.jpg")
     (folder / "list.txt").write_text("photo.jpg\n")
     (folder / "more.yaml").write_text((folder / "data.yaml").read_text())

@@ -56,7 +56,17 @@ class Page(HTMLParser):
 
 def build(folder: Path, *, config: Path = ROOT / "mkdocs.yml") -> "subprocess.CompletedProcess[str]":
     """Build the site with the settings of a file into a folder."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder), "-f", str(config)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        str(folder),
+        "-f",
+        str(config),
+    ]
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -137,7 +147,9 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_every_decision_is_listed() -> None:
     decisions = {path.name for path in (ROOT / "docs/decisions").glob("0*.md")}
-    assert set(re.findall(r"\((0\d+-[\w-]+\.md)\)", (ROOT / "docs/decisions/index.md").read_text())) == decisions
+    assert (
+        set(re.findall(r"\((0\d+-[\w-]+\.md)\)", (ROOT / "docs/decisions/index.md").read_text())) == decisions
+    )
 
 
 def test_every_link_and_anchor_of_the_site_exists(pages: dict[Path, Page]) -> None:
@@ -148,22 +160,24 @@ def test_every_link_and_anchor_of_the_site_exists(pages: dict[Path, Page]) -> No
 
 def test_broken_links_are_detected(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text('<h1 id="top"></h1><a href="b.html#x"></a><a href="#top"></a>')
-    (tmp_path / "b.html").write_text('<a href="a.html#top"></a><img src="absent.png"><a href="https://c.org"></a>')
+    (tmp_path / "b.html").write_text(
+        '<a href="a.html#top"></a><img src="absent.png"><a href="https://c.org"></a>'
+    )
     pages = {path: Page.read(path) for path in sorted(tmp_path.glob("*.html"))}
     assert find_broken_links(pages) == ["a.html: b.html#x", "b.html: absent.png"]
 
 
 def test_nothing_is_loaded_from_another_host(site: Path, pages: dict[Path, Page]) -> None:
-    assert [link for page in pages.values() for link in page.resources if re.match(r"(https?:)?//", link)] == []
+    assert [
+        link for page in pages.values() for link in page.resources if re.match(r"(https?:)?//", link)
+    ] == []
     styles = "".join(path.read_text() for path in site.rglob("*.css"))
     assert re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//", styles) == []
 
 
 def test_every_public_name_is_documented_once(pages: dict[Path, Page]) -> None:
     of_reference = [page for path, page in pages.items() if path.parent.name == "api"]
-    counts = {
-        name: sum(f"sniper.{name}" in page.anchors for page in of_reference) for name in sniper.__all__
-    }
+    counts = {name: sum(f"sniper.{name}" in page.anchors for page in of_reference) for name in sniper.__all__}
     assert counts == dict.fromkeys(sniper.__all__, 1)
 
 
@@ -200,7 +214,9 @@ def test_pages_fit_the_window_and_are_found_by_the_search(address: str, width: s
         page = browser.new_page(viewport=sides, color_scheme=scheme)
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith(address) else faults.append(request.url))
+        page.on(
+            "request", lambda request: None if request.url.startswith(address) else faults.append(request.url)
+        )
         for name in ("index", "first_hour", "configuration", "paper", "api/training", "proof"):
             page.goto(f"{address}/{name}.html")
             assert page.evaluate("document.documentElement.scrollWidth") <= sides["width"], name
