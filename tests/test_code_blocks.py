@@ -242,10 +242,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run(["convert", str(folder / "coco"), str(folder / "yolo"), "--to", "yolo"]) == 0
     shutil.copytree(folder / "yolo", folder, dirs_exist_ok=True)
     for name in ("train", "val", "test", "other", "truth"):
-        write_dataset(folder, name=name)
+        write_dataset(folder, name=f"coco_{name}").rename(folder / f"{name}.json")
     shutil.copytree(folder / "images" / "val", folder / "photos")
     shutil.copytree(folder / "photos", folder / "more" / "of_them")
-    for path in (folder / "images").glob("test_*"):
+    for path in (folder / "images").glob("coco_test_*"):
         shutil.copy(path, folder / "photos")
     shutil.copytree(folder / "yolo", folder / "dataset")
     shutil.copy(folder / "images" / "val" / "val_0.png", folder / "photo.jpg")
