@@ -48,7 +48,7 @@ SMALLER = {
         "rpn": {"channels": 16, "post_nms_top_n_train": 20, "post_nms_top_n": 20},
         "roi_head": {"channels": 8, "hidden_dim": 32},
     },
-    "train": {"batch_size": 4, "epochs": 1},
+    "train": {"batch_size": 4, "epochs": 1, "warmup_steps": 0},
 }
 """What a test changes in a configuration of a page: nothing is downloaded, and a few steps are enough."""
 

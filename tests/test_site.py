@@ -222,9 +222,9 @@ def test_pages_fit_the_window_and_are_found_by_the_search(address: str, width: s
             assert page.evaluate("document.documentElement.scrollWidth") <= sides["width"], name
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 384) == (scheme == "dark")
-        if width == "phone":
-            page.click("label.md-header__button[for=__search]")
-        page.fill("input.md-search__input", "soft-NMS")
+        page.click("label.md-header__button[for=__search]" if width == "phone" else "input.md-search__input")
+        page.wait_for_function("document.activeElement.matches('input.md-search__input')")
+        page.keyboard.type("overlap")
         page.wait_for_selector(".md-search-result__item a", timeout=60_000)
         assert page.locator(".md-search-result__item").count() > 0
         browser.close()
