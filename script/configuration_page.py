@@ -119,6 +119,7 @@ def read_docstring(spec: type[Any]) -> tuple[str, dict[str, str]]:
 def _to_yaml_words(text: str) -> str:
     """Return prose on one line, with the values of YAML for those of Python."""
     text = re.sub(r"`?math\.inf`?", "`.inf`", " ".join(text.split()))
+    text = re.sub(r"`docs/(\w+)\.md`", lambda page: f"[{page[1].capitalize()}]({page[1]}.md)", text)
     return re.sub(r"`?\bNone\b`?", "`null`", text).replace("|", r"\|")
 
 
@@ -180,6 +181,8 @@ def _bounds(metadata: tuple[Any, ...]) -> str:
 
 
 def _to_text(bound: float) -> str:
+    if bound == 2**63 - 1:
+        return "2⁶³ − 1"
     return f"{bound:,.0f}" if float(bound).is_integer() and abs(bound) < 2**53 else f"{bound:g}"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -76,6 +77,16 @@ def start_two(*arguments: object, num_threads: int | None = None) -> "subprocess
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
     command = [*launcher, SNIPER, *map(str, arguments), "--device", "cpu", "--json"]
     return _open(command, num_threads=num_threads)
+
+
+def start_machines(*arguments: object) -> list["subprocess.Popen[str]"]:
+    """Start a command by two launchers of one process each, which meet as those of two machines do."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1")
+    rendezvous = ("--rdzv-id", "run", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}")
+    command = ["--no-python", "--", SNIPER, *map(str, arguments), "--device", "cpu", "--json"]
+    return [_open([*launcher, *rendezvous, *command]) for _ in range(2)]
 
 
 def _open(command: list[str], *, num_threads: int | None = None) -> "subprocess.Popen[str]":

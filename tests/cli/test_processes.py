@@ -33,7 +33,7 @@ from tests.campaigns.campaign import (
     wait_for_step,
     wait_until,
 )
-from tests.cli.commands import SNIPER, CommandLine, start, start_changed, start_two
+from tests.cli.commands import SNIPER, CommandLine, start, start_changed, start_machines, start_two
 from tests.data.tiny import write_dataset
 
 
@@ -294,6 +294,18 @@ def test_two_processes_learn_what_one_learns(folder: Path, source: Sequence[str]
     for ours, theirs in zip(*metrics, strict=True):
         for key in ours.keys() & {"loss", "chips", "learning_rate", "ap"}:
             assert theirs[key] == pytest.approx(ours[key], rel=1e-3, abs=1e-3), (key, ours, theirs)
+
+
+@pytest.mark.processes
+def test_launchers_on_two_machines_share_a_run(folder: Path) -> None:
+    options = ("--train.epochs", "2", "--model.backbone.batch_norm", "frozen")
+    alone = start(*training(folder, "alone", *options))
+    outputs = [finish(machine) for machine in start_machines(*training(folder, "together", *options))]
+    (printed,) = filter(None, outputs)  # only the first process prints
+    assert json.loads(printed)["step"] == json.loads(finish(alone))["step"]
+    weights, others = weights_of(folder / "alone"), weights_of(folder / "together")
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_two_processes_detect_what_one_detects(trained_folder: Path, sniper: CommandLine) -> None:

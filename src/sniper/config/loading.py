@@ -437,7 +437,7 @@ def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -
     Raises:
         ConfigError: naming each field that differs and must not.
     """
-    before, after = flatten(to_plain(old)), flatten(to_plain(new))
+    before, after = field_values(old), field_values(new)
     free = [name for name in _FREE_TO_CHANGE if name != "predict" or new.mine.every_epochs is None]
     if old.train.schedule == "cosine":
         free.remove("train.epochs")  # on which all learning rates after the warm-up depend
