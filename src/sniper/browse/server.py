@@ -26,7 +26,7 @@ from sniper.browse.tiles import TILE, ImageTiles
 from sniper.chips import BoxStatus
 from sniper.data.datasets import Dataset
 from sniper.errors import SniperError, printable
-from sniper.planning.page import resize_rule
+from sniper.reports.page import resize_rule
 from sniper.reports.palette import (
     BLUE,
     CLASS_COLORS,
