@@ -64,23 +64,23 @@ SHAPES = ShapesSpec(
 def main() -> None:
     options = parser_for(STUDY).parse_args()
     if not options.data:
-        options.data = [("shapes", draw_data(options.folder / "train", seed=1))]
-        options.val = [("shapes", draw_data(options.folder / "val", seed=2))]
+        options.data = [("shapes", draw_data(options.folder / "train", spec=SHAPES, seed=1))]
+        options.val = [("shapes", draw_data(options.folder / "val", spec=replace(SHAPES, num_images=48), seed=2))]
     results = run_study(STUDY, options)
     if results:
         draw_curves(results, options)
 
 
-def draw_data(folder: Path, *, seed: int) -> Path:
+def draw_data(folder: Path, *, spec: ShapesSpec, seed: int) -> Path:
     """Draw images with objects and distractors, and a third as many with distractors alone."""
     path = folder / "all.json"
     if not path.exists():
-        clean = replace(SHAPES, num_images=SHAPES.num_images // 3, min_objects=0, max_objects=0)
+        clean = replace(spec, num_images=spec.num_images // 3, min_objects=0, max_objects=0)
         joined, other = (
-            json.loads(draw_shapes(folder, spec=spec, seed=seed, name=name).read_text())
-            for name, spec in (("objects", SHAPES), ("clean", clean))
+            json.loads(draw_shapes(folder, spec=part, seed=seed, name=name).read_text())
+            for name, part in (("objects", spec), ("clean", clean))
         )
-        joined["images"] += [image | {"id": image["id"] + SHAPES.num_images} for image in other["images"]]
+        joined["images"] += [image | {"id": image["id"] + spec.num_images} for image in other["images"]]
         path.write_text(json.dumps(joined))
     return path
 
