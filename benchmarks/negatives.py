@@ -65,7 +65,9 @@ def main() -> None:
     options = parser_for(STUDY).parse_args()
     if not options.data:
         options.data = [("shapes", draw_data(options.folder / "train", spec=SHAPES, seed=1))]
-        options.val = [("shapes", draw_data(options.folder / "val", spec=replace(SHAPES, num_images=48), seed=2))]
+        options.val = [
+            ("shapes", draw_data(options.folder / "val", spec=replace(SHAPES, num_images=48), seed=2))
+        ]
     results = run_study(STUDY, options)
     if results:
         draw_curves(results, options)
