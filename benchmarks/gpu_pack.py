@@ -223,7 +223,8 @@ def name_of(requirement: str) -> str:
 def check_imports(imports: Iterable[Import], provided: set[str], wheels: Iterable[Path]) -> list[str]:
     """Check that each import is provided, packed, or an optional one of the package.
 
-    An import is optional where a function of the package imports what the project does not depend on.
+    An import is optional where a function of the package imports what the project does not depend on, and where a
+    module needs an extra.
 
     Returns:
         The optional modules that are neither packed nor provided.
@@ -233,12 +234,14 @@ def check_imports(imports: Iterable[Import], provided: set[str], wheels: Iterabl
     """
     packed = {module for wheel in wheels for module in modules_of(wheel)}
     required = {name_of(text) for text in project()["dependencies"]}
+    extras = set(project()["optional-dependencies"])  # with the names of what they install
     optional, missing = set(), []
     for item in imports:
         distributions = distributions_of(item.module)
         if item.module in packed or distributions & provided:
             continue
-        if item.file.startswith("src/") and item.is_lazy and not distributions & required:
+        is_optional = item.is_lazy or item.module in extras
+        if item.file.startswith("src/") and is_optional and not distributions & required:
             optional.add(item.module)
         else:
             missing.append(

@@ -42,7 +42,8 @@ def test_help_lists_the_commands_in_the_order_of_their_use(
 def test_every_command_describes_each_of_its_options(sniper: CommandLine, command: str) -> None:
     out = sniper.text(command, "--help").out
     assert f"Usage: sniper {command} [OPTIONS]" in out
-    options = re.findall(r"^│ [* ]*(--[a-z-]+.*?)(?:  |│)(.*)│$", out, re.MULTILINE)
+    of_options = out[out.index("─ Options ─") :]
+    options = re.findall(r"^│ [* ]*(--[a-z-]+.*?)(?:  |│)(.*)│$", of_options, re.MULTILINE)
     assert "--json" in [name for name, _ in options]
     assert all(text.strip() for _, text in options), out
 

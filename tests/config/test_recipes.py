@@ -132,6 +132,7 @@ LEFT_OUT = {
     "train.compile": "speed",
     "train.trackers": "reports",
     "train.report": "reports",
+    "data.class_property": "not used by COCO JSON",
     "train.checkpoint_minutes": "what is kept on disk",
     "train.keep_checkpoints": "what is kept on disk",
     "mine.batch_megapixels": "speed and memory",

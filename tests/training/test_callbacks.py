@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sniper.training.callbacks import Callbacks, EndReport, ScoresReport, Tracker
+from sniper.training.callbacks import Callbacks, EndReport, ScoresReport, Tracker, check_tracker
 
 SCORES = ScoresReport(step=3, epoch=1.0, scores={"ap": 0.5})
 END = EndReport(status="completed", folder=Path("run"), step=3, weights=None, scores=None)
@@ -68,8 +68,8 @@ def test_an_object_that_is_no_tracker_is_refused() -> None:
     with pytest.raises(
         TypeError, match=r"Unfinished has no on_step and no on_end; expected sniper\.Callbacks,"
     ):
-        Callbacks.of([Callbacks(), Unfinished([])])
+        check_tracker(Unfinished([]))
     with pytest.raises(
         TypeError, match=r"Misspelt\.on_epochs is never called; known are on_step, on_scores, on_end,"
     ):
-        Callbacks.of(Misspelt([]))
+        check_tracker(Misspelt([]))

@@ -61,8 +61,8 @@ def auto_dose(negative_loss: float, positive_loss: float) -> float:
     """Return the dose of an epoch from the mean classification losses of the chips of the epoch before.
 
     Example:
-        >>> [auto_dose(loss, 0.4) for loss in (0.0, 0.04, 0.1, 0.8)]
-        [0.0, 0.2, 0.5, 0.5]
+        >>> [auto_dose(loss, 0.4) for loss in (0.0, 0.05, 0.1, 0.8)]
+        [0.0, 0.25, 0.5, 0.5]
     """
     if positive_loss <= 0:
         return 0.0

@@ -233,12 +233,17 @@ class Callbacks:
             return trackers
         parts = list(trackers) if isinstance(trackers, Iterable) else [trackers]
         for part in parts:
-            _check_tracker(part)
+            check_tracker(part)
         calls = {field.name: _calls(parts, field.name, default=field.default) for field in fields(cls)}
         return cls(**{name: _call_each(functions) for name, functions in calls.items() if functions})
 
 
-def _check_tracker(tracker: object) -> None:
+def check_tracker(tracker: object) -> None:
+    """Check that an object has the methods of a tracker, and no other one whose name starts with `on_`.
+
+    Raises:
+        TypeError: if it does not.
+    """
     kind = type(tracker).__name__
     lacking = [
         name for name in ("on_step", "on_scores", "on_end") if not callable(getattr(tracker, name, None))
