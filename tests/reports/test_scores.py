@@ -87,7 +87,7 @@ def cells_of(table: Table) -> list[list[str]]:
 
 def test_undefined_false_positives_and_bounds_are_dashes() -> None:
     counts = FalsePositives(
-        num_clean_images=0,
+        num_clean_images=1,
         points=(
             FalsePositivesAtRecall(recall=0.5, score=0.99995, per_image=1234.5),
             FalsePositivesAtRecall(recall=0.9),
@@ -96,6 +96,9 @@ def test_undefined_false_positives_and_bounds_are_dashes() -> None:
     table = show_false_positives(replace(scores_of(), false_positives=counts))
     assert cells_of(table) == [["50%", "0.99995", "1,234.500", "–"], ["90%", "–", "–", "–"]]
     assert "best 300 of each class" in text_of(table)
+    assert "1 clean image " in text_of(table)
+    without = replace(scores_of(), false_positives=replace(counts, num_clean_images=0))
+    assert cells_of(show_false_positives(without)) == [["50%", "0.99995", "1,234.500"], ["90%", "–", "–"]]
     undefined = Difference(difference=math.nan, low=math.nan, high=math.nan)
     differences = {
         name_of(recall, on_clean=clean): undefined for recall in RECALLS for clean in (False, True)

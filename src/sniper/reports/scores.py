@@ -52,16 +52,16 @@ def describe_scores(scores: Scores) -> Iterator[str]:
 def show_false_positives(scores: Scores) -> Table:
     """Return the table of false positives per image at each recall."""
     counts, limit = scores.false_positives, scores.max_detections
-    table = _table(
-        "recall",
-        *("from score", f"{scores.num_images:,} images", f"{counts.num_clean_images:,} clean images"),
-        title=f"false positives per image (IoU 0.5, best {limit:,} of each class)",
-    )
+    num_clean = counts.num_clean_images
+    columns = ["from score", f"{scores.num_images:,} image{'s' * (scores.num_images != 1)}"]
+    if num_clean:
+        columns.append(f"{num_clean:,} clean image{'s' * (num_clean != 1)}")
+    title = f"false positives per image (IoU 0.5, best {limit:,} of each class)"
+    table = _table("recall", *columns, title=title)
     for point in counts.points:
         score = UNDEFINED if point.score is None else f"{point.score:.5g}"
-        table.add_row(
-            f"{point.recall:.0%}", score, _format_count(point.per_image), _format_count(point.per_clean_image)
-        )
+        numbers = [_format_count(point.per_image), _format_count(point.per_clean_image)]
+        table.add_row(f"{point.recall:.0%}", score, *numbers[: 1 + bool(num_clean)])
     return table
 
 
