@@ -59,6 +59,7 @@ def test_folders_patterns_and_lists_are_expanded(
         ("empty", "empty: no image is there"),
         ("none.txt", r"none.txt: cannot be read as a list of images \(No such file"),
         ("pipe.txt", r"pipe.txt: cannot be read as a list of images \(a pipe, not a regular file\)"),
+        ("note.txt", r"note.txt: is read as a list of images, .* no file of it is there, such as 'hello'"),
         ("binary.txt", r"binary.txt: cannot be read as a list of images \(it is not text\)"),
         ("$NONE/a", "the environment variable NONE is not defined"),
     ],
@@ -67,6 +68,7 @@ def test_arguments_without_an_image_are_refused(photos: Path, argument: str, mes
     (photos / "empty").mkdir()
     os.mkfifo(photos / "pipe.txt")
     (photos / "binary.txt").write_bytes(b"\0\1")
+    (photos / "note.txt").write_text("hello\nworld\n")
     with pytest.raises(ConfigError, match=message):
         find_image_files([argument])
 

@@ -9,7 +9,7 @@ from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 
-from sniper.errors import ConfigError, count_and_list, describe_os_error
+from sniper.errors import ConfigError, count_and_list, describe_os_error, printable
 from sniper.files import expand_path, is_ignored, matches_pattern, read_bytes
 
 _HIDDEN, _UNREADABLE = "hidden with images", "folders that cannot be read"
@@ -221,5 +221,11 @@ def _read_list(path: Path) -> list[Path]:
         ) from error
     except ValueError as error:
         raise ConfigError(f"{path}: cannot be read as a list of images ({error})") from error
-    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
-    return [path.parent / expand_path(line, folder=path.parent) for line in lines if line]
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    paths = [path.parent / expand_path(line, folder=path.parent) for line in lines]
+    if paths and not any(map(os.path.lexists, paths)):
+        raise ConfigError(
+            f"{path}: is read as a list of images, one path per line, but no file of it is there, such as "
+            f"{printable(lines[0])!r}"
+        )
+    return paths
