@@ -64,7 +64,7 @@ from sniper.runs.origin import describe_origin
 from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
 from sniper.runs.run import Run
 from sniper.training import loop
-from sniper.training.callbacks import Callbacks, EndReport, StartReport, Tracker
+from sniper.training.callbacks import Callbacks, EndReport, StartReport, Tracker, call_each
 from sniper.training.epochs import load_configured_chips, order_epoch
 from sniper.training.learner import check_divisible
 from sniper.training.length import TimeLimit, count_evaluations
@@ -156,7 +156,7 @@ def train(
     limit, settings = None, list[DerivedSetting]()
     processes = Processes.from_environment()
     callbacks = callbacks if processes.is_first else _SILENT
-    callbacks = replace(callbacks, on_derived=_also(settings.extend, callbacks.on_derived))
+    callbacks = replace(callbacks, on_derived=call_each([settings.extend, callbacks.on_derived]))
     chosen = select_device(device)
     with lock_folder(folder, option="--run, run=..."):
         if resume and processes.is_first:
@@ -601,16 +601,6 @@ def _load_experiment(
     return spec
 
 
-def _also(first: Callable[..., object], then: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that calls two functions with its arguments."""
-
-    def call(*arguments: Any) -> None:
-        first(*arguments)
-        then(*arguments)
-
-    return call
-
-
 def _reporter(run: Run, spec: ExperimentSpec, callbacks: Callbacks) -> RunReporter:
     return RunReporter(run=run, on_warning=callbacks.on_warning, is_enabled=spec.train.report)
 
@@ -853,7 +843,9 @@ class _Stages:
     ) -> TwoStageDetector:
         reporter, callbacks = self._reporter, self.callbacks
         if reporter is not None and run == self.run:
-            callbacks = replace(callbacks, on_epoch=_also(lambda _: reporter.write(), callbacks.on_epoch))
+            callbacks = replace(
+                callbacks, on_epoch=call_each([lambda _: reporter.write(), callbacks.on_epoch])
+            )
         return loop.train(
             run,
             spec,

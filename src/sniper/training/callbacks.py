@@ -235,7 +235,7 @@ class Callbacks:
         for part in parts:
             check_tracker(part)
         calls = {field.name: _calls(parts, field.name, default=field.default) for field in fields(cls)}
-        return cls(**{name: _call_each(functions) for name, functions in calls.items() if functions})
+        return cls(**{name: call_each(functions) for name, functions in calls.items() if functions})
 
 
 def check_tracker(tracker: object) -> None:
@@ -265,7 +265,9 @@ def _calls(trackers: Iterable[object], name: str, *, default: Any) -> list[Calla
     return [function for function in functions if function is not default]
 
 
-def _call_each(functions: Sequence[Callable[..., Any]]) -> Callable[..., None]:
+def call_each(functions: Sequence[Callable[..., Any]]) -> Callable[..., None]:
+    """Return a function that calls functions with its arguments, in their order."""
+
     def call(*arguments: Any) -> None:
         for function in functions:
             function(*arguments)
