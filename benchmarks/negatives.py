@@ -99,7 +99,7 @@ def draw_curves(results: Sequence[Mapping[str, Any]], options: argparse.Namespac
             for variant in STUDY.variants:
                 points: dict[float, list[float]] = {}
                 for cell, result in cells.items():
-                    if (cell.data, cell.variant) == (name, variant) and result[column] is not None:
+                    if (cell.data, cell.variant) == (name, variant) and result.get(column) is not None:
                         points.setdefault(cell.megapixels, []).append(result[column])
                 if points:
                     budgets = sorted(points)

@@ -6,10 +6,12 @@ given with `--val`. Finished cells are kept in the folder and not run again.
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import torch
-from cells import keep_options, run_cells
+from cells import keep_options
 
 from sniper.chips import PyramidSpec
 from sniper.config.experiment import ExperimentSpec
@@ -109,34 +111,45 @@ def parser_for(study: Study) -> argparse.ArgumentParser:
         "--images", type=int, help="how many of a data set to use, drawn at random; default: all"
     )
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the images")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help="to train on; the experiment is derived for a CPU")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--until", type=float, help="Unix time after which no further training starts")
     return parser
 
 
 def run_study(study: Study, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run the cells that are not finished, or the one that is named; write `table.md`, and return all results."""
+    """Run the cells that are not finished, write `table.md`, and return all results."""
     options.folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: getattr(options, name) for name in ("weights", "images", "held_out", "val")}
+    kept = {name: getattr(options, name) for name in ("weights", "images", "held_out", "val", "device")}
     keep_options(options.folder, json.loads(json.dumps(kept, default=str)))
-    if options.cell is not None:
-        run_cell(study, Cell.parse(options.cell), options)
-        return []
     cells = [
         Cell(name, variant, megapixels, seed)
-        for seed in options.seeds
         for megapixels in options.megapixels
+        for seed in options.seeds
         for variant in options.variants
         for name, _ in options.data
     ]
-    waiting = [str(cell) for cell in cells if not result_path(options.folder, cell).exists()]
-    run_cells(waiting, jobs=options.jobs)
+    waiting = [cell for cell in cells if not result_path(options.folder, cell).exists()]
+    failed = train_cells(study, waiting, options)
     results = [json.loads(path.read_text()) for path in sorted(options.folder.glob("*/*/*/*/result.json"))]
     text = table(study, results)
     with atomic_write(options.folder / "table.md") as file:
         file.write(text.encode())
     print(text)
+    if failed:
+        raise SystemExit("\n".join(f"{cell}: {error!r}" for cell, error in failed.items()))
     return results
+
+
+def train_cells(
+    study: Study, cells: Sequence[Cell], options: argparse.Namespace
+) -> dict[Cell, BaseException]:
+    """Run cells in `--jobs` processes, which are started once; return the exceptions of those that failed."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+        futures = {pool.submit(run_cell, study, cell, options): cell for cell in cells}
+        errors = {futures[future]: future.exception() for future in as_completed(futures)}
+    return {cell: error for cell, error in errors.items() if error is not None}
 
 
 def result_path(folder: Path, cell: Cell) -> Path:
@@ -216,6 +229,10 @@ def relative_cost(spec: ExperimentSpec, base: ExperimentSpec, train_set: Dataset
 
 
 def run_cell(study: Study, cell: Cell, options: argparse.Namespace) -> None:
+    """Train and score one variant, unless the time is up."""
+    if options.until is not None and time.time() > options.until:
+        return
+    device = torch.device(options.device)
     path = next(path for name, path in options.data if name == cell.data)
     dataset = load_dataset(path)
     if options.images is not None:
@@ -234,10 +251,11 @@ def run_cell(study: Study, cell: Cell, options: argparse.Namespace) -> None:
     folder = options.folder / str(cell)
     is_new = not (folder / "config.yaml").exists()
     run = Run.create(folder, config=dump_experiment(spec)) if is_new else Run.open(folder)
-    started = time.process_time()
-    run_stages(run, spec, train_set, device=torch.device("cpu"))
+    started, started_at = time.process_time(), time.monotonic()
+    run_stages(run, spec, train_set, device=device)
     seconds = time.process_time() - started
-    detector = Detector.load(run, "cpu", spec=spec)
+    minutes = (time.monotonic() - started_at) / 60
+    detector = Detector.load(run, device, spec=spec)
     results: list[dict[str, Any]] = []
     for record, detections in zip(held_out, detector.predict_many(held_out), strict=True):
         assert detections is not None
@@ -257,9 +275,12 @@ def run_cell(study: Study, cell: Cell, options: argparse.Namespace) -> None:
         "mining_seconds": sum(entry["seconds"] for entry in entries if entry["stage"] == "mine"),
         "relative_cost": round(ratio, 3),
         "processor_minutes": round(seconds / 60, 2),
+        "minutes": round(minutes, 2),
         "search_seconds": round(time.process_time() - started - seconds, 1),
         **evaluate(results, held_out).as_dict(),
     }
+    with atomic_write(folder / "detections.json") as file:
+        file.write(json.dumps(results).encode())
     with atomic_write(result_path(options.folder, cell)) as file:
         file.write(json.dumps(result).encode())
     print(json.dumps(result), flush=True)
