@@ -10,12 +10,13 @@ detector. `self_N` adds negative chips on them for N % of the positive chips, `a
 The training of that RPN, and mining, are not among the megapixels.
 
 Without `--data`, large images are drawn with few objects and many distractors of five kinds. Writes `table.md` and
-`dose.png` (AP and false positives over the megapixels, a curve for each variant) to the folder. See `variants.py` for
+`dose.png` (AP and false positives over the dose, a curve for each budget) to the folder. See `variants.py` for
 the rest.
 """
 
 import argparse
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,18 @@ STUDY = Study(
         "megapixels",
         "negative_share",
     ),
+)
+POSITIONS = {
+    variant: float(position)
+    for position, variant in enumerate(
+        ("positive", "free", "self_10", "self_25", "self_40", "auto", "fixed", "rpn")
+    )
+}
+GROUPS = (
+    (("free", "self_10", "self_25", "self_40", "auto"), "o-"),
+    (("positive",), "s"),
+    (("fixed",), "D"),
+    (("rpn",), "^"),
 )
 SHAPES = ShapesSpec(
     num_images=96,
@@ -88,26 +101,60 @@ def draw_data(folder: Path, *, spec: ShapesSpec, seed: int) -> Path:
 
 
 def draw_curves(results: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
-    """Draw AP and false positives over the megapixels, a row for each data set and a curve for each variant."""
+    """Draw AP and false positives over the dose: a row for each data set, a curve for each budget.
+
+    A curve goes through the doses that are placed on the detector's false alarms. Positive chips alone, and the others,
+    are points. Lines are means over the seeds, bars reach from the lowest to the highest.
+    """
     cells = {Cell.parse(result["cell"]): result for result in results}
     names = sorted({cell.data for cell in cells})
-    columns = {"ap": "AP", "fp_per_image_at_80": "false positives per image at a recall of 80 %"}
-    figure = Figure(figsize=(12, 4.5 * len(names)), layout="tight")
+    budgets = sorted({cell.megapixels for cell in cells})
+    columns = {
+        "ap": "AP",
+        "fp_per_image_at_50": "FP per image at 50 % recall",
+        "fp_per_image_at_80": "FP per image at 80 % recall",
+    }
+    figure = Figure(figsize=(14, 3.8 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), len(columns), squeeze=False)
-    for row, name in enumerate(names):
-        for axis, (column, label) in zip(axes[row], columns.items(), strict=True):
-            for variant in STUDY.variants:
-                points: dict[float, list[float]] = {}
-                for cell, result in cells.items():
-                    if (cell.data, cell.variant) == (name, variant) and result.get(column) is not None:
-                        points.setdefault(cell.megapixels, []).append(result[column])
-                if points:
-                    budgets = sorted(points)
-                    means = [sum(points[budget]) / len(points[budget]) for budget in budgets]
-                    axis.plot(budgets, means, marker="o", label=variant)
-            axis.set(title=name, xlabel="megapixels", ylabel=label, xscale="log")
-            axis.legend()
-    figure.savefig(options.folder / "dose.png", dpi=120)
+    for row, name in zip(axes, names, strict=True):
+        for axis, (column, label) in zip(row, columns.items(), strict=True):
+            for number, budget in enumerate(budgets):
+                values = {
+                    variant: [
+                        result[column]
+                        for cell, result in cells.items()
+                        if (cell.data, cell.variant, cell.megapixels) == (name, variant, budget)
+                        and result.get(column) is not None
+                    ]
+                    for variant in STUDY.variants
+                }
+                for variants, style in GROUPS:
+                    shown = [variant for variant in variants if values[variant]]
+                    if not shown:
+                        continue
+                    means = [statistics.mean(values[variant]) for variant in shown]
+                    spread = [
+                        [mean - min(values[variant]) for variant, mean in zip(shown, means, strict=True)],
+                        [max(values[variant]) - mean for variant, mean in zip(shown, means, strict=True)],
+                    ]
+                    axis.errorbar(
+                        [POSITIONS[variant] + 0.08 * number for variant in shown],
+                        means,
+                        yerr=spread,
+                        fmt=style,
+                        capsize=3,
+                        color=f"C{number}",
+                        label=f"{budget:g} megapixels" if len(variants) > 1 else None,
+                    )
+            axis.set(title=name, ylabel=label)
+            if column != "ap":
+                axis.set_ylim(bottom=0)
+            axis.set_xticks(list(POSITIONS.values()), [variant.replace("_", " ") for variant in POSITIONS])
+            axis.tick_params(axis="x", rotation=30)
+            axis.grid(axis="y", alpha=0.3)
+    if len(budgets) > 1:
+        axes[0, 0].legend()
+    figure.savefig(options.folder / "dose.png", dpi=110)
 
 
 if __name__ == "__main__":

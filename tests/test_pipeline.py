@@ -24,6 +24,7 @@ from sniper.config.loading import dump_experiment, load_experiment
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.errors import AnnotationError, CheckpointError, ConfigError, InUseError, RunError, SniperError
 from sniper.inference.calibration import load_calibration
+from sniper.inference.proposals import open_proposals
 from sniper.models.spec import BackboneSpec
 from sniper.pipeline import run_stages, train
 from sniper.runs.lock import lock_folder
@@ -286,6 +287,20 @@ def test_a_detector_mines_its_own_false_alarms(
     assert all(entry["negative_loss"] > 0 and entry["positive_loss"] > 0 for entry in means[1:])
 
 
+def test_each_round_searches_a_share_of_the_images_drawn_anew(
+    dataset: Dataset, self_mining: ExperimentSpec, tmp_path: Path
+) -> None:
+    half = dataclasses.replace(self_mining, mine=dataclasses.replace(self_mining.mine, share=0.5))
+    run = create(tmp_path / "run", half)
+    run_all(run, half, dataset)
+    num_images = -(-len(dataset) // 2)
+    assert [entry["images"] for entry in run.entries() if entry["stage"] == "mine"] == [num_images] * 2
+    stores = [open_proposals(run.folder / f"alarms_{epoch:03d}", dataset) for epoch in (1, 2)]
+    searched = [np.flatnonzero(store.counts).tolist() for store in stores]
+    assert all(0 < len(images) <= num_images for images in searched)
+    assert searched[0] != searched[1]
+
+
 def test_the_dose_follows_the_losses_of_the_epoch_before(
     dataset: Dataset, self_mining: ExperimentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,7 +329,7 @@ def test_a_run_that_mines_itself_and_is_killed_ends_with_the_same_weights(
     count: int,
     every: int | None,
 ) -> None:
-    spec = dataclasses.replace(self_mining, mine=MineSpec(start=0.3, every_epochs=every))
+    spec = dataclasses.replace(self_mining, mine=MineSpec(start=0.3, every_epochs=every, share=0.7))
     unbroken = create(tmp_path / "unbroken", spec)
     run_all(unbroken, spec, dataset)
     broken = create(tmp_path / "broken", spec)

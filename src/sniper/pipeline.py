@@ -4,12 +4,13 @@ Each stage continues where it was stopped, and is not repeated while its inputs 
 """
 
 import json
+import math
 import os
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from sniper.data.datasets import Category, Dataset, DatasetIdentity, load_datase
 from sniper.data.datasets.categories import CategoryMatch, match_categories
 from sniper.data.datasets.load import find_scored_split
 from sniper.data.epoch import EpochOrder, choose_positive_chips, to_image_boxes
-from sniper.data.holdout import draw_images, hold_out
+from sniper.data.holdout import draw_images, draw_indices, hold_out
 from sniper.data.spec import SourceSpec
 from sniper.errors import ConfigError, SniperError, count_and_list
 from sniper.evaluation.coco import score
@@ -682,7 +683,7 @@ class _Stages:
         else:
             positives = self._positive_order
             steps_per_epoch = positives.num_steps * (1 + expected_dose(spec))
-            num_mined = len(self.dataset) if self._megapixels_to_mine() else 0
+            num_mined = self._num_mined if self._megapixels_to_mine() else 0
             if source == "rpn" and not self.run.checkpoints:
                 rpn = rpn_experiment(spec, num_steps=positives.num_steps)
                 rpn_steps = max(round(rpn.train.epochs * positives.num_steps), 1)
@@ -741,9 +742,17 @@ class _Stages:
             if name.isdigit()
         }
 
+    @property
+    def _num_mined(self) -> int:
+        """The number of images that a round of mining searches."""
+        share = self.spec.mine.share if self.spec.negatives.source == "self" else 1.0
+        return math.ceil(share * len(self.dataset))
+
     @cached_property
     def _megapixels_per_round(self) -> float:
-        return levels_megapixels(self.spec.predict.levels, to_image_boxes(self.dataset))
+        """The pixels that a round of mining searches, in millions."""
+        share = self._num_mined / max(len(self.dataset), 1)
+        return share * levels_megapixels(self.spec.predict.levels, to_image_boxes(self.dataset))
 
     @cached_property
     def _positive_order(self) -> EpochOrder:
@@ -904,15 +913,18 @@ class _Stages:
     def _mine_alarms(self, epoch: int) -> None:
         """Search the training images for false alarms with the newest weights, at the start of an epoch."""
         started = clock.monotonic()
-        store = self._search(mine_alarms, self.run, self.run.folder / f"{_ALARMS}{epoch:03d}")
+        images = draw_indices(self.dataset, num_images=self._num_mined, seed=self.spec.seed + epoch + 1)
+        search = partial(mine_alarms, images=images)
+        store = self._search(search, self.run, self.run.folder / f"{_ALARMS}{epoch:03d}")
         if self.processes.is_first and not self.run.has_entry("mine", epoch=epoch):
-            is_clean = ~to_image_boxes(self.dataset).has_required
+            is_clean = np.zeros(len(self.dataset), dtype=np.bool_)
+            is_clean[images] = ~to_image_boxes(self.dataset).has_required[images]
             self.run.log(
                 {
                     "stage": "mine",
                     "step": self.run.progress.step,
                     "epoch": epoch,
-                    "images": len(self.dataset),
+                    "images": len(images),
                     "images_without_objects": int(is_clean.sum()),
                     "false_alarms": int(store.counts.sum()),
                     "false_alarms_without_objects": int(store.counts[is_clean].sum()),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,3 +241,13 @@ def test_false_alarms_are_kept_and_searched_once(trained_once: TrainedRun, tmp_p
         alarms = stores[0].read(index)
         assert alarms is not None
         assert len(false_alarms(alarms, dataset[index], max_iou=0.3)) >= len(alarms) - 1  # 16-bit boxes
+
+
+def test_only_the_images_given_have_false_alarms(trained_once: TrainedRun, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"device": CPU, "on_progress": lambda done, total: None}
+    inputs = (trained_once.run, trained_once.spec, trained_once.dataset)
+    all_searched = mine_alarms(*inputs, tmp_path / "all", **options)
+    some_searched = mine_alarms(*inputs, tmp_path / "some", images=np.array([1, 3]), **options)
+    assert some_searched.counts.tolist() == [0, all_searched.counts[1], 0, all_searched.counts[3]]
+    replaced = mine_alarms(*inputs, tmp_path / "some", images=np.array([0]), **options)
+    assert replaced.counts.tolist() == [all_searched.counts[0], 0, 0, 0]

@@ -82,6 +82,23 @@ def test_test_images_are_evaluated_while_it_trains() -> None:
     assert suggest_experiment(cost_of(3), data=DATA).train.evaluate_every is None
 
 
+def test_a_short_training_has_no_negative_chips() -> None:
+    short, long = (suggest_experiment(cost_of(3), data=DATA, epochs=epochs) for epochs in (4.9, 5))
+    assert (short.negatives.source, long.negatives.source) == ("none", "self")
+    assert short.mine.share == 1  # nothing is searched
+
+
+@pytest.mark.parametrize("epochs", [5, 12, 50, 1000])
+def test_the_search_for_negative_chips_is_a_tenth_of_the_training_at_most(epochs: int) -> None:
+    cost = cost_of(100)
+    share = suggest_experiment(cost, data=DATA, epochs=epochs).mine.share
+    searched = share * cost.megapixels.pyramid * cost.num_images
+    trained = epochs * cost.megapixels.chips * cost.num_images_with_boxes
+    assert 0 < share <= 1
+    assert 0.3 * searched <= 0.1 * trained
+    assert share == 1 or 0.3 * (searched + 0.01 * cost.megapixels.pyramid * cost.num_images) > 0.1 * trained
+
+
 @pytest.mark.parametrize(
     ("sizes", "anchors"),
     [

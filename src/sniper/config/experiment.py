@@ -138,6 +138,7 @@ class MineSpec:
     Attributes:
         start: share of the epochs after which the detector mines first, with `negatives.source: self`.
         every_epochs: mine again with the newest weights after every this many epochs; None mines once.
+        share: of the images that the detector searches each time, drawn at random anew.
         max_iou: a detection whose IoU with an object is at least this is no false alarm.
         rpn_epochs: passes over the positive chips that train the RPN alone first, with `negatives.source: rpn`;
             fractions allowed. None makes as many as take 500 steps, at least the four of the paper.
@@ -147,6 +148,7 @@ class MineSpec:
 
     start: Fraction = 0.5
     every_epochs: PositiveInt | None = None
+    share: Annotated[PositiveFloat, Le(1)] = 1.0
     max_iou: Fraction = 0.3
     rpn_epochs: Annotated[PositiveFloat, Le(_MAX_EPOCHS)] | None = None
     nms_iou: Fraction = 0.7

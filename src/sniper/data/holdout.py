@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+from jaxtyping import Int
 
 from sniper.data.datasets import Dataset
 from sniper.errors import AnnotationError
@@ -48,9 +49,14 @@ def draw_images(dataset: Dataset, *, num_images: int, seed: int) -> Dataset:
     Returns:
         The images, in the order of the data set.
     """
+    return dataset.select(draw_indices(dataset, num_images=num_images, seed=seed))
+
+
+def draw_indices(dataset: Dataset, *, num_images: int, seed: int) -> Int[np.ndarray, " n"]:
+    """Return the sorted indices of the images that `draw_images` draws."""
     names = dataset.file_names.tolist()
     drawn = sorted(range(len(names)), key=lambda index: _draw(names[index], seed=seed))[:num_images]
-    return dataset.select(np.sort(np.array(drawn, dtype=np.int64)))
+    return np.sort(np.array(drawn, dtype=np.int64))
 
 
 def _draw(name: str, *, seed: int) -> bytes:

@@ -3,12 +3,14 @@
 Mining is prediction: the same search fills the same kind of store.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torchvision.ops import nms
 
 from sniper.config.experiment import ExperimentSpec, MineSpec
@@ -149,9 +151,21 @@ def mine_alarms(
     *,
     device: torch.device,
     on_progress: Callable[[int, int], None],
+    images: Int[np.ndarray, " n"] | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> BoxStore:
-    """Store the false alarms of the newest weights of a run in every image; see `mine` and `false_alarms`."""
+    """Store the false alarms of the newest weights of a run; see `mine` and `false_alarms`.
+
+    Args:
+        run: see `mine`, as all others.
+        spec: its section `mine` states what a false alarm is.
+        dataset: the images.
+        folder: of the store.
+        device: device to compute on.
+        on_progress: called after each image.
+        images: (n,) indices of those to search; the others have no false alarms. None searches all.
+        processes: those that mine together.
+    """
     weights = _Weights.newest_of(run)
     plain = {name: value for name, value in asdict(spec.predict).items() if name != "batch_megapixels"}
     source = {
@@ -160,14 +174,18 @@ def mine_alarms(
         "nms_iou": spec.mine.nms_iou,
         "max_iou": spec.mine.max_iou,
     }
+    if images is not None:
+        source["images"] = hashlib.sha256(images.astype(np.int64).tobytes()).hexdigest()
+    drawn = frozenset(range(len(dataset)) if images is None else images.tolist())
     store = start_proposals(folder, dataset, source=source, processes=processes)
 
     def find(indices: Sequence[int]) -> Iterator[Detections | None]:
         detector = Detector.from_model(
             weights.load(spec, device), spec=spec, categories=weights.categories, device=device
         )
-        found = detector.predict_many(dataset[index] for index in indices)
-        for index, detections in zip(indices, found, strict=True):
+        found = detector.predict_many(dataset[index] for index in indices if index in drawn)
+        for index in indices:
+            detections = next(found) if index in drawn else Detections.empty()
             yield None if detections is None else _alarms_in(detections, dataset[index], spec.mine)
 
     search_images(store, find, processes=processes, on_progress=on_progress)

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from sniper.chips.negatives import NegativeSpec
 from sniper.config.derived import DerivedSetting
-from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec, widened
+from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec, TrainSpec, widened
 from sniper.config.loading import merge_experiment
 from sniper.data.datasets import Dataset
 from sniper.data.datasets.load import find_splits
@@ -173,14 +174,15 @@ def derive(
             )
             complete = partial(complete, is_scored=False)
             experiment = complete()
-        epochs = _fit_time(
-            experiment,
-            measured,
-            seconds=seconds,
-            scored=megapixels * num_scored,
-            mined=megapixels * len(dataset),
-        )
-        experiment = complete(epochs=epochs)
+        for _ in range(2):  # the negative chips depend on the epochs, and cost some
+            epochs = _fit_time(
+                experiment,
+                measured,
+                seconds=seconds,
+                scored=megapixels * num_scored,
+                mined=megapixels * len(dataset),
+            )
+            experiment = complete(epochs=epochs)
         if not given.has("train.evaluate_every") and experiment.train.evaluate_every is not None:
             every = max(math.ceil(epochs / _MAX_EVALUATIONS), 1)
             experiment = replace(experiment, train=replace(experiment.train, evaluate_every=every))
@@ -258,6 +260,8 @@ def _complete(
         on_gpu=on_gpu,
     )
     derived = replace(derived, predict=replace(derived.predict, max_detections=_max_detections(dataset)))
+    if train.rpn_only:
+        derived = replace(derived, negatives=NegativeSpec(), mine=MineSpec())
     if given.model is not None:
         derived = replace(derived, model=given.model)
     experiment = merge_experiment(derived, given.config, overrides=given.overrides)
@@ -337,7 +341,8 @@ def _fit_time(
     per_megapixel = _per_megapixel(experiment, measured)
     evaluation = per_megapixel * scored if train.evaluate_every is not None else 0.0
     usable = _TIME_SHARE * seconds
-    usable -= num_rounds(experiment) * per_megapixel * mined
+    searched = experiment.mine.share if experiment.negatives.source == "self" else 1.0
+    usable -= num_rounds(experiment) * per_megapixel * mined * searched
     if experiment.negatives.source == "rpn":
         usable -= per_epoch * rpn_epochs(
             experiment.mine, num_steps=round(per_epoch / measured.seconds_per_step)
@@ -486,6 +491,14 @@ def _describe(
             "train.epochs",
         ),
         (
+            "negative chips",
+            _negatives(experiment),
+            "short trainings do without"
+            if experiment.negatives.source == "none"
+            else "fewer false positives at equal or higher AP",
+            "negatives.source",
+        ),
+        (
             "warm-up",
             _count(train.warmup_steps, "step"),
             "a twentieth of the steps, at most 500",
@@ -556,6 +569,19 @@ def _evaluations(train: TrainSpec, num_scored: int) -> str:
     if train.evaluate_images is None or train.evaluate_images >= num_scored:
         return f"{interval} and at the end"
     return f"{interval} on {train.evaluate_images} images, at the end on all"
+
+
+def _negatives(experiment: ExperimentSpec) -> str:
+    negatives, mine = experiment.negatives, experiment.mine
+    if negatives.source == "none":
+        return "none"
+    if negatives.source == "rpn":
+        return "on dense proposals of an RPN"
+    rounds = "once" if mine.every_epochs is None else f"every {mine.every_epochs} epochs"
+    return (
+        f"on false alarms, searched in {100 * mine.share:.0f} % of the images {rounds} "
+        f"after {100 * mine.start:.0f} % of the epochs"
+    )
 
 
 def _levels(levels: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
+from sniper.chips.negatives import NegativeSpec
+from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec, TrainSpec
 from sniper.data.spec import DataSpec
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.planning.cost import CostPlan
@@ -26,6 +27,9 @@ _MIN_STEPS, _EPOCHS = 1_500, (12, 50)  # epochs: of a large set; at most, of a s
 _WARMUP_SHARE, _MAX_WARMUP = 0.05, 500
 _NUM_EVALUATIONS = 4  # while it trains
 _MILESTONES = (0.75, 0.92)  # shares of the epochs
+_FEWEST_MINED_EPOCHS = 5
+_MINING_SHARE = 0.1  # of the time of training
+_SEARCH_COST = 0.3  # of the time to train on as many pixels; measured on a CPU, less on a GPU
 _ANCHOR_QUANTILES = (0.05, 0.95)  # of the box sizes in the chips
 
 
@@ -57,8 +61,11 @@ def suggest_experiment(
     if epochs is None:
         fewest, most = _EPOCHS
         epochs = min(max(math.ceil(_MIN_STEPS / steps), fewest), most)
+    negatives, mine = suggest_negatives(cost, epochs=epochs)
     return ExperimentSpec(
         data=data,
+        negatives=negatives,
+        mine=mine,
         model=_suggest_model(cost, neck=neck, on_gpu=on_gpu),
         train=TrainSpec(
             epochs=epochs,
@@ -71,6 +78,20 @@ def suggest_experiment(
         ),
         predict=PredictSpec(merge="auto"),
     ).with_pyramid(cost.pyramid, train=data.train)
+
+
+def suggest_negatives(cost: CostPlan, *, epochs: float) -> tuple[NegativeSpec, MineSpec]:
+    """Return how negative chips are chosen, and the share of the images that is searched for them.
+
+    A short training makes too many false alarms to teach them apart, and has none. In a longer one the search takes
+    about a tenth of the time of training; see docs/negatives.md.
+    """
+    if epochs < _FEWEST_MINED_EPOCHS or not cost.num_chips:
+        return NegativeSpec(), MineSpec()
+    training = epochs * cost.megapixels.chips * cost.num_images_with_boxes
+    searching = _SEARCH_COST * cost.megapixels.pyramid * cost.num_images
+    share = math.floor(100 * _MINING_SHARE * training / searching) / 100
+    return NegativeSpec(source="self"), MineSpec(share=min(max(share, 0.01), 1.0))
 
 
 def suggest_batch_size(cost: CostPlan, *, on_gpu: bool) -> int:

@@ -2,14 +2,9 @@
 
 import math
 
-from sniper.chips.negatives import MAX_DOSE
 from sniper.config.experiment import ExperimentSpec, MineSpec
 
-_RPN_EPOCHS, _RPN_STEPS = (
-    4.0,
-    500,
-)  # the paper's passes over the positive chips; fewest steps for small data sets
-_AUTO_SHARE = 0.75  # of the largest dose, that a training with the dose `auto` is estimated to have
+_RPN_EPOCHS, _RPN_STEPS = 4.0, 500  # the paper's passes over positive chips; fewest steps for small data sets
 
 
 def first_epoch(spec: ExperimentSpec) -> int:
@@ -30,12 +25,11 @@ def num_rounds(spec: ExperimentSpec) -> int:
 def expected_dose(spec: ExperimentSpec) -> float:
     """Estimate how many negative chips a training has for each positive chip, all epochs together.
 
-    What `negatives.per_image` limits is not known before they are mined.
+    It has fewer where too few are mined, or where they have little to teach.
     """
     if spec.negatives.source == "none":
         return 0.0
-    dose = _AUTO_SHARE * MAX_DOSE if spec.negatives.dose == "auto" else spec.negatives.dose
-    return (dose or 0.0) * (1 - first_epoch(spec) / spec.train.epochs)
+    return (spec.negatives.first_dose or 0.0) * (1 - first_epoch(spec) / spec.train.epochs)
 
 
 def rpn_epochs(mine: MineSpec, *, num_steps: int) -> float:
