@@ -10,6 +10,7 @@ from sniper.chips.cover import cover
 from sniper.data.spec import DataSpec, SourceSpec
 from sniper.planning.cost import CostPlan, compute_cost
 from sniper.planning.experiment import fit_anchors, suggest_experiment
+from sniper.training.pace import SEARCH_SHARE
 from tests.chips.worlds import build_world
 
 DATA = DataSpec(train=SourceSpec(annotations="/data/train.json"), follow_links=True)
@@ -95,8 +96,11 @@ def test_the_search_for_negative_chips_is_a_tenth_of_the_training_at_most(epochs
     searched = share * cost.megapixels.pyramid * cost.num_images
     trained = epochs * cost.megapixels.chips * cost.num_images_with_boxes
     assert 0 < share <= 1
-    assert 0.3 * searched <= 0.1 * trained
-    assert share == 1 or 0.3 * (searched + 0.01 * cost.megapixels.pyramid * cost.num_images) > 0.1 * trained
+    assert SEARCH_SHARE * searched <= 0.1 * trained
+    assert (
+        share == 1
+        or SEARCH_SHARE * (searched + 0.01 * cost.megapixels.pyramid * cost.num_images) > 0.1 * trained
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from sniper.training.pace import Pace, Part
+from sniper.training.pace import SEARCH_SHARE, Pace, Part
 
 
 class Clock:
@@ -98,7 +98,7 @@ def test_a_part_is_estimated_from_others_until_it_is_measured() -> None:
         clock.now += 2.0
         pace.lap("train", megapixels=4.0)
     assert pace.seconds_per("train") == pytest.approx(2.0)
-    assert pace.seconds_per("evaluate") == pytest.approx(0.25)
+    assert pace.seconds_per("evaluate") == pytest.approx(2.0 * SEARCH_SHARE / 4.0)
     clock.now += 3.0
     pace.lap("evaluate", 10.0)
     assert pace.seconds_per("evaluate") == pace.seconds_per("mine") == pytest.approx(0.3)

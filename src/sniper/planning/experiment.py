@@ -15,6 +15,7 @@ from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec, Trai
 from sniper.data.spec import DataSpec
 from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
 from sniper.planning.cost import CostPlan
+from sniper.training.pace import SEARCH_SHARE
 
 CPU_BACKBONE, GPU_BACKBONE = "mobilenetv2_100", "resnet50"
 """The backbones: one that is small enough to train on a CPU, and the usual one."""
@@ -29,7 +30,6 @@ _NUM_EVALUATIONS = 4  # while it trains
 _MILESTONES = (0.75, 0.92)  # shares of the epochs
 _FEWEST_MINED_EPOCHS = 5
 _MINING_SHARE = 0.1  # of the time of training
-_SEARCH_COST = 0.3  # of the time to train on as many pixels; measured on a CPU, less on a GPU
 _ANCHOR_QUANTILES = (0.05, 0.95)  # of the box sizes in the chips
 
 
@@ -89,7 +89,7 @@ def suggest_negatives(cost: CostPlan, *, epochs: float) -> tuple[NegativeSpec, M
     if epochs < _FEWEST_MINED_EPOCHS or not cost.num_chips:
         return NegativeSpec(), MineSpec()
     training = epochs * cost.megapixels.chips * cost.num_images_with_boxes
-    searching = _SEARCH_COST * cost.megapixels.pyramid * cost.num_images
+    searching = SEARCH_SHARE * cost.megapixels.pyramid * cost.num_images
     share = math.floor(100 * _MINING_SHARE * training / searching) / 100
     return NegativeSpec(source="self"), MineSpec(share=min(max(share, 0.01), 1.0))
 
