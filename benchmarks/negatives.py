@@ -152,8 +152,7 @@ def draw_curves(results: Sequence[Mapping[str, Any]], options: argparse.Namespac
             axis.set_xticks(list(POSITIONS.values()), [variant.replace("_", " ") for variant in POSITIONS])
             axis.tick_params(axis="x", rotation=30)
             axis.grid(axis="y", alpha=0.3)
-    if len(budgets) > 1:
-        axes[0, 0].legend()
+        row[0].legend()
     figure.savefig(options.folder / "dose.png", dpi=110)
 
 
