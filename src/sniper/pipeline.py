@@ -51,7 +51,7 @@ from sniper.inference.proposals import add_negatives, open_proposals, read_alarm
 from sniper.inference.store import BoxStore
 from sniper.inference.validation import validate
 from sniper.models.backbone import check_available, find_download
-from sniper.models.two_stage import TwoStageDetector
+from sniper.models.protocol import DetectorModel
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
 from sniper.planning.cost import levels_megapixels
 from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
@@ -226,7 +226,7 @@ def run_stages(
     transform: ChipTransform | None = None,
     processes: Processes = SINGLE_PROCESS,
     limit: TimeLimit | None = None,
-) -> TwoStageDetector:
+) -> DetectorModel:
     """Run the stages of an experiment that are not complete, in the folder of a run.
 
     Args:
@@ -635,7 +635,7 @@ class _Stages:
     # Made for the start report.
     orders: dict[tuple[bool, bool, bool, int], EpochOrder] = field(default_factory=dict)
 
-    def train_detector(self) -> TwoStageDetector:
+    def train_detector(self) -> DetectorModel:
         """Train the detector, after RPN stage and mining if an RPN mines negative chips."""
         evaluator = self._build_evaluator()
         reporter = self._reporter
@@ -849,7 +849,7 @@ class _Stages:
         order_of_epoch: Callable[[int], EpochOrder],
         *,
         evaluator: "_Evaluator | None" = None,
-    ) -> TwoStageDetector:
+    ) -> DetectorModel:
         reporter, callbacks = self._reporter, self.callbacks
         if reporter is not None and run == self.run:
             callbacks = replace(
@@ -1051,7 +1051,7 @@ class _Evaluator:
     def _truth(self) -> GroundTruth:
         return GroundTruth.of(self._subset)
 
-    def __call__(self, model: TwoStageDetector, *, step: int, on_all: bool) -> Mapping[str, float]:
+    def __call__(self, model: DetectorModel, *, step: int, on_all: bool) -> Mapping[str, float]:
         test = self.test if on_all else self._subset
         detector = Detector.from_model(model, spec=self.spec, categories=self.classes, device=self.device)
         validation = validate(

@@ -22,9 +22,9 @@ from sniper.inference.calibration import Calibration, load_calibration
 from sniper.inference.merging import merge
 from sniper.inference.search import Detect, Search, SearchResult
 from sniper.inference.sources import Channels, ImageSource
-from sniper.models.build import autocast, build_detector, build_inference_model
+from sniper.models.build import autocast, build_detector
+from sniper.models.protocol import DetectorModel
 from sniper.models.spec import Precision
-from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.run import CheckpointChoice, Run
 
@@ -106,7 +106,7 @@ class Detector:
     @classmethod
     def from_model(
         cls,
-        model: TwoStageDetector,
+        model: DetectorModel,
         *,
         spec: ExperimentSpec,
         categories: tuple[Category, ...],
@@ -114,9 +114,7 @@ class Detector:
     ) -> "Detector":
         """Wrap a model that is in evaluation mode and on its device."""
         return cls(
-            detect=partial(
-                _detect, build_inference_model(model), precision=spec.predict.precision, device=device
-            ),
+            detect=partial(_detect, model.for_inference(), precision=spec.predict.precision, device=device),
             spec=spec.predict,
             categories=categories,
             device=device,
@@ -199,7 +197,7 @@ class Detector:
 
 
 def _detect(
-    model: TwoStageDetector, images: Sequence[torch.Tensor], *, precision: Precision, device: torch.device
+    model: DetectorModel, images: Sequence[torch.Tensor], *, precision: Precision, device: torch.device
 ) -> Sequence[Detections]:
     with torch.inference_mode(), autocast(precision, device):
         return model.detect(images)

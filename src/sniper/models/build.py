@@ -1,18 +1,16 @@
 """Build a detector from its spec, for training or for inference, and select the precision of its computations."""
 
-import copy
-
 import torch
 
 from sniper.errors import OutOfMemory
-from sniper.models.folding import fold_batch_norm
+from sniper.models.protocol import DetectorModel
 from sniper.models.spec import DetectorSpec, Precision
 from sniper.models.two_stage import TwoStageDetector
 
 
 def build_detector(
     spec: DetectorSpec, *, num_classes: int, seed: int = 0, has_weights: bool = True
-) -> TwoStageDetector:
+) -> DetectorModel:
     """Build a detector; layers without pretrained weights are initialised from the seed.
 
     See `TwoStageDetector` for the other arguments and errors.
@@ -32,17 +30,6 @@ def build_detector(
                 f"{spec.roi_head.channels}, roi_head.pool_size {spec.roi_head.pool_size} and roi_head.hidden_dim "
                 f"{spec.roi_head.hidden_dim} does not fit into memory"
             ) from error
-
-
-def build_inference_model(model: TwoStageDetector) -> TwoStageDetector:
-    """Return a faster copy of a detector for inference: batch norm folded, weights in channels-last layout.
-
-    Args:
-        model: in evaluation mode; it is not changed.
-    """
-    model = copy.deepcopy(model)
-    model.backbone.trunk = fold_batch_norm(model.backbone.trunk)
-    return model.to(memory_format=torch.channels_last)
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:

@@ -109,6 +109,7 @@ class DetectorSpec:
     """The whole detector.
 
     Attributes:
+        kind: `two_stage` is the detector of this package.
         weights_from: detector to start from instead of a pretrained backbone: the folder of a run, or a safetensors
             file of weights that a run has written. Read at the start of a run only.
         backbone: the feature extractor.
@@ -116,6 +117,7 @@ class DetectorSpec:
         roi_head: the second stage.
     """
 
+    kind: Literal["two_stage"] = "two_stage"
     weights_from: str | None = None
     backbone: BackboneSpec = BackboneSpec()
     rpn: RPNSpec = RPNSpec()

@@ -13,8 +13,8 @@ from sniper.data.datasets import Category
 from sniper.data.datasets.categories import match_names
 from sniper.errors import CheckpointError, ConfigError, RunError, WeightsError, count_and_list
 from sniper.models.build import build_detector
+from sniper.models.protocol import DetectorModel
 from sniper.models.spec import DetectorSpec
-from sniper.models.two_stage import CLASS_TENSORS, TwoStageDetector
 from sniper.models.weights import Transfer, transfer_weights
 from sniper.runs.checkpoints import load_weights
 from sniper.runs.run import Run
@@ -33,6 +33,7 @@ class WeightsReport:
         kept: names of the classes whose scores are loaded.
         added: names of the classes whose scores are made anew.
         dropped: names of the classes whose scores are not used.
+        has_scores: whether there are scores of classes to load.
         changes: fields that do not decide the shapes, and whose values differ.
     """
 
@@ -41,23 +42,23 @@ class WeightsReport:
     kept: tuple[str, ...]
     added: tuple[str, ...]
     dropped: tuple[str, ...]
+    has_scores: bool = True
     changes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return one paragraph."""
         transfer = self.transfer
-        has_scores = not any(name in transfer.renewed for name in CLASS_TENSORS)
         loaded = _count(transfer.loaded, "tensor")
-        if self.kept and has_scores:
+        if self.kept and self.has_scores:
             same = "" if self.added or self.dropped else ", all of them"
             loaded += (
                 f", with the scores of {_count_names(self.kept, 'class', 'classes')} matched by name{same}"
             )
         renewed = [_count_names(transfer.renewed, "tensor")] if transfer.renewed else []
-        if self.added and has_scores:
+        if self.added and self.has_scores:
             renewed.append(f"the scores of {_count_names(self.added, 'class', 'classes')}")
         unused = [_count_names(transfer.unused, "tensor")] if transfer.unused else []
-        if self.dropped and has_scores:
+        if self.dropped and self.has_scores:
             unused.append(f"the scores of {_count_names(self.dropped, 'class', 'classes')}")
         parts = [
             f"starting from {self.source}: loaded {loaded}",
@@ -161,7 +162,7 @@ class InitialWeights:
                 f"{_FIELD}: {self.source}: is another detector than this experiment's: {'; '.join(differing)}"
             )
 
-    def load_into(self, model: TwoStageDetector, categories: Sequence[Category]) -> WeightsReport:
+    def load_into(self, model: DetectorModel, categories: Sequence[Category]) -> WeightsReport:
         """Load the weights into a detector; classes are matched by name, and the background is kept.
 
         Args:
@@ -173,10 +174,11 @@ class InitialWeights:
             CheckpointError: if tensors do not fit; the detector is then not changed.
         """
         self.check_fits(model.spec)
-        known = self.categories if CLASS_TENSORS[0] in self.tensors else ()
+        layouts = model.class_layouts
+        known = self.categories if layouts.keys() & self.tensors.keys() else ()
         label_of = match_names([each.name for each in categories], [each.name for each in known])
         labels = [label_of.get(label) for label in range(len(categories))]
-        rows = dict.fromkeys(CLASS_TENSORS, (*labels, len(known)))
+        rows = {name: layout.rows(labels, num_classes=len(known)) for name, layout in layouts.items()}
         transfer = transfer_weights(model, self.tensors, rows=rows, source=self.source)
         kept = set(label_of.values())
         return WeightsReport(
@@ -185,6 +187,7 @@ class InitialWeights:
             kept=tuple(category.name for label, category in enumerate(categories) if label in label_of),
             added=tuple(category.name for label, category in enumerate(categories) if label not in label_of),
             dropped=tuple(category.name for label, category in enumerate(known) if label not in kept),
+            has_scores=bool(known),
             changes=self._changes(model.spec),
         )
 
