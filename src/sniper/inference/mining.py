@@ -127,7 +127,7 @@ def mine(
     source = {
         "weights": weights.digest,
         "levels": [asdict(level) for level in spec.predict.levels],
-        "rpn": asdict(spec.model.rpn),
+        "rpn": asdict(spec.model.rpn if spec.model.kind == "two_stage" else spec.model.torchvision),
         "precision": spec.predict.precision,
         "window": spec.predict.window,
         "nms_iou": spec.mine.nms_iou,

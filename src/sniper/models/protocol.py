@@ -145,7 +145,8 @@ class DetectorModel(nn.Module, ABC):
             batch: on the detector's device.
 
         Returns:
-            Losses by name, to be added up. And counts, any of these: `positives`, the positive proposals of a second
+            Losses by name, to be added up; those that begin with `rpn_`, `head_` or `mask_` have a curve on the page of
+            the run. And counts, any of these: `positives`, the positive proposals of a second
             stage; `correct`, those of them whose most probable class is right; and those of `count_chips`, without
             which `negatives.dose: auto` keeps its first value.
         """
@@ -171,7 +172,7 @@ class DetectorModel(nn.Module, ABC):
 
         The detector must be in evaluation mode; it is not changed.
         """
-        return copy.deepcopy(self).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return copy.deepcopy(self).to(memory_format=torch.channels_last)
 
 
 class ProposingModel(DetectorModel):
@@ -189,23 +190,24 @@ class ProposingModel(DetectorModel):
 
 
 def pad_images(
-    images: Sequence[UInt8[torch.Tensor, "3 _ _"]], *, min_side: int = 0
+    images: Sequence[UInt8[torch.Tensor, "3 _ _"]], *, multiple: int = GRID, min_side: int = 0
 ) -> tuple[UInt8[torch.Tensor, "b 3 h w"], list[Sides]]:
     """Pad images with black, right and below, to one size.
 
-    The size is a multiple of the same grid for all detectors, so that images which are padded to the same size have the
-    same features in a batch as alone.
+    The search puts images into one batch that have the same sides in multiples of `GRID`. They are padded to the same
+    size alone, so their features are the same.
 
     Args:
         images: (3, H, W) RGB values each, on one device; sides may differ.
-        min_side: the sides are padded to at least this, pixels.
+        multiple: of which the sides are, pixels; itself a multiple of `GRID`.
+        min_side: the sides are at least this, pixels.
 
     Returns:
         The padded images, and the sides of each image before padding.
     """
     image_sides = [Sides(width=image.shape[2], height=image.shape[1]) for image in images]
-    height = -(-max(min_side, *(sides.height for sides in image_sides)) // GRID) * GRID
-    width = -(-max(min_side, *(sides.width for sides in image_sides)) // GRID) * GRID
+    height = -(-max(min_side, *(sides.height for sides in image_sides)) // multiple) * multiple
+    width = -(-max(min_side, *(sides.width for sides in image_sides)) // multiple) * multiple
     padded = torch.zeros((len(images), 3, height, width), dtype=torch.uint8, device=images[0].device)
     for i, image in enumerate(images):
         padded[i, :, : image.shape[1], : image.shape[2]] = image
@@ -232,13 +234,6 @@ def is_taught(status: Int[torch.Tensor, "*m"], labels: Literal["valid", "all"]) 
     """
     is_object = status == BoxStatus.VALID
     return is_object | (status == BoxStatus.OUT_OF_RANGE) if labels == "all" else is_object
-
-
-def is_on_other(
-    status: Int[torch.Tensor, "*m"], is_object: Bool[torch.Tensor, "*m"]
-) -> Bool[torch.Tensor, "*m"]:
-    """Check which boxes of a chip are no objects to learn, but no background either; padding is neither."""
-    return ~is_object & (status != BoxStatus.PADDING)
 
 
 def count_chips(

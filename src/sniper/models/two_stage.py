@@ -71,7 +71,7 @@ class TwoStageDetector(ProposingModel):
         """Return a copy for inference, whose batch norm is folded into the convolutions before it."""
         model = copy.deepcopy(self)
         model.backbone.trunk = fold_batch_norm(model.backbone.trunk)
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return model.to(memory_format=torch.channels_last)
 
     def losses_and_counts(
         self, batch: BatchLike

@@ -1,7 +1,7 @@
-"""The detector that a run starts from: the weights of another run, matched with the new classes by name."""
+"""The detector that a run starts from: of another run, or of a library, matched with the new classes by name."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,19 @@ from sniper.runs.run import Run
 
 _FIELD = "model.weights_from"
 _MAX_LISTED = 5
+_SECOND_STAGES = ("roi_head.", "net.roi_heads.")  # starts of names of tensors
+
+
+def has_initial_weights(spec: DetectorSpec) -> bool:
+    """Check whether a detector starts from the weights of another one."""
+    return spec.weights_from is not None or spec.weights is not None
+
+
+def load_initial_weights(spec: DetectorSpec) -> "InitialWeights | None":
+    """Load the weights of the detector that another one starts from; None if there is none. See `InitialWeights`."""
+    if spec.weights_from is not None:
+        return InitialWeights.load(spec.weights_from)
+    return None if spec.weights is None else InitialWeights.of_library(spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +105,14 @@ class InitialWeights:
         tensors: by name.
         categories: classes of the detector by label.
         experiment: that they were trained with; None for a file, which has none.
+        lacking: starts of the names of tensors that are left out.
     """
 
     source: Path
     tensors: Mapping[str, torch.Tensor]
     categories: tuple[Category, ...]
     experiment: ExperimentSpec | None
+    lacking: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> "InitialWeights":
@@ -118,11 +133,17 @@ class InitialWeights:
             except RunError as error:
                 raise RunError(f"{_FIELD}: {error}") from error
             experiment = load_experiment(run.config_path)
+            lacking: tuple[str, ...] = ()
             if experiment.train.rpn_only:
-                tensors = {
-                    name: tensor for name, tensor in tensors.items() if not name.startswith("roi_head.")
-                }
-            return cls(source=source, tensors=tensors, categories=categories, experiment=experiment)
+                lacking = _SECOND_STAGES
+                tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(lacking)}
+            return cls(
+                source=source,
+                tensors=tensors,
+                categories=categories,
+                experiment=experiment,
+                lacking=lacking,
+            )
         if not path.exists():
             raise ConfigError(f"{_FIELD}: {path}: no such folder or file; expected that of a run")
         try:
@@ -130,15 +151,38 @@ class InitialWeights:
         except CheckpointError as error:
             raise WeightsError(
                 f"{_FIELD}: {error}; expected the folder of a run, or a safetensors file of weights in its checkpoints."
-                " Detectors of torchvision and other libraries cannot be loaded, and weights of a backbone belong to "
+                " Weights of torchvision's detectors belong to model.weights, and weights of a backbone to "
                 "model.backbone.weights"
             ) from error
         return cls(source=path, tensors=tensors, categories=identity.categories, experiment=None)
 
+    @classmethod
+    def of_library(cls, spec: DetectorSpec) -> "InitialWeights":
+        """Load the weights that `model.weights` names.
+
+        Raises:
+            ConfigError: if there are no such weights.
+            WeightsError: if they cannot be loaded, or belong to another detector.
+        """
+        from sniper.models.torchvision_detectors.weights import load_library_weights
+
+        weights = load_library_weights(spec)
+        categories = tuple(
+            Category(category_id=category_id, name=name)
+            for category_id, name in zip(weights.category_ids, weights.class_names, strict=True)
+        )
+        return cls(
+            source=weights.source,
+            tensors=weights.tensors,
+            categories=categories,
+            experiment=None,
+            lacking=weights.lacking,
+        )
+
     @property
     def model(self) -> DetectorSpec | None:
-        """The configuration of the detector; None for a file."""
-        return None if self.experiment is None else self.experiment.model
+        """The configuration of the detector, without the weights that it started from; None for a file."""
+        return None if self.experiment is None else replace(self.experiment.model, weights=None)
 
     def check_fits(self, spec: DetectorSpec, *, names: Collection[str] | None = None) -> None:
         """Check that a detector has the architecture of this one, as far as that is known.
@@ -179,7 +223,7 @@ class InitialWeights:
         label_of = match_names([each.name for each in categories], [each.name for each in known])
         labels = [label_of.get(label) for label in range(len(categories))]
         rows = {name: layout.rows(labels, num_classes=len(known)) for name, layout in layouts.items()}
-        transfer = transfer_weights(model, self.tensors, rows=rows, source=self.source)
+        transfer = transfer_weights(model, self.tensors, rows=rows, source=self.source, lacking=self.lacking)
         kept = set(label_of.values())
         return WeightsReport(
             source=self.source,
@@ -224,6 +268,25 @@ class InitialWeights:
 
 def _architecture(spec: DetectorSpec, *, is_rpn_only: bool) -> dict[str, Any]:
     """Return the fields that decide the shapes of the trained tensors, and what their numbers stand for."""
+    fields: dict[str, Any] = {"model.kind": spec.kind}
+    if spec.kind == "two_stage":
+        return fields | _two_stage_architecture(spec, is_rpn_only=is_rpn_only)
+    fields["model.name"] = spec.name
+    if spec.has_own_backbone:
+        return fields
+    options = spec.torchvision
+    values = {
+        "model.backbone.name": spec.backbone.name,
+        "model.backbone.deformable": spec.backbone.deformable,
+        "model.torchvision.channels": options.channels,
+        "model.torchvision.num_convs": options.num_convs,
+    }
+    if spec.anchor_sizes is not None:
+        values["model.torchvision.anchor_sizes"] = spec.anchor_sizes
+    return fields | values
+
+
+def _two_stage_architecture(spec: DetectorSpec, *, is_rpn_only: bool) -> dict[str, Any]:
     fields = {
         "model.backbone": ("name", "neck", "num_feature_maps", "deformable"),
         "model.rpn": ("channels", "anchor_sizes", "aspect_ratios"),

@@ -19,7 +19,7 @@ from sniper.errors import CheckpointError, ImageError, OutOfMemory, RunError, Sn
 from sniper.models.protocol import DetectorModel
 from sniper.models.weights import fill_module
 from sniper.runs.checkpoints import Progress
-from sniper.runs.initial import InitialWeights
+from sniper.runs.initial import has_initial_weights, load_initial_weights
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, EpochReport, ScoresReport, StepReport
@@ -117,19 +117,20 @@ def train(
         WeightsError: if the pretrained weights of the backbone, or the file that `model.weights_from` names, cannot be
             loaded.
     """
-    is_new, weights_from = not run.checkpoints, spec.model.weights_from
+    is_new = not run.checkpoints
     learner = Learner(
         spec,
         num_classes=len(identity.categories),
         device=device,
         processes=processes,
-        has_weights=is_new and weights_from is None,
+        has_weights=is_new and not has_initial_weights(spec.model),
     )
     progress = learner.load(run, identity, on_warning=callbacks.on_warning)
     if processes.is_first:
         run.truncate_metrics(step=progress.step)
-    if is_new and weights_from is not None:
-        report = learner.start_from(InitialWeights.load(weights_from), identity.categories)
+    initial = load_initial_weights(spec.model) if is_new else None
+    if initial is not None:
+        report = learner.start_from(initial, identity.categories)
         if processes.is_first:
             run.log(report.to_entry())
     loop = _Loop(
