@@ -301,7 +301,7 @@ def test_two_processes_learn_what_one_learns(folder: Path, source: Sequence[str]
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", ["fcos", "faster_rcnn"])
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
 def test_two_processes_learn_what_one_learns_with_a_detector_of_torchvision(folder: Path, name: str) -> None:
     spec = replace(tiny_experiment(folder / "train.json"), model=SPECS[name])
     (folder / "experiment.yaml").write_text(dump_experiment(spec))
