@@ -105,6 +105,7 @@ def measure(cell: CellSpec, dataset: Dataset, options: argparse.Namespace) -> Ma
     spec = build_spec(cell, options)
     paths = [dataset[index].path for index in range(min(options.limit, len(dataset)))]
     model = build_detector(spec.model, num_classes=NUM_CLASSES, has_weights=True)
+    assert isinstance(model, TwoStageDetector)
     model = model.to(device).eval()
     first = torch.from_numpy(load_image(paths[0], spec.data.read).copy()).permute(2, 0, 1).to(device)
     spread_scores(model, first, spec=spec, per_proposal=options.detections)

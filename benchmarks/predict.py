@@ -45,7 +45,7 @@ from sniper.evaluation.coco import evaluate
 from sniper.geometry import Detections
 from sniper.geometry.nms import soft_nms
 from sniper.inference.detector import Detector, to_coco
-from sniper.models.build import autocast, build_detector, build_inference_model
+from sniper.models.build import autocast, build_detector
 from sniper.models.two_stage import TwoStageDetector
 from sniper.models.weights import fill_module
 from sniper.runs.run import Run
@@ -198,7 +198,7 @@ def search_with_sahi(zoom: int) -> Callable[..., Search]:
         from sahi.predict import get_sliced_prediction
         from sahi.prediction import ObjectPrediction
 
-        searcher = build_inference_model(model)
+        searcher = model.for_inference()
 
         class Ours(DetectionModel):  # type: ignore[misc]  # sahi has no types
             def set_model(self, model: Any, **_: Any) -> None:

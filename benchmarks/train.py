@@ -53,6 +53,7 @@ from sniper.data.batches import Batch, ChipSample, collate
 from sniper.errors import OutOfMemory
 from sniper.models.build import autocast
 from sniper.models.spec import Precision
+from sniper.models.two_stage import TwoStageDetector
 from sniper.training.learner import Learner
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -457,6 +458,7 @@ def _count_flops(name: str, side: int, device: torch.device, *, tiny: bool) -> i
     }
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
     chip = build_noise(1, side, device).to(device)
+    assert isinstance(learner.model, TwoStageDetector)
     learner.model.rpn.eval()  # NMS by torchvision, whose arithmetic is not counted
     with counter:
         losses = learner.model.losses(chip)

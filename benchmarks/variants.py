@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Study:
         variants: changes by name: fields of the experiment, and `useful_sizes`, the sizes in chip pixels that
             `suggest_pyramid` takes for useful.
         base: the variant that the others are compared with.
+        bases: other variants that some are compared with instead.
         costly: variants that make a megapixel more expensive. They are trained for those that take the same processor
             time, by steps of both that are measured in turn.
         columns: of the table, beside AP and its differences.
@@ -62,6 +63,7 @@ class Study:
     base: str
     costly: Sequence[str] = ()
     columns: Sequence[str] = ("ap50",)
+    bases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,8 @@ def table(study: Study, results: Sequence[Mapping[str, Any]]) -> str:
         seeds = [cell.seed for cell in by_cell if (cell.data, cell.megapixels) == (data, megapixels)]
         cells = [Cell(data, order[index], megapixels, seed) for seed in sorted(set(seeds))]
         cells = [cell for cell in cells if cell in by_cell]
-        bases = {cell: replace(cell, variant=study.base) for cell in cells}
+        base = study.bases.get(order[index], study.base)
+        bases = {cell: replace(cell, variant=base) for cell in cells}
         differences = [
             f"{by_cell[cell]['ap'] - by_cell[base]['ap']:+.3f}"
             for cell, base in bases.items()
@@ -322,5 +325,5 @@ def table(study: Study, results: Sequence[Mapping[str, Any]]) -> str:
 
 def mean(values: Sequence[float | None], *, digits: int = 3) -> str:
     """Return the mean, or a dash if a value is undefined."""
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and value >= 0]  # COCO's -1 is undefined
     return f"{statistics.mean(known):.{digits}f}" if len(known) == len(values) else "–"

@@ -52,7 +52,17 @@ SMALLER = {
 }
 """What a test changes in a configuration of a page: nothing is downloaded, and a few steps are enough."""
 
-SMALLER_FILE = "smaller.yaml"
+SMALLER_TORCHVISION = {
+    "data": {"num_workers": 0},
+    "model": {
+        "backbone": {"name": "test_resnet", "pretrained": False},
+        "torchvision": {"channels": 64, "num_convs": 1, "detections_per_window": 20},
+    },
+    "train": {"batch_size": 4, "epochs": 1, "warmup_steps": 0},
+}
+"""The same for a detector of torchvision."""
+
+SMALLER_FILE, SMALLER_TORCHVISION_FILE = "smaller.yaml", "smaller_torchvision.yaml"
 
 
 @dataclass(frozen=True)
@@ -197,7 +207,8 @@ def prepare_training(arguments: list[str]) -> list[str]:
         arguments = [*arguments[:index], *arguments[index + 2 :]]
     if "--config" in arguments or is_experiment(Path(arguments[1])):
         return arguments
-    return [*arguments, "--config", SMALLER_FILE]
+    is_torchvision = "torchvision" in arguments
+    return [*arguments, "--config", SMALLER_TORCHVISION_FILE if is_torchvision else SMALLER_FILE]
 
 
 def train_smaller(source: str, *, run: Any = None, resume: bool = False, **arguments: Any) -> Any:
@@ -205,7 +216,8 @@ def train_smaller(source: str, *, run: Any = None, resume: bool = False, **argum
     if not resume:
         shutil.rmtree(default_run(source) if run is None else run, ignore_errors=True)
         if not is_experiment(Path(source)):
-            arguments["config"] = SMALLER_FILE
+            kind = (arguments.get("overrides") or {}).get("model.kind")
+            arguments["config"] = SMALLER_TORCHVISION_FILE if kind == "torchvision" else SMALLER_FILE
     return train(source, run=run, resume=resume, **arguments)
 
 
@@ -254,6 +266,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = {"data": {"train": {"annotations": "train.json"}, "test": {"annotations": "val.json"}}}
     (folder / "mine.yaml").write_text(yaml.safe_dump(merge(experiment, SMALLER)))
     (folder / SMALLER_FILE).write_text(json.dumps(SMALLER))
+    (folder / SMALLER_TORCHVISION_FILE).write_text(json.dumps(SMALLER_TORCHVISION))
     truth = json.loads((folder / "truth.json").read_text())
     keys = ("image_id", "category_id", "bbox")
     found = [{key: box[key] for key in keys} | {"score": 0.9} for box in truth["annotations"]]

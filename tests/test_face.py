@@ -28,6 +28,7 @@ NAMES = [
     "Run",
     "SniperError",
     "SourceSpec",
+    "TorchvisionSpec",
     "Tracker",
     "TrainSpec",
     "collate",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sniper.models.spec import DetectorSpec as DetectorSpec
     from sniper.models.spec import RoIHeadSpec as RoIHeadSpec
     from sniper.models.spec import RPNSpec as RPNSpec
+    from sniper.models.spec import TorchvisionSpec as TorchvisionSpec
     from sniper.pipeline import train as train
     from sniper.planning.plan import plan as plan
     from sniper.runs.run import Run as Run
@@ -59,6 +60,7 @@ _MODULES = {
     "Run": "sniper.runs.run",
     "SniperError": "sniper.errors",
     "SourceSpec": "sniper.data.spec",
+    "TorchvisionSpec": "sniper.models.spec",
     "Tracker": "sniper.training.callbacks",
     "TrainSpec": "sniper.config.experiment",
     "collate": "sniper.data.batches",

@@ -50,8 +50,8 @@ from sniper.inference.mining import mine, mine_alarms
 from sniper.inference.proposals import add_negatives, open_proposals, read_alarms
 from sniper.inference.store import BoxStore
 from sniper.inference.validation import validate
-from sniper.models.backbone import check_available, find_download
-from sniper.models.two_stage import TwoStageDetector
+from sniper.models.build import check_available, find_download
+from sniper.models.protocol import DetectorModel
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
 from sniper.planning.cost import levels_megapixels
 from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
@@ -59,7 +59,7 @@ from sniper.reports.reporter import RunReporter
 from sniper.reports.scored import Subject
 from sniper.runs.default import default_run
 from sniper.runs.environment import Environment
-from sniper.runs.initial import InitialWeights
+from sniper.runs.initial import InitialWeights, load_initial_weights
 from sniper.runs.lock import lock_folder
 from sniper.runs.origin import describe_origin
 from sniper.runs.processes import SINGLE_PROCESS, Processes, select_device
@@ -226,7 +226,7 @@ def run_stages(
     transform: ChipTransform | None = None,
     processes: Processes = SINGLE_PROCESS,
     limit: TimeLimit | None = None,
-) -> TwoStageDetector:
+) -> DetectorModel:
     """Run the stages of an experiment that are not complete, in the folder of a run.
 
     Args:
@@ -440,8 +440,10 @@ def _check_weights(
                 f"model.weights_from: {path} is not read, since the run continues from its own weights"
                 + ("" if old is None else f"; it started from {old}")
             )
-    elif path is not None:
-        callbacks.on_weights(InitialWeights.load(path).check(spec, dataset.categories))
+        return
+    initial = load_initial_weights(spec.model)
+    if initial is not None:
+        callbacks.on_weights(initial.check(spec, dataset.categories))
 
 
 def rpn_experiment(spec: ExperimentSpec, *, num_steps: int) -> ExperimentSpec:
@@ -535,12 +537,12 @@ def _derive(
         start.check_fits(spec.model, names=names)
     data, reason = choose_validation(given)
     spec = replace(spec, data=data)
-    if not given.has("model.backbone.name"):
+    if not given.has("model.backbone.name") and not spec.model.has_own_backbone:
         name = GPU_BACKBONE if device.type == "cuda" else CPU_BACKBONE
         backbone = replace(spec.model.backbone, name=name)
         spec = replace(spec, model=replace(spec.model, backbone=backbone))
     if start is None:
-        check_available(spec.model.backbone)
+        check_available(spec.model)
     dataset = load_split(spec, "train", callbacks=callbacks)
     test = None
     if spec.train.evaluate_every is not None or not given.has("train.evaluate_every"):
@@ -635,7 +637,7 @@ class _Stages:
     # Made for the start report.
     orders: dict[tuple[bool, bool, bool, int], EpochOrder] = field(default_factory=dict)
 
-    def train_detector(self) -> TwoStageDetector:
+    def train_detector(self) -> DetectorModel:
         """Train the detector, after RPN stage and mining if an RPN mines negative chips."""
         evaluator = self._build_evaluator()
         reporter = self._reporter
@@ -706,7 +708,7 @@ class _Stages:
             num_evaluations=num_evaluations,
             num_scored=evaluator.num_scored if evaluator else 0,
             num_images=evaluator.num_images if evaluator else 0,
-            download=None if has_weights else find_download(spec.model.backbone),
+            download=None if has_weights else find_download(spec.model),
             folder=self.run.folder,
             config=to_plain(spec),
             origin=self._origin() if self.processes.is_first else {},
@@ -756,9 +758,13 @@ class _Stages:
 
     @cached_property
     def _positive_order(self) -> EpochOrder:
-        """The positive chips of the first epoch, in the order in which an RPN is trained on them."""
+        """The positive chips of the first epoch, in the order in which an RPN is trained on them, if there is one."""
         train = replace(
-            self.spec.train, rpn_only=True, evaluate_every=None, evaluate_images=None, patience=None
+            self.spec.train,
+            rpn_only=self.spec.model.has_rpn,
+            evaluate_every=None,
+            evaluate_images=None,
+            patience=None,
         )
         return self._order(replace(self.spec, train=train, negatives=NegativeSpec()), 0, None)
 
@@ -849,7 +855,7 @@ class _Stages:
         order_of_epoch: Callable[[int], EpochOrder],
         *,
         evaluator: "_Evaluator | None" = None,
-    ) -> TwoStageDetector:
+    ) -> DetectorModel:
         reporter, callbacks = self._reporter, self.callbacks
         if reporter is not None and run == self.run:
             callbacks = replace(
@@ -1051,7 +1057,7 @@ class _Evaluator:
     def _truth(self) -> GroundTruth:
         return GroundTruth.of(self._subset)
 
-    def __call__(self, model: TwoStageDetector, *, step: int, on_all: bool) -> Mapping[str, float]:
+    def __call__(self, model: DetectorModel, *, step: int, on_all: bool) -> Mapping[str, float]:
         test = self.test if on_all else self._subset
         detector = Detector.from_model(model, spec=self.spec, categories=self.classes, device=self.device)
         validation = validate(

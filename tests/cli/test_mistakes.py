@@ -76,7 +76,7 @@ MISTAKES = [
     (f"{TRAIN} --device 0", "device 0: there is no such device; this machine has cpu"),
     (f"{TRAIN} --weights-from none", "model.weights_from: "),
     (f"{TRAIN} --weights-from images", "images: there is no run (config.yaml is missing)"),
-    (f"{TRAIN} --weights-from train.json", "Detectors of torchvision and other libraries cannot be loaded"),
+    (f"{TRAIN} --weights-from train.json", "Weights of torchvision's detectors belong to model.weights"),
     (f"{TRAIN} --config other.yaml", "--config: needs a data set"),
     ("train data=coco.yaml", "data=coco.yaml: no such file; expected a data set"),
     (

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pyogrio
 import pytest
+import torch
 from PIL import Image
+from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, ssdlite320_mobilenet_v3_large
 
 from sniper.errors import printable
 from sniper.inference.calibration import Calibration, save_calibration
@@ -17,6 +19,8 @@ from sniper.runs.run import Run
 from tests.cli.commands import CommandLine
 from tests.data.geotiffs import write_geotiff
 from tests.data.tiny import write_image
+
+COCO_NAMES = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta["categories"]
 
 
 def test_the_test_images_of_the_experiment_are_searched_and_drawn(
@@ -401,3 +405,48 @@ def test_geojson_of_others_is_not_replaced(trained_folder: Path, sniper: Command
     assert "was not written by sniper predict" in sniper.error(*search, trained_folder / "a.json")
     assert "expected the COCO result file" in sniper.error(*search, trained_folder / "a.geojson")
     assert (trained_folder / "a.geojson").read_text() == "{}"
+
+
+def test_a_detector_of_torchvision_searches_without_a_run(
+    trained_folder: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    weights = trained_folder / "ssd.pth"
+    torch.save(ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).state_dict(), weights)
+    monkeypatch.chdir(trained_folder)
+    options = ("--detector", f"torchvision:ssdlite320_mobilenet_v3_large@{weights}", "--device", "cpu")
+    level = ("--predict.levels", "[{factor: 1.0}]")
+    result = sniper.json("predict", *options, "images/train_0.png", *level)
+    assert result["detector"] == options[1]
+    assert (result["num_images"], result["output"]) == (1, "detections.json")
+    assert result["num_detections"] > 0
+    entries = json.loads((trained_folder / "detections.json").read_text())
+    assert {entry["category_name"] for entry in entries} <= set(COCO_NAMES)
+    truth = json.loads((trained_folder / "train.json").read_text())
+    truth["categories"][0]["name"] = "person"
+    (trained_folder / "train.json").write_text(json.dumps(truth))
+    annotations = ("--annotations", "train.json", "--images", "images", "--limit", "1", "-o", "coco.json")
+    assert sniper.json("predict", *options, *annotations, *level)["num_images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "RUN is missing: expected the folder of a run first, or --detector"),
+        ("--predict.merge hard run", "RUN is missing: expected the folder of a run first"),
+        ("--detector yolo images", "--detector yolo: expected torchvision:NAME or torchvision:NAME@FILE"),
+        ("--detector torchvision:fcos_resnet50 images", "did you mean fcos_resnet50_fpn"),
+        ("--detector torchvision:fcos_resnet50_fpn@none.pth images", "none.pth: no such file"),
+        ("--detector torchvision:fcos_resnet50_fpn", "needs images: files, folders or --annotations"),
+        ("--detector torchvision:fcos_resnet50_fpn images --checkpoint last", "--checkpoint: is of a run"),
+    ],
+)
+def test_a_detector_that_cannot_search_is_refused(
+    trained_folder: Path,
+    sniper: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(trained_folder)
+    assert message in sniper.error("predict", *arguments.split())

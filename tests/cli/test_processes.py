@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from sniper.cli.progress import ProgressBars
+from sniper.config.loading import dump_experiment
 from sniper.runs.run import Run
 from tests.campaigns.campaign import (
     PATIENCE,
@@ -35,6 +37,8 @@ from tests.campaigns.campaign import (
 )
 from tests.cli.commands import SNIPER, CommandLine, start, start_changed, start_machines, start_two
 from tests.data.tiny import write_dataset
+from tests.models.torchvision_detectors.specs import SPECS
+from tests.training.experiments import tiny_experiment
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
@@ -294,6 +298,20 @@ def test_two_processes_learn_what_one_learns(folder: Path, source: Sequence[str]
     for ours, theirs in zip(*metrics, strict=True):
         for key in ours.keys() & {"loss", "chips", "learning_rate", "ap"}:
             assert theirs[key] == pytest.approx(ours[key], rel=1e-3, abs=1e-3), (key, ours, theirs)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
+def test_two_processes_learn_what_one_learns_with_a_detector_of_torchvision(folder: Path, name: str) -> None:
+    spec = replace(tiny_experiment(folder / "train.json"), model=SPECS[name])
+    (folder / "experiment.yaml").write_text(dump_experiment(spec))
+    options = ("--train.epochs", "2", "--model.backbone.batch_norm", "frozen")
+    alone = start(*training(folder, "alone", *options, "--train.accumulation_steps", "2"))
+    together = start_two(*training(folder, "together", *options))
+    assert len({json.loads(finish(process))["step"] for process in (alone, together)}) == 1
+    weights, others = weights_of(folder / "alone"), weights_of(folder / "together")
+    for key, tensor in weights.items():
+        torch.testing.assert_close(others[key], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.processes

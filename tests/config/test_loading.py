@@ -498,3 +498,22 @@ def test_folders_and_other_files_are_data_sets_and_recipes_are_experiments(tmp_p
         ConfigError, match=r"no such file; expected a data set .* an experiment .* or the name of a"
     ):
         is_experiment(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("base", [None, ExperimentSpec()])
+def test_a_detector_of_torchvision_on_a_backbone_has_a_feature_pyramid(base: ExperimentSpec | None) -> None:
+    overrides = {"model.kind": "torchvision", "model.name": "fcos"}
+    spec = parse_experiment("", source=Path("options"), overrides=overrides, base=base)
+    assert spec.model.backbone.neck == "fpn"
+    with pytest.raises(ConfigError, match=r"backbone\.neck: must be fpn for fcos"):
+        parse_experiment(
+            "", source=Path("x"), overrides=overrides | {"model.backbone.neck": "concat"}, base=base
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "path"), [("COCO_V1", "COCO_V1"), ("DEFAULT", "DEFAULT"), ("w.pth", "/there/w.pth"), ("W", "W")]
+)
+def test_weights_are_a_name_or_a_path_from_the_folder_of_the_file(text: str, path: str) -> None:
+    model = f"model: {{kind: torchvision, name: fcos_resnet50_fpn, weights: {text}}}"
+    assert parse_experiment(model, source=Path("/there/mine.yaml")).model.weights == path

@@ -11,6 +11,7 @@ import torch
 from sniper.chips import BoxStatus
 from sniper.data.batches import ChipSample
 from sniper.models.matching import Match, match_anchors, match_proposals
+from sniper.models.protocol import DetectorModel
 from sniper.models.rpn import AnchorPredictions
 from sniper.models.spec import BackboneSpec, DetectorSpec
 from sniper.models.two_stage import TwoStageDetector
@@ -173,7 +174,7 @@ def test_proposals_stay_inside_the_image_and_are_sorted_by_score() -> None:
     assert proposals.boxes[:, 3].max() <= 100
 
 
-def check_overfitting(model: TwoStageDetector, sample: ChipSample) -> None:
+def check_overfitting(model: DetectorModel, sample: ChipSample) -> None:
     """Train on a single chip, and check that its boxes are detected in it."""
     model.train()
     batch = build_batch(sample)

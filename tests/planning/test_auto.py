@@ -19,6 +19,7 @@ from sniper.config.loading import load_partial
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import to_image_boxes
 from sniper.errors import AnnotationError, ConfigError, OutOfMemory
+from sniper.models.spec import DetectorSpec, RPNSpec
 from sniper.planning import auto
 from sniper.planning.auto import DerivedExperiment, Given, choose_validation, derive, parse_time
 from sniper.planning.experiment import suggest_experiment
@@ -119,6 +120,25 @@ def test_fields_that_exclude_a_feature_pyramid_lead_to_one_map(
     assert derived(dataset, **fields).model.backbone.neck == "concat"
     with pytest.raises(ConfigError, match="feature pyramid"):
         derived(dataset, model__backbone__neck="fpn", **fields)
+
+
+def test_a_detector_of_torchvision_has_the_backbone_and_the_anchors_of_the_data_set(dataset: Dataset) -> None:
+    model = derived(dataset, model__kind="torchvision", model__name="retinanet").model
+    assert (model.kind, model.name) == ("torchvision", "retinanet")
+    assert (model.backbone.name, model.backbone.neck) == ("mobilenetv2_100", "fpn")
+    assert model.torchvision.anchor_sizes == derived(dataset).model.rpn.anchor_sizes
+    assert (model.torchvision.channels, model.torchvision.num_convs) == (64, 2)
+    assert model.rpn == RPNSpec()
+    wide = derived(dataset, model__kind="torchvision", model__name="fcos", model__torchvision__channels=128)
+    assert (wide.model.torchvision.channels, wide.model.torchvision.anchor_sizes) == (128, None)
+
+
+def test_a_detector_with_a_backbone_of_its_own_stays_as_it_is(dataset: Dataset) -> None:
+    spec = derived(
+        dataset, model__kind="torchvision", model__name="fcos_resnet50_fpn", model__weights="COCO_V1"
+    )
+    assert spec.model == DetectorSpec(kind="torchvision", name="fcos_resnet50_fpn", weights="COCO_V1")
+    assert spec.pyramid == derived(dataset).pyramid
 
 
 def derive_on_gpu(

@@ -151,7 +151,9 @@ def test_files_of_other_libraries_are_refused(tmp_path: Path) -> None:
     save_file({"roi_heads.box_predictor.cls_score.weight": torch.zeros(91, 4)}, torchvision)
     torch.save({"weight": torch.zeros(2)}, pickled)
     for path in (torchvision, pickled):
-        with pytest.raises(WeightsError, match=r"model\.weights_from: .*coco\..*Detectors of torchvision"):
+        with pytest.raises(
+            WeightsError, match=r"model\.weights_from: .*coco\..*Weights of torchvision's detectors"
+        ):
             InitialWeights.load(path)
     with pytest.raises(ConfigError, match=r"model\.weights_from: .*none: no such folder or file"):
         InitialWeights.load(tmp_path / "none")

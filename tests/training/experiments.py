@@ -13,7 +13,7 @@ from sniper.data.batches import ChipTransform
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec, SourceSpec
-from sniper.models.two_stage import TwoStageDetector
+from sniper.models.protocol import DetectorModel
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StepReport
 from sniper.training.epochs import load_configured_chips, order_epoch
@@ -89,14 +89,14 @@ class FixedScores:
         num_images: images that it would search at the end.
     """
 
-    score: Callable[[TwoStageDetector], float]
+    score: Callable[[DetectorModel], float]
     num_scored: int = 4
     num_images: int = 4
 
     def megapixels(self, *, on_all: bool) -> float:
         return 0.03 * (self.num_images if on_all else self.num_scored)
 
-    def __call__(self, model: TwoStageDetector, *, step: int, on_all: bool) -> Mapping[str, float]:
+    def __call__(self, model: DetectorModel, *, step: int, on_all: bool) -> Mapping[str, float]:
         return {"ap": self.score(model)}
 
 
@@ -111,7 +111,7 @@ def train_run(
     device: torch.device = CPU,
     pace: Pace | None = None,
     limit: TimeLimit | None = None,
-) -> TwoStageDetector:
+) -> DetectorModel:
     """Train a run to its end on the chips that the experiment configures."""
     table = load_configured_chips(run, spec, dataset)
 

@@ -15,6 +15,7 @@ from sniper.config.experiment import ExperimentSpec, TrainSpec
 from sniper.data.batches import Batch
 from sniper.data.datasets import Dataset
 from sniper.models.spec import DetectorSpec, Precision
+from sniper.models.two_stage import TwoStageDetector
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, StepReport
 from sniper.training.learner import Learner, _distributed
@@ -163,6 +164,7 @@ def test_weights_gradients_and_features_are_channels_last(device: str) -> None:
         assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
         gradient = convolution.weight.grad
         assert gradient is None or gradient.is_contiguous(memory_format=torch.channels_last)
+    assert isinstance(learner.model, TwoStageDetector)
     maps = learner.model.backbone(batch.to(learner.device).images)
     assert all(features.is_contiguous(memory_format=torch.channels_last) for features in maps)
 

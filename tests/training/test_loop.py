@@ -19,7 +19,7 @@ from sniper.data.batches import Batch
 from sniper.data.datasets import Dataset
 from sniper.errors import CheckpointError, ConfigError, TrainingDiverged
 from sniper.models.build import autocast, build_detector
-from sniper.models.two_stage import TwoStageDetector
+from sniper.models.protocol import DetectorModel
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, EpochReport, StepReport
 from sniper.training.epochs import order_epoch
@@ -229,7 +229,7 @@ def test_scores_are_computed_once_even_if_the_run_was_killed_before_them(
     num_evaluations = 0
     reported: list[tuple[float, float]] = []
 
-    def count(model: TwoStageDetector) -> float:
+    def count(model: DetectorModel) -> float:
         nonlocal num_evaluations
         assert not model.training
         num_evaluations += 1
@@ -323,7 +323,7 @@ def test_the_best_checkpoint_is_scored_on_all_images_at_the_end(
     seen: list[dict[str, torch.Tensor]] = []
     values = iter([0.1, 0.5, 0.3, 0.45])
 
-    def score(model: TwoStageDetector) -> float:
+    def score(model: DetectorModel) -> float:
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return next(values)
 
@@ -349,7 +349,7 @@ def test_evaluations_without_a_better_score_end_the_training(
     num_evaluations = 0
     notices: list[str] = []
 
-    def score(_: TwoStageDetector) -> float:
+    def score(_: DetectorModel) -> float:
         nonlocal num_evaluations, killed_at
         num_evaluations += 1
         if num_evaluations == killed_at:
@@ -400,7 +400,7 @@ class Clock:
 
         monkeypatch.setattr(Learner, "update", timed)
 
-    def score(self, _: TwoStageDetector) -> float:
+    def score(self, _: DetectorModel) -> float:
         self.now += 4.0
         return 0.5
 

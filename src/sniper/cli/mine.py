@@ -225,6 +225,10 @@ def _choose_source(
     """
     if source is None:
         return "rpn" if spec.negatives.source == "rpn" or spec.train.rpn_only else "self"
+    if source == "rpn" and is_searched and not spec.model.has_rpn:
+        raise ConfigError(
+            f"--source rpn: {run} has {spec.model.name}, which has no region proposal network; expected --source self"
+        )
     if source == "self" and spec.train.rpn_only and is_searched:
         raise ConfigError(
             f"--source self: {run} has trained the RPN only (train.rpn_only), so it has no detections; expected "

@@ -35,6 +35,7 @@ from sniper.cli.search import (
     describe_weights,
     list_images,
     load_detector,
+    load_library_detector,
     match_classes,
     naming_kept_images,
     parse_checkpoint,
@@ -44,6 +45,8 @@ from sniper.errors import ConfigError, ImageError, count_and_list
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
+    import torch
+
     from sniper.cli.search import LoadedDetector
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
@@ -58,17 +61,29 @@ if TYPE_CHECKING:
 _UNCALIBRATED = (
     "the run has chosen no score on validation images, so pictures show detections from {} on (--min-score)"
 )
+_DEFAULT_OUTPUT = Path("detections.json")
 _MAX_STEM = 60  # characters: names of files have at most 255 bytes
 
 
-def _locks(run: Path, output: Path | None, **_: Any) -> Iterator[AbstractContextManager[None]]:
-    if run.is_dir():
-        yield lock_file(output or run / "detections.json", option="-o")
+def _locks(
+    run: Path | None, output: Path | None, detector: str | None, **_: Any
+) -> Iterator[AbstractContextManager[None]]:
+    if detector is not None:
+        yield lock_file(output or _DEFAULT_OUTPUT, option="-o")
+    elif run is not None and run.is_dir():
+        yield lock_file(output or run / _DEFAULT_OUTPUT, option="-o")
 
 
 @locking(_locks)
 def predict(
-    run: Annotated[Path, Parameter(help="Folder of the run.")],
+    run: Annotated[
+        Path | None,
+        Parameter(
+            allow_leading_hyphen=True,  # with --detector, a field may come first
+            help="Folder of the run; not with --detector.",
+            show_default=False,
+        ),
+    ] = None,
     /,
     *files: Annotated[
         str,
@@ -79,6 +94,14 @@ def predict(
             "--predict.FIELD VALUE sets a field of the section predict, in place of the run's value.",
         ),
     ],
+    detector: Annotated[
+        str | None,
+        Parameter(
+            help="Detector to search with in place of a run: torchvision:NAME, with torchvision's weights, or "
+            "torchvision:NAME@FILE, with those of a file; such as torchvision:fcos_resnet50_fpn.",
+            show_default=False,
+        ),
+    ] = None,
     annotations: Annotated[
         Path | None,
         Parameter(
@@ -90,7 +113,11 @@ def predict(
     split: ScoredSplit = None,
     follow_links: FollowLinks = False,
     output: Annotated[
-        Path | None, output_option("COCO result file to write.", default="RUN/detections.json")
+        Path | None,
+        output_option(
+            "COCO result file to write.",
+            default="RUN/detections.json; detections.json with --detector",
+        ),
     ] = None,
     gpkg: Annotated[
         bool, flag("Write detections of georeferenced images as GeoPackage, too, in the CRS of each image.")
@@ -113,52 +140,53 @@ def predict(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Detect objects in images with the detector of a run.
+    """Detect objects in images with the detector of a run, or with one of torchvision.
 
     Detections of georeferenced images are written as GeoJSON, too, beside the result file. Under torchrun, each process
     searches its share of the images.
     """
-    from sniper.config.loading import load_experiment, merge_experiment
     from sniper.geometry.detections import DEFAULT_MIN_SCORE
     from sniper.inference.results import search_to_file
     from sniper.runs.processes import Processes, select_device
-    from sniper.runs.run import Run
 
-    paths, overrides = split_overrides(files)
-    opened = Run.open(run)
-    spec = merge_experiment(load_experiment(opened.config_path), None, overrides=overrides)
-    if follow_links:
-        spec = replace(spec, data=replace(spec.data, follow_links=True))
-    truth = _load_truth(spec, paths, annotations, images, split)
+    given = () if run is None else (str(run),)
+    paths, overrides = split_overrides((*given, *files))
+    if detector is None:
+        if run is None or paths[:1] != [str(run)]:
+            raise ConfigError("RUN is missing: expected the folder of a run first, or --detector")
+        paths.pop(0)
+    searcher = _Searcher.of(run, detector, checkpoint=checkpoint)
+    spec = searcher.experiment(overrides, follow_links=follow_links)
+    truth = _load_truth(spec, paths, annotations, images, split, searcher=searcher)
     sources = list_images(_find_files(paths) if truth is None else truth)[:limit]
     chosen = select_device(device)
-    target = output or run / "detections.json"
+    target = output or searcher.folder / _DEFAULT_OUTPUT
     _make_folders(target, draw)
     geo_files = _GeoFiles.find(sources, target, spec=spec, has_gpkg=gpkg)
-    loaded = load_detector(opened, chosen, spec=spec, checkpoint=parse_checkpoint(checkpoint))
-    detector = loaded.detector
-    match = match_classes(detector, truth, run=run)
+    loaded = searcher.load(chosen, spec=spec)
+    model = loaded.detector
+    match = match_classes(model, truth, run=searcher.name)
     if Processes.from_environment().is_first:
         print_warnings(describe_match(match))
-        print_progress(describe_weights(opened, loaded.step))
+        searcher.print_checkpoint(loaded)
     if min_score is None:
-        min_score = DEFAULT_MIN_SCORE if detector.min_score is None else detector.min_score
-        if draw is not None and detector.min_score is None and Processes.from_environment().is_first:
+        min_score = DEFAULT_MIN_SCORE if model.min_score is None else model.min_score
+        if draw is not None and model.min_score is None and Processes.from_environment().is_first:
             print_warnings([_UNCALIBRATED.format(min_score)])
     drawer = (
         None
         if draw is None
-        else _drawer(draw, sources, truth, detector=detector, match=match, min_score=min_score)
+        else _drawer(draw, sources, truth, detector=model, match=match, min_score=min_score)
     )
     started = time.monotonic()
     with (
         Processes.from_environment().process_group(chosen) as processes,
         show_progress(is_shown=processes.is_first) as bars,
         naming_kept_images("--resume continues with the others"),
-        _naming_skip(opened),
+        _naming_skip(searcher.run),
     ):
         report = search_to_file(
-            detector,
+            model,
             sources,
             target,
             match=match,
@@ -180,11 +208,12 @@ def predict(
                 f"allows ({spec.predict.max_detections}), and perhaps had more"
             ]
         )
-    is_on_page = target.parent.absolute() == run.absolute()
-    if is_on_page:
+    opened = searcher.run
+    is_on_page = opened is not None and target.parent.absolute() == searcher.folder.absolute()
+    if opened is not None and is_on_page:
         _update_page(opened, loaded, target, sources, truth, match=match, min_score=min_score)
     result = {
-        "run": str(run),
+        "detector" if opened is None else "run": searcher.name,
         "num_images": len(sources),
         "skipped_images": [str(sources[index].path) for index in report.skipped],
         "num_detections": report.num_results,
@@ -194,11 +223,64 @@ def predict(
         "output": str(target),
         **geo_files.as_dict(),
     }
-    if is_on_page and opened.report_path.exists():
+    if opened is not None and is_on_page and opened.report_path.exists():
         result["page"] = str(opened.report_path)
     print_result(result if json else _summary(result, draw=draw), is_json=json)
     if not json and not paths and annotations is None:
-        print_line(f"next: sniper evaluate {shlex.quote(str(run))}")
+        print_line(f"next: sniper evaluate {shlex.quote(searcher.name)}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Searcher:
+    """The detector that searches: of a run, or of a library.
+
+    Attributes:
+        name: as it was given: the folder of the run, or the name of the detector.
+        run: None for a detector of a library.
+        folder: of the run, or the working folder.
+        checkpoint: of the run.
+    """
+
+    name: str
+    run: "Run | None"
+    folder: Path
+    checkpoint: str
+
+    @classmethod
+    def of(cls, run: Path | None, detector: str | None, *, checkpoint: str) -> "_Searcher":
+        """Return the detector that the arguments of the command name.
+
+        Raises:
+            ConfigError: if they name none, or a checkpoint of a library.
+        """
+        from sniper.runs.run import Run
+
+        if detector is not None:
+            if checkpoint != "best":
+                raise ConfigError("--checkpoint: is of a run, and excludes --detector")
+            return cls(name=detector, run=None, folder=Path(), checkpoint=checkpoint)
+        assert run is not None  # one of the two was given
+        return cls(name=str(run), run=Run.open(run), folder=run, checkpoint=checkpoint)
+
+    def experiment(self, overrides: Mapping[str, str], *, follow_links: bool) -> "ExperimentSpec":
+        """Return the experiment to search with."""
+        from sniper.config.experiment import ExperimentSpec
+        from sniper.config.loading import load_experiment, merge_experiment
+
+        base = ExperimentSpec() if self.run is None else load_experiment(self.run.config_path)
+        spec = merge_experiment(base, None, overrides=overrides)
+        return replace(spec, data=replace(spec.data, follow_links=True)) if follow_links else spec
+
+    def load(self, device: "torch.device", *, spec: "ExperimentSpec") -> "LoadedDetector":
+        """Load the detector."""
+        if self.run is None:
+            return load_library_detector(self.name, device, spec=spec)
+        return load_detector(self.run, device, spec=spec, checkpoint=parse_checkpoint(self.checkpoint))
+
+    def print_checkpoint(self, loaded: "LoadedDetector") -> None:
+        """Print which checkpoint of a run is used."""
+        if self.run is not None:
+            print_progress(describe_weights(self.run, loaded.step))
 
 
 def _update_page(
@@ -230,11 +312,13 @@ def _update_page(
 
 
 @contextmanager
-def _naming_skip(run: "Run") -> Iterator[None]:
+def _naming_skip(run: "Run | None") -> Iterator[None]:
     """Add to the error about an image that cannot be read how to go on without it."""
     try:
         yield
     except ImageError as error:
+        if run is None:
+            raise
         raise ImageError(
             f"{error}; to skip such images, set data.on_bad_image to skip in {run.config_path}, and continue with "
             "--resume"
@@ -243,7 +327,8 @@ def _naming_skip(run: "Run") -> Iterator[None]:
 
 def _summary(result: Mapping[str, Any], *, draw: Path | None) -> dict[str, Any]:
     """Return the result of a search as lines for people."""
-    lines: dict[str, Any] = {"run": result["run"], "images": f"{result['num_images']:,}"}
+    name = "run" if "run" in result else "detector"
+    lines: dict[str, Any] = {name: result[name], "images": f"{result['num_images']:,}"}
     if result["skipped_images"]:
         lines["not readable"] = count_and_list(result["skipped_images"], separator=", ")
     shown = f"{result['num_shown']:,} with a score of at least {result['min_score']:.3g}"
@@ -266,6 +351,8 @@ def _load_truth(
     annotations: Path | None,
     images: Path | None,
     split: str | None,
+    *,
+    searcher: _Searcher,
 ) -> "Dataset | None":
     """Load the data set whose images are searched; None if image files are given instead."""
     if files and annotations is not None:
@@ -278,6 +365,8 @@ def _load_truth(
         return None
     if annotations is not None:
         return load_images(annotations, images=images, split=scored_split(annotations, split), data=spec.data)
+    if searcher.run is None:
+        raise ConfigError(f"--detector {searcher.name}: needs images: files, folders or --annotations")
     return load_split(spec, "test")
 
 

@@ -56,7 +56,7 @@ def list_images(images: "Dataset | list[Path]") -> list["ImageToSearch"]:
     ]
 
 
-def match_classes(detector: "Detector", truth: "Dataset | None", *, run: Path) -> "CategoryMatch":
+def match_classes(detector: "Detector", truth: "Dataset | None", *, run: Path | str) -> "CategoryMatch":
     """Match the classes of the detector with the categories of the data set that is searched, if there is one."""
     from sniper.data.datasets.categories import match_categories
 
@@ -96,7 +96,7 @@ class LoadedDetector:
 
     Attributes:
         detector: the detector.
-        step: of the checkpoint.
+        step: of the checkpoint; 0 for a detector of a library.
         source: what detections depend on beside the settings of the detector: its weights and its model.
     """
 
@@ -120,6 +120,18 @@ def load_detector(
         )
 
     return run.read_weights(checkpoint, load)
+
+
+def load_library_detector(name: str, device: "torch.device", *, spec: "ExperimentSpec") -> LoadedDetector:
+    """Load a detector of torchvision, such as `torchvision:fcos_resnet50_fpn`."""
+    from sniper.files import sha256
+    from sniper.inference import detector
+
+    if not name.startswith(detector.LIBRARY_PREFIX):
+        raise ConfigError(f"--detector {name}: expected torchvision:NAME or torchvision:NAME@FILE")
+    loaded = detector.load_library_detector(name, device, spec=spec)
+    source = {"weights": sha256(loaded.weights), "model": asdict(loaded.model)}
+    return LoadedDetector(detector=loaded.detector, step=0, source=source)
 
 
 def describe_weights(run: "Run", step: int) -> str:

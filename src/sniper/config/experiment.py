@@ -241,6 +241,10 @@ class ExperimentSpec:
     def __post_init__(self) -> None:
         if self.negatives.source != "none":
             self._check_mined()
+        if self.train.rpn_only and not self.model.has_rpn:
+            raise ValueError(
+                f"train.rpn_only must be false for model.name {self.model.name}, which has no region proposal network"
+            )
         megapixels = self.train.batch_size * self.pyramid.chip_size**2 / 1e6
         if megapixels > _MAX_CHIP_MEGAPIXELS:
             raise ValueError(
@@ -264,6 +268,11 @@ class ExperimentSpec:
         for name in ("whole", "tiles"):
             if getattr(self.data, name) is not None:
                 raise ValueError(f"negatives.source must be none with data.{name}, which trains on no chips")
+        if self.negatives.source == "rpn" and not self.model.has_rpn:
+            raise ValueError(
+                f"negatives.source must not be rpn for model.name {self.model.name}, which has no region proposal "
+                "network; self mines with any detector"
+            )
         if self.train.rpn_only:
             raise ValueError("negatives.source must be none with train.rpn_only, which uses positive chips")
 

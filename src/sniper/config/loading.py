@@ -22,6 +22,7 @@ from sniper.config.experiment import ExperimentSpec, widened
 from sniper.config.recipes import find_recipe
 from sniper.errors import ConfigError, describe_os_error
 from sniper.files import expand_path, read_bytes
+from sniper.models.spec import ON_BACKBONE
 
 _VALIDATOR = TypeAdapter(ExperimentSpec)
 
@@ -34,6 +35,7 @@ _PATHS = (
     ("data", "test", "images"),
     ("data", "chips"),
     ("data", "cache", "folder"),
+    ("model", "weights"),
     ("model", "weights_from"),
     ("model", "backbone", "weights"),
 )
@@ -184,7 +186,8 @@ def load_experiment(
         overrides: values by dotted name, such as `train.epochs`, written as in YAML. Relative paths among them start
             from the working folder. An error names the override as it is here, which may be the name of the option.
         base: values of the fields that neither the file nor the overrides give; by default those of `ExperimentSpec`,
-            and for `predict.levels` the levels of the pyramid, widened, if it is not the default one.
+            for `predict.levels` the levels of the pyramid, widened, if it is not the default one, and a feature pyramid
+            for a detector of torchvision on another backbone.
 
     Raises:
         ConfigError: naming all problems of the file and the overrides, with the nearest known name for unknown ones.
@@ -203,6 +206,7 @@ def parse_experiment(
 ) -> ExperimentSpec:
     """Parse an experiment from YAML text; `source` is the file it comes from. See `load_experiment`."""
     in_file, changes = _parse_file(text, source=source), _parse_overrides(overrides or {})
+    in_file = _merged(_needed_neck(_put_over(in_file, changes)), in_file)
     if base is not None:
         return _validate(_merged(asdict(base), in_file), changes, source=source)
     spec = _validate(in_file, changes, source=source)
@@ -225,7 +229,7 @@ def load_partial(
     Returns:
         The experiment, with the defaults for the other fields, and the dotted names of the fields that were given. A
         chip size without levels has one level, the whole image; early stopping without an interval evaluates after
-        every epoch.
+        every epoch; and a detector of torchvision on another backbone has a feature pyramid.
 
     Raises:
         ConfigError: naming all problems of the file and the overrides.
@@ -241,7 +245,20 @@ def load_partial(
     names = frozenset(flatten(values))
     if "train.patience" in names:
         needed["train"] = {"evaluate_every": 1}
+    needed |= _needed_neck(values)
     return _validate(_merged(needed, in_file), changes, source=source), names
+
+
+def _needed_neck(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the neck that a detector of torchvision on another backbone must have, in place of the default."""
+    model = values.get("model")
+    if (
+        not isinstance(model, dict)
+        or model.get("kind") != "torchvision"
+        or model.get("name") not in ON_BACKBONE
+    ):
+        return {}
+    return {"model": {"backbone": {"neck": "fpn"}}}
 
 
 def list_fields() -> list[str]:
@@ -509,8 +526,13 @@ def _resolve_paths(values: dict[str, Any], *, folder: Path) -> None:
         inner: Any = values
         for section in sections:
             inner = inner.get(section) if isinstance(inner, dict) else None
-        if isinstance(inner, dict) and isinstance(inner.get(last), str) and inner[last]:
+        if isinstance(inner, dict) and isinstance(inner.get(last), str) and _is_path(sections, inner[last]):
             inner[last] = str((folder / expand_path(inner[last], folder=folder)).absolute())
+
+
+def _is_path(sections: Sequence[str], text: str) -> bool:
+    """Check whether a value is a path: `model.weights` may be a name, such as COCO_V1."""
+    return bool(text) and (list(sections) != ["model"] or re.fullmatch("[A-Z][A-Z0-9_]*", text) is None)
 
 
 def _problems(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sniper.config.experiment import ExperimentSpec, PredictSpec
 from sniper.config.loading import load_experiment, merge_experiment, to_yaml
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, WeightsError
 from sniper.files import expand_path
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
@@ -22,11 +23,15 @@ from sniper.inference.calibration import Calibration, load_calibration
 from sniper.inference.merging import merge
 from sniper.inference.search import Detect, Search, SearchResult
 from sniper.inference.sources import Channels, ImageSource
-from sniper.models.build import autocast, build_detector, build_inference_model
-from sniper.models.spec import Precision
-from sniper.models.two_stage import TwoStageDetector
+from sniper.models.build import autocast, build_detector
+from sniper.models.protocol import DetectorModel
+from sniper.models.spec import ON_BACKBONE, BackboneSpec, DetectorSpec, Precision
 from sniper.models.weights import fill_module
+from sniper.runs.initial import InitialWeights
 from sniper.runs.run import CheckpointChoice, Run
+
+LIBRARY_PREFIX = "torchvision:"
+"""What the name of a detector of torchvision begins with, where a run is expected otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,10 +71,11 @@ class Detector:
         predict: Mapping[str, Any] | None = None,
         checkpoint: CheckpointChoice = "best",
     ) -> "Detector":
-        """Load the weights of a run, and what it has chosen on its validation images.
+        """Load the weights of a run, and what it has chosen on its validation images; or a detector of torchvision.
 
         Args:
-            run: the run, or its folder.
+            run: the run, or its folder; or `torchvision:NAME`, a detector with torchvision's newest weights, or
+                `torchvision:NAME@FILE`, with those of a file, such as `torchvision:fcos_resnet50_fpn`.
             device: device to compute on; by default a GPU if there is one, else the CPU.
             spec: an experiment to use instead of the run's, with the same model.
             predict: other values of fields of `predict`, such as `{"merge": "hard", "max_detections": 500}`; text is
@@ -82,19 +88,20 @@ class Detector:
             ConfigError: if its experiment cannot be read, or has trained the RPN only.
             CheckpointError: if its weights cannot be read, or belong to another model.
         """
+        if isinstance(run, str) and run.startswith(LIBRARY_PREFIX):
+            if spec is not None or checkpoint != "best":
+                raise ConfigError(f"{run}: is no run, and has neither an experiment nor checkpoints")
+            chosen = _with_predict(ExperimentSpec(), predict)
+            return load_library_detector(run, device, spec=chosen).detector
         opened = run if isinstance(run, Run) else Run.open(expand_path(run))
         if spec is None:
             spec = load_experiment(opened.config_path)
-        if predict:
-            changes = to_yaml({f"predict.{name}": value for name, value in predict.items()})
-            spec = merge_experiment(spec, None, overrides=changes)
+        spec = _with_predict(spec, predict)
         if spec.train.rpn_only:
             raise ConfigError(
                 f"{opened.folder}: has trained the RPN only (train.rpn_only); use it with sniper mine"
             )
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
+        device = _choose_device(device)
         tensors, categories, source = opened.load_weights(checkpoint)
         model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
         fill_module(model, tensors, source=source)
@@ -106,7 +113,7 @@ class Detector:
     @classmethod
     def from_model(
         cls,
-        model: TwoStageDetector,
+        model: DetectorModel,
         *,
         spec: ExperimentSpec,
         categories: tuple[Category, ...],
@@ -114,9 +121,7 @@ class Detector:
     ) -> "Detector":
         """Wrap a model that is in evaluation mode and on its device."""
         return cls(
-            detect=partial(
-                _detect, build_inference_model(model), precision=spec.predict.precision, device=device
-            ),
+            detect=partial(_detect, model.for_inference(), precision=spec.predict.precision, device=device),
             spec=spec.predict,
             categories=categories,
             device=device,
@@ -198,8 +203,78 @@ class Detector:
         return search(images)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LibraryDetector:
+    """A detector of torchvision, and what it was loaded from.
+
+    Attributes:
+        detector: the detector.
+        model: its configuration.
+        weights: file of its weights.
+    """
+
+    detector: Detector
+    model: DetectorSpec
+    weights: Path
+
+
+def load_library_detector(
+    name: str, device: torch.device | str | None = None, *, spec: ExperimentSpec
+) -> LibraryDetector:
+    """Load a detector of torchvision with its own weights.
+
+    Args:
+        name: see `Detector.load`.
+        device: see `Detector.load`.
+        spec: how to search, and how images are read.
+
+    Raises:
+        ConfigError: if there is no such detector or file.
+        WeightsError: if the weights cannot be downloaded, read, or belong to another detector.
+    """
+    builder, _, file = name.removeprefix(LIBRARY_PREFIX).partition("@")
+    if not builder or builder in ON_BACKBONE:
+        raise ConfigError(
+            f"{name}: expected torchvision:NAME or torchvision:NAME@FILE, with the name of a builder, such as "
+            "torchvision:fcos_resnet50_fpn"
+        )
+    model_spec = DetectorSpec(
+        kind="torchvision",
+        name=builder,
+        weights=str(expand_path(file)) if file else "DEFAULT",
+        backbone=BackboneSpec(pretrained=False, batch_norm="frozen"),
+    )
+    initial = InitialWeights.of_library(model_spec)
+    if not initial.categories:
+        raise WeightsError(
+            f"{initial.source}: has other classes than torchvision's weights for {builder}, so their names are "
+            "unknown; it can be trained from (model.weights)"
+        )
+    device = _choose_device(device)
+    model = build_detector(model_spec, num_classes=len(initial.categories), has_weights=False)
+    initial.load_into(model, initial.categories)
+    detector = Detector.from_model(
+        model.to(device).eval(), spec=spec, categories=initial.categories, device=device
+    )
+    return LibraryDetector(detector=detector, model=model_spec, weights=initial.source)
+
+
+def _with_predict(spec: ExperimentSpec, predict: Mapping[str, Any] | None) -> ExperimentSpec:
+    """Return an experiment with other values of fields of `predict`."""
+    if not predict:
+        return spec
+    changes = to_yaml({f"predict.{name}": value for name, value in predict.items()})
+    return merge_experiment(spec, None, overrides=changes)
+
+
+def _choose_device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
 def _detect(
-    model: TwoStageDetector, images: Sequence[torch.Tensor], *, precision: Precision, device: torch.device
+    model: DetectorModel, images: Sequence[torch.Tensor], *, precision: Precision, device: torch.device
 ) -> Sequence[Detections]:
     with torch.inference_mode(), autocast(precision, device):
         return model.detect(images)

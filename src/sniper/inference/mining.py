@@ -26,8 +26,8 @@ from sniper.inference.proposals import start_proposals
 from sniper.inference.search import Search
 from sniper.inference.sources import ImageSource
 from sniper.inference.store import BoxStore, search_images
-from sniper.models.build import autocast, build_detector, build_inference_model
-from sniper.models.two_stage import TwoStageDetector
+from sniper.models.build import autocast, build_detector
+from sniper.models.protocol import DetectorModel, ProposingModel
 from sniper.models.weights import fill_module
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
@@ -44,7 +44,7 @@ class Miner:
         device: of the model.
     """
 
-    model: TwoStageDetector
+    model: ProposingModel
     spec: ExperimentSpec
     device: torch.device
 
@@ -127,7 +127,7 @@ def mine(
     source = {
         "weights": weights.digest,
         "levels": [asdict(level) for level in spec.predict.levels],
-        "rpn": asdict(spec.model.rpn),
+        "rpn": asdict(spec.model.rpn if spec.model.kind == "two_stage" else spec.model.torchvision),
         "precision": spec.predict.precision,
         "window": spec.predict.window,
         "nms_iou": spec.mine.nms_iou,
@@ -135,7 +135,9 @@ def mine(
     store = start_proposals(folder, dataset, source=source, processes=processes)
 
     def find(indices: Sequence[int]) -> Iterator[Detections | None]:
-        model = build_inference_model(weights.load(spec, device))
+        model = weights.load(spec, device).for_inference()
+        if not isinstance(model, ProposingModel):
+            raise ValueError("a detector without a region proposal network proposes nothing")
         miner = Miner(model=model, spec=spec, device=device)
         return miner.search(dataset[index] for index in indices)
 
@@ -235,7 +237,7 @@ class _Weights:
         )
         return cls(tensors=tensors, categories=categories, path=path, digest=digest)
 
-    def load(self, spec: ExperimentSpec, device: torch.device) -> TwoStageDetector:
+    def load(self, spec: ExperimentSpec, device: torch.device) -> DetectorModel:
         """Return a detector with the weights, in evaluation mode."""
         model = build_detector(
             spec.model, seed=spec.seed, num_classes=len(self.categories), has_weights=False

@@ -1,6 +1,6 @@
-"""The two-stage detector: losses from chips, detections from images. Independent of data sets.
+"""Detectors: losses from chips, detections from images. Independent of data sets.
 
-`spec` defines the configuration, `backbone` computes features, `rpn` and `roi_head` are the two stages, `targets`
-matches anchors and proposals to ground truth, `two_stage` combines them, `build` makes a detector for training or for
-inference, `weights` reads and writes tensors.
+`protocol` is what training and search need of a detector, `spec` its configuration, `build` makes one. Of the two-stage
+detector, `backbone` computes features, `rpn` and `roi_head` are the two stages, `matching` matches anchors and
+proposals to ground truth, and `two_stage` combines them. `weights` reads and writes tensors.
 """

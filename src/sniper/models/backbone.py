@@ -22,7 +22,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from sniper.errors import ConfigError, WeightsError
 from sniper.files import check_regular
 from sniper.models.deformable import make_deformable
-from sniper.models.spec import BackboneSpec
+from sniper.models.spec import PYRAMID_STRIDES, BackboneSpec
 
 CONCAT_STRIDE = 16
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's weights
@@ -31,7 +31,6 @@ _WAYS_OUT = (
     "name a file (--model.backbone.weights FILE), or start from random weights "
     "(--model.backbone.pretrained false)"
 )
-PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # the last is a subsampled copy of the one before
 
 
 class Backbone(nn.Module):

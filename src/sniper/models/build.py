@@ -1,18 +1,17 @@
 """Build a detector from its spec, for training or for inference, and select the precision of its computations."""
 
-import copy
-
 import torch
 
 from sniper.errors import OutOfMemory
-from sniper.models.folding import fold_batch_norm
+from sniper.models import backbone
+from sniper.models.protocol import DetectorModel
 from sniper.models.spec import DetectorSpec, Precision
 from sniper.models.two_stage import TwoStageDetector
 
 
 def build_detector(
     spec: DetectorSpec, *, num_classes: int, seed: int = 0, has_weights: bool = True
-) -> TwoStageDetector:
+) -> DetectorModel:
     """Build a detector; layers without pretrained weights are initialised from the seed.
 
     See `TwoStageDetector` for the other arguments and errors.
@@ -23,10 +22,18 @@ def build_detector(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
+            if spec.kind == "torchvision":
+                from sniper.models.torchvision_detectors.build import build_torchvision
+
+                return build_torchvision(spec, num_classes=num_classes, has_weights=has_weights)
             return TwoStageDetector(spec, num_classes=num_classes, has_weights=has_weights)
         except RuntimeError as error:
             if "can't allocate memory" not in str(error):
                 raise
+            if spec.kind != "two_stage":
+                raise OutOfMemory(
+                    f"model: {spec.name} with {num_classes} classes does not fit into memory"
+                ) from error
             raise OutOfMemory(
                 f"model: a detector of {num_classes} classes with rpn.channels {spec.rpn.channels}, roi_head.channels "
                 f"{spec.roi_head.channels}, roi_head.pool_size {spec.roi_head.pool_size} and roi_head.hidden_dim "
@@ -34,15 +41,28 @@ def build_detector(
             ) from error
 
 
-def build_inference_model(model: TwoStageDetector) -> TwoStageDetector:
-    """Return a faster copy of a detector for inference: batch norm folded, weights in channels-last layout.
+def check_available(spec: DetectorSpec) -> None:
+    """Check that the weights that a detector starts from are on this machine, or that the server that has them answers.
 
-    Args:
-        model: in evaluation mode; it is not changed.
+    Raises:
+        ConfigError: if there is no such detector, or it has no such weights.
+        WeightsError: if they must be downloaded and the server does not answer within a few seconds.
     """
-    model = copy.deepcopy(model)
-    model.backbone.trunk = fold_batch_norm(model.backbone.trunk)
-    return model.to(memory_format=torch.channels_last)
+    if spec.has_own_backbone:
+        from sniper.models.torchvision_detectors import weights
+
+        weights.check_available(spec)
+    else:
+        backbone.check_available(spec.backbone)
+
+
+def find_download(spec: DetectorSpec) -> str | None:
+    """Describe the weights that must be downloaded, with their size; None if there are none. Uses no network."""
+    if spec.has_own_backbone:
+        from sniper.models.torchvision_detectors import weights
+
+        return weights.find_download(spec)
+    return backbone.find_download(spec.backbone)
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:

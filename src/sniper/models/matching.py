@@ -80,7 +80,7 @@ def match_anchors(
         forced_box = is_best_anchor.int().argmax(dim=2)
         box_index = torch.where(is_forced & (best_iou < positive_iou), forced_box, best_box)
         is_near_other = iou.masked_fill(~is_other, 0).amax(dim=2) > ignored_iou
-        is_in_ignored = _is_half_in_ignored(anchors, boxes, status) & (state == Match.NEGATIVE)
+        is_in_ignored = is_half_in_ignored(anchors, boxes, status) & (state == Match.NEGATIVE)
         state[is_near_other | is_in_ignored] = Match.IGNORED
         return Matches(state=state, box_index=box_index)
 
@@ -121,7 +121,7 @@ def match_proposals(
         iou = box_iou(candidates, boxes)[:, 0]  # (n, m); NaN between padding of both
         best_iou, best_box = iou.masked_fill(~is_object, 0).max(dim=1)
         state = torch.full_like(best_box, Match.NEGATIVE)
-        state[_is_half_in_ignored(candidates, boxes, status)[:, 0]] = Match.IGNORED
+        state[is_half_in_ignored(candidates, boxes, status)[:, 0]] = Match.IGNORED
         state[best_iou >= positive_iou] = Match.POSITIVE
         return Matches(state=state, box_index=best_box)
 
@@ -164,7 +164,7 @@ def sample_anchors(
     return is_sampled
 
 
-def _is_half_in_ignored(
+def is_half_in_ignored(
     candidates: Float[torch.Tensor, "*b n 4"],
     boxes: Float[torch.Tensor, "b m 4"],
     status: Int[torch.Tensor, "b m"],

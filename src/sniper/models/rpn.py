@@ -15,6 +15,7 @@ from sniper.geometry.boxes import Sides
 from sniper.models.box_coder import BoxCoder
 from sniper.models.matching import Match, match_anchors, sample_anchors
 from sniper.models.nms import padded_nms
+from sniper.models.protocol import Proposals
 from sniper.models.spec import RPNSpec
 
 
@@ -31,19 +32,6 @@ class AnchorPredictions:
     objectness: Float[torch.Tensor, "b n"]
     deltas: Float[torch.Tensor, "b n 4"]
     anchors: Float[torch.Tensor, "n 4"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Proposals:
-    """The proposals of one image.
-
-    Attributes:
-        boxes: (n, 4) xyxy, image frame. May be empty.
-        scores: (n,) objectness from 0 to 1, descending.
-    """
-
-    boxes: Float[torch.Tensor, "n 4"]
-    scores: Float[torch.Tensor, " n"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

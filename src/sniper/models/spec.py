@@ -2,12 +2,14 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import PositiveFloat, PositiveInt
 
 from sniper.specs import Fraction, spec_dataclass
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # of the maps of `fpn`; the last is a subsampled copy of the one before
 
 _MAX_WIDTH, _MAX_POOL_SIZE = 65_536, 64
 _MAX_PROPOSALS = 1_000_000
@@ -105,23 +107,142 @@ class RoIHeadSpec:
 
 
 @spec_dataclass
+class TorchvisionSpec:
+    """What only the detectors of torchvision have, with `model.kind: torchvision`.
+
+    Attributes:
+        channels: of the feature pyramid over `model.backbone`, and of the heads on it.
+        num_convs: convolutions before each output of `fcos` and `retinanet` over `model.backbone`.
+        anchor_sizes: square roots of the areas of the smallest anchors of each of the five maps over `model.backbone`,
+            chip pixels; `retinanet` has two larger ones with each. `null` is four times the stride of each map, eight
+            times for `faster_rcnn`. FCOS has no anchors.
+        score_threshold: detections with a lower score are dropped.
+        detections_per_window: detections in a window of a level, at most.
+    """
+
+    channels: Annotated[PositiveInt, Le(_MAX_WIDTH)] = 256
+    num_convs: Annotated[int, Ge(1), Le(16)] = 4
+    anchor_sizes: Annotated[tuple[PositiveFloat, ...], MinLen(5), MaxLen(5)] | None = None
+    score_threshold: Annotated[float, Ge(0), Lt(1)] = 0.001
+    detections_per_window: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 300
+
+
+ON_BACKBONE = ("fcos", "retinanet", "faster_rcnn")
+"""Detectors of torchvision on `model.backbone`; the others are named after torchvision's builders."""
+
+_OF_BUILDERS = ("pretrained", "batch_norm", "frozen_stages")
+"""The fields of `model.backbone` that detectors with a backbone of their own have."""
+
+
+@spec_dataclass
 class DetectorSpec:
     """The whole detector.
 
     Attributes:
+        kind: `two_stage` is the detector of this package, a Faster R-CNN; `torchvision` is one of torchvision's.
+        name: of torchvision's detector: `fcos`, `retinanet` or `faster_rcnn` on `backbone`, or the name of one of
+            torchvision's builders, such as `fcos_resnet50_fpn`.
+        weights: of torchvision's detector to start from: their name (`COCO_V1` or `DEFAULT`), or a file. Layers of
+            classes with the name of one of the data set are loaded, those of others made anew. Read at the start of a
+            run only.
+        labels: what a one-stage detector learns of a chip: `valid`, the boxes in the valid range of its level, with the
+            others ignored; or `all` its boxes, as the second stage of a two-stage detector always does.
         weights_from: detector to start from instead of a pretrained backbone: the folder of a run, or a safetensors
             file of weights that a run has written. Read at the start of a run only.
         backbone: the feature extractor.
         rpn: the first stage.
         roi_head: the second stage.
+        torchvision: what only the detectors of torchvision have.
     """
 
+    kind: Literal["two_stage", "torchvision"] = "two_stage"
+    name: str | None = None
+    weights: str | None = None
+    labels: Literal["valid", "all"] = "valid"
     weights_from: str | None = None
     backbone: BackboneSpec = BackboneSpec()
     rpn: RPNSpec = RPNSpec()
     roi_head: RoIHeadSpec = RoIHeadSpec()
+    torchvision: TorchvisionSpec = TorchvisionSpec()
+
+    @property
+    def has_rpn(self) -> bool:
+        """Whether the detector has a region proposal network."""
+        return self.kind == "two_stage" or (self.name or "").startswith(("faster", "mask"))
+
+    @property
+    def has_own_backbone(self) -> bool:
+        """Whether the detector comes with a backbone, in place of that of the section."""
+        return self.kind == "torchvision" and self.name not in ON_BACKBONE
+
+    @property
+    def has_pyramid(self) -> bool:
+        """Whether the detector has several feature maps, for objects of different sizes."""
+        return self.kind == "torchvision" or self.backbone.neck == "fpn"
+
+    @property
+    def anchor_sizes(self) -> tuple[float, ...] | None:
+        """The smallest anchors of each map of a detector of torchvision on a backbone of the section."""
+        stride = {"retinanet": 4, "faster_rcnn": 8}.get(self.name or "")
+        if self.kind != "torchvision" or stride is None:
+            return None
+        return self.torchvision.anchor_sizes or tuple(float(stride * side) for side in PYRAMID_STRIDES)
 
     def __post_init__(self) -> None:
+        if self.labels == "all" and self.has_rpn:
+            raise ValueError(
+                "labels: must be valid for a two-stage detector: its RPN learns the valid boxes, its head all"
+            )
+        if self.weights is not None and self.weights_from is not None:
+            raise ValueError("weights and weights_from exclude each other")
+        if self.kind == "two_stage":
+            self._check_two_stage()
+        else:
+            self._check_torchvision()
+
+    def _check_torchvision(self) -> None:
+        """Check that no field is set that a detector of torchvision does not have."""
+        if self.name is None:
+            raise ValueError(
+                "name: is missing; kind torchvision needs the name of a detector, such as fcos_resnet50_fpn"
+            )
+        for section in ("rpn", "roi_head"):
+            if getattr(self, section) != type(self).__dataclass_fields__[section].default:
+                raise ValueError(f"{section}: is a section of kind two_stage, not of torchvision")
+        defaults: tuple[tuple[str, object], ...] = ()
+        if self.has_own_backbone:
+            fields = type(self.backbone).__dataclass_fields__
+            defaults = tuple(
+                (f"backbone.{name}", field.default)
+                for name, field in fields.items()
+                if name not in _OF_BUILDERS
+            )
+            fields = type(self.torchvision).__dataclass_fields__
+            defaults += tuple(
+                (f"torchvision.{name}", fields[name].default)
+                for name in ("channels", "num_convs", "anchor_sizes")
+            )
+        elif self.backbone.neck != "fpn":
+            raise ValueError(f"backbone.neck: must be fpn for {self.name} of torchvision")
+        elif self.weights is not None:
+            raise ValueError(
+                f"weights: there are none for {self.name} on another backbone (backbone.weights, weights_from)"
+            )
+        if self.name == "fcos":
+            defaults += (("torchvision.anchor_sizes", None),)
+        if self.name == "faster_rcnn":
+            defaults += (("torchvision.num_convs", TorchvisionSpec().num_convs),)
+        for name, default in defaults:
+            section, _, field = name.partition(".")
+            if getattr(getattr(self, section), field) != default:
+                raise ValueError(f"{name}: {self.name} does not have this field")
+
+    def _check_two_stage(self) -> None:
+        for field in ("name", "weights"):
+            if getattr(self, field) is not None:
+                raise ValueError(f"{field}: is of kind torchvision, not of two_stage")
+        if self.torchvision != TorchvisionSpec():
+            raise ValueError("torchvision: is a section of kind torchvision, not of two_stage")
         if self.backbone.neck == "fpn":
             if len(self.rpn.anchor_sizes) != 5:
                 raise ValueError(

@@ -1,41 +1,36 @@
 """The two-stage detector: losses from chips, detections from images."""
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+import copy
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
-from sniper.chips import BoxStatus, ChipTargets
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.models.backbone import Backbone
+from sniper.models.folding import fold_batch_norm
+from sniper.models.protocol import (
+    BatchLike,
+    ClassLayout,
+    Proposals,
+    ProposingModel,
+    count_chips,
+    pad_images,
+    to_detections,
+)
 from sniper.models.roi_head import RoIHead
-from sniper.models.rpn import RPN, Proposals
+from sniper.models.rpn import RPN
 from sniper.models.spec import DetectorSpec
 
 CLASS_TENSORS = ("roi_head.classes.weight", "roi_head.classes.bias")
 """Names of the tensors with a row for each class, and one for the background after them."""
 
-_GRID = 64  # pixels; a multiple of all strides
 
-
-@runtime_checkable
-class BatchLike(Protocol):
-    """A batch of chips, as the detector reads it."""
-
-    @property
-    def images(self) -> UInt8[torch.Tensor, "b 3 h w"]:
-        """(B, 3, H, W) RGB values."""
-
-    @property
-    def targets(self) -> ChipTargets[torch.Tensor]:
-        """The ground truth of the B chips."""
-
-
-class TwoStageDetector(nn.Module):
+class TwoStageDetector(ProposingModel):
     """SNIPER's detector, a Faster R-CNN (SNIPER §3.3, §4).
 
     Args:
@@ -48,10 +43,10 @@ class TwoStageDetector(nn.Module):
         WeightsError: if its weights cannot be loaded.
     """
 
+    second_stage: ClassVar[str] = "roi_head"
+
     def __init__(self, spec: DetectorSpec, *, num_classes: int, has_weights: bool = True) -> None:
-        super().__init__()
-        self.spec = spec
-        self.num_classes = num_classes
+        super().__init__(spec, num_classes=num_classes)
         self.backbone = Backbone(
             spec.backbone, pyramid_channels=spec.roi_head.channels, has_weights=has_weights
         )
@@ -61,9 +56,22 @@ class TwoStageDetector(nn.Module):
             spec.roi_head, num_channels=num_channels, strides=strides, num_classes=num_classes
         )
 
-    def losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:
-        """Compute the losses of a batch of chips; see `losses_and_counts`."""
-        return self.losses_and_counts(batch)[0]
+    @property
+    def trunk(self) -> nn.Module:
+        """The convolutions of the backbone."""
+        trunk: nn.Module = self.backbone.trunk
+        return trunk
+
+    @property
+    def class_layouts(self) -> Mapping[str, ClassLayout]:
+        """The classifier of the second stage."""
+        return dict.fromkeys(CLASS_TENSORS, ClassLayout(background="last"))
+
+    def for_inference(self) -> Self:
+        """Return a copy for inference, whose batch norm is folded into the convolutions before it."""
+        model = copy.deepcopy(self)
+        model.backbone.trunk = fold_batch_norm(model.backbone.trunk)
+        return model.to(memory_format=torch.channels_last)
 
     def losses_and_counts(
         self, batch: BatchLike
@@ -104,14 +112,8 @@ class TwoStageDetector(nn.Module):
             ],
             targets=targets,
         )
-        is_negative = ~(targets.status == BoxStatus.VALID).any(dim=1)
         of_chips = (objectness_of_chips + class_of_chips) * len(targets)
-        counts |= {
-            "negative_chips": is_negative.float().sum(),
-            "negative_loss": (of_chips * is_negative).sum(),
-            "positive_loss": (of_chips * ~is_negative).sum(),
-        }
-        return rpn_losses | head_losses, counts
+        return rpn_losses | head_losses, counts | count_chips(targets, of_chips)
 
     def rpn_losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:
         """Compute the losses of the RPN alone, without running the second stage. See `losses`."""
@@ -141,13 +143,7 @@ class TwoStageDetector(nn.Module):
             clipped = clip_boxes_to_image(boxes, sides.hw)
             has_area = (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
             rows, labels = torch.where((scores >= self.spec.roi_head.score_threshold) & has_area[:, None])
-            detections.append(
-                Detections(
-                    boxes=clipped[rows].double().cpu().numpy(),
-                    scores=scores[rows, labels].double().cpu().numpy(),
-                    labels=labels.cpu().numpy(),
-                )
-            )
+            detections.append(to_detections(clipped[rows], scores[rows, labels], labels))
         return detections
 
     def _propose(self, maps: Sequence[torch.Tensor], image_sides: Sequence[Sides]) -> list[Proposals]:
@@ -157,18 +153,10 @@ class TwoStageDetector(nn.Module):
     def _features(
         self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]
     ) -> tuple[Sequence[torch.Tensor], list[Sides]]:
-        """Pad images with black, right and below, to one size, and compute their features.
-
-        The size is a multiple of the same grid for all backbones, so that images which are padded to the same size have
-        the same features in a batch as alone.
+        """Compute the features of padded images.
 
         Returns:
             Feature maps, and the sides of each image before padding.
         """
-        image_sides = [Sides(width=image.shape[2], height=image.shape[1]) for image in images]
-        height = -(-max(sides.height for sides in image_sides) // _GRID) * _GRID
-        width = -(-max(sides.width for sides in image_sides) // _GRID) * _GRID
-        padded = torch.zeros((len(images), 3, height, width), dtype=torch.uint8, device=images[0].device)
-        for i, image in enumerate(images):
-            padded[i, :, : image.shape[1], : image.shape[2]] = image
+        padded, image_sides = pad_images(images)
         return self.backbone(padded), image_sides

@@ -202,6 +202,7 @@ def transfer_weights(
     *,
     rows: Mapping[str, Sequence[int | None]],
     source: Path,
+    lacking: tuple[str, ...] = (),
 ) -> Transfer:
     """Load the tensors of a similar module; submodules of which it has no tensor keep their initial values.
 
@@ -211,6 +212,7 @@ def transfer_weights(
         rows: for tensors whose first dimension may differ, the row to copy for each of the module's rows; None keeps
             the initial values of a row.
         source: the file of the tensors, for the error message.
+        lacking: starts of the names of tensors that may be missing, and keep their initial values.
 
     Raises:
         CheckpointError: if a submodule that both have lacks tensors, or shapes differ, or values are not finite; the
@@ -222,7 +224,9 @@ def transfer_weights(
     missing = [
         f"{name} is missing"
         for name in expected
-        if name not in tensors and (_submodule(name) in submodules or not loaded)
+        if name not in tensors
+        and (_submodule(name) in submodules or not loaded)
+        and not name.startswith(lacking)
     ]
     of_any_rows = {name: _with_rows_of(tensors[name], expected[name]) for name in loaded if name in rows}
     differing = [check_tensor(name, tensors[name], of_any_rows.get(name, expected[name])) for name in loaded]

@@ -257,6 +257,7 @@ def _complete(
         epochs=train.epochs if given.has("train.epochs") else epochs,
         optimizer=train.optimizer if given.has("train.optimizer") else "adamw",
         neck=_choose_neck(given),
+        model=given.spec.model,
         on_gpu=on_gpu,
     )
     derived = replace(derived, predict=replace(derived.predict, max_detections=_max_detections(dataset)))
@@ -277,6 +278,8 @@ def _choose_neck(given: Given) -> Literal["concat", "fpn"]:
     Other fields that were set may exclude it.
     """
     model = given.spec.model
+    if (given.model or model).kind == "torchvision":
+        return "fpn"
     if given.has("model.backbone.neck"):
         return model.backbone.neck
     if given.model is not None:
@@ -418,7 +421,7 @@ def _describe(
 ) -> tuple[DerivedSetting, ...]:
     """Describe the settings that decide the most, in the order of the sections."""
     data, pyramid, train, predict = experiment.data, experiment.pyramid, experiment.train, experiment.predict
-    rpn, steps = experiment.model.rpn, cost.num_steps(train.batch_size)
+    steps = cost.num_steps(train.batch_size)
     num_steps = max(round(train.epochs * steps), 1)
     low, high = cost.useful_sizes
     rows: list[tuple[str, Any, str, str]] = [
@@ -450,26 +453,7 @@ def _describe(
             f"an image has up to {_max_objects(dataset)} objects",
             "predict.max_detections",
         ),
-        (
-            "backbone",
-            experiment.model.backbone.name,
-            _BACKBONE_REASONS[device.type == "cuda"],
-            "model.backbone.name",
-        ),
-        (
-            "neck",
-            {"fpn": "feature pyramid (FPN)", "concat": "one feature map"}[experiment.model.backbone.neck],
-            "more accurate at the same cost on small objects",
-            "model.backbone.neck",
-        ),
-        (
-            "anchors",
-            ", ".join(f"{size:g}" for size in rpn.anchor_sizes) + " px",
-            "powers of 2 around the objects in the chips"
-            if experiment.model.backbone.neck == "concat"
-            else "powers of 2 from the smallest objects in the chips on",
-            "model.rpn.anchor_sizes",
-        ),
+        *_describe_model(experiment.model, device=device),
         (
             "batch",
             _count(train.batch_size, "chip"),
@@ -534,6 +518,35 @@ def _describe(
         )
         for name, value, reason, field in rows
     )
+
+
+def _describe_model(model: DetectorSpec, *, device: torch.device) -> list[tuple[str, str, str, str]]:
+    """Return the name, the value, the reason and the field of each setting of the detector."""
+    rows = []
+    if model.kind == "torchvision":
+        rows = [("detector", f"{model.name} of torchvision", "given", "model.name")]
+        if model.has_own_backbone:
+            return rows
+    rows += [
+        ("backbone", model.backbone.name, _BACKBONE_REASONS[device.type == "cuda"], "model.backbone.name"),
+        (
+            "neck",
+            {"fpn": "feature pyramid (FPN)", "concat": "one feature map"}[model.backbone.neck],
+            "more accurate at the same cost on small objects",
+            "model.backbone.neck",
+        ),
+    ]
+    field, sizes = "model.rpn.anchor_sizes", model.rpn.anchor_sizes
+    if model.kind == "torchvision":
+        if model.anchor_sizes is None:
+            return rows
+        field, sizes = "model.torchvision.anchor_sizes", model.anchor_sizes
+    reason = (
+        "powers of 2 around the objects in the chips"
+        if model.backbone.neck == "concat"
+        else "powers of 2 from the smallest objects in the chips on"
+    )
+    return [*rows, ("anchors", ", ".join(f"{size:g}" for size in sizes) + " px", reason, field)]
 
 
 def _reason(given: Given, field: str, derived: str) -> str:

@@ -30,6 +30,7 @@ _NUM_EVALUATIONS = 4  # while it trains
 _MILESTONES = (0.75, 0.92)  # shares of the epochs
 _FEWEST_MINED_EPOCHS = 5
 _MINING_SHARE = 0.1  # of the time of training
+_CPU_CHANNELS, _CPU_CONVS = 64, 2  # of the heads of torchvision's detectors
 _ANCHOR_QUANTILES = (0.05, 0.95)  # of the box sizes in the chips
 
 
@@ -42,6 +43,7 @@ def suggest_experiment(
     epochs: float | None = None,
     optimizer: Literal["sgd", "adamw"] = "adamw",
     neck: Literal["concat", "fpn"] = "fpn",
+    model: DetectorSpec | None = None,
     on_gpu: bool = False,
 ) -> ExperimentSpec:
     """Return an experiment that trains on the chips of a plan and predicts at the same levels.
@@ -54,6 +56,7 @@ def suggest_experiment(
         epochs: to train for; None chooses by the number of chips.
         optimizer: with the learning rate and weight decay that go with it.
         neck: of the backbone; with a feature pyramid each of its maps has anchors of one size.
+        model: the detector, of which the kind and the name are kept; None is that of this package.
         on_gpu: whether to train on a GPU, with a larger network and batch.
     """
     batch_size = batch_size or suggest_batch_size(cost, on_gpu=on_gpu)
@@ -66,7 +69,7 @@ def suggest_experiment(
         data=data,
         negatives=negatives,
         mine=mine,
-        model=_suggest_model(cost, neck=neck, on_gpu=on_gpu),
+        model=_suggest_model(cost, model=model, neck=neck, on_gpu=on_gpu),
         train=TrainSpec(
             epochs=epochs,
             batch_size=batch_size,
@@ -106,8 +109,15 @@ def _usual_batch_size(cost: CostPlan, *, on_gpu: bool) -> int:
     return int(2 ** round(math.log2(max(_BATCH_SIDES[on_gpu] / cost.pyramid.chip_size, 1))))
 
 
-def _suggest_model(cost: CostPlan, *, neck: Literal["concat", "fpn"], on_gpu: bool) -> DetectorSpec:
-    """Return the detector: the usual sizes of its layers on a GPU, smaller ones on a CPU."""
+def _suggest_model(
+    cost: CostPlan, *, model: DetectorSpec | None, neck: Literal["concat", "fpn"], on_gpu: bool
+) -> DetectorSpec:
+    """Return the detector: the usual sizes of its layers on a GPU, smaller ones on a CPU.
+
+    A detector of torchvision with a backbone of its own has the sizes that its weights were trained with.
+    """
+    if model is not None and model.kind == "torchvision":
+        return model if model.has_own_backbone else _suggest_on_backbone(cost, model=model, on_gpu=on_gpu)
     anchors = fit_anchors(cost)
     if neck == "fpn":
         anchors = tuple(anchors[0] * 2.0**power for power in range(5))
@@ -119,6 +129,19 @@ def _suggest_model(cost: CostPlan, *, neck: Literal["concat", "fpn"], on_gpu: bo
         rpn=replace(rpn, channels=128),
         roi_head=RoIHeadSpec(channels=64, hidden_dim=512),
     )
+
+
+def _suggest_on_backbone(cost: CostPlan, *, model: DetectorSpec, on_gpu: bool) -> DetectorSpec:
+    """Return a detector of torchvision on a feature pyramid."""
+    first = fit_anchors(cost)[0]
+    anchors = None if model.anchor_sizes is None else tuple(first * 2.0**power for power in range(5))
+    options = replace(model.torchvision, anchor_sizes=anchors)
+    if not on_gpu:
+        options = replace(options, channels=_CPU_CHANNELS)
+        if model.name != "faster_rcnn":
+            options = replace(options, num_convs=_CPU_CONVS)
+    name = GPU_BACKBONE if on_gpu else CPU_BACKBONE
+    return replace(model, backbone=replace(model.backbone, name=name, neck="fpn"), torchvision=options)
 
 
 def _rates(optimizer: Literal["sgd", "adamw"], *, batch_size: int) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def plan(
     if not isinstance(data, Dataset):
         data = load_dataset(data, image_root=images, split=split, has_images=is_measured, data=base.data)
     boxes = to_image_boxes(data)
-    useful_sizes = useful_sizes or USEFUL_SIZES["fpn" if experiment is None else base.model.backbone.neck]
+    useful_sizes = (
+        useful_sizes or USEFUL_SIZES["fpn" if experiment is None or base.model.has_pyramid else "concat"]
+    )
     suggestion = suggest_pyramid(
         boxes,
         base=base.pyramid,

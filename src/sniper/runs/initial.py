@@ -1,7 +1,7 @@
-"""The detector that a run starts from: the weights of another run, matched with the new classes by name."""
+"""The detector that a run starts from: of another run, or of a library, matched with the new classes by name."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,27 @@ from sniper.data.datasets import Category
 from sniper.data.datasets.categories import match_names
 from sniper.errors import CheckpointError, ConfigError, RunError, WeightsError, count_and_list
 from sniper.models.build import build_detector
+from sniper.models.protocol import DetectorModel
 from sniper.models.spec import DetectorSpec
-from sniper.models.two_stage import CLASS_TENSORS, TwoStageDetector
 from sniper.models.weights import Transfer, transfer_weights
 from sniper.runs.checkpoints import load_weights
 from sniper.runs.run import Run
 
 _FIELD = "model.weights_from"
 _MAX_LISTED = 5
+_SECOND_STAGES = ("roi_head.", "net.roi_heads.")  # starts of names of tensors
+
+
+def has_initial_weights(spec: DetectorSpec) -> bool:
+    """Check whether a detector starts from the weights of another one."""
+    return spec.weights_from is not None or spec.weights is not None
+
+
+def load_initial_weights(spec: DetectorSpec) -> "InitialWeights | None":
+    """Load the weights of the detector that another one starts from; None if there is none. See `InitialWeights`."""
+    if spec.weights_from is not None:
+        return InitialWeights.load(spec.weights_from)
+    return None if spec.weights is None else InitialWeights.of_library(spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +46,7 @@ class WeightsReport:
         kept: names of the classes whose scores are loaded.
         added: names of the classes whose scores are made anew.
         dropped: names of the classes whose scores are not used.
+        has_scores: whether there are scores of classes to load.
         changes: fields that do not decide the shapes, and whose values differ.
     """
 
@@ -41,23 +55,23 @@ class WeightsReport:
     kept: tuple[str, ...]
     added: tuple[str, ...]
     dropped: tuple[str, ...]
+    has_scores: bool = True
     changes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return one paragraph."""
         transfer = self.transfer
-        has_scores = not any(name in transfer.renewed for name in CLASS_TENSORS)
         loaded = _count(transfer.loaded, "tensor")
-        if self.kept and has_scores:
+        if self.kept and self.has_scores:
             same = "" if self.added or self.dropped else ", all of them"
             loaded += (
                 f", with the scores of {_count_names(self.kept, 'class', 'classes')} matched by name{same}"
             )
         renewed = [_count_names(transfer.renewed, "tensor")] if transfer.renewed else []
-        if self.added and has_scores:
+        if self.added and self.has_scores:
             renewed.append(f"the scores of {_count_names(self.added, 'class', 'classes')}")
         unused = [_count_names(transfer.unused, "tensor")] if transfer.unused else []
-        if self.dropped and has_scores:
+        if self.dropped and self.has_scores:
             unused.append(f"the scores of {_count_names(self.dropped, 'class', 'classes')}")
         parts = [
             f"starting from {self.source}: loaded {loaded}",
@@ -91,12 +105,14 @@ class InitialWeights:
         tensors: by name.
         categories: classes of the detector by label.
         experiment: that they were trained with; None for a file, which has none.
+        lacking: starts of the names of tensors that are left out.
     """
 
     source: Path
     tensors: Mapping[str, torch.Tensor]
     categories: tuple[Category, ...]
     experiment: ExperimentSpec | None
+    lacking: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> "InitialWeights":
@@ -117,11 +133,17 @@ class InitialWeights:
             except RunError as error:
                 raise RunError(f"{_FIELD}: {error}") from error
             experiment = load_experiment(run.config_path)
+            lacking: tuple[str, ...] = ()
             if experiment.train.rpn_only:
-                tensors = {
-                    name: tensor for name, tensor in tensors.items() if not name.startswith("roi_head.")
-                }
-            return cls(source=source, tensors=tensors, categories=categories, experiment=experiment)
+                lacking = _SECOND_STAGES
+                tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(lacking)}
+            return cls(
+                source=source,
+                tensors=tensors,
+                categories=categories,
+                experiment=experiment,
+                lacking=lacking,
+            )
         if not path.exists():
             raise ConfigError(f"{_FIELD}: {path}: no such folder or file; expected that of a run")
         try:
@@ -129,15 +151,38 @@ class InitialWeights:
         except CheckpointError as error:
             raise WeightsError(
                 f"{_FIELD}: {error}; expected the folder of a run, or a safetensors file of weights in its checkpoints."
-                " Detectors of torchvision and other libraries cannot be loaded, and weights of a backbone belong to "
+                " Weights of torchvision's detectors belong to model.weights, and weights of a backbone to "
                 "model.backbone.weights"
             ) from error
         return cls(source=path, tensors=tensors, categories=identity.categories, experiment=None)
 
+    @classmethod
+    def of_library(cls, spec: DetectorSpec) -> "InitialWeights":
+        """Load the weights that `model.weights` names.
+
+        Raises:
+            ConfigError: if there are no such weights.
+            WeightsError: if they cannot be loaded, or belong to another detector.
+        """
+        from sniper.models.torchvision_detectors.weights import load_library_weights
+
+        weights = load_library_weights(spec)
+        categories = tuple(
+            Category(category_id=category_id, name=name)
+            for category_id, name in zip(weights.category_ids, weights.class_names, strict=True)
+        )
+        return cls(
+            source=weights.source,
+            tensors=weights.tensors,
+            categories=categories,
+            experiment=None,
+            lacking=weights.lacking,
+        )
+
     @property
     def model(self) -> DetectorSpec | None:
-        """The configuration of the detector; None for a file."""
-        return None if self.experiment is None else self.experiment.model
+        """The configuration of the detector, without the weights that it started from; None for a file."""
+        return None if self.experiment is None else replace(self.experiment.model, weights=None)
 
     def check_fits(self, spec: DetectorSpec, *, names: Collection[str] | None = None) -> None:
         """Check that a detector has the architecture of this one, as far as that is known.
@@ -161,7 +206,7 @@ class InitialWeights:
                 f"{_FIELD}: {self.source}: is another detector than this experiment's: {'; '.join(differing)}"
             )
 
-    def load_into(self, model: TwoStageDetector, categories: Sequence[Category]) -> WeightsReport:
+    def load_into(self, model: DetectorModel, categories: Sequence[Category]) -> WeightsReport:
         """Load the weights into a detector; classes are matched by name, and the background is kept.
 
         Args:
@@ -173,11 +218,12 @@ class InitialWeights:
             CheckpointError: if tensors do not fit; the detector is then not changed.
         """
         self.check_fits(model.spec)
-        known = self.categories if CLASS_TENSORS[0] in self.tensors else ()
+        layouts = model.class_layouts
+        known = self.categories if layouts.keys() & self.tensors.keys() else ()
         label_of = match_names([each.name for each in categories], [each.name for each in known])
         labels = [label_of.get(label) for label in range(len(categories))]
-        rows = dict.fromkeys(CLASS_TENSORS, (*labels, len(known)))
-        transfer = transfer_weights(model, self.tensors, rows=rows, source=self.source)
+        rows = {name: layout.rows(labels, num_classes=len(known)) for name, layout in layouts.items()}
+        transfer = transfer_weights(model, self.tensors, rows=rows, source=self.source, lacking=self.lacking)
         kept = set(label_of.values())
         return WeightsReport(
             source=self.source,
@@ -185,6 +231,7 @@ class InitialWeights:
             kept=tuple(category.name for label, category in enumerate(categories) if label in label_of),
             added=tuple(category.name for label, category in enumerate(categories) if label not in label_of),
             dropped=tuple(category.name for label, category in enumerate(known) if label not in kept),
+            has_scores=bool(known),
             changes=self._changes(model.spec),
         )
 
@@ -221,6 +268,25 @@ class InitialWeights:
 
 def _architecture(spec: DetectorSpec, *, is_rpn_only: bool) -> dict[str, Any]:
     """Return the fields that decide the shapes of the trained tensors, and what their numbers stand for."""
+    fields: dict[str, Any] = {"model.kind": spec.kind}
+    if spec.kind == "two_stage":
+        return fields | _two_stage_architecture(spec, is_rpn_only=is_rpn_only)
+    fields["model.name"] = spec.name
+    if spec.has_own_backbone:
+        return fields
+    options = spec.torchvision
+    values = {
+        "model.backbone.name": spec.backbone.name,
+        "model.backbone.deformable": spec.backbone.deformable,
+        "model.torchvision.channels": options.channels,
+        "model.torchvision.num_convs": options.num_convs,
+    }
+    if spec.anchor_sizes is not None:
+        values["model.torchvision.anchor_sizes"] = spec.anchor_sizes
+    return fields | values
+
+
+def _two_stage_architecture(spec: DetectorSpec, *, is_rpn_only: bool) -> dict[str, Any]:
     fields = {
         "model.backbone": ("name", "neck", "num_feature_maps", "deformable"),
         "model.rpn": ("channels", "anchor_sizes", "aspect_ratios"),

@@ -20,7 +20,7 @@ from sniper.data.batches import Batch
 from sniper.data.datasets import Category, DatasetIdentity
 from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
 from sniper.models.build import autocast, build_detector
-from sniper.models.two_stage import TwoStageDetector
+from sniper.models.protocol import DetectorModel, ProposingModel
 from sniper.models.weights import fill_module
 from sniper.runs.checkpoints import (
     EMA,
@@ -94,16 +94,16 @@ class Learner:
         check_divisible(spec, device=device, processes=processes)
         self.spec, self.device, self.processes = spec, device, processes
         model = build_detector(spec.model, seed=spec.seed, num_classes=num_classes, has_weights=has_weights)
-        self.model: TwoStageDetector = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        if spec.train.rpn_only:
-            self.model.roi_head.requires_grad_(False)
+        self.model: DetectorModel = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        if spec.train.rpn_only and self.model.second_stage is not None:
+            self.model.get_submodule(self.model.second_stage).requires_grad_(False)
         self._ema = None
         if spec.train.ema_decay is not None:
             self._ema = ModelEmaV3(self.model, decay=spec.train.ema_decay, use_warmup=True)
         self._optimizer = build_optimizer(spec.train, self.model)
         self._scaler = torch.amp.GradScaler(device.type, enabled=spec.train.precision == "fp16")
         if spec.train.compile:
-            self.model.backbone.trunk.compile()
+            self.model.trunk.compile()
         self._statistics = list(self.model.buffers())  # of batch norm, which the forward pass changes
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._losses: nn.Module = _Losses(self.model, rpn_only=spec.train.rpn_only)
@@ -111,7 +111,7 @@ class Learner:
             self._losses = _distributed(self._losses)
 
     @property
-    def inference_model(self) -> TwoStageDetector:
+    def inference_model(self) -> DetectorModel:
         """The detector to predict with: the moving average of the weights if one is kept, else `model`."""
         return self.model if self._ema is None else self._ema.module
 
@@ -180,7 +180,7 @@ class Learner:
             weight: factor of the losses in the gradient.
 
         Returns:
-            The losses by name, without the weight, and the counts of `TwoStageDetector.losses_and_counts`; both of this
+            The losses by name, without the weight, and the counts of `DetectorModel.losses_and_counts`; both of this
             process.
         """
         num_parts = self.spec.train.accumulation_steps
@@ -199,7 +199,7 @@ class Learner:
         return losses, counts
 
     @contextmanager
-    def evaluating(self) -> Iterator[TwoStageDetector]:
+    def evaluating(self) -> Iterator[DetectorModel]:
         """Provide the inference model in evaluation mode, as a checkpoint would store it; all processes must call this.
 
         Training continues afterwards as if nothing had happened.
@@ -209,7 +209,7 @@ class Learner:
             {name: tensor.clone() for name, tensor in model.state_dict().items()},
             model.training,
         )
-        trunk = model.backbone.trunk
+        trunk = model.trunk
         # A compiled trunk would be compiled again for every image shape.
         compiled, trunk._compiled_call_impl = trunk._compiled_call_impl, None
         model.load_state_dict(self._shared_state(model))
@@ -404,8 +404,8 @@ class Learner:
     @torch.no_grad()
     def _losses_of(self, chip: Batch) -> list[float]:
         with autocast(self.spec.train.precision, self.device):
-            compute = self.model.rpn_losses if self.spec.train.rpn_only else self.model.losses
-            return torch.stack(list(compute(chip.to(self.device)).values())).tolist()
+            losses, _ = _compute_losses(self.model, chip.to(self.device), rpn_only=self.spec.train.rpn_only)
+            return torch.stack(list(losses.values())).tolist()
 
     def _describe_out_of_memory(self, batch: Batch) -> str:
         num_chips = len(batch) // self.spec.train.accumulation_steps
@@ -420,15 +420,24 @@ class Learner:
 class _Losses(nn.Module):
     """A module whose forward pass returns losses and counts, as DistributedDataParallel requires."""
 
-    def __init__(self, detector: TwoStageDetector, *, rpn_only: bool) -> None:
+    def __init__(self, detector: DetectorModel, *, rpn_only: bool) -> None:
         super().__init__()
         self.detector = detector
         self._rpn_only = rpn_only
 
     def forward(self, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        if self._rpn_only:
-            return self.detector.rpn_losses(batch), {}
-        return self.detector.losses_and_counts(batch)
+        return _compute_losses(self.detector, batch, rpn_only=self._rpn_only)
+
+
+def _compute_losses(
+    model: DetectorModel, batch: Batch, *, rpn_only: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Compute the losses and counts of a batch; those of the RPN alone have no counts."""
+    if not rpn_only:
+        return model.losses_and_counts(batch)
+    if not isinstance(model, ProposingModel):
+        raise ValueError("a detector without a region proposal network cannot be trained with rpn_only")
+    return model.rpn_losses(batch), {}
 
 
 def _distributed(module: nn.Module) -> DistributedDataParallel:

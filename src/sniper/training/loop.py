@@ -16,10 +16,10 @@ from sniper.data.datasets import DatasetIdentity
 from sniper.data.epoch import EpochOrder
 from sniper.data.loader import load_batches
 from sniper.errors import CheckpointError, ImageError, OutOfMemory, RunError, SniperError, explain_os_error
-from sniper.models.two_stage import TwoStageDetector
+from sniper.models.protocol import DetectorModel
 from sniper.models.weights import fill_module
 from sniper.runs.checkpoints import Progress
-from sniper.runs.initial import InitialWeights
+from sniper.runs.initial import has_initial_weights, load_initial_weights
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks, EpochReport, ScoresReport, StepReport
@@ -58,7 +58,7 @@ class Evaluator(Protocol):
     def megapixels(self, *, on_all: bool) -> float:
         """Return the pixels that are searched, in millions."""
 
-    def __call__(self, model: TwoStageDetector, *, step: int, on_all: bool) -> Mapping[str, float]:
+    def __call__(self, model: DetectorModel, *, step: int, on_all: bool) -> Mapping[str, float]:
         """Return the scores by name of a detector with the weights of a step."""
 
 
@@ -75,7 +75,7 @@ def train(
     processes: Processes = SINGLE_PROCESS,
     pace: Pace | None = None,
     limit: TimeLimit | None = None,
-) -> TwoStageDetector:
+) -> DetectorModel:
     """Train from the newest checkpoint of a run, if it has one, to the last epoch.
 
     All random draws depend on the seed and the position in the run only, so a run that is stopped and resumed ends with
@@ -117,19 +117,20 @@ def train(
         WeightsError: if the pretrained weights of the backbone, or the file that `model.weights_from` names, cannot be
             loaded.
     """
-    is_new, weights_from = not run.checkpoints, spec.model.weights_from
+    is_new = not run.checkpoints
     learner = Learner(
         spec,
         num_classes=len(identity.categories),
         device=device,
         processes=processes,
-        has_weights=is_new and weights_from is None,
+        has_weights=is_new and not has_initial_weights(spec.model),
     )
     progress = learner.load(run, identity, on_warning=callbacks.on_warning)
     if processes.is_first:
         run.truncate_metrics(step=progress.step)
-    if is_new and weights_from is not None:
-        report = learner.start_from(InitialWeights.load(weights_from), identity.categories)
+    initial = load_initial_weights(spec.model) if is_new else None
+    if initial is not None:
+        report = learner.start_from(initial, identity.categories)
         if processes.is_first:
             run.log(report.to_entry())
     loop = _Loop(
@@ -412,7 +413,7 @@ class _Loop:
         best = self._run.best
         return None if best is None or self._run.final_scores(best.step) is not None else best.step
 
-    def _score(self, model: TwoStageDetector, *, step: int, on_all: bool) -> dict[str, float]:
+    def _score(self, model: DetectorModel, *, step: int, on_all: bool) -> dict[str, float]:
         """Score a detector, and measure the time."""
         assert self._evaluate is not None
         num_images = self._evaluate.num_images if on_all else self._evaluate.num_scored
