@@ -11,7 +11,7 @@ from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
 from sniper.data.datasets import Category
-from sniper.errors import count_and_list, printable
+from sniper.errors import count_and_list, counted, printable
 
 _MAX_LENGTH = 60  # characters of a name
 
@@ -26,10 +26,9 @@ def picture_names(categories: Sequence[Category]) -> list[str]:
     missing = [label for label, name in enumerate(names) if _find_font(frozenset(name)) is None]
     if missing:
         examples = count_and_list([repr(categories[label].name) for label in missing], separator=", ")
-        noun = "class name" if len(missing) == 1 else "class names"
         warnings.warn(
-            f"no font on this machine has the characters of {len(missing)} {noun} ({examples}), whose ids are drawn "
-            "instead; install a font of that script, such as one of the Noto fonts",
+            f"no font on this machine has the characters of {counted(len(missing), 'class name')} ({examples}), whose "
+            "ids are drawn instead; install a font of that script, such as one of the Noto fonts",
             stacklevel=3,
         )
     for label in missing:

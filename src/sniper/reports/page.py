@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sniper.chips import LevelSpec
-from sniper.errors import printable
+from sniper.errors import counted, printable
 from sniper.files import atomic_write
 
 _QUALITY = 80  # of JPEG
@@ -37,7 +37,12 @@ def render(template: str, *, package: str = "sniper.reports", **values: Any) -> 
             printable(value) if type(value) is str else value
         ),  # names of files and classes
     )
-    environment.filters |= {"resize": resize_rule, "sizes": sizes_text, "thousands": "{:,}".format}
+    environment.filters |= {
+        "resize": resize_rule,
+        "sizes": sizes_text,
+        "thousands": "{:,}".format,
+        "counted": counted,
+    }
     return environment.get_template(template).render(**values)
 
 
