@@ -36,7 +36,7 @@ class BatchLike(Protocol):
 
 
 class TwoStageDetector(nn.Module):
-    """SNIPER's detector, a Faster R-CNN (SNIPER §3.3, §4).
+    """SNIPER's detector, a Faster R-CNN (SNIPER §3.4, §4).
 
     Args:
         spec: the configuration.
