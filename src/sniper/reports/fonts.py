@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib
-from matplotlib.font_manager import fontManager
-from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
 from sniper.data.datasets import Category
@@ -65,6 +62,9 @@ def _find_font(characters: frozenset[str]) -> Path | None:
 @cache
 def _fonts() -> tuple[Path, ...]:
     """Return upright fonts of normal weight, those without serifs first, after the one that comes with matplotlib."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
     own = matplotlib.get_data_path()  # with a font that draws the name of a script in place of each character
     entries = [
         entry
@@ -78,12 +78,16 @@ def _fonts() -> tuple[Path, ...]:
 
 
 def _default_font() -> Path:
+    import matplotlib
+
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 @cache
 def _codes_of(path: Path) -> frozenset[int]:
     """Return the characters of a font; none if it cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
     try:
         return frozenset(FT2Font(str(path)).get_charmap())
     except (OSError, RuntimeError):

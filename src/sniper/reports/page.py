@@ -2,6 +2,7 @@
 
 import base64
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def render(template: str, *, package: str = "sniper.reports", **values: Any) -> 
         package: that has it.
         **values: that the template uses; a missing one is an error.
     """
+    return _environment(package).get_template(template).render(**values)
+
+
+@cache
+def _environment(package: str) -> jinja2.Environment:
+    """Return the templates of a package; each is compiled once, which takes longer than to render it."""
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in (package, "sniper.reports")]),
         autoescape=True,
@@ -43,7 +50,7 @@ def render(template: str, *, package: str = "sniper.reports", **values: Any) -> 
         "thousands": "{:,}".format,
         "counted": counted,
     }
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def write_page(html: str, path: Path) -> None:
