@@ -1,11 +1,11 @@
-"""Errors of the operating system name the file and what to do about them."""
+"""Errors of the operating system name the file and what to do about them; counts agree with their nouns."""
 
 import errno
 import os
 
 import pytest
 
-from sniper.errors import describe_os_error, explain_os_error, explain_shared_memory
+from sniper.errors import counted, describe_os_error, explain_os_error, explain_shared_memory
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,18 @@ def test_a_lack_of_shared_memory_is_explained(text: str) -> None:
 
 def test_another_error_of_torch_is_not_explained() -> None:
     assert explain_shared_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 epochs"),
+        (1, "1 epoch"),
+        (1.0, "1 epoch"),
+        (0.5, "0.5 epochs"),
+        (4.763055671, "4.76306 epochs"),
+        (1_234_567, "1,234,567 epochs"),
+    ],
+)
+def test_a_count_is_in_the_singular_for_one_alone(number: float, text: str) -> None:
+    assert counted(number, "epoch") == text

@@ -1,6 +1,7 @@
 """The pipeline: what `sniper.train` runs; each stage continues where it was stopped, and none is repeated in vain."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -43,13 +44,37 @@ from tests.training.experiments import (
 )
 
 
-@pytest.fixture
-def spec(dataset: Dataset) -> ExperimentSpec:
+def mining_experiment(dataset: Dataset) -> ExperimentSpec:
     return dataclasses.replace(
         tiny_experiment(dataset.path),
         negatives=NegativeSpec(source="rpn", min_proposals=(1,)),
         mine=MineSpec(rpn_epochs=1.0),
     )
+
+
+@pytest.fixture
+def spec(dataset: Dataset) -> ExperimentSpec:
+    return mining_experiment(dataset)
+
+
+Unbroken = Callable[[Callable[[Dataset], ExperimentSpec]], Run]
+"""Returns the run of an experiment on an equal data set, which was never stopped."""
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    """Each experiment is trained once."""
+
+    @functools.cache
+    def train_once(build: Callable[[Dataset], ExperimentSpec]) -> Run:
+        folder = tmp_path_factory.mktemp("unbroken")
+        dataset = load_dataset(write_dataset(folder / "world"))
+        spec = build(dataset)
+        run = create(folder / "run", spec)
+        run_all(run, spec, dataset)
+        return run
+
+    return train_once
 
 
 @pytest.fixture
@@ -124,19 +149,18 @@ def test_an_experiment_killed_in_any_stage_ends_with_the_same_weights(
     dataset: Dataset,
     spec: ExperimentSpec,
     tmp_path: Path,
+    unbroken: Unbroken,
     stage: str,
     count: int,
     repeats_rpn: bool,
     num_mined: int,
 ) -> None:
-    unbroken = create(tmp_path / "unbroken", spec)
-    run_all(unbroken, spec, dataset)
     broken = create(tmp_path / "broken", spec)
     with pytest.raises(Killed):
         run_all(broken, spec, dataset, callbacks=Stages(lambda *at: at == (stage, count)).callbacks)
     stages = Stages()
     run_all(broken, spec, dataset, callbacks=stages.callbacks)
-    assert have_equal_weights(unbroken, broken)
+    assert have_equal_weights(unbroken(mining_experiment), broken)
     assert ("rpn" in stages.seen) == repeats_rpn
     assert stages.seen.count("mine") == num_mined
 
@@ -248,18 +272,27 @@ def test_negatives_are_mined_again_with_the_newest_weights(
     assert have_equal_weights(unbroken, broken)
 
 
-@pytest.fixture
-def self_mining(spec: ExperimentSpec) -> ExperimentSpec:
-    """An experiment of three epochs that mines false alarms after the first, and again after the second."""
+def mining_twice(dataset: Dataset) -> ExperimentSpec:
+    """Return an experiment of three epochs that mines false alarms after the first, and again after the second."""
     return with_train(
         dataclasses.replace(
-            spec,
+            tiny_experiment(dataset.path),
             negatives=NegativeSpec(source="self", min_score=0.0),
             mine=MineSpec(start=0.3, every_epochs=1),
         ),
         epochs=3.0,
         milestones=(),
     )
+
+
+def mining_once(dataset: Dataset) -> ExperimentSpec:
+    """Return the same experiment without the second time."""
+    return dataclasses.replace(mining_twice(dataset), mine=MineSpec(start=0.3, share=0.7))
+
+
+@pytest.fixture
+def self_mining(dataset: Dataset) -> ExperimentSpec:
+    return mining_twice(dataset)
 
 
 def test_a_detector_mines_its_own_false_alarms(
@@ -317,41 +350,38 @@ def test_the_dose_follows_the_losses_of_the_epoch_before(
     assert [entry["stage"] for entry in entries].count("mine") == 1
 
 
-@pytest.mark.parametrize("every", [1, None])
+@pytest.mark.parametrize("build", [mining_twice, mining_once])
 @pytest.mark.parametrize(
     ("stage", "count"), [("mine", 2), ("mine", 4), ("train", 1), ("train", 7), ("train", 9)]
 )
 def test_a_run_that_mines_itself_and_is_killed_ends_with_the_same_weights(
     dataset: Dataset,
-    self_mining: ExperimentSpec,
     tmp_path: Path,
+    unbroken: Unbroken,
     stage: str,
     count: int,
-    every: int | None,
+    build: Callable[[Dataset], ExperimentSpec],
 ) -> None:
-    spec = dataclasses.replace(self_mining, mine=MineSpec(start=0.3, every_epochs=every, share=0.7))
-    unbroken = create(tmp_path / "unbroken", spec)
-    run_all(unbroken, spec, dataset)
+    spec, expected = build(dataset), unbroken(build)
     broken = create(tmp_path / "broken", spec)
     with pytest.raises(Killed):
         run_all(broken, spec, dataset, callbacks=Stages(lambda *at: at == (stage, count)).callbacks)
     run_all(broken, spec, dataset)
-    assert have_equal_weights(unbroken, broken)
-    kinds = [[entry["stage"] for entry in run.entries()] for run in (unbroken, broken)]
+    assert have_equal_weights(expected, broken)
+    kinds = [[entry["stage"] for entry in run.entries()] for run in (expected, broken)]
     assert kinds[0] == kinds[1]
 
 
 def test_a_run_that_mines_itself_and_is_made_longer_ends_with_the_same_weights(
-    dataset: Dataset, self_mining: ExperimentSpec, tmp_path: Path
+    dataset: Dataset, tmp_path: Path, unbroken: Unbroken
 ) -> None:
-    spec = dataclasses.replace(self_mining, mine=MineSpec(start=0.3))
-    unbroken, longer = (create(tmp_path / name, spec) for name in ("unbroken", "longer"))
-    run_all(unbroken, spec, dataset)
+    spec = mining_once(dataset)
+    longer = create(tmp_path / "longer", spec)
     run_all(longer, with_train(spec, epochs=2.6), dataset)
     assert longer.progress.step_in_epoch > 0
     longer.save_config(dump_experiment(spec))
     run_all(longer, spec, dataset)
-    assert have_equal_weights(unbroken, longer)
+    assert have_equal_weights(unbroken(mining_once), longer)
 
 
 def test_without_a_dose_positive_chips_are_placed_on_false_alarms(

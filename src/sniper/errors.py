@@ -157,6 +157,22 @@ def count_and_list(problems: Sequence[str], *, limit: int = 3, separator: str = 
     return separator.join(shown)
 
 
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, in the singular or the plural.
+
+    Args:
+        number: of the things that are counted; a fraction is shown with up to six digits.
+        noun: for one of them.
+        plural: for several; None adds an s.
+
+    Example:
+        >>> counted(1, "box", "boxes"), counted(1_200, "box", "boxes"), counted(2.5, "epoch")
+        ('1 box', '1,200 boxes', '2.5 epochs')
+    """
+    text = f"{int(number):,}" if number == int(number) else f"{number:,g}"
+    return f"{text} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def printable(text: str) -> str:
     r"""Return text that a terminal, a page or a picture can show: other characters become escape sequences of Python.
 

@@ -1,4 +1,4 @@
-"""The stages of an experiment: train the RPN, mine with it, train the detector and score it (SNIPER §3.2).
+"""The stages of an experiment: train the RPN, mine with it, train the detector and score it (SNIPER §3.3).
 
 Each stage continues where it was stopped, and is not repeated while its inputs are the same.
 """

@@ -55,6 +55,18 @@ def test_a_plan_is_printed_as_tables(
     assert (plan / "suggested.yaml").is_file()
 
 
+def test_a_plan_without_options_is_trained_from_the_data_set(
+    folder: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert "\ntrain:  sniper train train.json\n" in sniper.text("plan", "train.json").out
+    page = (Path("plans") / f"{folder.name}_train" / "plan.html").read_text()
+    assert "<pre>sniper train train.json</pre>" in page
+    assert "sniper predict runs/train IMAGES" in page
+    changed = sniper.text("plan", "train.json", "--levels", "2", "-o", "two").out
+    assert "\ntrain:  sniper train two/suggested.yaml --run runs/two\n" in changed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -284,6 +284,7 @@ def test_two_processes_learn_what_one_learns(folder: Path, source: Sequence[str]
     options = (
         *("--train.epochs", "7", "--train.checkpoint_minutes", "99", "--train.evaluate_every", "7"),
         *("--model.backbone.batch_norm", "frozen", "--train.accumulation_steps", "2"),
+        *("--train.trackers", "[tensorboard]"),
         *source,
     )
     alone = start(*training(folder, "alone", *options))
@@ -298,6 +299,19 @@ def test_two_processes_learn_what_one_learns(folder: Path, source: Sequence[str]
     for ours, theirs in zip(*metrics, strict=True):
         for key in ours.keys() & {"loss", "chips", "learning_rate", "ap"}:
             assert theirs[key] == pytest.approx(ours[key], rel=1e-3, abs=1e-3), (key, ours, theirs)
+    check_recorded_once(Run(folder / "together"))
+
+
+def check_recorded_once(run: Run) -> None:
+    """Check that the page, and one file of events, have all steps of a training in several processes."""
+    from tests.training.trackers.test_tensorboard import points_of
+
+    assert len([*(run.folder / "tensorboard").iterdir()]) == 1
+    steps = [entry["step"] for entry in run.entries() if entry["stage"] == "train"]
+    assert [step for step, _ in points_of(run.folder, "train/loss")] == steps
+    page = run.report_path.read_text()
+    assert f"Trained for 7.00 of 7.00 epochs: {len(steps)} steps" in page
+    assert 'id="errors"' in page
 
 
 @pytest.mark.processes

@@ -57,10 +57,14 @@ def step(number: int, *, left: int, stage: str = "train") -> StepReport:
     ("fields", "lines"),
     [
         ({}, ["training: 12,000 steps, 12 epochs of 1,000"]),
+        (
+            {"steps": 1, "epochs": 1.0, "num_mined": 1, "rpn_steps": 1},
+            ["RPN stage: 1 step", "mining: 1 image", "training: about 1 step, 1 epoch of about 1"],
+        ),
         ({"steps_done": 300}, ["training: 12,000 steps, 12 epochs of 1,000, from step 300"]),
         (
             {"steps_done": 12_000, "num_evaluations": 1},
-            ["training: complete, 12,000 steps were made before; 12 epochs are set"],
+            ["training: complete after 12,000 steps; its length is 12 epochs"],
         ),
         (
             {"download": "timm/some, 14 MB", "rpn_steps": 400, "num_mined": 5000},

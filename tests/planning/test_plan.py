@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sniper.planning.plan import choose_chips
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.datasets.layouts import write_files
 from tests.data.tiny import write_dataset
+from tests.planning.test_auto import derived
 
 YOLO = {
     "data.yaml": "{train: images/train, val: images/val, names: [cat]}",
@@ -85,6 +87,32 @@ def test_the_suggestion_follows_links_where_the_plan_does(tmp_path: Path) -> Non
     spec = sniper.DataSpec(follow_links=True)
     page = sniper.plan(sniper.load_dataset(write_dataset(tmp_path), data=spec))
     assert page.experiment.data.follow_links
+
+
+@pytest.mark.parametrize(
+    ("options", "is_derived"),
+    [
+        ({}, True),
+        ({"seed": 1, "crowded_above": 3}, True),
+        ({"share": 0.9}, False),
+        ({"num_levels": 2}, False),
+        ({"useful_sizes": (20.0, 90.0)}, False),
+        ({"batch_size": 3}, False),
+        ({"split": "all"}, False),
+        ({"experiment": sniper.ExperimentSpec(pyramid=SMALL_PYRAMID)}, False),
+    ],
+)
+def test_a_plan_is_of_what_training_derives_unless_options_decide(
+    tmp_path: Path, options: dict[str, Any], is_derived: bool
+) -> None:
+    path = write_dataset(tmp_path)
+    page = sniper.plan(path, **options)
+    assert page.source == (path if is_derived else None)
+    if is_derived:
+        experiment = derived(sniper.load_dataset(path), num_scored=0)
+        assert experiment.pyramid == page.experiment.pyramid
+        assert experiment.train == page.experiment.train
+        assert experiment.model == page.experiment.model
 
 
 def test_planning_imports_no_torch(tmp_path: Path) -> None:

@@ -44,6 +44,27 @@ def test_levels_are_listed_as_a_plan_has_them(read_only_run: Run, run: Run) -> N
     json.dumps(comparison.as_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "others", "line"),
+    [
+        (4.108135516826923, 4.763055671683389, "train.epochs: 4.10814, 4.76306"),
+        (4.0, 4.0000000001, "train.epochs: 4.0, 4.0000000001"),
+    ],
+)
+def test_numbers_have_six_digits_unless_they_differ_in_others(
+    run: Run, tmp_path: Path, epochs: float, others: float, line: str
+) -> None:
+    compared = []
+    for name, value in (("first", epochs), ("second", others)):
+        copy = Run(tmp_path / "copies" / name)
+        shutil.copytree(run.folder, copy.folder)
+        spec = load_experiment(copy.config_path)
+        train = replace(spec.train, epochs=value, milestones=())
+        copy.save_config(dump_experiment(replace(spec, train=train)))
+        compared.append(copy)
+    assert line in Comparison.of(compared).describe()
+
+
 def test_scores_are_those_of_coco_and_have_bounds(comparison: Comparison, world: Dataset) -> None:
     assert comparison.notes == []
     first, second = (row["ap"] for row in comparison.scores)

@@ -1,4 +1,4 @@
-"""Cover the boxes of images by as few chips as a greedy search finds, on a grid of windows (SNIPER §3.1).
+"""Cover the boxes of images by as few chips as a greedy search finds, on a grid of windows (SNIPER §3.1, §3.2).
 
 In each axis, the windows that contain a box are an interval of grid positions. The number of boxes per window is
 therefore a sum of rectangles: a two-dimensional difference array, integrated once. The windows are then kept sorted by

@@ -1,4 +1,4 @@
-"""Negative chips: windows with false alarms of the detector, or with many proposals of an RPN (SNIPER §3.2)."""
+"""Negative chips: windows with false alarms of the detector, or with many proposals of an RPN (SNIPER §3.3)."""
 
 from dataclasses import replace
 from typing import Annotated, Literal

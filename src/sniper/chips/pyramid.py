@@ -30,7 +30,7 @@ MAX_FACTOR = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class ValidRange:
-    """The box sizes that a level learns from: half-open, `[at_least, below)`, in image pixels (SNIPER §3.1).
+    """The box sizes that a level learns from: half-open, `[at_least, below)`, in image pixels (SNIPER §3.2).
 
     Attributes:
         at_least: the smallest valid size, image pixels.

@@ -1,4 +1,4 @@
-"""Ground truth in the frame of a chip: its boxes and how training treats each of them (SNIPER §3.1, §3.3)."""
+"""Ground truth in the frame of a chip: its boxes and how training treats each of them (SNIPER §3.2, §3.4)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -18,7 +18,7 @@ from sniper.cli.options import (
     split_option,
 )
 from sniper.cli.output import announce_compilation, console, flush, print_line, print_result, print_warnings
-from sniper.errors import ConfigError, DetectionsError, describe_os_error
+from sniper.errors import ConfigError, DetectionsError, counted, describe_os_error
 
 if TYPE_CHECKING:
     from sniper.browse.content import MatchedDetections
@@ -110,8 +110,7 @@ def browse(
             answer = {"url": server.url, "port": server.server_port, "num_images": len(content.dataset)}
             print_result(answer, is_json=True)
         else:
-            count = len(content.dataset)
-            print_line(f"{count:,} image{'' if count == 1 else 's'} of {content.name}: {server.url}")
+            print_line(f"{counted(len(content.dataset), 'image')} of {content.name}: {server.url}")
             print_line("Only this machine can open the page. Ctrl-C ends it.")
         flush()
         if open and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

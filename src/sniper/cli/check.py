@@ -7,7 +7,7 @@ from typing import Annotated
 from sniper.cli.inputs import load_annotations, load_config
 from sniper.cli.options import Annotations, ClassProperty, Config, FollowLinks, Images, Json, split_option
 from sniper.cli.output import console, print_result
-from sniper.errors import ImageError
+from sniper.errors import ImageError, counted
 
 
 def check(
@@ -52,9 +52,8 @@ def check(
     problems = [problem for problem in shown if problem is not None]
     problems += dataset.left_out
     if problems:
-        plural = "s" if len(problems) > 1 else ""
         listed = "\n  ".join(problems)
-        raise ImageError(f"{annotations}: {len(problems)} bad image{plural}\n  {listed}")
+        raise ImageError(f"{annotations}: {counted(len(problems), 'bad image')}\n  {listed}")
     print_result(
         {
             "num_images": len(dataset),

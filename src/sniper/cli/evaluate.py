@@ -50,7 +50,7 @@ from sniper.cli.search import (
     parse_checkpoint,
     split_overrides,
 )
-from sniper.errors import AnnotationError, ConfigError, DetectionsError, count_and_list
+from sniper.errors import AnnotationError, ConfigError, DetectionsError, count_and_list, counted
 from sniper.files import atomic_write, expand_path
 from sniper.runs.lock import lock_file
 
@@ -415,8 +415,8 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     print_warnings(describe_match(match))
     if skipped:
         ids = count_and_list([str(each) for each in skipped], separator=", ")
-        noun = "image" if len(skipped) == 1 else "images"
-        print_warnings([f"{len(skipped)} {noun} could not be read and counted without detections: {ids}"])
+        images = counted(len(skipped), "image")
+        print_warnings([f"{images} could not be read and counted without detections: {ids}"])
     return _Subject(
         detections=detections,
         truth=GroundTruth.of(dataset),
@@ -488,8 +488,8 @@ class _Report:
         if scores.num_cut:
             print_warnings(
                 [
-                    f"{scores.num_cut} times an image has more than {max_detections} detections of one class; AP and "
-                    f"AR count only the best {max_detections} (--max-detections)"
+                    f"{counted(scores.num_cut, 'time')} an image has more than {max_detections} detections of one "
+                    f"class; AP and AR count only the best {max_detections} (--max-detections)"
                 ]
             )
         chosen_on: _Choice

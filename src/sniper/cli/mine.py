@@ -24,7 +24,7 @@ from sniper.cli.options import (
 from sniper.cli.output import announce_compilation, console, print_progress, print_result, print_warnings
 from sniper.cli.progress import show_progress
 from sniper.cli.search import naming_kept_images
-from sniper.errors import AnnotationError, ConfigError, RunError
+from sniper.errors import AnnotationError, ConfigError, RunError, counted
 from sniper.files import temporary_folder
 from sniper.runs.lock import lock_file, lock_folder
 
@@ -384,9 +384,10 @@ def _write_chips(
         )
     if len(chips.table) == 0:
         raise AnnotationError(
-            f"{dataset.path}: there is no negative chip to write: {chips.num_windows} windows have false alarms with a "
-            f"score of at least {spec.negatives.min_score:g}, {chips.num_with_objects} of them show an object, and a "
-            f"dose of {dose:g} allows {int(dose * chips.num_positives)} for {chips.num_positives} positive chips"
+            f"{dataset.path}: there is no negative chip to write: "
+            f"{counted(chips.num_windows, 'window has', 'windows have')} false alarms with a score of at least "
+            f"{spec.negatives.min_score:g}, {chips.num_with_objects} of them with an object, and a dose of {dose:g} "
+            f"allows {int(dose * chips.num_positives)} for {counted(chips.num_positives, 'positive chip')}"
         )
     with show_progress(is_shown=True) as bars:
         written = write_empty_chips(

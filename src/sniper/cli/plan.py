@@ -1,6 +1,5 @@
 """`sniper plan`: report what training on chips costs, and suggest a pyramid."""
 
-import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from sniper.cli.output import (
     print_result,
     print_table,
 )
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from sniper.planning.page import PlanPage
@@ -144,14 +143,14 @@ def _show(page: "PlanPage", folder: Path) -> None:
 
     cost = page.cost
     parts = [
-        f"{cost.num_images:,} images, {cost.num_images_with_boxes:,} with boxes",
-        f"{cost.num_required:,} boxes to cover, {cost.num_uncovered} covered by no chip",
-        f"{page.num_steps:,} steps of {page.batch_size} chips per epoch",
-        f"{page.num_crowded:,} chips show more than {page.crowded_above} boxes",
+        f"{counted(cost.num_images, 'image')}, {cost.num_images_with_boxes:,} with boxes",
+        f"{counted(cost.num_required, 'box', 'boxes')} to cover, {cost.num_uncovered} covered by no chip",
+        f"{counted(page.num_steps, 'step')} of {counted(page.batch_size, 'chip')} per epoch",
+        f"chips with more than {counted(page.crowded_above, 'box', 'boxes')}: {page.num_crowded:,}",
     ]
     if cost.num_negatives:
         parts.append(
-            f"{cost.num_negatives_per_epoch:,} negative chips per epoch, out of {cost.num_negatives:,}"
+            f"{counted(cost.num_negatives_per_epoch, 'negative chip')} per epoch, out of {cost.num_negatives:,}"
         )
     if page.measurement is not None:
         parts.append(
@@ -166,8 +165,7 @@ def _show(page: "PlanPage", folder: Path) -> None:
         print_line("")
     print_line(f"page:   {folder / 'plan.html'}")
     if page.suggested_yaml:
-        suggested, run = shlex.quote(str(folder / "suggested.yaml")), shlex.quote(f"runs/{folder.name}")
-        print_line(f"train:  sniper train {suggested} --run {run}")
+        print_line(f"train:  {page.train_command(folder)[0]}")
     elif not cost.num_required:
         print_line("no pyramid is suggested: there are no boxes to learn from")
     else:

@@ -41,7 +41,7 @@ from sniper.cli.search import (
     parse_checkpoint,
     split_overrides,
 )
-from sniper.errors import ConfigError, ImageError, count_and_list
+from sniper.errors import ConfigError, ImageError, count_and_list, counted
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
@@ -201,11 +201,10 @@ def predict(
     if not processes.is_first:
         return
     if report.num_cut:
-        noun = "image has" if report.num_cut == 1 else "images have"
         print_warnings(
             [
-                f"{report.num_cut} {noun} as many detections of at least {min_score:g} as predict.max_detections "
-                f"allows ({spec.predict.max_detections}), and perhaps had more"
+                f"{counted(report.num_cut, 'image has', 'images have')} as many detections of at least {min_score:g} "
+                f"as predict.max_detections allows ({spec.predict.max_detections}), and perhaps had more"
             ]
         )
     opened = searcher.run

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from sniper.cli.output import console, print_progress
+from sniper.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,19 +135,21 @@ def describe_start(report: "StartReport") -> Iterator[str]:
     if report.download:
         yield f"download: {report.download}"
     if report.rpn_steps:
-        yield f"RPN stage: {report.rpn_steps:,} steps"
+        yield f"RPN stage: {counted(report.rpn_steps, 'step')}"
     if report.num_mined:
-        yield f"mining: {report.num_mined:,} images"
+        yield f"mining: {counted(report.num_mined, 'image')}"
     per_epoch = report.steps / report.epochs
     if report.steps_done >= report.steps:
-        yield f"training: complete, {report.steps_done:,} steps were made before; {report.epochs:g} epochs are set"
+        steps = counted(report.steps_done, "step")
+        yield f"training: complete after {steps}; its length is {counted(report.epochs, 'epoch')}"
         return
     about = "about " if report.num_mined else ""
-    line = f"training: {about}{report.steps:,} steps, {report.epochs:g} epochs of {about}{per_epoch:,.0f}"
+    steps, epochs = counted(report.steps, "step"), counted(report.epochs, "epoch")
+    line = f"training: {about}{steps}, {epochs} of {about}{per_epoch:,.0f}"
     yield line + (f", from step {report.steps_done:,}" if report.steps_done else "")
     if report.num_evaluations:
         times = "once" if report.num_evaluations == 1 else f"{report.num_evaluations} times"
-        images = f"{report.num_images:,} images"
+        images = counted(report.num_images, "image")
         if report.num_scored == report.num_images:
             yield f"evaluation: {times} on {images}"
         else:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from sniper.cli.inputs import load_annotations, load_split, scored_split
 from sniper.cli.output import print_line, print_result, print_table, print_warnings
-from sniper.errors import AnnotationError, ConfigError, DetectionsError, ProposalsError, count_and_list
+from sniper.errors import (
+    AnnotationError,
+    ConfigError,
+    DetectionsError,
+    ProposalsError,
+    count_and_list,
+    counted,
+)
 
 if TYPE_CHECKING:
     from sniper.data.datasets import Dataset
@@ -49,7 +56,7 @@ def evaluate_proposals(
     if json:
         print_result(scores.as_dict(), is_json=True)
         return
-    print_line(f"{scores.num_images:,} images, {scores.num_proposals:,} proposals")
+    print_line(f"{counted(scores.num_images, 'image')}, {counted(scores.num_proposals, 'proposal')}")
     print_line("AR: mean recall over IoU 0.50 to 0.95; R50: recall at IoU 0.50")
     print_line("")
     print_table(show_proposals(scores))
@@ -100,10 +107,8 @@ def _read_store(folder: Path, dataset: "Dataset") -> "EvaluationPair":
         )
     if store.unreadable:
         ids = count_and_list([str(dataset.image_ids[index]) for index in store.unreadable], separator=", ")
-        noun = "image" if len(store.unreadable) == 1 else "images"
-        print_warnings(
-            [f"{len(store.unreadable)} {noun} could not be read and counted without proposals: {ids}"]
-        )
+        images = counted(len(store.unreadable), "image")
+        print_warnings([f"{images} could not be read and counted without proposals: {ids}"])
     joined = Detections.join([store.read(index) or Detections.empty() for index in range(len(dataset))])
     return EvaluationPair(
         truth=GroundTruth.of(dataset),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sniper.cli.output import console, print_warnings
+from sniper.errors import counted
 
 if TYPE_CHECKING:
     from sniper.cli.search import LoadedDetector
@@ -61,7 +62,7 @@ def update_scored_page(
         levels=loaded.detector.spec.levels,
         read=loaded.detector.data.read,
         min_score=min_score,
-        title=f"{pair.truth.num_images:,} images of {dataset.path.name}",
+        title=f"{counted(pair.truth.num_images, 'image')} of {dataset.path.name}",
         step=loaded.step,
     )
     with console.status("drawing the page of the run"):

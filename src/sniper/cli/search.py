@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sniper.cli.unknown import UnknownOption, parse_overrides
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, counted
 from sniper.training.signals import Stopped
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def describe_weights(run: "Run", step: int) -> str:
     line = f"checkpoint: step {step:,}"
     scored = [entry for entry in run.evaluations if entry.step == step]
     if scored:
-        line += f", AP {format_score(scored[-1].ap)} on {scored[-1].num_images:,} validation images"
+        line += f", AP {format_score(scored[-1].ap)} on {counted(scored[-1].num_images, 'validation image')}"
     newest = int(run.checkpoints[-1].name)
     return line if step == newest else f"{line}; the newest is {newest:,} (--checkpoint last)"
 

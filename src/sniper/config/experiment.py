@@ -12,6 +12,7 @@ from sniper.chips.baselines import MAX_BATCH_MEGAPIXELS
 from sniper.chips.negatives import NegativeSpec
 from sniper.chips.pyramid import MAX_LEVELS
 from sniper.data.spec import DataSpec, SourceSpec
+from sniper.errors import counted
 from sniper.models.spec import DetectorSpec, Precision
 from sniper.specs import Fraction, spec_dataclass
 
@@ -108,7 +109,7 @@ class TrainSpec:
     def __post_init__(self) -> None:
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
-                f"accumulation_steps: a batch of {self.batch_size} chips cannot be split into "
+                f"accumulation_steps: a batch of {counted(self.batch_size, 'chip')} cannot be split into "
                 f"{self.accumulation_steps} equal parts"
             )
         if len(set(self.trackers)) < len(self.trackers):
@@ -256,7 +257,7 @@ class ExperimentSpec:
         if len(self.negatives.min_proposals) > num_levels:
             raise ValueError(
                 f"negatives.min_proposals has {len(self.negatives.min_proposals)} numbers "
-                f"for {len(self.pyramid.levels)} levels"
+                f"for {counted(len(self.pyramid.levels), 'level')}"
             )
 
     def _check_mined(self) -> None:

@@ -14,7 +14,7 @@ from sniper.chips.negatives import NegativeSpec, choose_on_alarms, draw_negative
 from sniper.chips.targets import is_learnable
 from sniper.data.datasets import Dataset
 from sniper.data.images.files import decoded_bytes
-from sniper.errors import AnnotationError
+from sniper.errors import AnnotationError, counted
 from sniper.geometry.boxes import Sides
 
 _DEFAULT_IMAGES_AT_ONCE = 256
@@ -309,7 +309,11 @@ def _describe_boxes(dataset: Dataset) -> str:
     num_others = len(dataset.boxes) - num_crowds - num_small
     num_boxes = len(dataset.boxes) + dataset.num_dropped
     if not num_boxes:
-        return f"its {len(dataset)} images have no annotations" if len(dataset) else "it has no images"
+        return (
+            f"it has {counted(len(dataset), 'image')} without annotations"
+            if len(dataset)
+            else "it has no images"
+        )
     reasons = {
         "crowds or regions to ignore (data.crowds: objects takes them for objects)": num_crowds,
         "less than 1 pixel wide or high": num_small,
@@ -317,7 +321,7 @@ def _describe_boxes(dataset: Dataset) -> str:
         "of a size that no level of the pyramid trains on": num_others,
     }
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
-    return f"of {num_boxes} box{'' if num_boxes == 1 else 'es'}: {listed}"
+    return f"of {counted(num_boxes, 'box', 'boxes')}: {listed}"
 
 
 def _order_equal_chips(

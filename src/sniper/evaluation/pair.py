@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped
 
 from sniper.data.datasets import Category, Dataset, load_dataset
 from sniper.data.datasets.categories import match_categories
-from sniper.errors import AnnotationError, DetectionsError, count_and_list
+from sniper.errors import AnnotationError, DetectionsError, count_and_list, counted
 from sniper.evaluation.results import DetectionTable, load_detections, pack_ids, to_id
 from sniper.geometry.boxes import to_xywh
 
@@ -163,7 +163,7 @@ class EvaluationPair:
         source = str(detections) if isinstance(detections, str | os.PathLike) else "the detections"
         labels, is_scored, warnings = _look_up_labels(table, truth.categories, source=source)
         problems = [
-            f"no {word} has id {_list_ids(ids)} ({_count(len(ids), 'detection')})"
+            f"no {word} has id {_list_ids(ids)} ({counted(len(ids), 'detection')})"
             for word, ids in (
                 ("image", table.image_ids[image_indices < 0]),
                 ("category", table.category_ids[(labels < 0) & is_scored]),
@@ -273,7 +273,7 @@ def _look_up_labels(
     warnings = match.warnings
     if not is_scored.all():
         num = int((~is_scored).sum())
-        warnings = (*warnings, f"{_count(num, 'detection')} of those categories left out")
+        warnings = (*warnings, f"{counted(num, 'detection')} of those categories left out")
     return labels, is_scored, warnings
 
 
@@ -335,7 +335,3 @@ def _list_ids(ids: Shaped[np.ndarray, " n"]) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= _MAX_ID else f"{text[:_MAX_ID]}..."
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

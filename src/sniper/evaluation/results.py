@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from sniper.data.datasets.raw import MAX_NAME
-from sniper.errors import DetectionsError, count_and_list
+from sniper.errors import DetectionsError, count_and_list, counted
 from sniper.files import atomic_write, no_garbage_collection, read_bytes, read_json
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
@@ -71,7 +71,8 @@ class DetectionTable:
             ] or [str(error)]
             listed = count_and_list(problems, limit=_MAX_LISTED, separator="\n  ")
             raise DetectionsError(
-                f"{source}: {_count(len(problems), 'problem')} in {len(entries)} entries\n  {listed}"
+                f"{source}: {counted(len(problems), 'problem')} in "
+                f"{counted(len(entries), 'entry', 'entries')}\n  {listed}"
             ) from error
 
 
@@ -321,7 +322,3 @@ def _shorten(value: Any) -> str:
         return f"an object with {', '.join(map(str, list(value)[:5]))}"
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -78,7 +78,7 @@ def area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
 
 
 def size(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
-    """Compute the size of each box: the square root of its area (SNIPER §3.1).
+    """Compute the size of each box: the square root of its area (SNIPER §3.2).
 
     Args:
         boxes: (n, 4) xyxy, any frame. May be empty.

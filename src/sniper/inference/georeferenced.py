@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from sniper.data.images.georeference import Georeference, read_georeference
 from sniper.data.spec import ReadSpec
-from sniper.errors import ConfigError, ImageError, count_and_list
+from sniper.errors import ConfigError, ImageError, count_and_list, counted
 from sniper.files import atomic_path, atomic_write, expand_path, open_regular
 from sniper.geometry import Detections
 from sniper.geometry.polygons import clip_polygon
@@ -69,11 +69,8 @@ class GeoreferencedImages:
                     codes[georeference.wkt] = georeference.crs.to_epsg()
         warnings: tuple[str, ...] = ()
         if problems:
-            noun = "image has" if len(problems) == 1 else "images have"
-            listed = count_and_list(problems)
-            warnings = (
-                f"{len(problems)} {noun} no usable georeference, and no detections in GeoJSON ({listed})",
-            )
+            images, listed = counted(len(problems), "image has", "images have"), count_and_list(problems)
+            warnings = (f"{images} no usable georeference, and no detections in GeoJSON ({listed})",)
         return cls(indices=indices, layers=_name_layers(codes), warnings=warnings)
 
 

@@ -1,4 +1,4 @@
-"""Mining: the false alarms of a detector, or the proposals of an RPN (SNIPER §3.2), in all training images.
+"""Mining: the false alarms of a detector, or the proposals of an RPN (SNIPER §3.3), in all training images.
 
 Mining is prediction: the same search fills the same kind of store.
 """

@@ -1,4 +1,4 @@
-"""Proposals of a data set in a `BoxStore`, and negative chips chosen from them (SNIPER §3.2)."""
+"""Proposals of a data set in a `BoxStore`, and negative chips chosen from them (SNIPER §3.3)."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from sniper.errors import ConfigError, WeightsError
+from sniper.errors import ConfigError, WeightsError, counted
 from sniper.files import check_regular
 from sniper.models.deformable import make_deformable
 from sniper.models.spec import PYRAMID_STRIDES, BackboneSpec
@@ -200,7 +200,7 @@ def _check_all_loaded(trunk: Any, spec: BackboneSpec, *, initial: Any) -> None:
     ]
     if missing:
         raise WeightsError(
-            f"{spec.weights}: lacks {len(missing)} layers of {spec.name}, for example {missing[0]}"
+            f"{spec.weights}: lacks {counted(len(missing), 'layer')} of {spec.name}, for example {missing[0]}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from sniper.errors import OutOfMemory
+from sniper.errors import OutOfMemory, counted
 from sniper.models import backbone
 from sniper.models.protocol import DetectorModel
 from sniper.models.spec import DetectorSpec, Precision
@@ -35,9 +35,9 @@ def build_detector(
                     f"model: {spec.name} with {num_classes} classes does not fit into memory"
                 ) from error
             raise OutOfMemory(
-                f"model: a detector of {num_classes} classes with rpn.channels {spec.rpn.channels}, roi_head.channels "
-                f"{spec.roi_head.channels}, roi_head.pool_size {spec.roi_head.pool_size} and roi_head.hidden_dim "
-                f"{spec.roi_head.hidden_dim} does not fit into memory"
+                f"model: a detector of {counted(num_classes, 'class', 'classes')} with rpn.channels "
+                f"{spec.rpn.channels}, roi_head.channels {spec.roi_head.channels}, roi_head.pool_size "
+                f"{spec.roi_head.pool_size} and roi_head.hidden_dim {spec.roi_head.hidden_dim} does not fit into memory"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Match anchors and proposals to the ground truth of their chips, and sample anchors (SNIPER §3.3).
+"""Match anchors and proposals to the ground truth of their chips, and sample anchors (SNIPER §3.4).
 
 Whole batches are matched at once, without a sync with the device; large batches in parts, which bounds memory.
 """

@@ -1,4 +1,4 @@
-"""The second stage: classifies proposals and regresses their boxes; trained without sampling (SNIPER §3.3, §4)."""
+"""The second stage: classifies proposals and regresses their boxes; trained without sampling (SNIPER §3.4, §4)."""
 
 from collections.abc import Sequence
 

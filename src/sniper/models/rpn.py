@@ -1,4 +1,4 @@
-"""The region proposal network: anchors, proposals and the losses of both its outputs (SNIPER §3.3)."""
+"""The region proposal network: anchors, proposals and the losses of both its outputs (SNIPER §3.4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

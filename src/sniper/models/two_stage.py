@@ -31,7 +31,7 @@ CLASS_TENSORS = ("roi_head.classes.weight", "roi_head.classes.bias")
 
 
 class TwoStageDetector(ProposingModel):
-    """SNIPER's detector, a Faster R-CNN (SNIPER §3.3, §4).
+    """SNIPER's detector, a Faster R-CNN (SNIPER §3.4, §4).
 
     Args:
         spec: the configuration.

@@ -21,7 +21,7 @@ from sniper.data.datasets.load import find_splits
 from sniper.data.datasets.splits import choose_splits, scored_split
 from sniper.data.epoch import choose_positive_chips, order_chips, to_image_boxes
 from sniper.data.spec import DataSpec
-from sniper.errors import ConfigError, OutOfMemory
+from sniper.errors import ConfigError, OutOfMemory, counted
 from sniper.models.build import choose_precision
 from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
@@ -450,25 +450,25 @@ def _describe(
         (
             "detections",
             f"up to {predict.max_detections} per image",
-            f"an image has up to {_max_objects(dataset)} objects",
+            f"an image has up to {counted(_max_objects(dataset), 'object')}",
             "predict.max_detections",
         ),
         *_describe_model(experiment.model, device=device),
         (
             "batch",
-            _count(train.batch_size, "chip"),
+            counted(train.batch_size, "chip"),
             batch_reason,
             "train.batch_size",
         ),
         (
             "optimizer",
-            f"{train.optimizer}, rate {train.learning_rate:g} for {train.reference_batch_size} chips",
+            f"{train.optimizer}, rate {train.learning_rate:g} for {counted(train.reference_batch_size, 'chip')}",
             "short trainings converge faster with it than with SGD",
             "train.optimizer",
         ),
         (
             "length",
-            f"{train.epochs:g} epochs, {_count(num_steps, 'step')}",
+            f"{counted(train.epochs, 'epoch')}, {counted(num_steps, 'step')}",
             f"a step takes {measured.seconds_per_step:.2f} s"
             if measured
             else "at least 1,500 steps, 12 to 50 epochs",
@@ -484,7 +484,7 @@ def _describe(
         ),
         (
             "warm-up",
-            _count(train.warmup_steps, "step"),
+            counted(train.warmup_steps, "step"),
             "a twentieth of the steps, at most 500",
             "train.warmup_steps",
         ),
@@ -492,7 +492,7 @@ def _describe(
             "schedule",
             "half a cosine"
             if train.schedule == "cosine"
-            else f"×{train.gamma:g} after {_epochs(train.milestones)} epochs",
+            else f"×{train.gamma:g} after {_epochs(train.milestones)}",
             "at 75 and 92 % of the run",
             "train.schedule" if given.has("train.schedule") else "train.milestones",
         ),
@@ -562,14 +562,10 @@ _OPTIONS = {"data.test.annotations": "--val", "train.epochs": "--epochs, --time"
 def _validation(data: DataSpec, num_scored: int) -> str:
     if not num_scored:
         return "none"
-    images = _count(num_scored, "image")
+    images = counted(num_scored, "image")
     if data.holdout:
         return f"{images} ({100 * data.holdout:g} % held out)"
     return f"{images} of {data.test.annotations or f'split {data.test.split}'}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _evaluations(train: TrainSpec, num_scored: int) -> str:
@@ -581,7 +577,7 @@ def _evaluations(train: TrainSpec, num_scored: int) -> str:
     interval = f"every {every} epochs" if every > 1 else "every epoch"
     if train.evaluate_images is None or train.evaluate_images >= num_scored:
         return f"{interval} and at the end"
-    return f"{interval} on {train.evaluate_images} images, at the end on all"
+    return f"{interval} on {counted(train.evaluate_images, 'image')}, at the end on all"
 
 
 def _negatives(experiment: ExperimentSpec) -> str:
@@ -602,4 +598,6 @@ def _levels(levels: Any) -> str:
 
 
 def _epochs(milestones: tuple[float, ...]) -> str:
-    return " and ".join(f"{milestone:g}" for milestone in milestones) or "no"
+    if len(milestones) == 1:
+        return counted(milestones[0], "epoch")
+    return (" and ".join(f"{milestone:g}" for milestone in milestones) or "no") + " epochs"

@@ -1,6 +1,7 @@
 """The page of a plan: what the chips of a data set cost and show, as one self-contained HTML file."""
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from sniper.config.experiment import ExperimentSpec
 from sniper.data.datasets import Dataset, ImageRecord
 from sniper.data.reader import open_record
 from sniper.data.spec import ReadSpec
-from sniper.errors import ImageError
+from sniper.errors import ImageError, counted
 from sniper.files import atomic_write
 from sniper.geometry.boxes import size
 from sniper.planning.cost import CostPlan
@@ -25,6 +26,7 @@ from sniper.planning.suggest import Suggestion
 from sniper.reports.crops import Crop, Picture, read_thumbnail
 from sniper.reports.page import render, resize_rule, sizes_text, write_page
 from sniper.reports.palette import PALETTE
+from sniper.runs.default import default_run
 
 if TYPE_CHECKING:
     from sniper.planning.measure import Measurement
@@ -50,6 +52,8 @@ class PlanPage:
         test_megapixels: of the whole images at the experiment's test levels, per image.
         crowded_above: a chip that shows more boxes than this is counted as crowded.
         suggested_yaml: the experiment with the suggested pyramid; empty if there is none.
+        source: the data set as it was named, if `sniper train` derives the same settings from it; None if options of
+            the plan decide something, so that the suggested experiment has to be trained.
         measurement: of a few training steps of the experiment, if they were measured.
     """
 
@@ -61,6 +65,7 @@ class PlanPage:
     test_megapixels: float
     crowded_above: int
     suggested_yaml: str
+    source: Path | None = None
     measurement: "Measurement | None" = None
 
     @property
@@ -107,6 +112,17 @@ class PlanPage:
         """The number of chips that show more boxes than `crowded_above`."""
         return int((self.cost.boxes_per_chip > self.crowded_above).sum())
 
+    def train_command(self, folder: Path) -> tuple[str, str]:
+        """Return the command that trains as planned, and the folder of its run.
+
+        Args:
+            folder: that the plan is saved in.
+        """
+        if self.source is not None:
+            return f"sniper train {shlex.quote(str(self.source))}", str(default_run(self.source))
+        run = f"runs/{folder.name}"
+        return f"sniper train {shlex.quote(str(folder / 'suggested.yaml'))} --run {shlex.quote(run)}", run
+
     def save(self, folder: Path) -> None:
         """Write plan.html and, if there is a suggestion, suggested.yaml; existing files are replaced atomically.
 
@@ -116,13 +132,15 @@ class PlanPage:
         Args:
             folder: created if absent.
         """
+        train, run = self.train_command(folder)
         html = render(
             "plan.html.j2",
             package="sniper.planning",
             page=self,
             cost=self.cost,
             name="/".join(self.dataset.path.absolute().parts[-2:]),
-            run=f"runs/{folder.name}",
+            train=train,
+            run=shlex.quote(run),
             suggested=str(folder / "suggested.yaml"),
             level_colors=[PALETTE[index % len(PALETTE)] for index in range(len(self.cost.levels))],
             box_color=_BOX_COLOR,
@@ -326,7 +344,7 @@ def pyramid_rows(page: PlanPage) -> list[PyramidRow]:
         goal = page.suggestion.goal
         rows.append(_row("suggested", goal, page.suggestion.cost, page.suggestion.cost.megapixels.pyramid))
         for other in page.suggestion.alternatives:
-            name = f"{len(other.pyramid.levels)} level{'s' if len(other.pyramid.levels) > 1 else ''}"
+            name = counted(len(other.pyramid.levels), "level")
             if other.goal != goal:
                 name = f"{'more' if other.goal > goal else 'fewer'} small objects: {100 * other.goal:g} %"
             rows.append(

@@ -89,6 +89,18 @@ def plan(
     if not isinstance(data, Dataset):
         data = load_dataset(data, image_root=images, split=split, has_images=is_measured, data=base.data)
     boxes = to_image_boxes(data)
+    options = (
+        experiment,
+        images,
+        split,
+        class_property,
+        proposals,
+        num_levels,
+        share,
+        useful_sizes,
+        batch_size,
+    )
+    is_derived = all(option is None for option in options) and not data.follow_links
     useful_sizes = (
         useful_sizes or USEFUL_SIZES["fpn" if experiment is None or base.model.has_pyramid else "concat"]
     )
@@ -139,6 +151,7 @@ def plan(
         test_megapixels=levels_megapixels(planned.predict.levels, boxes) / max(cost.num_images, 1),
         crowded_above=crowded_above,
         suggested_yaml=_to_yaml(suggested, suggestion, is_scored=is_scored),
+        source=data.path if is_derived else None,
         measurement=measurement,
     )
 

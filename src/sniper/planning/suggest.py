@@ -20,7 +20,7 @@ from sniper.chips.cover import count_chips, cover, is_coverable
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, counted
 from sniper.geometry.boxes import size
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, chips_megapixels, compute_cost, levels_megapixels
 
@@ -180,7 +180,7 @@ def _explain(cost: CostPlan, *, goal: float, asked: float | None, alternatives: 
     """Explain a suggestion in sentences."""
     pyramid, (low, high), megapixels = cost.pyramid, cost.useful_sizes, cost.megapixels
     sentences = [
-        f"Chips of {pyramid.chip_size} px at {_count(len(pyramid.levels), 'level')} show "
+        f"Chips of {pyramid.chip_size} px at {counted(len(pyramid.levels), 'level')} show "
         f"{100 * cost.share_useful:.1f} % of the objects at a size of {low:g} to {high:g} px, where detectors do well. "
         f"They have {megapixels.chips:.2f} megapixels per image, {megapixels.ratio_800x1333:.2f} times those of "
         "one pass at 800×1333."
@@ -194,7 +194,7 @@ def _explain(cost: CostPlan, *, goal: float, asked: float | None, alternatives: 
         ratio = other.megapixels / megapixels.chips
         if other.goal == goal:
             sentences.append(
-                f"With {_count(len(other.pyramid.levels), 'level')}, training would take {ratio:.2g} times the pixels."
+                f"With {counted(len(other.pyramid.levels), 'level')}, training would take {ratio:.2g} times the pixels."
             )
         elif other.goal > goal:
             test_ratio = other.test_megapixels / megapixels.pyramid
@@ -205,10 +205,6 @@ def _explain(cost: CostPlan, *, goal: float, asked: float | None, alternatives: 
     if asked is None and goal == HIGH_SHARE:
         sentences.append(f"To show {100 * USUAL_SHARE:g} % would cost nearly as much.")
     return " ".join(sentences)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 @dataclass(frozen=True, kw_only=True)

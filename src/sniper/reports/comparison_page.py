@@ -220,7 +220,7 @@ class Comparison:
             yield f"{run.name:<{width}}  {', '.join(texts)}"
         yield from self.notes
         for name, values in self.fields.items():
-            yield f"{name}: {', '.join(map(_to_text, values))}"
+            yield f"{name}: {', '.join(_to_texts(values))}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as plain data."""
@@ -288,7 +288,7 @@ class Comparison:
             names={key: text for key, (text, _) in _SCORES.items()},
             charts=self.charts(),
             scale=max(highest, 0.01),
-            texts={name: [_to_text(value) for value in values] for name, values in self.fields.items()},
+            texts={name: _to_texts(values) for name, values in self.fields.items()},
         )
         write_page(html, path)
 
@@ -397,6 +397,19 @@ def _difference(
         "difference_low": low,
         "difference_high": high,
     }
+
+
+def _to_texts(values: Sequence[Any]) -> list[str]:
+    """Return values as text, with six digits of a number unless the difference is in the others."""
+    texts = [_to_text(_rounded(value)) for value in values]
+    hides_difference = len(set(texts)) < len({json.dumps(value) for value in values})
+    return [_to_text(value) for value in values] if hides_difference else texts
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _to_text(value: Any) -> str:

@@ -5,8 +5,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 
 from sniper.errors import printable
 from sniper.evaluation.confusion import BACKGROUND, ConfusionMatrix
@@ -34,6 +32,9 @@ def draw_confusion(matrix: ConfusionMatrix, path: Path) -> None:
 
     Of more than 80 classes those are drawn that are confused most, with others or with the background.
     """
+    from matplotlib.figure import Figure  # half a second, which only pictures need
+    from matplotlib.font_manager import FontProperties
+
     drawn = choose_classes(matrix)
     last = len(matrix.categories)
     names = [_shorten(name) for name in picture_names([matrix.categories[label] for label in drawn])]

@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib
-from matplotlib.font_manager import fontManager
-from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
 from sniper.data.datasets import Category
-from sniper.errors import count_and_list, printable
+from sniper.errors import count_and_list, counted, printable
 
 _MAX_LENGTH = 60  # characters of a name
 
@@ -26,10 +23,9 @@ def picture_names(categories: Sequence[Category]) -> list[str]:
     missing = [label for label, name in enumerate(names) if _find_font(frozenset(name)) is None]
     if missing:
         examples = count_and_list([repr(categories[label].name) for label in missing], separator=", ")
-        noun = "class name" if len(missing) == 1 else "class names"
         warnings.warn(
-            f"no font on this machine has the characters of {len(missing)} {noun} ({examples}), whose ids are drawn "
-            "instead; install a font of that script, such as one of the Noto fonts",
+            f"no font on this machine has the characters of {counted(len(missing), 'class name')} ({examples}), whose "
+            "ids are drawn instead; install a font of that script, such as one of the Noto fonts",
             stacklevel=3,
         )
     for label in missing:
@@ -66,6 +62,9 @@ def _find_font(characters: frozenset[str]) -> Path | None:
 @cache
 def _fonts() -> tuple[Path, ...]:
     """Return upright fonts of normal weight, those without serifs first, after the one that comes with matplotlib."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
     own = matplotlib.get_data_path()  # with a font that draws the name of a script in place of each character
     entries = [
         entry
@@ -79,12 +78,16 @@ def _fonts() -> tuple[Path, ...]:
 
 
 def _default_font() -> Path:
+    import matplotlib
+
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 @cache
 def _codes_of(path: Path) -> frozenset[int]:
     """Return the characters of a font; none if it cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
     try:
         return frozenset(FT2Font(str(path)).get_charmap())
     except (OSError, RuntimeError):

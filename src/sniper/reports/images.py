@@ -7,7 +7,7 @@ import numpy as np
 from sniper.data.datasets import Category
 from sniper.data.images.files import ImageReader
 from sniper.data.spec import ReadSpec
-from sniper.errors import SniperError
+from sniper.errors import SniperError, counted
 from sniper.evaluation.pair import look_up_ids
 from sniper.evaluation.results import DetectionTable, pack_ids
 from sniper.geometry import Detections
@@ -64,7 +64,7 @@ def build_searched(
             picture = read_image(
                 reader,
                 lambda zoom, shown=shown: mark_detections(shown, names, zoom=zoom),  # type: ignore[misc]
-                f"{images[index].path.name}: {len(shown):,} detection{'' if len(shown) == 1 else 's'}",
+                f"{images[index].path.name}: {counted(len(shown), 'detection')}",
             )
         except SniperError:
             budget.num_left_out += 1

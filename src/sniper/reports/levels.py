@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from sniper.chips import Level
 from sniper.data.images.files import ImageReader
 from sniper.data.images.regions import cut_window
+from sniper.errors import counted
 from sniper.geometry import Detections
 from sniper.geometry.boxes import size
 from sniper.reports.fonts import load_font
@@ -75,11 +76,10 @@ def draw_levels(
 
 def _describe(level: Level, *, image_sizes: Float[np.ndarray, " n"]) -> tuple[str, str]:
     """Return two lines about a level: its scale and range, and its detections."""
-    count = "1 object" if len(image_sizes) == 1 else f"{len(image_sizes)} objects"
     sizes = f" of {image_sizes.min():.0f} to {image_sizes.max():.0f} px" if len(image_sizes) else ""
     return (
         f"level {level.index + 1} (×{level.scale:.2g}): {level.valid_range.describe()}",
-        f"detects {count}{sizes}",
+        f"detects {counted(len(image_sizes), 'object')}{sizes}",
     )
 
 

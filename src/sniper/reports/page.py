@@ -2,6 +2,7 @@
 
 import base64
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sniper.chips import LevelSpec
-from sniper.errors import printable
+from sniper.errors import counted, printable
 from sniper.files import atomic_write
 
 _QUALITY = 80  # of JPEG
@@ -27,6 +28,12 @@ def render(template: str, *, package: str = "sniper.reports", **values: Any) -> 
         package: that has it.
         **values: that the template uses; a missing one is an error.
     """
+    return _environment(package).get_template(template).render(**values)
+
+
+@cache
+def _environment(package: str) -> jinja2.Environment:
+    """Return the templates of a package; each is compiled once, which takes longer than to render it."""
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in (package, "sniper.reports")]),
         autoescape=True,
@@ -37,8 +44,13 @@ def render(template: str, *, package: str = "sniper.reports", **values: Any) -> 
             printable(value) if type(value) is str else value
         ),  # names of files and classes
     )
-    environment.filters |= {"resize": resize_rule, "sizes": sizes_text, "thousands": "{:,}".format}
-    return environment.get_template(template).render(**values)
+    environment.filters |= {
+        "resize": resize_rule,
+        "sizes": sizes_text,
+        "thousands": "{:,}".format,
+        "counted": counted,
+    }
+    return environment
 
 
 def write_page(html: str, path: Path) -> None:

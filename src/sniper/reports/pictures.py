@@ -15,6 +15,7 @@ from sniper.chips import BoxStatus
 from sniper.data.batches import ChipDataset, ChipSample
 from sniper.data.datasets import Category, ImageRecord
 from sniper.data.images.files import ImageReader
+from sniper.errors import counted
 from sniper.evaluation.matching import match_detections
 from sniper.files import write_bytes
 from sniper.geometry import Detections
@@ -127,7 +128,9 @@ def _mark_classes(shown: Detections, names: Sequence[str]) -> _Marks:
     by_count = sorted(zip((-counts).tolist(), labels.tolist(), strict=True))
     legend = [(_color(label), f"{-count} {names[label]}") for count, label in by_count[:_MAX_LEGEND_CLASSES]]
     if len(by_count) > _MAX_LEGEND_CLASSES:
-        legend.append((_BACKGROUND, f"and {len(by_count) - _MAX_LEGEND_CLASSES} more classes"))
+        legend.append(
+            (_BACKGROUND, f"and {counted(len(by_count) - _MAX_LEGEND_CLASSES, 'more class', 'more classes')}")
+        )
     colors = [_color(label) for label in shown.labels.tolist()]
     num_classes = Counter(_color(label) for label in labels.tolist())  # of each colour
     texts = [
@@ -149,9 +152,7 @@ def _mark_matches(shown: Detections, names: Sequence[str], truth: ImageRecord) -
     kinds = np.where(matches.is_true_positive, "true positive", kinds)
     counts = {kind: int((kinds == kind).sum()) for kind in ("true positive", "false positive")}
     counts["false negative"] = int(matches.is_missed.sum())
-    legend = [
-        (_MATCHES[kind], f"{count} {kind}{'' if count == 1 else 's'}") for kind, count in counts.items()
-    ]
+    legend = [(_MATCHES[kind], counted(count, kind)) for kind, count in counts.items()]
     if matches.is_ignored.any() or truth.is_crowd.any():
         legend.append((_MATCHES["ignored"], "crowds, and detections in them"))
     missed, crowds = np.flatnonzero(matches.is_missed), np.flatnonzero(truth.is_crowd)

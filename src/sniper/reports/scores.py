@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from sniper.errors import printable
+from sniper.errors import counted, printable
 from sniper.evaluation.coco import Scores
 from sniper.evaluation.comparison import Difference
 from sniper.evaluation.confusion import BACKGROUND, ConfusionMatrix
@@ -36,7 +36,7 @@ def describe_scores(scores: Scores) -> Iterator[str]:
         "AP large": scores.ap_large,
         "AR, 1 detection": scores.ar_1,
         "AR, 10 detections": scores.ar_10,
-        f"AR, {limit} detections": scores.ar,
+        f"AR, {counted(limit, 'detection')}": scores.ar,
         "AR small": scores.ar_small,
         "AR medium": scores.ar_medium,
         "AR large": scores.ar_large,
@@ -44,18 +44,16 @@ def describe_scores(scores: Scores) -> Iterator[str]:
     width = max(map(len, numbers))
     for name, number in numbers.items():
         yield f"{name:<{width}}  {format_score(number):>5}"
-    images = "image" if scores.num_images == 1 else "images"
-    detections = "detection" if scores.num_detections == 1 else "detections"
-    yield f"{scores.num_images:,} {images}, {scores.num_detections:,} {detections}"
+    yield f"{counted(scores.num_images, 'image')}, {counted(scores.num_detections, 'detection')}"
 
 
 def show_false_positives(scores: Scores) -> Table:
     """Return the table of false positives per image at each recall."""
     counts, limit = scores.false_positives, scores.max_detections
     num_clean = counts.num_clean_images
-    columns = ["from score", f"{scores.num_images:,} image{'s' * (scores.num_images != 1)}"]
+    columns = ["from score", counted(scores.num_images, "image")]
     if num_clean:
-        columns.append(f"{num_clean:,} clean image{'s' * (num_clean != 1)}")
+        columns.append(counted(num_clean, "clean image"))
     title = f"false positives per image (IoU 0.5, best {limit:,} of each class)"
     table = _table("recall", *columns, title=title)
     for point in counts.points:

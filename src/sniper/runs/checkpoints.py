@@ -14,7 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from sniper.data.datasets import DatasetIdentity
-from sniper.errors import CheckpointError
+from sniper.errors import CheckpointError, counted
 from sniper.files import atomic_folder, remove_folder
 from sniper.models.two_stage import CLASS_TENSORS
 from sniper.models.weights import check_tensor, load_head, load_tensors, refuse, save_tensors
@@ -185,7 +185,8 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], DatasetIdentity]:
         rows = tensors[name].shape[:1] if name in tensors else (num_classes + 1,)
         if rows != (num_classes + 1,):
             raise CheckpointError(
-                f"{path}: {name} has {rows[0] if rows else 'no'} rows for {num_classes} classes and the background"
+                f"{path}: {name} has {rows[0] if rows else 'no'} rows for "
+                f"{counted(num_classes, 'class', 'classes')} and the background"
             )
     return tensors, identity
 

@@ -11,7 +11,7 @@ from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import load_experiment
 from sniper.data.datasets import Category
 from sniper.data.datasets.categories import match_names
-from sniper.errors import CheckpointError, ConfigError, RunError, WeightsError, count_and_list
+from sniper.errors import CheckpointError, ConfigError, RunError, WeightsError, count_and_list, counted
 from sniper.models.build import build_detector
 from sniper.models.protocol import DetectorModel
 from sniper.models.spec import DetectorSpec
@@ -61,7 +61,7 @@ class WeightsReport:
     def __str__(self) -> str:
         """Return one paragraph."""
         transfer = self.transfer
-        loaded = _count(transfer.loaded, "tensor")
+        loaded = counted(len(transfer.loaded), "tensor")
         if self.kept and self.has_scores:
             same = "" if self.added or self.dropped else ", all of them"
             loaded += (
@@ -318,10 +318,6 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _count(items: Sequence[str], noun: str, plural: str | None = None) -> str:
-    return f"{len(items)} {noun if len(items) == 1 else plural or f'{noun}s'}"
-
-
 def _count_names(names: Sequence[str], noun: str, plural: str | None = None) -> str:
     listed = count_and_list(names, limit=_MAX_LISTED, separator=", ")
-    return f"{_count(names, noun, plural)} ({listed})"
+    return f"{counted(len(names), noun, plural)} ({listed})"

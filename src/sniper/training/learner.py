@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sniper.config.experiment import ExperimentSpec
 from sniper.data.batches import Batch
 from sniper.data.datasets import Category, DatasetIdentity
-from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged
+from sniper.errors import CheckpointError, ConfigError, OutOfMemory, TrainingDiverged, counted
 from sniper.models.build import autocast, build_detector
 from sniper.models.protocol import DetectorModel, ProposingModel
 from sniper.models.weights import fill_module
@@ -412,7 +412,7 @@ class Learner:
         height, width = batch.images.shape[2:]
         batch_key = "train.batch_size" if self.spec.data.whole is None else "data.whole.batch_megapixels"
         return (
-            f"{self.device} is out of memory at {num_chips} chips of {width}×{height}; "
+            f"{self.device} is out of memory at {counted(num_chips, 'chip')} of {width}×{height}; "
             f"reduce {batch_key} or raise train.accumulation_steps"
         )
 
@@ -458,8 +458,8 @@ def check_divisible(spec: ExperimentSpec, *, device: torch.device, processes: Pr
     """Check that the processes can share a batch on such devices."""
     if spec.train.batch_size % (processes.world_size * spec.train.accumulation_steps):
         raise ConfigError(
-            f"train.batch_size: {spec.train.batch_size} chips cannot be divided equally among "
-            f"{processes.world_size} processes"
+            f"train.batch_size: {counted(spec.train.batch_size, 'chip')} cannot be divided equally among "
+            f"{counted(processes.world_size, 'process', 'processes')}"
             + (f" in {spec.train.accumulation_steps} parts each" if spec.train.accumulation_steps > 1 else "")
         )
     is_synced = spec.model.backbone.batch_norm == "synced" and processes.world_size > 1

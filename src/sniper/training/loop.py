@@ -15,7 +15,15 @@ from sniper.data.batches import Batch, ChipTransform
 from sniper.data.datasets import DatasetIdentity
 from sniper.data.epoch import EpochOrder
 from sniper.data.loader import load_batches
-from sniper.errors import CheckpointError, ImageError, OutOfMemory, RunError, SniperError, explain_os_error
+from sniper.errors import (
+    CheckpointError,
+    ImageError,
+    OutOfMemory,
+    RunError,
+    SniperError,
+    counted,
+    explain_os_error,
+)
 from sniper.models.protocol import DetectorModel
 from sniper.models.weights import fill_module
 from sniper.runs.checkpoints import Progress
@@ -260,7 +268,8 @@ class _Loop:
         num_steps = max(round(order.num_steps * spec.epochs), 1)
         if self._processes.is_first and num_steps < spec.warmup_steps:
             self._callbacks.on_warning(
-                f"all {num_steps} steps lie inside the warm-up of {spec.warmup_steps} (train.warmup_steps), so the "
+                f"the training of {counted(num_steps, 'step')} lies inside the warm-up of {spec.warmup_steps} "
+                "(train.warmup_steps), so the "
                 "learning rate does not reach its value; a twentieth of the steps is usual"
             )
 
@@ -442,7 +451,8 @@ class _Loop:
             return False
         if self._processes.is_first:
             self._callbacks.on_notice(
-                f"stopped early: {since_best} evaluations without a better AP than {max(scores):.3f} (train.patience)"
+                f"stopped early: {counted(since_best, 'evaluation')} without a better AP than {max(scores):.3f} "
+                "(train.patience)"
             )
         return True
 
@@ -555,7 +565,7 @@ class _Loop:
             }
         )
         self._callbacks.on_notice(
-            f"length: {train.epochs:g} epochs instead of {old.epochs:g} fit into --time, by the steps so far"
+            f"length: {counted(train.epochs, 'epoch')} instead of {old.epochs:g} fit into --time, by the steps so far"
         )
 
     def _is_stopping(self) -> bool:

@@ -229,7 +229,7 @@ def test_a_file_of_two_images_is_reported(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (coco([]), "its 2 images have no annotations"),
+        (coco([]), "it has 2 images without annotations"),
         ({**coco([]), "images": []}, "it has no images"),
         (
             coco([[1, 1, 20, 20], [2, 2, 9, 9]], iscrowd=1),

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sniper.training.callbacks import Callbacks, EndReport, StartReport
@@ -207,6 +207,7 @@ def test_a_training_that_fails_before_its_start_is_not_tracked() -> None:
     assert store.num_calls == 0
 
 
+@settings(max_examples=40)  # each writes dozens of files
 @given(
     st.lists(  # processes that are killed: seconds before each step, and steps of the end that have no checkpoint
         st.tuples(st.lists(st.sampled_from([0.0, 2.0, 6.0]), max_size=8), st.integers(0, 3)), max_size=5

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from sniper.data.datasets.dataset import Category
-from sniper.errors import AnnotationError, count_and_list
+from sniper.errors import AnnotationError, count_and_list, counted
 from sniper.geometry import Detections
 
 _MAX_LISTED = 10
@@ -206,16 +206,13 @@ def _warnings(
         yield f"{categories_of} has other category ids than {classes_of}, matched by name: {listed}"
     if undetected:
         yield (
-            f"{classes_of} does not know {_count_categories(undetected)} of {categories_of}, "
+            f"{classes_of} does not know {counted(len(undetected), 'category', 'categories')} of {categories_of}, "
             f"whose objects cannot be detected: {_list_names(undetected)}"
         )
     if added:
-        yield f"{categories_of} lacks {_count_categories(added)} of {classes_of}: {_list_names(added)}"
+        lacking = counted(len(added), "category", "categories")
+        yield f"{categories_of} lacks {lacking} of {classes_of}: {_list_names(added)}"
 
 
 def _list_names(categories: Sequence[Category]) -> str:
     return count_and_list([repr(each.name) for each in categories], limit=_MAX_LISTED, separator=", ")
-
-
-def _count_categories(categories: Sequence[Category]) -> str:
-    return f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}"

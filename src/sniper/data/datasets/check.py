@@ -30,7 +30,7 @@ from sniper.data.datasets.raw import (
 )
 from sniper.data.images.files import read_image_sides
 from sniper.data.spec import DataSpec
-from sniper.errors import count_and_list
+from sniper.errors import count_and_list, counted
 from sniper.files import no_garbage_collection
 from sniper.geometry.boxes import Sides, area
 
@@ -488,8 +488,8 @@ def _describe_crowds(raw: RawDataset) -> Iterator[str]:
 
 def _describe_bad_files(problems: Sequence[str]) -> Iterator[str]:
     if problems:
-        noun = "file" if len(problems) == 1 else "files"
-        yield f"{len(problems)} bad image {noun}{SKIPPED}({count_and_list(problems, limit=_MAX_EXAMPLES)})"
+        files = counted(len(problems), "bad image file")
+        yield f"{files}{SKIPPED}({count_and_list(problems, limit=_MAX_EXAMPLES)})"
 
 
 def _assemble(

@@ -23,7 +23,7 @@ from msgspec import UNSET
 
 from sniper.data.datasets.dataset import Category
 from sniper.data.datasets.raw import MAX_LISTED, MAX_SIDE, Findings, RawDataset, raise_for
-from sniper.errors import AnnotationError
+from sniper.errors import AnnotationError, counted
 from sniper.files import no_garbage_collection, read_json, read_typed_json
 from sniper.geometry.boxes import from_xywh
 
@@ -571,8 +571,7 @@ def _check_annotation_ids(table: _Table[_Annotation], warnings: list[str]) -> No
     if num_repeats:
         repeated = next(one for one, count in Counter(keys).items() if count > 1)
         warnings.append(
-            f"{num_repeats} annotation{'' if num_repeats == 1 else 's'} with the id of another, all used "
-            f"(such as id {repeated})"
+            f"{counted(num_repeats, 'annotation')} with the id of another, all used (such as id {repeated})"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from sniper.data.datasets.file_names import FileNames, Match, leaves_root
 from sniper.data.images.files import read_image_sides
 from sniper.data.spec import ReadSpec
-from sniper.errors import ImageError, count_and_list, describe_os_error
+from sniper.errors import ImageError, count_and_list, counted, describe_os_error
 from sniper.files import check_regular
 from sniper.geometry.boxes import Sides
 
@@ -175,9 +175,9 @@ def _correction_warnings(file_names: Sequence[str], corrections: Mapping[int, Ma
     for index, match in corrections.items():
         examples[match.kind].append(f"{file_names[index]} is {match.name}")
     for kind, listed in examples.items():
-        subject = "file name differs" if len(listed) == 1 else "file names differ"
+        subject = counted(len(listed), "file name differs", "file names differ")
         yield (
-            f"{len(listed)} {subject} from the image file in {kind}, corrected "
+            f"{subject} from the image file in {kind}, corrected "
             f"({count_and_list(listed, limit=_MAX_EXAMPLES)})"
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, Shaped
 
 from sniper.data.datasets.dataset import Category
-from sniper.errors import AnnotationError
+from sniper.errors import AnnotationError, counted
 
 MAX_LISTED = 20
 """Number of problems of a data set that an error lists; the rest are counted."""
@@ -70,7 +70,7 @@ class Findings:
         examples = self.examples[:_MAX_EXAMPLES]
         hidden = self.count - len(examples)
         listed = "; ".join([*examples, *([f"and {hidden} more"] if hidden else [])])
-        return f"{self.count} {self.noun if self.count == 1 else self.plural} {self.problem} ({listed})"
+        return f"{counted(self.count, self.noun, self.plural)} {self.problem} ({listed})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,7 +137,6 @@ def raise_for(path: Path, problems: Sequence[str], *, num_unlisted: int = 0) -> 
     """
     if problems:
         count = len(problems) + num_unlisted
-        noun = "problem" if count == 1 else "problems"
         hidden = count - min(len(problems), MAX_LISTED)
         lines = [*problems[:MAX_LISTED], *([f"and {hidden} more"] if hidden else [])]
-        raise AnnotationError(f"{path}: {count} {noun}\n  " + "\n  ".join(lines))
+        raise AnnotationError(f"{path}: {counted(count, 'problem')}\n  " + "\n  ".join(lines))

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from sniper.data.spec import ReadSpec
-from sniper.errors import ImageError
+from sniper.errors import ImageError, counted
 
 _BLOCK = 4_000_000  # values that are mapped at once, to bound the memory for their floating-point copies
 
@@ -57,7 +57,7 @@ def select_bands(
     if spec.bands is not None:
         if max(spec.bands) > num_bands:
             raise ImageError(
-                f"{name}: has {_count(num_bands)}, but data.read.bands selects band {max(spec.bands)}"
+                f"{name}: has {counted(num_bands, 'band')}, but data.read.bands selects band {max(spec.bands)}"
             )
         return [band - 1 for band in spec.bands]
     if num_bands == 1 or is_grey:
@@ -67,8 +67,8 @@ def select_bands(
     known = ", ".join(f"{i} {band}" for i, band in enumerate(names, start=1) if band)
     example = [1] if num_bands == 2 else [3, 2, 1]
     raise ImageError(
-        f"{name}: has {_count(num_bands)}{f' ({known})' if known else ''}; select one for grey or three for red, "
-        f"green and blue, counted from 1, for example data.read.bands: {example}"
+        f"{name}: has {counted(num_bands, 'band')}{f' ({known})' if known else ''}; select one for grey or three for "
+        f"red, green and blue, counted from 1, for example data.read.bands: {example}"
     )
 
 
@@ -113,10 +113,6 @@ def orient(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.nda
         case _:
             return pixels
     return np.asarray(oriented, dtype=np.uint8)
-
-
-def _count(num_bands: int) -> str:
-    return f"{num_bands} band" if num_bands == 1 else f"{num_bands} bands"
 
 
 def _to_8_bits(

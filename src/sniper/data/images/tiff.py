@@ -24,7 +24,7 @@ from sniper.data.images.encoded import TIFF_STARTS, BinaryFile, EncodedImage, ch
 from sniper.data.images.libtiff import collect_errors
 from sniper.data.images.pixels import check_intensity, map_intensity, orient, select_bands
 from sniper.data.spec import ReadSpec
-from sniper.errors import ImageError
+from sniper.errors import ImageError, counted
 from sniper.geometry.boxes import Sides
 
 WINDOWED_PIXELS = 50_000_000
@@ -159,7 +159,7 @@ class TiffHeader:
         kinds = {1: "unsigned", 2: "signed", 3: "floating-point"}
         kind = kinds.get(self.sample_formats[0], "other")
         compression = _COMPRESSION_NAMES.get(self.compression)
-        bands = "1 band" if self.samples == 1 else f"{self.samples} bands"
+        bands = counted(self.samples, "band")
         return f"{bands} of {kind} {max(self.bits)}-bit values{f' in {compression}' if compression else ''}"
 
 
