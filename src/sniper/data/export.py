@@ -319,8 +319,7 @@ class ChipExport:
     def _hash(self) -> str:
         """Return a hash of everything that the written files depend on."""
         digest = hashlib.sha256(json.dumps([_VERSION, asdict(self._spec), self._experiment]).encode())
-        read = [asdict(self._data.read), self._data.on_bad_image]
-        digest.update(json.dumps(read).encode())
+        digest.update(json.dumps(asdict(self._data.read)).encode())
         for name, split in self._splits.items():
             names = [category.name for category in split.dataset.categories]
             head = [name, split.dataset.digest, names, split.has_labels, split.window, len(split.tables)]
