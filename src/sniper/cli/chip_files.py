@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sniper.data.datasets import Dataset
     from sniper.data.export import ChipSplit
     from sniper.data.spec import DataSpec
+    from sniper.evaluation.results import DetectionTable
     from sniper.planning.chip_sets import ChipSettings
 
 _DOSE = 0.25
@@ -37,7 +38,7 @@ class ChipOptions:
         images: folder of the images.
         split: of the data set.
         follow_links: whether images may be links that leave their folder.
-        seed: of the choice.
+        seed: of the choice; None is that of the experiment.
         files: how chips are written.
     """
 
@@ -48,7 +49,7 @@ class ChipOptions:
     images: Path | None
     split: str | None
     follow_links: bool
-    seed: int
+    seed: int | None
     files: "ChipFileSpec"
 
     def load_settings(self) -> "ChipSettings":
@@ -59,9 +60,22 @@ class ChipOptions:
         spec = settings.spec
         if self.follow_links:
             spec = replace(spec, data=replace(spec.data, follow_links=True))
-        if self.seed:
+        if self.seed is not None:
             spec = replace(spec, seed=self.seed)
         return replace(settings, spec=spec)
+
+    def check_folder(self) -> None:
+        """Check that the folder to write is new, or has chips, before anything is searched for.
+
+        Raises:
+            ConfigError: if it has something else, or its format cannot express what is to be written.
+        """
+        from sniper.data.chip_manifest import MANIFEST
+        from sniper.data.datasets.write import check_new_folder
+
+        self.files.check()
+        if not (self.folder / MANIFEST).is_file():
+            check_new_folder(self.folder)
 
 
 def write_training(
@@ -80,14 +94,17 @@ def write_training(
         The result of the command, in the first process; None in the others.
     """
     from sniper.data.export import ChipSplit
+    from sniper.evaluation.results import load_detections
     from sniper.planning.chip_sets import choose_tables, validation_split
 
+    options.check_folder()
     settings = options.load_settings()
     has_chips = settings.spec.data.tiles is None and settings.spec.data.whole is None
     if not has_chips and (dose is not None or detections is not None or proposals is not None):
         raise ConfigError(
             "negative chips (--dose, --from, --proposals) are of chips, not of tiles or whole images"
         )
+    found = None if detections is None else load_detections(detections)
     dataset, validated = _load_train_and_val(options, settings, val=val, has_val=val_as != "none")
     is_first = _is_first()
     with announce_compilation(is_shown=is_first):
@@ -96,7 +113,9 @@ def write_training(
                 dataset, on_reason=lambda reason: print_progress(f"pyramid: {reason}") if is_first else None
             )
         share = _DOSE if dose is None else dose
-        alarms, table = _find_negatives(dataset, settings, detections=detections, proposals=proposals)
+        alarms, table = _find_negatives(
+            dataset, settings, detections=detections, found=found, proposals=proposals
+        )
         tables = choose_tables(
             dataset, settings, num_epochs=num_epochs, share=share, alarms=alarms, table=table
         )
@@ -114,6 +133,7 @@ def write_search(options: ChipOptions) -> dict[str, Any] | None:
     """
     from sniper.planning.chip_sets import search_split
 
+    options.check_folder()
     settings = options.load_settings()
     if not settings.has_levels and not settings.has("predict.levels"):
         raise ConfigError(
@@ -194,19 +214,19 @@ def _load_train_and_val(
 
 
 def _find_negatives(
-    dataset: "Dataset", settings: "ChipSettings", *, detections: Path | None, proposals: Path | None
+    dataset: "Dataset",
+    settings: "ChipSettings",
+    *,
+    detections: Path | None,
+    found: "DetectionTable | None",
+    proposals: Path | None,
 ) -> "tuple[ScoredBoxes | None, ChipTable | None]":
-    """Return false alarms to cut negative chips around, or a table with negative chips, if there are any.
-
-    A data set of which images are held out has other images than those that were mined, so proposals have to be of
-    the whole of it.
-    """
+    """Return false alarms to cut negative chips around, or a table with negative chips, if there are any."""
     if detections is None and proposals is None:
         return None, None
     import tempfile
 
     from sniper.data.epoch import to_image_boxes
-    from sniper.evaluation.results import load_detections
     from sniper.inference.mining import proposals_from_detections
     from sniper.inference.proposals import has_false_alarms, open_proposals, read_alarms
     from sniper.planning.plan import choose_chips
@@ -218,9 +238,10 @@ def _find_negatives(
             return None, choose_chips(dataset, spec, proposals=proposals, seed=spec.seed)
         return read_alarms(store, boxes, min_score=spec.negatives.min_score), None
     assert detections is not None
+    assert found is not None
     with tempfile.TemporaryDirectory() as folder:
         store = proposals_from_detections(
-            load_detections(detections),
+            found,
             dataset,
             Path(folder) / "alarms",
             spec=spec.mine,

@@ -17,7 +17,6 @@ from sniper.cli.options import (
     FollowLinks,
     Images,
     Json,
-    Seed,
     default,
     flag,
     output_option,
@@ -159,7 +158,14 @@ def chips(
         str | None, split_option("train, or everything where there are no splits; with --search, val or test")
     ] = None,
     follow_links: FollowLinks = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        Parameter(
+            validator=validators.Number(gte=0, lte=2**63 - 1),
+            help="Seed of the random choice between equally good chips.",
+            show_default=default("0, or that of --config"),
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Choose the chips of a data set, and write them to a table, or as images for other trainers.
@@ -187,7 +193,7 @@ def chips(
             proposals=proposals,
             images=images,
             split=split,
-            seed=seed,
+            seed=seed or 0,
             is_json=json,
             started=started,
         )
