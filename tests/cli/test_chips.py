@@ -257,11 +257,16 @@ def test_files_that_are_not_there_are_named(folder: Path, sniper: CommandLine, t
         )
 
 
+def run_to_end(*arguments: object) -> None:
+    process = start(*arguments)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
 @pytest.mark.processes
 def test_processes_write_equal_bytes_and_a_killed_one_is_continued(folder: Path, config: Path) -> None:
     common = (folder / "train.json", "--to", "coco", "--config", config, "--epochs", 3)
-    alone = start("chips", *common, folder / "alone")
-    assert alone.wait() == 0, alone.stderr and alone.stderr.read()
+    run_to_end("chips", *common, folder / "alone")
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
     command = [*launcher, SNIPER, "chips", *common, folder / "shared", "--json"]
     together = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
@@ -274,9 +279,8 @@ def test_processes_write_equal_bytes_and_a_killed_one_is_continued(folder: Path,
     while killed.poll() is None and len(list(images.glob("*.jpg"))) < 4:
         time.sleep(0.05)
     killed.kill()
-    killed.wait()
+    killed.communicate()
     assert not (folder / "killed").exists()
-    again = start("chips", *common, folder / "killed")
-    assert again.wait() == 0, again.stderr and again.stderr.read()
+    run_to_end("chips", *common, folder / "killed")
     expected = contents(folder / "alone")
     assert contents(folder / "shared") == contents(folder / "killed") == expected
