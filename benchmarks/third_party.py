@@ -51,7 +51,7 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     train_set, test_set = arguments.data
     side = arguments.chip_size
-    images = folder / "images"
+    images = folder / "dataset"  # not images: labels are looked for by that part of a path
     scale = {
         "chips": ["--pyramid.chip_size", side, "--dose", 0.1],
         "tiles": ["--data.tiles.side", side],
@@ -61,7 +61,7 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any
     window = ["--predict.window", arguments.window]
     config = images / "experiment.yaml"
     sniper("chips", test_set, "--to", "yolo", searched, "--search", "--config", config, *window)
-    num_views = arguments.epochs * count_images(arguments.folder / f"chips_{seed}" / "images")
+    num_views = arguments.epochs * count_images(arguments.folder / f"chips_{seed}" / "dataset")
     data, num_epochs = write_list(images, num_views=num_views, folder=folder, seed=seed)
     started = time.monotonic()
     weights = train(data, num_epochs=num_epochs, folder=folder, seed=seed, arguments=arguments)
