@@ -245,14 +245,17 @@ def test_an_invalid_spec_is_refused(values: dict[str, object], message: str) -> 
         NegativeSpec(**values)  # type: ignore[arg-type]
 
 
+def background_of(positives: ChipTable, objects: ImageBoxes, count: int) -> ChipTable:
+    generator = np.random.default_rng(0)
+    return choose_background(positives, objects, pyramid=SMALL_PYRAMID, count=count, generator=generator)
+
+
 @given(scenes(), st.integers(0, 40))
 @settings(deadline=None, max_examples=30)
 def test_background_shows_no_box_and_is_drawn_once(scene: tuple[ImageBoxes, ImageBoxes], count: int) -> None:
     objects, _ = scene
     positives = positives_of(objects)
-    options = {"pyramid": SMALL_PYRAMID, "count": count}
-    chosen = choose_background(positives, objects, **options, generator=np.random.default_rng(0))
-    again = choose_background(positives, objects, **options, generator=np.random.default_rng(0))
+    chosen, again = background_of(positives, objects, count), background_of(positives, objects, count)
     assert len(chosen) <= count
     assert chosen.is_negative.all()
     _, num_boxes = chip_visibility(chosen, objects)
@@ -276,13 +279,12 @@ def test_background_comes_from_images_without_objects_too() -> None:
         boxes=np.array([[10.0, 10.0, 30.0, 30.0]]),
         is_required=np.array([True]),
     )
-    options = {"pyramid": SMALL_PYRAMID, "generator": np.random.default_rng(0)}
-    chosen = choose_background(positives_of(images), images, count=20, **options)
+    chosen = background_of(positives_of(images), images, 20)
     assert len(chosen) == 20
     assert 1 in chosen.image_indices
-    assert len(choose_background(positives_of(images), images, count=0, **options)) == 0
-    nothing = positives_of(boxes_of_none(images))
-    assert len(choose_background(nothing, boxes_of_none(images), count=5, **options)) == 0
+    assert len(background_of(positives_of(images), images, 0)) == 0
+    empty = boxes_of_none(images)
+    assert len(background_of(positives_of(empty), empty, 5)) == 0
 
 
 def boxes_of_none(images: ImageBoxes) -> ImageBoxes:

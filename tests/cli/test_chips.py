@@ -45,6 +45,14 @@ PYRAMID = (
 )
 
 
+def test_fields_of_the_experiment_are_set_for_a_table(folder: Path, sniper: CommandLine) -> None:
+    common = ("chips", folder / "train.json", "-o", folder / "c.npz", "--config", folder / "experiment.yaml")
+    as_configured = sniper.json(*common)
+    levels = "[{long_side: 64}]"
+    one_level = sniper.json(*common, "--pyramid.chip_size", 64, "--pyramid.levels", levels)
+    assert len(one_level["chips_per_level"]) == 1 < len(as_configured["chips_per_level"])
+
+
 def entries_of(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
     lines = (folder / "chips.jsonl").read_text().splitlines()[1:]
     return [entry for entry in map(json.loads, lines) if split in (None, entry["split"])]
@@ -206,7 +214,7 @@ def test_image_files_are_searched_with_the_classes_of_the_chips(
         ("train.json", "expected -o FILE.npz, the chip table to write, or --to yolo|coco|voc OUT"),
         ("train.json out", "a folder of chips requires --to"),
         ("train.json -o c.npz --quality 50", "--quality requires --to"),
-        ("train.json -o c.npz --pyramid.chip_size 64", "--pyramid.chip_size requires --to"),
+        ("train.json -o c.npz --pyramid.chip_size x", "--pyramid.chip_size"),
         ("train.json --to yolo", "expected the folder to write, as OUT or -o OUT"),
         ("train.json --to yolo a -o b", "expected one folder to write"),
         ("train.json --to yolo a b", "b: is one argument too many"),

@@ -50,8 +50,8 @@ def chips(
         str,
         Parameter(
             allow_leading_hyphen=True,
-            help="With --to: the folder to write, new or empty; and fields of the experiment to set, as "
-            "--SECTION.FIELD VALUE, such as --pyramid.chip_size 640.",
+            help="With --to, the folder to write, new or empty. Fields of the experiment to set, as --SECTION.FIELD "
+            "VALUE, such as --pyramid.chip_size 640.",
         ),
     ],
     output: Annotated[
@@ -180,8 +180,9 @@ def chips(
         "--search": search or None, "--from": detections, "--dose": dose, "--epochs": epochs, "--val": val,
         "--val-as": val_as, "--out-of-range": out_of_range, "--ignored": ignored,
         "--min-visibility": min_visibility, "--encoding": encoding, "--quality": quality,
-        "--follow-links": follow_links or None, **{f"--{name}": value for name, value in overrides.items()},
+        "--follow-links": follow_links or None,
     }  # fmt: skip
+    fields = {f"--{name}": value for name, value in overrides.items()}
     given = {name: value for name, value in given.items() if value is not None}
     if to is None:
         _check_table_options(given, folder=folder, output=output)
@@ -190,6 +191,7 @@ def chips(
             annotations,
             output,
             config=config,
+            overrides=fields,
             proposals=proposals,
             images=images,
             split=split,
@@ -207,7 +209,7 @@ def chips(
         annotations=annotations,
         folder=target,
         config=config,
-        overrides={f"--{name}": value for name, value in overrides.items()},
+        overrides=fields,
         images=images,
         split=split,
         follow_links=follow_links,
@@ -316,6 +318,7 @@ def _write_table(
     output: Path,
     *,
     config: Path | None,
+    overrides: Mapping[str, str],
     proposals: Path | None,
     images: Path | None,
     split: str | None,
@@ -327,7 +330,7 @@ def _write_table(
     from sniper.planning.cost import compute_cost
     from sniper.planning.plan import choose_chips
 
-    spec = load_config(config)
+    spec = load_config(config, overrides)
     dataset = load_annotations(annotations, images=images, split=split, data=spec.data)
     with announce_compilation():
         table = choose_chips(dataset, spec, proposals=proposals, seed=seed)

@@ -16,7 +16,7 @@ from sniper.errors import DetectionsError, count_and_list, describe_os_error
 from sniper.evaluation.results import DetectionTable, load_detections
 from sniper.files import read_bytes
 from sniper.geometry import Detections
-from sniper.geometry.boxes import clip, from_xywh, to_xywh
+from sniper.geometry.boxes import area, clip, from_xywh, to_xywh
 from sniper.inference.merging import merge
 from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
 
@@ -160,8 +160,7 @@ def _on_image(entry: ChipEntry, detections: Detections, *, in_valid_range: bool)
 def _inside(detections: Detections, entry: ChipEntry) -> Detections:
     """Clip detections to their image; those that lie in the padding of a chip are dropped."""
     boxes = clip(detections.boxes, width=entry.image_width, height=entry.image_height)
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return replace(detections, boxes=boxes)[has_area]
+    return replace(detections, boxes=boxes)[np.flatnonzero(area(boxes) > 0)]
 
 
 def _read_results(
@@ -218,11 +217,9 @@ def _categories_of(table: DetectionTable) -> tuple[Category, ...]:
 
 def _label_of(categories: Sequence[Category], category_ids: CategoryIds) -> Mapping[int | str, int]:
     if category_ids == "ids":
-        by_id: dict[int | str, int] = {}
-        written = dict(zip(written_ids(categories), range(len(categories)), strict=True))
-        for label, category in enumerate(categories):
-            by_id[category.category_id] = label
-        return {**by_id, **written}
+        by_id: dict[int | str, int] = {category.category_id: i for i, category in enumerate(categories)}
+        by_id.update(zip(written_ids(categories), range(len(categories)), strict=True))
+        return by_id
     first = 0 if category_ids == "from-0" else 1
     return {label + first: label for label in range(len(categories))}
 
