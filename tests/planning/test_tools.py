@@ -75,7 +75,7 @@ def test_the_size_of_images_is_the_smallest_that_shows_the_objects(
 
 
 def test_boxes_are_counted_by_size_and_by_what_is_wrong() -> None:
-    boxes = [[0, 0, 4, 4], [100, 100, 140, 140], [0, 0, 4000, 4000]]
+    boxes = [[0.0, 0.0, 4.0, 4.0], [100.0, 100.0, 140.0, 140.0], [0.0, 0.0, 4000.0, 4000.0]]
     images = images_of((4000, 4000), boxes=boxes + [[50.0, 50.0, 90.0, 90.0]] * 60, per_image=[63])
     plan = plan_tool("supervision", images, data=Path("data.yaml"), useful_sizes=USEFUL)
     small, medium, large = plan.boxes

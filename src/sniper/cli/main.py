@@ -73,7 +73,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     check: "ANNOTATIONS",
     browse: "DATA",
     convert: "SOURCE OUT --to FORMAT",
-    chips: "ANNOTATIONS -o FILE | DATA --to FORMAT OUT [--SECTION.FIELD VALUE]...",
+    chips: "ANNOTATIONS -o FILE | DATA --to FORMAT OUT [--pyramid.FIELD VALUE]... [--data.FIELD VALUE]...",
     train: "DATA [--SECTION.FIELD VALUE]...",
     mine: "RUN [ANNOTATIONS] | ANNOTATIONS --from FILE",
     predict: "RUN [FILES]... [--predict.FIELD VALUE]...",

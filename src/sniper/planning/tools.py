@@ -304,8 +304,9 @@ def _judge(
     image, sizes = images.image_of_box, size(images.boxes)
     seen = np.stack([sizes * view.scales[image] for view in views])  # (v, n)
     is_whole = np.stack([view.is_whole for view in views])
-    is_useful = (is_whole & (seen >= low) & (seen <= high)).any(axis=0)
-    return sizes, is_whole.any(axis=0), is_useful, (is_whole & (seen > high)).any(axis=0)
+    flags = (is_whole, is_whole & (seen >= low) & (seen <= high), is_whole & (seen > high))
+    shown, useful, large = (np.asarray(each.any(axis=0)) for each in flags)
+    return sizes, shown, useful, large
 
 
 def _ultralytics_lines(side: int, data: Path, most: int) -> tuple[str, ...]:
