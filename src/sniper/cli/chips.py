@@ -71,7 +71,7 @@ def chips(
     config: Annotated[
         Path | None,
         Parameter(
-            help="Experiment file (YAML) or name of a recipe; for a search, the experiment.yaml of the chips trained on.",
+            help="Experiment file (YAML) or name of a recipe; for a search, the experiment.yaml of the training chips.",
             show_default=default("the paper's settings; with --to, the pyramid that `sniper plan` suggests"),
         ),
     ] = None,
