@@ -224,7 +224,7 @@ def test_image_files_are_searched_with_the_classes_of_the_chips(
         ("train.json --to yolo out --search", "--search: needs the scales that the detector is trained at"),
         ("train.json --to yolo out --search --dose 1", "--dose: is of chips to train on"),
         ("train.json --to yolo out --val train.json --val-as none", "is not written with --val-as none"),
-        ("train.json --to yolo out --conf 1", "--conf: no such option"),
+        ("train.json --to yolo out --conf 1", "--conf: sniper chips has no such option"),
         ("train.json --to yolo out --pyramid.chip_sise 64", "chip_size"),
         ("train.json --to yolo out --from none.json", "none.json: cannot be read"),
         ("none.json --to yolo out", "none.json: cannot be read"),
