@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sniper.chips import ChipTable, ImageBoxes
@@ -13,6 +13,7 @@ from sniper.chips.cover import cover, is_coverable
 from sniper.chips.image_boxes import ScoredBoxes
 from sniper.chips.negatives import (
     NegativeSpec,
+    choose_background,
     choose_negatives,
     choose_on_alarms,
     draw_negatives,
@@ -242,3 +243,51 @@ def test_every_false_alarm_is_covered_by_a_chip_or_excluded(
 def test_an_invalid_spec_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NegativeSpec(**values)  # type: ignore[arg-type]
+
+
+def background_of(positives: ChipTable, objects: ImageBoxes, count: int) -> ChipTable:
+    generator = np.random.default_rng(0)
+    return choose_background(positives, objects, pyramid=SMALL_PYRAMID, count=count, generator=generator)
+
+
+@given(scenes(), st.integers(0, 40))
+@settings(deadline=None, max_examples=30)
+def test_background_shows_no_box_and_is_drawn_once(scene: tuple[ImageBoxes, ImageBoxes], count: int) -> None:
+    objects, _ = scene
+    positives = positives_of(objects)
+    chosen, again = background_of(positives, objects, count), background_of(positives, objects, count)
+    assert len(chosen) <= count
+    assert chosen.is_negative.all()
+    _, num_boxes = chip_visibility(chosen, objects)
+    assert not num_boxes.any()
+    columns = [chosen.image_indices, chosen.level, chosen.x, chosen.y]
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    assert len(set(rows)) == len(rows)
+    assert (np.diff(chosen.image_indices) >= 0).all()
+    assert (again.x == chosen.x).all()
+    for index in range(len(chosen)):
+        chip = chosen.chip(index)
+        assert min(chip.visible) > 0
+        assert min(chip.x, chip.y) >= 0
+
+
+def test_background_comes_from_images_without_objects_too() -> None:
+    images = ImageBoxes(
+        widths=np.array([300, 300]),
+        heights=np.array([300, 300]),
+        offsets=np.array([0, 1, 1]),
+        boxes=np.array([[10.0, 10.0, 30.0, 30.0]]),
+        is_required=np.array([True]),
+    )
+    chosen = background_of(positives_of(images), images, 20)
+    assert len(chosen) == 20
+    assert 1 in chosen.image_indices
+    assert len(background_of(positives_of(images), images, 0)) == 0
+    empty = boxes_of_none(images)
+    assert len(background_of(positives_of(empty), empty, 5)) == 0
+
+
+def boxes_of_none(images: ImageBoxes) -> ImageBoxes:
+    return dataclasses.replace(
+        images, offsets=np.zeros(3, dtype=int), boxes=np.zeros((0, 4)), is_required=np.zeros(0, dtype=bool)
+    )

@@ -13,7 +13,10 @@ import pytest
 
 from sniper.cli import run
 
-ANNOUNCEMENTS = ("compiling kernels", "download: ", "training: ", "evaluation: ", "checkpoint: ")
+ANNOUNCEMENTS = (
+    *("compiling kernels", "download: ", "training: ", "evaluation: ", "checkpoint: "),
+    *("pyramid: ", "val: "),
+)
 SNIPER = str(Path(sys.executable).parent / "sniper")
 
 

@@ -24,6 +24,7 @@ COMMANDS = (
     "mine",
     "predict",
     "evaluate",
+    "merge",
     "report",
     "recipes",
     "demo",

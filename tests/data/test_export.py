@@ -1,6 +1,8 @@
-"""Negative chips for other trainers: images that show no object, with the pixels that are trained on."""
+"""Chips for other trainers: images with the pixels that are trained on, annotations, and a way to continue."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,16 @@ from PIL import Image
 from sniper.chips import ChipTable, LevelSpec, PyramidSpec
 from sniper.chips.image_boxes import ImageBoxes, ScoredBoxes
 from sniper.chips.negatives import NegativeSpec
+from sniper.data.chip_labels import ChipFileSpec
+from sniper.data.chip_manifest import read_manifest
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.datasets.write import FormatName
-from sniper.data.export import EmptyChips, WrittenChips, choose_empty_chips, write_empty_chips
+from sniper.data.epoch import choose_positive_chips
+from sniper.data.export import ChipExport, ChipSplit, EmptyChips, WrittenChips, choose_empty_chips
 from sniper.data.reader import ChipReader
 from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, ImageError
-from sniper.geometry.boxes import intersections
+from sniper.geometry.boxes import area, intersections, iou
 from tests.data.tiny import write_dataset
 
 PYRAMID = PyramidSpec(
@@ -65,7 +70,19 @@ def choose(dataset: Dataset, *, dose: float = 10.0, seed: int = 0) -> EmptyChips
 def write(
     dataset: Dataset, table: ChipTable, folder: Path, *, to: FormatName = "coco", data: DataSpec = DataSpec()
 ) -> WrittenChips:
-    return write_empty_chips(dataset, table, folder, to=to, data=data, on_progress=lambda done, total: None)
+    """Write negative chips as `sniper mine --to` does."""
+    spec = ChipFileSpec(to=to, encoding="png", ignored="keep", is_padded=False)
+    return export({"": ChipSplit(dataset=dataset, tables=(table,))}, folder, spec, data=data)
+
+
+def export(
+    splits: dict[str, ChipSplit], folder: Path, spec: ChipFileSpec, *, data: DataSpec = DataSpec()
+) -> WrittenChips:
+    export = ChipExport(splits, folder, spec, data=data)
+    assert export.find_written() is None
+    export.start()
+    export.write(on_progress=lambda done, total: None)
+    return export.finish()
 
 
 def windows_of(table: ChipTable) -> list[tuple[int, ...]]:
@@ -98,7 +115,7 @@ def test_written_chips_have_the_pixels_that_are_trained_on(
 ) -> None:
     table = choose(dataset).table
     written = write(dataset, table, tmp_path / "out", to=to)
-    assert (written.num_chips, written.skipped_images, written.warnings) == (len(table), (), ())
+    assert (written.counts["num_chips"], written.skipped_images, written.warnings) == (len(table), (), ())
     read = load_dataset(tmp_path / "out")
     assert len(read) == len(table)
     assert len(read.boxes) == 0
@@ -133,13 +150,13 @@ def test_images_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
     # The same window of each image, whatever it shows.
     first = choose(dataset).table.select(np.array([0]))
     table = ChipTable.concatenate([first.of_images(range(1))] * 3)
+    table = replace(table, moved_to=np.full(len(dataset.boxes), -1, dtype=np.int8))
     written = write(dataset, table, tmp_path / "out", to="yolo")
     read = load_dataset(tmp_path / "out")
-    assert len({str(record.path) for record in read}) == written.num_chips == 3
-    (warning,) = written.warnings
-    assert warning.startswith("images renamed: 1 (y/a_level")
-    names = {str(record.path.relative_to(tmp_path / "out" / "images").parent) for record in read}
-    assert names == {"x", "y"}
+    assert len(read) == written.counts["num_chips"] == 3
+    stems = sorted(record.path.stem for record in read)
+    assert [stem.partition("_level")[0] for stem in stems] == ["x_a", "y_a", "y_a"]
+    assert stems[2] == f"{stems[1]}_2"
 
 
 def test_an_image_that_cannot_be_read_is_refused_or_skipped(dataset: Dataset, tmp_path: Path) -> None:
@@ -148,13 +165,172 @@ def test_an_image_that_cannot_be_read_is_refused_or_skipped(dataset: Dataset, tm
     bad.write_bytes(bad.read_bytes()[:200])
     with pytest.raises(ImageError, match=bad.name):
         write(dataset, table, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.parts", "source"]
     written = write(dataset, table, tmp_path / "out", data=DataSpec(on_bad_image="skip"))
     assert written.skipped_images == (bad,)
     expected = int((table.image_indices != table.image_indices[0]).sum())
-    assert len(load_dataset(tmp_path / "out")) == written.num_chips == expected > 0
+    assert len(load_dataset(tmp_path / "out")) == written.counts["num_chips"] == expected > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_a_folder_with_files_is_left_alone(dataset: Dataset, tmp_path: Path) -> None:
+    table = choose(dataset).table
     with pytest.raises(ConfigError, match=r"source: is not empty, expected a new folder"):
-        write(dataset, choose(dataset).table, tmp_path / "source")
+        write(dataset, table, tmp_path / "source")
+    (tmp_path / ".out.parts").mkdir()
+    (tmp_path / ".out.parts" / "mine.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"\.out\.parts: is in the way"):
+        write(dataset, table, tmp_path / "out")
+
+
+def test_the_same_chips_are_not_written_twice(dataset: Dataset, tmp_path: Path) -> None:
+    table = choose(dataset).table
+    written = write(dataset, table, tmp_path / "out")
+    spec = ChipFileSpec(to="coco", encoding="png", ignored="keep", is_padded=False)
+    split = ChipSplit(dataset=dataset, tables=(table,))
+    again = ChipExport({"": split}, tmp_path / "out", spec, data=DataSpec()).find_written()
+    assert again is not None
+    assert again.counts == written.counts
+    other = ChipExport({"": split}, tmp_path / "out", replace(spec, is_padded=True), data=DataSpec())
+    with pytest.raises(ConfigError, match="has chips of other images or settings"):
+        other.find_written()
+
+
+@pytest.fixture
+def positives(dataset: Dataset) -> ChipTable:
+    return choose_positive_chips(dataset, PYRAMID, generator=np.random.default_rng(0))
+
+
+def test_annotations_are_the_boxes_that_the_chip_shows(
+    dataset: Dataset, positives: ChipTable, tmp_path: Path
+) -> None:
+    split = {"train": ChipSplit(dataset=dataset, tables=(positives,))}
+    counts = export(split, tmp_path / "out", ChipFileSpec(to="coco", encoding="png")).counts
+    assert counts["objects_in_no_chip"] == 0
+    read, manifest = load_dataset(tmp_path / "out"), read_manifest(tmp_path / "out")
+    assert [category.category_id for category in read.categories] == [10, 11]
+    assert len(manifest.chips) == len(read) == len(positives)
+    for index, (record, entry) in enumerate(zip(read, manifest.chips, strict=True)):
+        source = next(each for each in dataset if each.image_id == entry.image_id)
+        chip = positives.chip(index)
+        assert (record.image_id, record.path.name) == (entry.chip_id, Path(entry.file_name).name)
+        assert (record.width, record.height) == (chip.width, chip.height) == (entry.width, entry.height)
+        boxes = chip.clip(chip.to_chip(source.boxes))
+        kept = area(boxes) >= 0.1 * area(chip.to_chip(source.boxes))
+        np.testing.assert_allclose(record.boxes, boxes[kept], atol=1e-6)
+        np.testing.assert_array_equal(record.labels, source.labels[kept])
+        back = entry.chip.to_image(record.boxes[~record.is_crowd])
+        overlaps = iou(back, source.boxes)
+        assert (overlaps.max(axis=1, initial=1.0) > 0.09).all()
+        x1, y1, x2, y2 = entry.image_box
+        assert 0 <= x1 < x2 <= source.width
+        assert 0 <= y1 < y2 <= source.height
+        visible = chip.visible
+        assert (x2 - x1) * entry.scale == pytest.approx(visible.width, rel=0.02)
+        assert (y2 - y1) * entry.scale == pytest.approx(visible.height, rel=0.02)
+
+
+@pytest.mark.parametrize("to", ["yolo", "voc", "coco"])
+def test_every_format_is_read_back_with_equal_boxes(
+    dataset: Dataset, positives: ChipTable, tmp_path: Path, to: FormatName
+) -> None:
+    split = {"train": ChipSplit(dataset=dataset, tables=(positives,))}
+    spec = ChipFileSpec(to=to, ignored="blur")
+    counts = export(split, tmp_path / "out", spec).counts
+    read = load_dataset(tmp_path / "out")
+    assert len(read.boxes) == counts["num_labels"] > 0
+    labels = {record.path.stem: (record.boxes, record.labels) for record in read}
+    expected = export(split, tmp_path / "coco", replace(spec, to="coco")).counts
+    assert expected == counts
+    for record in load_dataset(tmp_path / "coco"):
+        boxes, classes = labels[record.path.stem]
+        np.testing.assert_allclose(boxes, record.boxes, atol=1e-4)
+        if to == "yolo":
+            np.testing.assert_array_equal(classes, record.labels)
+
+
+def test_objects_out_of_range_are_annotated_blurred_or_their_chips_skipped(tmp_path: Path) -> None:
+    dataset = load_dataset(write_dataset(tmp_path / "source", boxes_per_image=5))
+    levels = (LevelSpec(factor=1.5, below=30), LevelSpec(long_side=64, at_least=30))
+    narrow = PyramidSpec(chip_size=64, stride=16, levels=levels)
+    table = choose_positive_chips(dataset, narrow, generator=np.random.default_rng(0))
+    split = {"train": ChipSplit(dataset=dataset, tables=(table,))}
+    spec = ChipFileSpec(to="coco", encoding="png", ignored="keep")
+    labelled = export(split, tmp_path / "label", spec).counts
+    blurred = export(split, tmp_path / "blur", replace(spec, out_of_range="blur")).counts
+    skipped = export(split, tmp_path / "skip", replace(spec, out_of_range="skip")).counts
+    assert labelled["out_of_range_labelled"] == blurred["out_of_range_blurred"] > 0
+    assert labelled["num_labels"] - blurred["num_labels"] == labelled["out_of_range_labelled"]
+    assert skipped["chips_skipped"] == labelled["num_chips"] - skipped["num_chips"] > 0
+    assert skipped["out_of_range_labelled"] == 0
+    num_changed = 0
+    for before, after in zip(load_dataset(tmp_path / "label"), load_dataset(tmp_path / "blur"), strict=True):
+        first, second = (np.asarray(Image.open(each.path)) for each in (before, after))
+        is_changed = (first != second).any(axis=2)
+        num_changed += len(before.boxes) > len(after.boxes)
+        if len(before.boxes) == len(after.boxes):
+            assert not is_changed.any()
+        for x1, y1, x2, y2 in after.boxes.astype(int).tolist():
+            assert not is_changed[y1:y2, x1:x2].any()
+    assert num_changed > 0
+
+
+def test_crowds_are_regions_to_ignore_or_blurred(
+    dataset: Dataset, positives: ChipTable, tmp_path: Path
+) -> None:
+    dataset.is_crowd[::2] = True
+    split = {"train": ChipSplit(dataset=dataset, tables=(positives,))}
+    export(split, tmp_path / "crowd", ChipFileSpec(to="coco", min_visible_side=0, min_visibility=0))
+    crowds = load_dataset(tmp_path / "crowd")
+    assert crowds.is_crowd.any()
+    assert not crowds.is_crowd.all()
+    export(split, tmp_path / "blur", ChipFileSpec(to="yolo", ignored="blur"))
+    with pytest.raises(ConfigError, match="--ignored crowd: YOLO has no regions to ignore"):
+        ChipExport(split, tmp_path / "no", ChipFileSpec(to="yolo"), data=DataSpec())
+
+
+@pytest.mark.parametrize("num_written", [0, 3])
+def test_a_stopped_export_continues_to_equal_bytes(
+    dataset: Dataset, positives: ChipTable, tmp_path: Path, num_written: int
+) -> None:
+    split, spec = {"train": ChipSplit(dataset=dataset, tables=(positives,))}, ChipFileSpec(to="coco")
+    export(split, tmp_path / "whole", spec)
+    first = ChipExport(split, tmp_path / "out", spec, data=DataSpec())
+    first.start()
+
+    def stop(num_done: int, num_chips: int) -> None:
+        if num_done > num_written:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.write(on_progress=stop)
+    leftover = tmp_path / ".out.parts" / "images" / "train" / f".unfinished-host-1-{'0' * 8}"
+    leftover.write_bytes(b"cut short")
+    kept = {path: path.stat().st_mtime_ns for path in leftover.parent.glob("*.jpg")}
+    assert len(kept) > num_written
+    second = ChipExport(split, tmp_path / "out", spec, data=DataSpec())
+    second.start()
+    for rank in (1, 0):  # two processes share the rest
+        second.write((rank, 2), on_progress=lambda done, total: None)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    second.finish()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_chips_of_other_settings_are_not_continued(
+    dataset: Dataset, positives: ChipTable, tmp_path: Path
+) -> None:
+    split = {"train": ChipSplit(dataset=dataset, tables=(positives,))}
+    first = ChipExport(split, tmp_path / "out", ChipFileSpec(to="coco", quality=50), data=DataSpec())
+    first.start()
+    first.write(on_progress=lambda done, total: None)
+    export(split, tmp_path / "out", ChipFileSpec(to="coco", quality=90))
+    export(split, tmp_path / "other", ChipFileSpec(to="coco", quality=90))
+    assert contents(tmp_path / "out") == contents(tmp_path / "other")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): re.sub(rb'"digest": "\w+"', b"", path.read_bytes()) for path in files
+    }

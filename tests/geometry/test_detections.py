@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,3 +157,74 @@ def test_a_missing_supervision_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(ModuleNotFoundError, match="supervision"):
         PLAIN.to_supervision()
+
+
+def build_supervised(
+    boxes: list[list[float]], *, data: dict[str, Any] | None = None, **fields: Any
+) -> SimpleNamespace:
+    """Return what `from_supervision` reads of a `supervision.Detections`."""
+    array = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    return SimpleNamespace(xyxy=array, data=data or {}, **{"class_id": None, "confidence": None, **fields})
+
+
+TWO = [[0.0, 0.0, 8.0, 8.0], [1.0, 1.0, 5.0, 5.0]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "class_names", "labels", "names"),
+    [
+        ({"class_id": np.array([2, 0])}, (), [2, 0], ()),
+        ({"class_id": np.array([1, 0])}, ("car", "bus"), [1, 0], ("car", "bus")),
+        (
+            {"class_id": np.array([2, 0]), "data": {"class_name": np.array(["c", "a"])}},
+            (),
+            [2, 0],
+            ("a", "1", "c"),
+        ),
+        ({"data": {"class_name": np.array(["car", "bus"])}}, (), [1, 0], ("bus", "car")),
+        ({"data": {"class_name": ["car", "bus"]}}, ("van", "car", "bus"), [1, 2], ("van", "car", "bus")),
+        ({}, (), [0, 0], ()),
+    ],
+)
+def test_classes_come_back_from_supervision(
+    fields: dict[str, Any], class_names: tuple[str, ...], labels: list[int], names: tuple[str, ...]
+) -> None:
+    converted = Detections.from_supervision(build_supervised(TWO, **fields), class_names=class_names)
+    assert converted.labels.tolist() == labels
+    assert converted.class_names == names
+    assert converted.scores.tolist() == [1.0, 1.0]
+    assert converted.boxes.tolist() == TWO
+
+
+@pytest.mark.parametrize(
+    ("fields", "class_names", "message"),
+    [
+        ({"class_id": np.array([0, 2])}, ("car", "bus"), "class_id is 0 to 2, expected 0 to 1"),
+        ({"class_id": np.array([0, -1])}, (), "class_id is -1, expected at least 0"),
+        (
+            {"class_id": np.array([1, 1]), "data": {"class_name": ["a", "b"]}},
+            (),
+            "class 1 has two names, a and b",
+        ),
+        ({"data": {"class_name": ["a", "b"]}}, ("a",), "class_name has b, expected a"),
+    ],
+)
+def test_classes_that_contradict_each_other_are_refused(
+    fields: dict[str, Any], class_names: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Detections.from_supervision(build_supervised(TWO, **fields), class_names=class_names)
+
+
+def test_no_detections_come_back_from_supervision() -> None:
+    assert len(Detections.from_supervision(build_supervised([], class_id=np.zeros(0, dtype=int)))) == 0
+
+
+def test_detections_go_to_supervision_and_come_back() -> None:
+    pytest.importorskip("supervision")
+    back = Detections.from_supervision(NAMED.to_supervision(0), class_names=NAMED.class_names)
+    assert (back.names, back.scores.tolist()) == (NAMED.names, pytest.approx(NAMED.scores.tolist()))
+    np.testing.assert_allclose(back.boxes, NAMED.boxes)
+    tracked = NAMED.to_supervision(0)
+    tracked.tracker_id = np.arange(len(tracked))
+    assert Detections.from_supervision(tracked[:1]).names == NAMED.names[:1]

@@ -17,6 +17,7 @@ from sniper.specs import Fraction, spec_dataclass
 
 MAX_DOSE = 0.5
 """The most negative chips of an epoch with the dose `auto`, as a share of the positive chips."""
+_DRAWN_PER_CHIP, _MAX_DRAWS = 4, 8  # windows drawn for each that is wanted, and times that they are
 _FULL_DOSE_RATIO = (
     0.25  # of the classification losses of negative and positive chips, from which the dose is the largest
 )
@@ -148,6 +149,75 @@ def choose_on_alarms(
         scores=alarms.scores,
     )
     return replace(windows, is_negative=np.ones(len(windows), dtype=np.bool_)), masses
+
+
+def choose_background(
+    positives: ChipTable,
+    images: ImageBoxes,
+    *,
+    pyramid: PyramidSpec,
+    count: int,
+    generator: np.random.Generator,
+) -> ChipTable:
+    """Choose windows at random that show no box, not even in part, where no detector has found false alarms.
+
+    Levels are drawn in proportion to the positive chips of each, images in proportion to their area, and places
+    uniformly. No window is drawn twice.
+
+    Args:
+        positives: the positive chips, ordered by image.
+        images: the same images with all their boxes, crowds and regions to ignore included.
+        pyramid: the pyramid that the positive chips are cut from.
+        count: number of windows; there are fewer where not so many of those that are drawn show no box.
+        generator: draws.
+
+    Returns:
+        The negative chips, ordered by image.
+    """
+    chosen = positives.select(np.zeros(0, dtype=np.int64))
+    shares = positives.chips_per_level / max(len(positives), 1)
+    if not len(images) or not len(positives):
+        return chosen
+    for _ in range(_MAX_DRAWS):
+        missing = count - len(chosen)
+        if missing <= 0:
+            break
+        levels = generator.choice(len(shares), size=_DRAWN_PER_CHIP * missing, p=shares)
+        drawn = _draw_windows(levels, images, pyramid, like=positives, generator=generator)
+        _, num_boxes = chip_visibility(drawn, images)
+        merged = chosen.merge(drawn.select(np.flatnonzero(num_boxes == 0)))
+        columns = np.stack([merged.image_indices, merged.level, merged.x, merged.y])  # (4, c)
+        _, first = np.unique(columns, axis=1, return_index=True)
+        kept = generator.permutation(first)[:count]
+        chosen = merged.select(np.sort(kept))
+    return chosen
+
+
+def _draw_windows(
+    levels: Int[np.ndarray, " k"],
+    images: ImageBoxes,
+    pyramid: PyramidSpec,
+    *,
+    like: ChipTable,
+    generator: np.random.Generator,
+) -> ChipTable:
+    """Draw a window at each of some levels; the table is ordered by image."""
+    side = pyramid.chip_size
+    areas = images.widths * images.heights.astype(np.float64)
+    image_indices = np.sort(generator.choice(len(images), size=len(levels), p=areas / areas.sum()))
+    sides = np.array([level.resized(images.widths, images.heights) for level in pyramid.levels])  # (l, 2, m)
+    last = np.maximum(sides[levels, :, image_indices] - side, 0)  # (k, 2)
+    x, y = np.floor(generator.random((len(levels), 2)) * (last + 1)).astype(np.int64).T
+    return replace(
+        like,
+        image_indices=image_indices,
+        level=levels,
+        x=x,
+        y=y,
+        widths=np.full(len(levels), side),
+        heights=np.full(len(levels), side),
+        is_negative=np.ones(len(levels), dtype=np.bool_),
+    )
 
 
 def draw_negatives(

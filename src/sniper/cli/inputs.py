@@ -1,5 +1,6 @@
 """Load what arguments and options name: experiments and data sets."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,12 +13,13 @@ if TYPE_CHECKING:
     from sniper.data.spec import DataSpec
 
 
-def load_config(config: Path | None) -> "ExperimentSpec":
-    """Load an experiment file; without one, return the paper's settings."""
-    from sniper.config.experiment import ExperimentSpec
-    from sniper.config.loading import load_experiment
+def load_config(config: Path | None, overrides: Mapping[str, str] | None = None) -> "ExperimentSpec":
+    """Load an experiment file, or else the paper's settings, with other values of some fields."""
+    from sniper.config.loading import load_experiment, parse_experiment
 
-    return ExperimentSpec() if config is None else load_experiment(config)
+    if config is None:
+        return parse_experiment("", source=Path("options"), overrides=overrides)
+    return load_experiment(config, overrides=overrides)
 
 
 def load_annotations(

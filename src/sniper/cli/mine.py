@@ -368,9 +368,11 @@ def _write_chips(
     """Write negative chips that show no object, and return what was written."""
     import numpy as np
 
+    from sniper.data.chip_labels import ChipFileSpec
     from sniper.data.epoch import to_image_boxes
-    from sniper.data.export import choose_empty_chips, write_empty_chips
+    from sniper.data.export import ChipExport, ChipSplit, choose_empty_chips
     from sniper.inference.proposals import read_alarms
+    from sniper.planning.chip_sets import export_chips
     from sniper.reports.page import resize_rule, sizes_text
 
     with announce_compilation():
@@ -389,10 +391,15 @@ def _write_chips(
             f"{spec.negatives.min_score:g}, {chips.num_with_objects} of them with an object, and a dose of {dose:g} "
             f"allows {int(dose * chips.num_positives)} for {counted(chips.num_positives, 'positive chip')}"
         )
+    export = ChipExport(
+        {"": ChipSplit(dataset=dataset, tables=(chips.table,))},
+        output,
+        ChipFileSpec(to=to, encoding="png", ignored="keep", is_padded=False),
+        data=spec.data,
+    )
     with show_progress(is_shown=True) as bars:
-        written = write_empty_chips(
-            dataset, chips.table, output, to=to, data=spec.data, on_progress=bars.writing
-        )
+        written = export_chips(export, on_progress=bars.writing)
+    assert written is not None
     print_warnings(f"{output}: {warning}" for warning in written.warnings)
     return {
         "skipped_images": [str(path) for path in written.skipped_images],
@@ -401,7 +408,7 @@ def _write_chips(
         "num_positive_chips": chips.num_positives,
         "num_windows": chips.num_windows,
         "num_windows_with_objects": chips.num_with_objects,
-        "num_negative_chips": written.num_chips,
+        "num_negative_chips": written.counts["num_chips"],
     }
 
 

@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
 
@@ -36,6 +36,7 @@ from sniper.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from sniper.planning.page import PlanPage
+    from sniper.planning.tools import ToolPlan
 
 
 def plan(
@@ -87,6 +88,14 @@ def plan(
             show_default=default("16 480 with a feature pyramid, 32 480 with one feature map"),
         ),
     ] = None,
+    tool: Annotated[
+        Literal["ultralytics", "sahi", "supervision", "rfdetr"] | None,
+        Parameter(
+            name="--for",
+            help="Print settings of this tool that suit the data set, what they cost, and which objects they miss.",
+            show_default=False,
+        ),
+    ] = None,
     measure: Annotated[bool, flag("Train three steps, and report minutes and memory.")] = False,
     device: Device = None,
     seed: Seed = 0,
@@ -99,7 +108,9 @@ def plan(
     formats without the sides of images; pictures are drawn if they are there.
     """
     started = time.monotonic()
+    from sniper.data.epoch import to_image_boxes
     from sniper.planning import plan as planning
+    from sniper.planning.tools import plan_tool
 
     if useful_sizes is not None and not 0 < useful_sizes[0] < useful_sizes[1]:
         raise ConfigError(
@@ -130,11 +141,18 @@ def plan(
             seed=seed,
         )
     page.save(folder)
+    tool_plan = None
+    if tool is not None:
+        boxes = to_image_boxes(dataset)
+        tool_plan = plan_tool(tool, boxes, data=annotations, useful_sizes=page.cost.useful_sizes)
     if json:
         seconds = round(time.monotonic() - started, 3)
-        print_result({**page.as_dict(), "seconds": seconds, "output": str(folder)}, is_json=True)
-    else:
-        _show(page, folder)
+        of_tool = {} if tool_plan is None else {"for": tool_plan.as_dict()}
+        print_result({**page.as_dict(), **of_tool, "seconds": seconds, "output": str(folder)}, is_json=True)
+        return
+    _show(page, folder)
+    if tool_plan is not None:
+        _show_tool(tool_plan, page)
 
 
 def _show(page: "PlanPage", folder: Path) -> None:
@@ -170,3 +188,33 @@ def _show(page: "PlanPage", folder: Path) -> None:
         print_line("no pyramid is suggested: there are no boxes to learn from")
     else:
         print_line("no box to learn from, so there is nothing to suggest")
+
+
+def _show_tool(plan: "ToolPlan", page: "PlanPage") -> None:
+    """Print the settings of another tool, what they cost beside chips, and which objects they miss."""
+    from sniper.planning.tables import draw_missed
+
+    print_line("")
+    print_line(f"for {plan.tool}:")
+    for line in plan.lines:
+        print_line(f"  {line}")
+    for note in plan.notes:
+        print_line(f"  ({note})")
+    print_paragraph(
+        f"{plan.tool}: {plan.train_megapixels:.2f} megapixels of an image in training and {plan.megapixels:.2f} in "
+        f"prediction; {100 * plan.share_missed:.1f} % of the objects are missed. {_describe_chips(plan, page)}"
+    )
+    if page.cost.num_required:
+        print_table(draw_missed(plan))
+
+
+def _describe_chips(plan: "ToolPlan", page: "PlanPage") -> str:
+    """Describe what chips would cost beside a tool."""
+    cost = page.cost
+    if not cost.num_required or not plan.megapixels:
+        return "There are no objects to cut chips around."
+    trained, searched = cost.megapixels.chips, page.test_megapixels
+    return (
+        f"Chips: {trained:.2f} in training ({trained / plan.train_megapixels:.2f} times as many) and {searched:.2f} in "
+        f"prediction ({searched / plan.megapixels:.2f} times); {100 * (1 - cost.share_useful):.1f} % are missed."
+    )

@@ -87,6 +87,10 @@ class ProgressBars:
         """Show how many chips are written."""
         self._show("write", "", done=num_done, total=num_chips, unit="chip")
 
+    def merging(self, num_done: int, num_images: int) -> None:
+        """Show of how many images detections are merged."""
+        self._show("merge", "", done=num_done, total=num_images, unit="image")
+
     def evaluating(self, num_done: int, num_images: int) -> None:
         """Show how many validation images are searched."""
         self._show("evaluate", "", done=num_done, total=num_images, unit="image")

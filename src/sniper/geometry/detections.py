@@ -122,6 +122,56 @@ class Detections:
         )
 
     @classmethod
+    def from_supervision(cls, detections: Any, *, class_names: Sequence[str] = ()) -> Self:
+        """Convert from `supervision.Detections`, such as what a tracker of that package returns.
+
+        Args:
+            detections: with `xyxy`. Without confidences, scores are 1. Masks and tracker ids are not kept.
+            class_names: names by label. Without them, labels are `class_id`, and names those of `data["class_name"]`;
+                with names alone, labels count the names in alphabetical order. A detection without either is of
+                class 0.
+
+        Raises:
+            ValueError: if a class id is negative or has no name, or `class_name` gives a class two names.
+
+        Example:
+            >>> boxes = np.array([[0.0, 0.0, 8.0, 8.0]])
+            >>> detections = Detections(
+            ...     boxes=boxes, scores=np.array([0.5]), labels=np.array([1]), class_names=("car", "person")
+            ... )
+            >>> Detections.from_supervision(detections.to_supervision(0)).names  # doctest: +SKIP
+            ('person',)
+        """
+        count = len(detections.xyxy)
+        names = detections.data.get("class_name")
+        texts = None if names is None else [str(name) for name in np.asarray(names).tolist()]
+        if detections.class_id is not None:
+            labels = np.asarray(detections.class_id).astype(np.int64)
+        elif texts is not None:
+            listed = list(class_names) or sorted(set(texts))
+            unknown = sorted(set(texts) - set(listed))
+            if unknown:
+                raise ValueError(f"class_name has {', '.join(unknown)}, expected {', '.join(listed)}")
+            class_names, labels = listed, np.array([listed.index(text) for text in texts], dtype=np.int64)
+        else:
+            labels = np.zeros(count, dtype=np.int64)
+        if not class_names and texts is not None:
+            class_names = _names_by_label(labels.tolist(), texts)
+        if len(labels) and (labels.min() < 0 or (class_names and labels.max() >= len(class_names))):
+            raise ValueError(
+                f"class_id is {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}"
+                if class_names
+                else f"class_id is {labels.min()}, expected at least 0"
+            )
+        scores = np.ones(count) if detections.confidence is None else detections.confidence
+        return cls(
+            boxes=np.asarray(detections.xyxy, dtype=np.float64).reshape(-1, 4),
+            scores=np.asarray(scores, dtype=np.float64),
+            labels=labels,
+            class_names=tuple(class_names),
+        )
+
+    @classmethod
     def empty(cls) -> Self:
         """Return the detections of an image without objects."""
         return cls(boxes=empty_boxes(), scores=np.zeros(0), labels=np.zeros(0, dtype=np.int64))
@@ -138,3 +188,16 @@ class Detections:
             class_names=detections[0].class_names,
             min_score=detections[0].min_score,
         )
+
+
+def _names_by_label(labels: Sequence[int], texts: Sequence[str]) -> list[str]:
+    """Return names by label from the name of each detection; labels without a detection are named by their number.
+
+    Raises:
+        ValueError: if a label has two names.
+    """
+    names: dict[int, str] = {}
+    for label, text in zip(labels, texts, strict=True):
+        if names.setdefault(label, text) != text:
+            raise ValueError(f"class {label} has two names, {names[label]} and {text}")
+    return [names.get(label, str(label)) for label in range(max(labels, default=-1) + 1)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sniper.chips import Level
+from sniper.chips import Chip, ChipTable, ImageBoxes, Level, LevelSpec
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.geometry.nms import is_mostly_contained, soft_nms
@@ -183,6 +183,41 @@ class Window:
         return boxes + np.array([x, y, x, y])
 
 
+def list_windows(levels: Sequence[LevelSpec], images: ImageBoxes, *, limit: int) -> ChipTable:
+    """Return the windows in which images are searched at all levels, as squares of the longest side of a window.
+
+    Args:
+        levels: at which images are searched.
+        images: their boxes do not matter.
+        limit: longest side of a window, level pixels.
+
+    Returns:
+        The windows, ordered by image. What is beyond the image is padding.
+    """
+    rows = [
+        (image, level.index, *window.corners[:2])
+        for image, (width, height) in enumerate(
+            zip(images.widths.tolist(), images.heights.tolist(), strict=True)
+        )
+        for level in (spec.at(width=width, height=height, index=index) for index, spec in enumerate(levels))
+        for window in Tiling.of(level, limit=limit).windows()
+    ]
+    image_indices, level_indices, x, y = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+    return ChipTable(
+        levels=tuple(levels),
+        image_widths=images.widths,
+        image_heights=images.heights,
+        image_indices=image_indices,
+        level=level_indices,
+        x=x,
+        y=y,
+        widths=np.full(len(rows), limit),
+        heights=np.full(len(rows), limit),
+        is_negative=np.zeros(len(rows), dtype=np.bool_),
+        moved_to=np.full(len(images.boxes), -1, dtype=np.int8),
+    )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WindowDetections:
     """The detections that a window is responsible for.
@@ -217,6 +252,36 @@ class WindowDetections:
             detections=in_image[is_responsible],
             is_truncated=window.is_truncated(detections.boxes)[is_responsible],
             is_shared=is_shared[is_responsible],
+        )
+
+    @classmethod
+    def of_chip(cls, chip: Chip, detections: Detections, *, in_valid_range: bool) -> "WindowDetections":
+        """Select the detections on a chip that is no window of a search: all other chips may have the same objects.
+
+        Args:
+            chip: the chip.
+            detections: all of its detections, in its frame.
+            in_valid_range: select only boxes with a size in the valid range of the level.
+        """
+        x1, y1, x2, y2 = detections.boxes.T
+        level, visible = chip.level, chip.visible
+        is_truncated = np.zeros(len(detections), dtype=np.bool_)
+        for is_inner, ends in (
+            (chip.x > 0, x1 < _BORDER),
+            (chip.y > 0, y1 < _BORDER),
+            (chip.x + visible.width < level.width, x2 > visible.width - _BORDER),
+            (chip.y + visible.height < level.height, y2 > visible.height - _BORDER),
+        ):
+            is_truncated |= ends & is_inner
+        in_image = replace(detections, boxes=chip.to_image(detections.boxes))
+        is_kept = np.ones(len(detections), dtype=np.bool_)
+        if in_valid_range:
+            is_kept = level.valid_range.contains(in_image.boxes)
+        return cls(
+            level=level.index,
+            detections=in_image[is_kept],
+            is_truncated=is_truncated[is_kept],
+            is_shared=np.ones(int(is_kept.sum()), dtype=np.bool_),
         )
 
 

@@ -1,5 +1,6 @@
 """A plan as tables for the terminal: the levels, the pixels, and the suggested pyramids."""
 
+import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE
@@ -7,6 +8,7 @@ from rich.table import Table
 
 from sniper.planning.cost import CostPlan
 from sniper.planning.page import PlanPage, pixel_rows, pyramid_rows
+from sniper.planning.tools import ToolPlan
 from sniper.reports.page import resize_rule, sizes_text
 
 
@@ -56,6 +58,25 @@ def draw_suggestions(page: PlanPage) -> Table:
             f"{row.chips_per_image:.2f}",
             _megapixels(row.megapixels),
             _megapixels(row.test_megapixels),
+        )
+    return table
+
+
+def draw_missed(plan: ToolPlan) -> Table:
+    """Build the table of the objects that another tool misses, by size."""
+    table = _table(
+        "Objects that are missed",
+        ("size", "objects", "cut by tiles", "too small", "too large", "missed"),
+    )
+    for each in plan.boxes:
+        sides = f"{each.at_least:g} px and more" if math.isinf(each.below) else f"under {each.below:g} px"
+        table.add_row(
+            f"{each.name} ({sides})",
+            f"{each.num_boxes:,}",
+            f"{each.num_cut:,}",
+            f"{each.num_too_small:,}",
+            f"{each.num_too_large:,}",
+            f"{100 * each.num_missed / each.num_boxes:.1f} %" if each.num_boxes else "–",
         )
     return table
 

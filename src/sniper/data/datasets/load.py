@@ -12,6 +12,7 @@ from typing import Any
 from sniper.data.datasets.check import check_dataset
 from sniper.data.datasets.coco import read_coco
 from sniper.data.datasets.coco_folders import CocoSource, find_coco, join
+from sniper.data.datasets.collect import Collector
 from sniper.data.datasets.cvat import cvat_splits, read_cvat
 from sniper.data.datasets.dataset import Dataset
 from sniper.data.datasets.dota import find_dota, read_dota
@@ -119,6 +120,24 @@ def load_splits(
         first, raw = next(iter(raws.items()))
         raws[first] = replace(raw, warnings=(*source.missing, *raw.warnings))
     return {name: check_dataset(raw, has_images=has_images, data=data) for name, raw in raws.items()}
+
+
+def load_image_files(files: Sequence[Path], *, path: Path, data: DataSpec = DataSpec()) -> Dataset:
+    """Return image files as a data set without objects and categories; image ids count from 1.
+
+    Args:
+        files: of the images.
+        path: name of the data set in messages.
+        data: how images are read, and whether those that cannot be are left out.
+
+    Raises:
+        AnnotationError: listing the files that cannot be read, if they are not to be left out.
+    """
+    collector = Collector(path, noun="line")
+    for number, file in enumerate(files, start=1):
+        collector.add_image(file, source=str(file), image_id=number)
+    raw = collector.build((), root=Path(), data=replace(data, follow_links=True))
+    return check_dataset(raw, has_images=False, data=data)
 
 
 def find_splits(path: str | os.PathLike[str]) -> list[str]:

@@ -17,7 +17,7 @@ from sniper.errors import AnnotationError, ConfigError, count_and_list, describe
 from sniper.files import atomic_folder, check_regular, naming_path
 
 FormatName = Literal["coco", "yolo", "voc"]
-ImageTransfer = Literal["copy", "link", "move", "none"]
+ImageTransfer = Literal["copy", "link", "none"]
 
 _FRACTION_DECIMALS = 10  # of a side: boxes are read back to within 0.00001 pixels
 _PIXEL_DECIMALS = 6
@@ -36,7 +36,7 @@ def write_dataset(
         folder: to write, absent or empty.
         to: `coco` writes `annotations/instances_SPLIT.json` and `images/SPLIT`; `yolo` writes `data.yaml`,
             `images/SPLIT` and `labels/SPLIT`; `voc` writes `Annotations`, `JPEGImages` and `ImageSets/Main/SPLIT.txt`.
-        images: `copy` them, `link` them (hard links), `move` them, or `none`.
+        images: `copy` them, `link` them (hard links), or `none`.
 
     Returns:
         What the format cannot express, one line for each kind.
@@ -46,12 +46,63 @@ def write_dataset(
         ConfigError: if the folder is not empty, or an image cannot be copied or linked.
     """
     check_new_folder(folder)
-    write = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[to]
-    splits = {_UNSAFE.sub("_", name): dataset for name, dataset in splits.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as unfinished:
-        writer = _Writer(unfinished, _join_categories(splits), images, target=folder)
-        write(writer, splits)
+        return _write(splits, unfinished, to=to, images=images, target=folder)
+
+
+def write_annotations(splits: Mapping[str, Dataset], folder: Path, *, to: FormatName) -> list[str]:
+    """Write the annotations of a data set to a folder that has its images in their `image_folder` already.
+
+    Args:
+        splits: as in `write_dataset`. Their file names must be distinct without suffix, and have no folders.
+        folder: to write into.
+        to: format, as in `write_dataset`.
+
+    Returns:
+        What the format cannot express, one line for each kind.
+
+    Raises:
+        AnnotationError: if names cannot be written.
+    """
+    return _write(splits, folder, to=to, images="none", target=folder)
+
+
+def join_categories(splits: Mapping[str, Dataset], *, to: FormatName) -> list[Category]:
+    """Return the categories of all splits, each name once, in the order in which YOLO's classes are written.
+
+    Raises:
+        AnnotationError: if names of categories or images cannot be written in a format, or a name stands for two
+            categories of a data set.
+    """
+    categories = _join_categories(splits)
+    if to == "voc":
+        _check_xml(categories, splits)
+    return categories
+
+
+def written_ids(categories: Sequence[Category]) -> list[int]:
+    """Return the ids of joined categories as COCO JSON is written with them: integers, distinct."""
+    return _to_integers([category.category_id for category in categories])
+
+
+def image_folder(split: str, *, to: FormatName) -> str:
+    """Return the folder of the images of a split, relative to that of the data set.
+
+    Example:
+        >>> image_folder("train", to="yolo"), image_folder("", to="coco")
+        ('images/train', 'images')
+    """
+    return "JPEGImages" if to == "voc" else os.path.join("images", _UNSAFE.sub("_", split)).rstrip("/")
+
+
+def _write(
+    splits: Mapping[str, Dataset], folder: Path, *, to: FormatName, images: ImageTransfer, target: Path
+) -> list[str]:
+    write = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[to]
+    splits = {_UNSAFE.sub("_", name): dataset for name, dataset in splits.items()}
+    writer = _Writer(folder, _join_categories(splits), images, target=target)
+    write(writer, splits)
     return writer.warnings
 
 
@@ -136,7 +187,7 @@ class _Writer:
         return images
 
     def transfer(self, images: Sequence[_Image], folder: str) -> None:
-        """Copy, link or move images into a folder."""
+        """Copy or link images into a folder."""
         target = self.folder / folder
         target.mkdir(parents=True, exist_ok=True)
         for image in images if self._images != "none" else ():
@@ -146,8 +197,6 @@ class _Writer:
                 check_regular(image.record.path)
                 if self._images == "link":
                     os.link(os.path.realpath(image.record.path), file)
-                elif self._images == "move":
-                    os.replace(image.record.path, file)
                 else:
                     shutil.copyfile(image.record.path, file)
             except OSError as error:
@@ -171,14 +220,14 @@ class _Writer:
 
 
 def _write_coco(writer: _Writer, splits: Mapping[str, Dataset]) -> None:
-    category_ids = _to_integers([category.category_id for category in writer.categories])
+    category_ids = written_ids(writer.categories)
     image_ids = _to_integers(
         [image_id for dataset in splits.values() for image_id in dataset.image_ids.tolist()]
     )
     label_of, num_images, num_boxes = writer.label_of, 0, 0
     for split, dataset in splits.items():
         images = writer.name_images(dataset)
-        writer.transfer(images, os.path.join("images", split))
+        writer.transfer(images, image_folder(split, to="coco"))
         content = dataset.to_coco()
         id_of = {}
         for entry, image in zip(content["images"], images, strict=True):
@@ -210,15 +259,16 @@ def _write_yolo(writer: _Writer, splits: Mapping[str, Dataset]) -> None:
     label_of = writer.label_of
     for split, dataset in splits.items():
         images = writer.name_images(dataset)
-        writer.transfer(images, os.path.join("images", split))
+        writer.transfer(images, image_folder(split, to="yolo"))
         for image in images:
             lines = _yolo_lines(image.record, dataset, label_of)
             writer.write_text(os.path.join("labels", split, f"{image.stem}.txt"), "".join(lines))
         crowds += [
             image.record.file_name for image in images for _ in range(int(image.record.is_crowd.sum()))
         ]
-    keys = {split or "train": os.path.join("images", split).rstrip("/") for split in splits}
-    content = {"path": ".", **keys, "names": {label: name for name, label in label_of.items()}}
+    keys = {split or "train": image_folder(split, to="yolo") for split in splits}
+    # Without `path`, which Ultralytics takes relative to the working directory, folders are relative to this file.
+    content = {**keys, "names": {label: name for name, label in label_of.items()}}
     writer.write_text("data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     if crowds:
         writer.warnings.append(
@@ -249,7 +299,7 @@ def _write_voc(writer: _Writer, splits: Mapping[str, Dataset]) -> None:
     used: set[str] = set()
     for split, dataset in splits.items():
         images = writer.name_images(dataset, is_flat=True, used=used)
-        writer.transfer(images, "JPEGImages")
+        writer.transfer(images, image_folder(split, to="voc"))
         for image in images:
             root = _voc_element(image, dataset)
             ElementTree.indent(root)
