@@ -69,8 +69,8 @@ class GeoreferencedImages:
                     codes[georeference.wkt] = georeference.crs.to_epsg()
         warnings: tuple[str, ...] = ()
         if problems:
-            images, listed = counted(len(problems), "image has", "images have"), count_and_list(problems)
-            warnings = (f"{images} no usable georeference, and no detections in GeoJSON ({listed})",)
+            count, listed = counted(len(problems), "image has", "images have"), count_and_list(problems)
+            warnings = (f"{count} no usable georeference, and no detections in GeoJSON ({listed})",)
         return cls(indices=indices, layers=_name_layers(codes), warnings=warnings)
 
 
