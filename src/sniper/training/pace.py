@@ -7,10 +7,10 @@ from typing import Literal
 Part = Literal["rpn", "mine", "train", "evaluate"]
 """Steps of the RPN stage, megapixels that are mined, steps of the training, megapixels that are evaluated on."""
 
-SEARCH_SHARE = 0.3
+SEARCH_SHARE = 0.5
 """Time to search a megapixel, merging included, relative to training on it, until it is measured.
 
-It was 0.12 to 0.29 in trainings on a CPU, and 0.12 on a GPU (docs/negatives.md).
+It was 0.12 to 0.29 where it was measured (docs/negatives.md); more is assumed, so that a training ends in time.
 """
 
 _RPN_SHARE = 0.8  # time of a step of the RPN alone relative to one of the detector, until both are measured
