@@ -69,7 +69,7 @@ from sniper.training.callbacks import Callbacks, EndReport, StartReport, Tracker
 from sniper.training.epochs import load_configured_chips, order_epoch
 from sniper.training.learner import check_divisible
 from sniper.training.length import TimeLimit, count_evaluations
-from sniper.training.mining import expected_dose, first_epoch, num_rounds, rpn_epochs
+from sniper.training.mining import expected_dose, first_epoch, num_rounds, rpn_epochs, searched_share
 from sniper.training.pace import Pace
 from sniper.training.trackers import build_trackers, check_trackers
 
@@ -747,8 +747,7 @@ class _Stages:
     @property
     def _num_mined(self) -> int:
         """The number of images that a round of mining searches."""
-        share = self.spec.mine.share if self.spec.negatives.source == "self" else 1.0
-        return math.ceil(share * len(self.dataset))
+        return math.ceil(searched_share(self.spec) * len(self.dataset))
 
     @cached_property
     def _megapixels_per_round(self) -> float:

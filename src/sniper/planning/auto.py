@@ -30,7 +30,7 @@ from sniper.planning.measure import Measurement, measure
 from sniper.planning.suggest import CHIP_SIZES, suggest_pyramid
 from sniper.reports.page import resize_rule, sizes_text
 from sniper.training.length import EVALUATION_SHARE
-from sniper.training.mining import expected_dose, num_rounds, rpn_epochs
+from sniper.training.mining import expected_dose, num_rounds, rpn_epochs, searched_share
 from sniper.training.pace import SEARCH_SHARE
 
 HOLDOUT = 0.1
@@ -344,8 +344,7 @@ def _fit_time(
     per_megapixel = _per_megapixel(experiment, measured)
     evaluation = per_megapixel * scored if train.evaluate_every is not None else 0.0
     usable = _TIME_SHARE * seconds
-    searched = experiment.mine.share if experiment.negatives.source == "self" else 1.0
-    usable -= num_rounds(experiment) * per_megapixel * mined * searched
+    usable -= num_rounds(experiment) * per_megapixel * mined * searched_share(experiment)
     if experiment.negatives.source == "rpn":
         usable -= per_epoch * rpn_epochs(
             experiment.mine, num_steps=round(per_epoch / measured.seconds_per_step)

@@ -87,7 +87,7 @@ def suggest_negatives(cost: CostPlan, *, epochs: float) -> tuple[NegativeSpec, M
     """Return how negative chips are chosen, and the share of the images that is searched for them.
 
     A short training makes too many false alarms to teach them apart, and has none. In a longer one the search takes
-    about a tenth of the time of training; see docs/negatives.md.
+    at most about a tenth of the time of training; see docs/negatives.md.
     """
     if epochs < _FEWEST_MINED_EPOCHS or not cost.num_chips:
         return NegativeSpec(), MineSpec()

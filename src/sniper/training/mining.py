@@ -22,6 +22,11 @@ def num_rounds(spec: ExperimentSpec) -> int:
     return math.ceil((spec.train.epochs - first_epoch(spec)) / every) if every else 1
 
 
+def searched_share(spec: ExperimentSpec) -> float:
+    """Return the share of the training images that a round searches; an RPN searches all."""
+    return spec.mine.share if spec.negatives.source == "self" else 1.0
+
+
 def expected_dose(spec: ExperimentSpec) -> float:
     """Estimate how many negative chips a training has for each positive chip, all epochs together.
 

@@ -11,7 +11,7 @@ from sniper.chips import BoxStatus, ChipTargets
 from sniper.models.matching import is_half_in_ignored
 from sniper.models.protocol import is_taught
 
-_IGNORED_IOU = 0.3  # SNIPER §3.3
+_IGNORED_IOU = 0.3  # SNIPER §3.4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +54,7 @@ class ChipBoxes:
         return {"boxes": self.objects, "labels": self.labels + first_label}
 
     def is_on_other(self, anchors: Float[torch.Tensor, "n 4"]) -> Bool[torch.Tensor, " n"]:
-        """Check which anchors have an IoU above 0.3 with a box that is no object to learn (SNIPER §3.3)."""
+        """Check which anchors have an IoU above 0.3 with a box that is no object to learn (SNIPER §3.4)."""
         return self.other_iou(anchors) > _IGNORED_IOU
 
     def other_iou(self, anchors: Float[torch.Tensor, "n 4"]) -> Float[torch.Tensor, " n"]:
