@@ -203,7 +203,7 @@ def test_loaders_end_with_a_killed_training(folder: Path) -> None:
 def test_a_signal_keeps_the_images_that_were_searched(
     trained_folder: Path, command: str, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, sides = trained_folder / "run", [(200, 200)] * 150
+    run, sides = trained_folder / "run", [(200, 200)] * 60
     annotations = write_dataset(trained_folder, name="many", sides=sides)
     arguments: dict[str, tuple[object, ...]] = {
         "predict": ("predict", run, "--annotations", annotations, "-o", trained_folder / "detections.json"),
