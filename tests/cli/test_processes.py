@@ -272,7 +272,7 @@ def test_no_command_changes_the_threads_of_torch(folder: Path, variables: dict[s
 @pytest.mark.parametrize(
     "source",
     [
-        ("--negatives.source", "rpn"),
+        ("--negatives.source", "rpn", "--mine.rpn_epochs", "2"),
         (
             *("--negatives.source", "self", "--negatives.min_score", "0"),
             *("--mine.start", "0.3", "--mine.every_epochs", "1"),
