@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from sniper.browse.server import BrowseServer
+from sniper.chips.negatives import NegativeSpec
+from sniper.config.loading import dump_experiment
 from tests.cli.commands import CommandLine
 from tests.training.experiments import TrainedRun
 
@@ -36,8 +39,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def stop_at_once(self: BrowseServer, poll_interval: float = 0.5) -> None:
         self.content.chips.wait()
+        chips = self.content.chips.chips
         described.append(
             {
+                "num_negative": 0 if chips is None else int(chips.table.is_negative.sum()),
                 "dataset": self.content.describe(),
                 "chips": self.content.describe_chips(),
                 "ids": self.content.dataset.image_ids.tolist(),
@@ -99,6 +104,19 @@ def test_a_run_is_served_with_its_validation_images_and_detections(
     sniper.text("browse", run)
     sniper.text("browse", run, "--split", "train")
     assert [content["dataset"]["has_detections"] for content in served] == [False, False, False, True, False]
+
+
+def test_negative_chips_are_those_of_what_was_mined(
+    trained: TrainedRun, sniper: CommandLine, served: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run, mined = trained.run.folder, tmp_path / "mined"
+    sniper.text("mine", run, "--source", "rpn", "-o", mined)
+    negatives = NegativeSpec(min_proposals=(1,), min_score=0.0)
+    trained.run.save_config(dump_experiment(replace(trained.spec, negatives=negatives)))
+    sniper.text("browse", run, "--split", "train")
+    sniper.text("browse", run, "--split", "train", "--proposals", mined)
+    assert [content["num_negative"] > 0 for content in served] == [False, True]
+    assert "no proposals" in sniper.error("browse", run, "--split", "train", "--proposals", tmp_path)
 
 
 def test_a_browser_is_opened_where_there_is_a_desktop(

@@ -122,13 +122,11 @@ learner.Learner = Learner
 @pytest.mark.processes
 def test_a_second_signal_ends_a_training_at_once(folder: Path) -> None:
     process = start_changed(HANG_AT_STEP_3, *training(folder, "run", "--train.checkpoint_minutes", "1e-9"))
-    run = Run(folder / "run")
-    wait_for_step(process, run, 3)
-    time.sleep(1)  # for the next step to begin
-    loaders = loaders_of(process)
-    process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
+    assert "in step 4\n" in lines
+    loaders = loaders_of(process)
+    process.send_signal(signal.SIGTERM)
     assert any(
         "SIGTERM: the step in progress is completed and saved; a second signal ends" in line for line in lines
     )
@@ -205,7 +203,7 @@ def test_loaders_end_with_a_killed_training(folder: Path) -> None:
 def test_a_signal_keeps_the_images_that_were_searched(
     trained_folder: Path, command: str, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, sides = trained_folder / "run", [(200, 200)] * 400
+    run, sides = trained_folder / "run", [(200, 200)] * 60
     annotations = write_dataset(trained_folder, name="many", sides=sides)
     arguments: dict[str, tuple[object, ...]] = {
         "predict": ("predict", run, "--annotations", annotations, "-o", trained_folder / "detections.json"),
@@ -237,7 +235,8 @@ from sniper.cli import run
 folder = Path(sys.argv[1])
 numbers = [torch.get_num_threads()]
 for command in (
-    f"train {folder}/experiment.yaml --run {folder}/run --negatives.source rpn --mine.rpn_epochs 1 --train.epochs 1",
+    f"train {folder}/experiment.yaml --run {folder}/run --negatives.source rpn --mine.rpn_epochs 0.2 "
+    "--train.epochs 0.2",
     f"predict {folder}/run",
     f"mine {folder}/run/rpn",
     f"evaluate {folder}/run --details",
@@ -273,16 +272,16 @@ def test_no_command_changes_the_threads_of_torch(folder: Path, variables: dict[s
 @pytest.mark.parametrize(
     "source",
     [
-        ("--negatives.source", "rpn"),
+        ("--negatives.source", "rpn", "--mine.rpn_epochs", "2"),
         (
             *("--negatives.source", "self", "--negatives.min_score", "0"),
-            *("--mine.start", "0.3", "--mine.every_epochs", "3"),
+            *("--mine.start", "0.3", "--mine.every_epochs", "1"),
         ),
     ],
 )
 def test_two_processes_learn_what_one_learns(folder: Path, source: Sequence[str]) -> None:
     options = (
-        *("--train.epochs", "7", "--train.checkpoint_minutes", "99", "--train.evaluate_every", "7"),
+        *("--train.epochs", "4", "--train.checkpoint_minutes", "99", "--train.evaluate_every", "4"),
         *("--model.backbone.batch_norm", "frozen", "--train.accumulation_steps", "2"),
         *("--train.trackers", "[tensorboard]"),
         *source,
@@ -290,7 +289,7 @@ def test_two_processes_learn_what_one_learns(folder: Path, source: Sequence[str]
     alone = start(*training(folder, "alone", *options))
     together = start_two(*training(folder, "together", *options))
     steps = [json.loads(finish(process))["step"] for process in (alone, together)]
-    assert steps[0] == steps[1] >= 20
+    assert steps[0] == steps[1] >= 12
     weights, others = weights_of(folder / "alone"), weights_of(folder / "together")
     for name, tensor in weights.items():
         torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
@@ -310,7 +309,7 @@ def check_recorded_once(run: Run) -> None:
     steps = [entry["step"] for entry in run.entries() if entry["stage"] == "train"]
     assert [step for step, _ in points_of(run.folder, "train/loss")] == steps
     page = run.report_path.read_text()
-    assert f"Trained for 7.00 of 7.00 epochs: {len(steps)} steps" in page
+    assert f"Trained for 4.00 of 4.00 epochs: {len(steps)} steps" in page
     assert 'id="errors"' in page
 
 

@@ -57,7 +57,7 @@ def test_a_data_set_is_trained_predicted_and_scored_without_an_experiment(
     assert re.search(r"^AP50 +(–|0\.\d{3})$", printed.out, re.MULTILINE)
     assert "AR (100 per image)" in printed.out
     assert "has the best AP" in printed.out
-    assert re.search(r"^training: \d+ steps, 1 epochs of \d+$", printed.err, re.MULTILINE)
+    assert re.search(r"^training: \d+ steps, 1 epoch of \d+$", printed.err, re.MULTILINE)
     assert "evaluation: once on 1 images" in printed.err
     assert re.search(r"^epoch 1/1  loss \d.*  AP (–|0\.\d{3})", printed.err, re.MULTILINE)
     assert "\x1b" not in printed.err
@@ -144,7 +144,7 @@ def test_the_same_run_is_started_in_python(data: Path, sniper: CommandLine) -> N
 
 def test_a_run_inside_its_warm_up_is_warned_of(folder: Path, sniper: CommandLine) -> None:
     start = ("train", folder / "experiment.yaml", "--run", folder / "run", "--train.warmup_steps", 1000)
-    assert "lie inside the warm-up of 1000" in sniper.text(*start, "--epochs", "0.3").err
+    assert "lies inside the warm-up of 1000" in sniper.text(*start, "--epochs", "0.3").err
 
 
 def test_overrides_are_written_with_a_space_or_an_equals_sign() -> None:

@@ -3,22 +3,26 @@
 import threading
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sniper.chips import ChipTable, PyramidSpec
+from sniper.chips.negatives import NegativeSpec
 from sniper.data.datasets import Dataset
 from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.errors import SniperError
 from sniper.planning.suggest import suggest_pyramid
+
+if TYPE_CHECKING:
+    from sniper.inference.store import BoxStore
 
 State = Literal["choosing", "ready", "none", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChosenChips:
-    """The positive chips of a data set.
+    """The chips of a data set.
 
     Attributes:
         pyramid: that they are cut from.
@@ -34,15 +38,23 @@ class ChosenChips:
 
 
 def choose_chips(
-    dataset: Dataset, pyramid: PyramidSpec | None, *, min_visible_side: float = 10.0, seed: int = 0
+    dataset: Dataset,
+    pyramid: PyramidSpec | None,
+    *,
+    min_visible_side: float = 10.0,
+    seed: int = 0,
+    proposals: "BoxStore | None" = None,
+    negatives: NegativeSpec = NegativeSpec(),
 ) -> ChosenChips | None:
-    """Choose the positive chips of a data set.
+    """Choose the positive chips of a data set and, if there are proposals, the negative ones.
 
     Args:
         dataset: the images and their boxes.
         pyramid: to cut chips from; None takes the one that is suggested for the data set.
         min_visible_side: see `assign_targets`.
         seed: breaks ties between equally good chips.
+        proposals: that `sniper mine` collected on the same images.
+        negatives: which of them count; all negative chips are shown, of which an epoch of training draws some.
 
     Returns:
         The chips; None if there is no box to learn from.
@@ -50,21 +62,22 @@ def choose_chips(
     Raises:
         ConfigError: if the levels make an image too large.
     """
-    boxes = to_image_boxes(dataset)
+    boxes, generator = to_image_boxes(dataset), np.random.default_rng(seed)
     if not boxes.is_required.any():
         return None
-    if pyramid is not None:
-        table = choose_positive_chips(dataset, pyramid, generator=np.random.default_rng(seed))
-        return ChosenChips(
-            pyramid=pyramid, table=table, is_suggested=False, min_visible_side=min_visible_side
-        )
-    suggestion = suggest_pyramid(boxes, seed=seed)
-    assert suggestion is not None  # there is a box to learn from
+    is_suggested = pyramid is None
+    if pyramid is None:
+        suggestion = suggest_pyramid(boxes, seed=seed)
+        assert suggestion is not None  # there is a box to learn from
+        pyramid, table = suggestion.pyramid, suggestion.table
+    else:
+        table = choose_positive_chips(dataset, pyramid, generator=generator)
+    if proposals is not None:
+        from sniper.inference.proposals import add_negatives  # imports torch
+
+        table = add_negatives(table, proposals, negatives, pyramid=pyramid, generator=generator)
     return ChosenChips(
-        pyramid=suggestion.pyramid,
-        table=suggestion.table,
-        is_suggested=True,
-        min_visible_side=min_visible_side,
+        pyramid=pyramid, table=table, is_suggested=is_suggested, min_visible_side=min_visible_side
     )
 
 
@@ -76,12 +89,10 @@ class ChipChooser:
         problem: why they cannot be chosen; empty otherwise.
     """
 
-    def __init__(
-        self, dataset: Dataset, pyramid: PyramidSpec | None, *, min_visible_side: float = 10.0, seed: int = 0
-    ) -> None:
+    def __init__(self, dataset: Dataset, pyramid: PyramidSpec | None, **options: Any) -> None:
         self.chips: ChosenChips | None = None
         self.problem = ""
-        self._choose = partial(choose_chips, dataset, pyramid, min_visible_side=min_visible_side, seed=seed)
+        self._choose = partial(choose_chips, dataset, pyramid, **options)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

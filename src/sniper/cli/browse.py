@@ -14,17 +14,20 @@ from sniper.cli.options import (
     FollowLinks,
     Images,
     Json,
+    Proposals,
     default,
     split_option,
 )
 from sniper.cli.output import announce_compilation, console, flush, print_line, print_result, print_warnings
 from sniper.errors import ConfigError, DetectionsError, counted, describe_os_error
+from sniper.files import expand_path
 
 if TYPE_CHECKING:
     from sniper.browse.content import MatchedDetections
     from sniper.browse.server import BrowseServer, Content
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
+    from sniper.inference.store import BoxStore
 
 
 def browse(
@@ -70,6 +73,7 @@ def browse(
             show_default=default("chips of the pyramid that suits the data set"),
         ),
     ] = None,
+    proposals: Proposals = None,
     port: Annotated[
         int,
         Parameter(
@@ -103,6 +107,7 @@ def browse(
             split=split,
             follow_links=follow_links,
             config=config,
+            proposals=proposals,
         )
     server = _listen(content, port)
     try:
@@ -138,6 +143,7 @@ def _load(
     split: str | None,
     follow_links: bool,
     config: Path | None,
+    proposals: Path | None,
 ) -> "Content":
     """Load the images, their objects and their detections."""
     from dataclasses import replace
@@ -172,11 +178,19 @@ def _load(
         raise ConfigError(f"--min-score {min_score:g}: there are no detections; name some with --detections")
     scores = (min_score, best, None if matched is None else matched.best_score, 0.0)
     pyramid = None if config is None and not _is_run(data) else spec.pyramid
+    chips = ChipChooser(
+        dataset,
+        pyramid,
+        min_visible_side=spec.data.min_visible_side,
+        seed=spec.seed,
+        proposals=None if proposals is None else _open_proposals(proposals, dataset),
+        negatives=spec.negatives,
+    )
     return Content(
         name="/".join(data.absolute().parts[-2:]),
         dataset=dataset,
         tiles=ImageTiles(dataset, spec.data.read),
-        chips=ChipChooser(dataset, pyramid, min_visible_side=spec.data.min_visible_side, seed=spec.seed),
+        chips=chips,
         detections=matched,
         min_score=next(score for score in scores if score is not None),
     )
@@ -214,6 +228,13 @@ def _load_run(
                     print_warnings([f"{error}; they are not shown ({advice})"])
     calibration = load_calibration(Run(folder))
     return dataset, matched, None if calibration is None else calibration.min_score
+
+
+def _open_proposals(folder: Path, dataset: "Dataset") -> "BoxStore":
+    """Open what `sniper mine` collected on these images."""
+    from sniper.inference.proposals import open_proposals  # imports torch
+
+    return open_proposals(expand_path(folder), dataset)
 
 
 def _match(path: Path, dataset: "Dataset", *, drops_duplicates: bool) -> "MatchedDetections":
