@@ -57,8 +57,8 @@ def test_a_data_set_is_trained_predicted_and_scored_without_an_experiment(
     assert re.search(r"^AP50 +(–|0\.\d{3})$", printed.out, re.MULTILINE)
     assert "AR (100 per image)" in printed.out
     assert "has the best AP" in printed.out
-    assert re.search(r"^training: \d+ steps, 1 epoch of \d+$", printed.err, re.MULTILINE)
-    assert "evaluation: once on 1 images" in printed.err
+    assert "\ntraining: 1 step, 1 epoch of 1\n" in printed.err
+    assert "evaluation: once on 1 image\n" in printed.err
     assert re.search(r"^epoch 1/1  loss \d.*  AP (–|0\.\d{3})", printed.err, re.MULTILINE)
     assert "\x1b" not in printed.err
     spec = load_experiment(Path("runs/train/config.yaml"))
