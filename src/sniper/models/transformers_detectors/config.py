@@ -14,7 +14,10 @@ from sniper.models.transformers_detectors.hub import check_available, import_tra
 _OF_CLASSES = ("id2label", "label2id", "num_labels")
 _OF_FILES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 _FIXED_SIZES = ("anchor_image_size", "eval_size")  # of images, for which anchors and encodings are precomputed
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _MAX_VALUE = 255.0
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_NO_MEAN, _NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 def resolve(spec: DetectorSpec, *, earlier: DetectorSpec | None = None) -> DetectorSpec:
@@ -122,25 +125,21 @@ def _read_normalization(
 
     A folder without an image processor has the usual one of its architecture.
     """
-    transformers = import_transformers()
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
-
-    name, mapping = str(spec.name), IMAGE_PROCESSOR_MAPPING
-    files = ("preprocessor_config.json", "processor_config.json")
+    transformers, name = import_transformers(), str(spec.name)
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in _PROCESSOR_FILES):
+        if find_family(model_type, name=name).is_normalized:
+            return _IMAGENET_MEAN, _IMAGENET_STD
+        return _NO_MEAN, _NO_STD
     try:
         with quiet():
-            if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in files):
-                kinds = mapping[type(transformers.AutoConfig.for_model(model_type))]
-                processor = next(iter(kinds.values()))()
-            else:
-                processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the hub, the network and the file raise unrelated exceptions
         raise WeightsError(
             f"model.name: {name}: its image processor cannot be read ({_one_line(error)}); set "
             "model.transformers.image_mean and model.transformers.image_std"
         ) from error
     scale = _MAX_VALUE * processor.rescale_factor if processor.do_rescale else _MAX_VALUE
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = _NO_MEAN, _NO_STD
     if processor.do_normalize:
         mean, std = processor.image_mean, processor.image_std
     red, green, blue = (float(value) / scale for value in mean)

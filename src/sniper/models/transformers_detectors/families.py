@@ -17,13 +17,14 @@ class Family:
         has_mask: whether a mask leaves out the padding of images. Boxes are then relative to an image without padding,
             else to the padded one.
         layer_axis: axis of the decoder's layers in the outputs that the loss gets.
-        draws_noise: whether training adds queries made of noisy objects.
+        is_normalized: whether images are usually normalised with mean and standard deviation of ImageNet; else values
+            are only divided by 255.
     """
 
     matching: Literal["softmax", "focal", "rt_detr"]
     has_mask: bool
     layer_axis: Literal[0, 1] = 0
-    draws_noise: bool = False
+    is_normalized: bool = True
 
     @property
     def is_softmax(self) -> bool:
@@ -49,7 +50,7 @@ class Family:
 
 _DETR = Family(matching="softmax", has_mask=True)
 _FOCAL = Family(matching="focal", has_mask=True)
-_RT_DETR = Family(matching="rt_detr", has_mask=False, layer_axis=1, draws_noise=True)
+_RT_DETR = Family(matching="rt_detr", has_mask=False, layer_axis=1, is_normalized=False)
 
 FAMILIES = {
     "conditional_detr": _FOCAL,
