@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import JsonValue, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from sniper.specs import Fraction, spec_dataclass
 
@@ -134,8 +134,8 @@ class TransformersSpec:
     Attributes:
         pretrained: whether to start from the weights of `model.name`, or else from random ones. Layers of classes with
             the name of one of the data set are loaded, those of others made anew. Read at the start of a run only.
-        config: the architecture, as in `config.json`, without classes. `null` reads that of `model.name` at the start
-            of a run, and writes it to the run's `config.yaml`, from which the run is continued and loaded.
+        config: the architecture, as JSON, like `config.json` without classes. `null` reads that of `model.name` at the
+            start of a run, and writes it to the run's `config.yaml`, from which the run is continued and loaded.
         image_mean: of each channel, subtracted from values from 0 to 1; `null` is that of the image processor of
             `model.name`.
         image_std: by which each channel is then divided; `null` is that of the image processor of `model.name`.
@@ -144,7 +144,7 @@ class TransformersSpec:
     """
 
     pretrained: bool = True
-    config: dict[str, JsonValue] | None = None
+    config: str | None = None
     image_mean: tuple[float, float, float] | None = None
     image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     score_threshold: Annotated[float, Ge(0), Lt(1)] = 0.001

@@ -270,7 +270,9 @@ def _architecture(spec: DetectorSpec, *, is_rpn_only: bool) -> dict[str, Any]:
     if spec.kind == "two_stage":
         return fields | _two_stage_architecture(spec, is_rpn_only=is_rpn_only)
     if spec.kind == "transformers":  # the shapes of its tensors are compared when they are loaded
-        return fields | {"model.transformers.config.model_type": (spec.transformers.config or {}).get("model_type")}
+        from sniper.models.transformers_detectors.config import find_model_type
+
+        return fields | {"the model_type of model.transformers.config": find_model_type(spec.transformers.config)}
     fields["model.name"] = spec.name
     if spec.has_own_backbone:
         return fields

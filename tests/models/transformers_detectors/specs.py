@@ -1,6 +1,5 @@
 """Small random detectors of transformers, by the type of their model."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +146,19 @@ def spec_of(folder: Path, *, labels: Any = "valid", **options: Any) -> DetectorS
 def build(
     name: str, folder: Path, *, num_classes: int = 3, seed: int = 0, labels: Any = "valid", **fields: Any
 ) -> TransformersModel:
-    """Build a small detector with random weights, in training mode."""
-    spec = spec_of(save(name, folder / name, **fields), labels=labels, pretrained=False)
-    model = build_detector(replace(spec), num_classes=num_classes, seed=seed)
+    """Build a small detector with random weights, in training mode.
+
+    Args:
+        name: type of its model.
+        folder: to write its configuration to.
+        num_classes: without background.
+        seed: of the weights.
+        labels: what a chip teaches.
+        fields: of the section `transformers`, or of the configuration.
+    """
+    options = {key: fields.pop(key) for key in ("max_detections", "score_threshold") if key in fields}
+    path = save(name, folder / name, **fields)
+    spec = spec_of(path, labels=labels, pretrained=False, **options)
+    model = build_detector(spec, num_classes=num_classes, seed=seed)
     assert isinstance(model, TransformersModel)
     return model

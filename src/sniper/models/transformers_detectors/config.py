@@ -10,6 +10,7 @@ from sniper.errors import ConfigError, WeightsError
 from sniper.models.spec import DetectorSpec
 from sniper.models.transformers_detectors.families import find_family
 from sniper.models.transformers_detectors.hub import check_available, import_transformers, quiet
+from sniper.specs import parse_json
 
 _OF_CLASSES = ("id2label", "label2id", "num_labels")
 _OF_FILES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -44,9 +45,9 @@ def resolve(spec: DetectorSpec, *, earlier: DetectorSpec | None = None) -> Detec
         )
     if options.config is None:
         config = read_config(spec)
-        options = replace(options, config=_to_values(config))
+        options = replace(options, config=_to_text(config))
     if None in (options.image_mean, options.image_std):
-        mean, std = _read_normalization(spec, model_type=str(_values(options.config)["model_type"]))
+        mean, std = _read_normalization(spec, model_type=find_model_type(options.config))
         options = replace(options, image_mean=options.image_mean or mean, image_std=options.image_std or std)
     return replace(spec, transformers=options)
 
@@ -80,7 +81,7 @@ def build_config(spec: DetectorSpec, *, num_classes: int) -> Any:
         ConfigError: if transformers does not take it.
     """
     transformers = import_transformers()
-    values = _values(spec.transformers.config)
+    values = _parse(spec.transformers.config)
     model_type = values.pop("model_type", None)
     find_family(model_type, name=spec.name)
     values |= {name: None for name in _FIXED_SIZES if name in values}
@@ -99,15 +100,31 @@ def build_config(spec: DetectorSpec, *, num_classes: int) -> Any:
     return config
 
 
-def _values(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a copy of the values of a configuration."""
-    values: dict[str, Any] = json.loads(json.dumps(config or {}))
+def find_model_type(config: str | None) -> str | None:
+    """Return the type of the model of a configuration as JSON.
+
+    Raises:
+        ConfigError: if it is not JSON.
+    """
+    model_type: str | None = _parse(config).get("model_type")
+    return model_type
+
+
+def _parse(config: str | None) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = parse_json(config or "{}", dict)
+    except ValueError as error:
+        raise ConfigError(f"model.transformers.config: expected a JSON object ({error})") from error
     return values
 
 
-def _to_values(config: Any) -> dict[str, Any]:
-    """Return all values of a configuration that its architecture depends on, also those that are defaults today."""
-    return _without(json.loads(config.to_json_string(use_diff=False)), (*_OF_CLASSES, *_OF_FILES))
+def _to_text(config: Any) -> str:
+    """Return all values of a configuration that its architecture depends on, also those that are defaults today.
+
+    It is text, since YAML has one kind of number where transformers has two.
+    """
+    values = json.loads(config.to_json_string(use_diff=False))
+    return json.dumps(_without(values, (*_OF_CLASSES, *_OF_FILES)))
 
 
 def _without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -119,7 +136,7 @@ def _without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any
 
 
 def _read_normalization(
-    spec: DetectorSpec, *, model_type: str
+    spec: DetectorSpec, *, model_type: str | None
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return mean and standard deviation of values from 0 to 1, as the image processor of a detector has them.
 
