@@ -128,7 +128,9 @@ def load_library_detector(name: str, device: "torch.device", *, spec: "Experimen
     from sniper.inference import detector
 
     if not name.startswith(detector.LIBRARY_PREFIXES):
-        raise ConfigError(f"--detector {name}: expected torchvision:NAME, torchvision:NAME@FILE or transformers:NAME")
+        raise ConfigError(
+            f"--detector {name}: expected torchvision:NAME, torchvision:NAME@FILE or transformers:NAME"
+        )
     loaded = detector.load_library_detector(name, device, spec=spec)
     source = {"weights": sha256(loaded.weights), "model": asdict(loaded.model)}
     return LoadedDetector(detector=loaded.detector, step=0, source=source)

@@ -537,7 +537,7 @@ def _is_path(field: str, text: str, path: Path) -> bool:
     """Check whether a value is a path: `model.weights` may be a name, such as COCO_V1, and `model.name` a folder."""
     match field:
         case "model.name":
-            return (path / "config.json").is_file()
+            return text.startswith((".", "/", "~", "$")) or (path / "config.json").is_file()
         case "model.weights":
             return re.fullmatch("[A-Z][A-Z0-9_]*", text) is None
     return True

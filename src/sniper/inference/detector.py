@@ -243,7 +243,9 @@ def load_library_detector(
             "unknown; it can be trained from (model.weights)"
         )
     if initial.lacking:
-        raise WeightsError(f"{initial.source}: is not complete: {count_and_list(initial.lacking)} are missing")
+        raise WeightsError(
+            f"{initial.source}: is not complete: {count_and_list(initial.lacking)} are missing"
+        )
     device = _choose_device(device)
     model = build_detector(model_spec, num_classes=len(initial.categories), has_weights=False)
     initial.load_into(model, initial.categories)

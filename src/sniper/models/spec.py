@@ -253,7 +253,9 @@ class DetectorSpec:
                 "PekingU/rtdetr_v2_r18vd, or a folder"
             )
         if self.weights is not None:
-            raise ValueError("weights: is of kind torchvision; a detector of transformers has those of its name")
+            raise ValueError(
+                "weights: is of kind torchvision; a detector of transformers has those of its name"
+            )
         for section in ("backbone", "rpn", "roi_head"):
             if getattr(self, section) != type(self).__dataclass_fields__[section].default:
                 raise ValueError(f"{section}: a detector of transformers does not have this section")

@@ -272,7 +272,9 @@ def _architecture(spec: DetectorSpec, *, is_rpn_only: bool) -> dict[str, Any]:
     if spec.kind == "transformers":  # the shapes of its tensors are compared when they are loaded
         from sniper.models.transformers_detectors.config import find_model_type
 
-        return fields | {"the model_type of model.transformers.config": find_model_type(spec.transformers.config)}
+        return fields | {
+            "the model_type of model.transformers.config": find_model_type(spec.transformers.config)
+        }
     fields["model.name"] = spec.name
     if spec.has_own_backbone:
         return fields

@@ -1,5 +1,6 @@
 """Small random detectors of transformers, by the type of their model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,50 +82,57 @@ def _d_fine() -> Any:
     )
 
 
-def _config(name: str) -> Any:
-    match name:
-        case "rt_detr_v2":
-            return _rt_detr(transformers.RTDetrV2Config, backbone_config=_rt_backbone())
-        case "rt_detr":
-            return _rt_detr(transformers.RTDetrConfig, backbone_config=_rt_backbone())
-        case "d_fine":
-            return _d_fine()
-        case "deformable_detr":
-            return transformers.DeformableDetrConfig(
-                **_SMALL,
-                **_DROPOUT,
-                backbone_config=_resnet(["stage2", "stage3", "stage4"]),
-                num_feature_levels=3,
-                with_box_refine=True,
-            )
-        case "conditional_detr":
-            return transformers.ConditionalDetrConfig(**_SMALL, backbone_config=_resnet(["stage4"]))
-        case "dab-detr":
-            small = {("hidden_size" if key == "d_model" else key): value for key, value in _SMALL.items()}
-            return transformers.DabDetrConfig(**small, backbone_config=_resnet(["stage4"]))
-        case "detr":
-            return transformers.DetrConfig(**_SMALL, **_DROPOUT, backbone_config=_resnet(["stage4"]))
-        case "yolos":
-            return transformers.YolosConfig(
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                image_size=[128, 128],
-                patch_size=16,
-                num_detection_tokens=20,
-            )
-    raise ValueError(name)
+def _deformable_detr() -> Any:
+    return transformers.DeformableDetrConfig(
+        **_SMALL,
+        **_DROPOUT,
+        backbone_config=_resnet(["stage2", "stage3", "stage4"]),
+        num_feature_levels=3,
+        with_box_refine=True,
+    )
 
 
-ALL = ("rt_detr_v2", "rt_detr", "d_fine", "deformable_detr", "conditional_detr", "dab-detr", "detr", "yolos")
+def _dab_detr() -> Any:
+    small = {("hidden_size" if key == "d_model" else key): value for key, value in _SMALL.items()}
+    return transformers.DabDetrConfig(**small, backbone_config=_resnet(["stage4"]))
+
+
+def _yolos() -> Any:
+    return transformers.YolosConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=[128, 128],
+        patch_size=16,
+        num_detection_tokens=20,
+    )
+
+
+_CONFIGS: dict[str, Callable[[], Any]] = {
+    "rt_detr_v2": lambda: _rt_detr(transformers.RTDetrV2Config, backbone_config=_rt_backbone()),
+    "rt_detr": lambda: _rt_detr(transformers.RTDetrConfig, backbone_config=_rt_backbone()),
+    "d_fine": _d_fine,
+    "deformable_detr": _deformable_detr,
+    "conditional_detr": lambda: transformers.ConditionalDetrConfig(
+        **_SMALL, backbone_config=_resnet(["stage4"])
+    ),
+    "dab-detr": _dab_detr,
+    "detr": lambda: transformers.DetrConfig(**_SMALL, **_DROPOUT, backbone_config=_resnet(["stage4"])),
+    "table-transformer": lambda: transformers.TableTransformerConfig(
+        **_SMALL, **_DROPOUT, backbone_config=_resnet(["stage4"])
+    ),
+    "yolos": _yolos,
+}
+
+ALL = tuple(_CONFIGS)
 SOME = ("rt_detr_v2", "deformable_detr", "yolos")
 """One with noisy queries, one with masks, one with a softmax."""
 
 
 def save(name: str, folder: Path, *, names: tuple[str, ...] = ("a", "b", "c"), **fields: Any) -> Path:
     """Write a small random detector as transformers does."""
-    config = _config(name)
+    config = _CONFIGS[name]()
     for field, value in fields.items():
         setattr(config, field, value)
     config.id2label = dict(enumerate(names))

@@ -131,7 +131,12 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
             (0.2, 0.2, 0.1),
         ),
         (
-            {"do_normalize": True, "image_mean": [1, 1, 1], "image_std": [2, 2, 2], "rescale_factor": 1 / 127.5},
+            {
+                "do_normalize": True,
+                "image_mean": [1, 1, 1],
+                "image_std": [2, 2, 2],
+                "rescale_factor": 1 / 127.5,
+            },
             (0.5, 0.5, 0.5),
             (1.0, 1.0, 1.0),
         ),
@@ -244,8 +249,12 @@ def test_a_download_that_is_not_possible_is_one_sentence() -> None:
     with pytest.raises(WeightsError, match=message):
         resolve(spec)
     with pytest.raises(WeightsError, match=r"^configuration of someone/detector: must be downloaded"):
-        resolve(DetectorSpec(kind="transformers", name=spec.name, transformers=TransformersSpec(pretrained=False)))
-    with pytest.raises(ConfigError, match=r"model\.name: some/missing/folder: no such folder; expected a folder"):
+        resolve(
+            DetectorSpec(kind="transformers", name=spec.name, transformers=TransformersSpec(pretrained=False))
+        )
+    with pytest.raises(
+        ConfigError, match=r"model\.name: some/missing/folder: no such folder; expected a folder"
+    ):
         resolve(DetectorSpec(kind="transformers", name="some/missing/folder"))
 
 
@@ -257,10 +266,20 @@ def test_a_folder_is_downloaded_from_nowhere(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({}, "name: is missing; kind transformers needs the name of a detector on the Hugging Face hub"),
-        ({"name": "a/b", "weights": "DEFAULT"}, "weights: is of kind torchvision; a detector of transformers has"),
-        ({"name": "a/b", "backbone": BackboneSpec(frozen_stages=0)}, "backbone: a detector of transformers does not"),
         (
-            {"kind": "torchvision", "name": "fcos_resnet50_fpn", "transformers": TransformersSpec(pretrained=False)},
+            {"name": "a/b", "weights": "DEFAULT"},
+            "weights: is of kind torchvision; a detector of transformers has",
+        ),
+        (
+            {"name": "a/b", "backbone": BackboneSpec(frozen_stages=0)},
+            "backbone: a detector of transformers does not",
+        ),
+        (
+            {
+                "kind": "torchvision",
+                "name": "fcos_resnet50_fpn",
+                "transformers": TransformersSpec(pretrained=False),
+            },
             "transformers: is a section of kind transformers, not of torchvision",
         ),
     ],

@@ -68,7 +68,10 @@ def test_padding_is_left_out_where_there_is_a_mask(tmp_path: Path) -> None:
     (detections,) = model.detect([pixels])  # padded to 192 × 128
     with torch.no_grad():
         outputs = outputs_of(model, pixels)
-    scores, boxes = outputs.logits[0].sigmoid().flatten(), box_convert(outputs.pred_boxes[0], "cxcywh", "xyxy")
+    scores, boxes = (
+        outputs.logits[0].sigmoid().flatten(),
+        box_convert(outputs.pred_boxes[0], "cxcywh", "xyxy"),
+    )
     best = boxes[scores.argmax() // 3] * torch.tensor([130, 70, 130, 70])
     # The features at the border differ slightly.
     assert np.abs(detections.boxes - clip_boxes_to_image(best, (70, 130)).numpy()).max(axis=1).min() < 3

@@ -1,4 +1,4 @@
-"""A detector of transformers: chips at their scale, normalised as its image processor does, and detections of windows."""
+"""A detector of transformers: chips at their scale, normalised as by its image processor, and its detections."""
 
 import math
 from collections.abc import Mapping, Sequence

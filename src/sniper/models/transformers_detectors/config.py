@@ -14,7 +14,10 @@ from sniper.specs import parse_json
 
 _OF_CLASSES = ("id2label", "label2id", "num_labels")
 _OF_FILES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
-_FIXED_SIZES = ("anchor_image_size", "eval_size")  # of images, for which anchors and encodings are precomputed
+_FIXED_SIZES = (
+    "anchor_image_size",
+    "eval_size",
+)  # of images, for which anchors and encodings are precomputed
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _MAX_VALUE = 255.0
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

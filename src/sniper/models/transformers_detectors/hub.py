@@ -125,6 +125,6 @@ def _check_server(missing: str) -> None:
         pass
     except OSError as error:
         raise WeightsError(
-            f"{missing}: must be downloaded, and {endpoint} cannot be reached ({getattr(error, 'reason', error)}); name "
-            "a folder that has it (--model.name FOLDER)"
+            f"{missing}: must be downloaded, and {endpoint} cannot be reached ({getattr(error, 'reason', error)}); "
+            "name a folder that has it (--model.name FOLDER)"
         ) from error

@@ -52,7 +52,7 @@ class ChipLoss:
         self._library_loss = library_loss
         self._family = family
 
-    def __call__(  # noqa: PLR0913 - as transformers calls it
+    def __call__(
         self,
         logits: Float[torch.Tensor, "b n c"],
         labels: Sequence[Mapping[str, Any]],

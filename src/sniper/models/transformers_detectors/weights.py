@@ -47,9 +47,7 @@ def load_library_weights(spec: DetectorSpec) -> LibraryWeights:
     return _convert(model, report, names=names, source=source)
 
 
-def _convert(
-    model: TransformersModel, report: Any, *, names: Sequence[str], source: Path
-) -> LibraryWeights:
+def _convert(model: TransformersModel, report: Any, *, names: Sequence[str], source: Path) -> LibraryWeights:
     """Leave out tensors that the files lack, and rows that stand for no class."""
     tensors = dict(model.state_dict())
     lacking = [name for name in tensors if name.removeprefix("net.") in set(report["missing_keys"])]
