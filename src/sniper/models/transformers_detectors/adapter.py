@@ -55,8 +55,8 @@ class TransformersModel(DetectorModel):
             values = torch.tensor(getattr(spec.transformers, f"image_{name}"), dtype=torch.float32)
             self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
         self._second_names = _find_second_names(self)
-        self.register_state_dict_post_hook(_drop_second_names)
-        self.register_load_state_dict_pre_hook(_add_second_names)
+        self.register_state_dict_post_hook(_drop_second_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_add_second_names)  # type: ignore[no-untyped-call]
 
     @property
     def trunk(self) -> nn.Module:

@@ -97,7 +97,7 @@ def build_config(spec: DetectorSpec, *, num_classes: int) -> Any:
         ) from error
     if model_type == "yolos" and config.auxiliary_loss:
         raise ConfigError("model.transformers.config: auxiliary_loss must be false for yolos")
-    backbone = getattr(config, "backbone_config", None)
+    backbone: Any = getattr(config, "backbone_config", None)
     if getattr(backbone, "use_pretrained_backbone", False):
         backbone.use_pretrained_backbone = False
     return config
