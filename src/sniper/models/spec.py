@@ -140,7 +140,7 @@ class TransformersSpec:
             `model.name`.
         image_std: by which each channel is then divided; `null` is that of the image processor of `model.name`.
         score_threshold: detections with a lower score are dropped.
-        max_detections: detections per window and level, at most.
+        detections_per_window: detections in a window of a level, at most.
     """
 
     pretrained: bool = True
@@ -148,7 +148,7 @@ class TransformersSpec:
     image_mean: tuple[float, float, float] | None = None
     image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     score_threshold: Annotated[float, Ge(0), Lt(1)] = 0.001
-    max_detections: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 300
+    detections_per_window: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 300
 
 
 ON_BACKBONE = ("fcos", "retinanet", "faster_rcnn")

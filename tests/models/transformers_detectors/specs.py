@@ -164,7 +164,7 @@ def build(
         labels: what a chip teaches.
         fields: of the section `transformers`, or of the configuration.
     """
-    options = {key: fields.pop(key) for key in ("max_detections", "score_threshold") if key in fields}
+    options = {key: fields.pop(key) for key in ("detections_per_window", "score_threshold") if key in fields}
     path = save(name, folder / name, **fields)
     spec = spec_of(path, labels=labels, pretrained=False, **options)
     model = build_detector(spec, num_classes=num_classes, seed=seed)

@@ -43,7 +43,7 @@ def outputs_of(model: TransformersModel, pixels: torch.Tensor) -> Any:
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_detections_equal_those_of_the_image_processor(name: str, tmp_path: Path) -> None:
-    model = spread(build(name, tmp_path, score_threshold=0.0, max_detections=20))
+    model = spread(build(name, tmp_path, score_threshold=0.0, detections_per_window=20))
     pixels = image(192, 128)
     (detections,) = model.detect([pixels])
     with torch.no_grad():
@@ -114,12 +114,12 @@ def test_an_image_with_fewer_places_than_queries_is_padded(tmp_path: Path) -> No
 
 
 def test_detections_are_limited_in_number_and_score(tmp_path: Path) -> None:
-    model = spread(build("rt_detr_v2", tmp_path, max_detections=7, score_threshold=0.0))
+    model = spread(build("rt_detr_v2", tmp_path, detections_per_window=7, score_threshold=0.0))
     (detections,) = model.detect([image(128, 128)])
     assert 0 < len(detections) <= 7
     assert (np.diff(detections.scores) <= 0).all()
     middle = float(np.median(detections.scores))
-    limited = spread(build("rt_detr_v2", tmp_path, max_detections=7, score_threshold=middle))
+    limited = spread(build("rt_detr_v2", tmp_path, detections_per_window=7, score_threshold=middle))
     (better,) = limited.detect([image(128, 128)])
     assert len(better) == (detections.scores >= middle).sum()
 

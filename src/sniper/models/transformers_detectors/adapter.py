@@ -158,11 +158,11 @@ class TransformersModel(DetectorModel):
         options = self.spec.transformers
         if self.family.is_softmax:
             all_scores, all_labels = logits.softmax(-1)[:, :-1].max(-1)  # one class of each query
-            scores, queries = all_scores.topk(min(options.max_detections, len(all_scores)))
+            scores, queries = all_scores.topk(min(options.detections_per_window, len(all_scores)))
             labels = all_labels[queries]
         else:
             all_scores = logits.sigmoid().flatten()
-            scores, indices = all_scores.topk(min(options.max_detections, len(all_scores)))
+            scores, indices = all_scores.topk(min(options.detections_per_window, len(all_scores)))
             queries, labels = indices // logits.shape[1], indices % logits.shape[1]
         corners = box_convert(boxes[queries], "cxcywh", "xyxy") * frame
         clipped = clip_boxes_to_image(corners, sides.hw)
