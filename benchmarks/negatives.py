@@ -32,7 +32,7 @@ STUDY = Study(
     description=__doc__,
     base="positive",
     variants={
-        "positive": {},
+        "positive": {"negatives.source": "none"},
         "free": {**SELF, "negatives.dose": 0.0},
         "fixed": {**SELF, "negatives.dose": 0.25, "negatives.place_positives": False},
         "self_10": {**SELF, "negatives.dose": 0.1},

@@ -31,6 +31,7 @@ NAMES = [
     "TorchvisionSpec",
     "Tracker",
     "TrainSpec",
+    "TransformersSpec",
     "collate",
     "evaluate",
     "load_dataset",

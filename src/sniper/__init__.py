@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sniper.models.spec import RoIHeadSpec as RoIHeadSpec
     from sniper.models.spec import RPNSpec as RPNSpec
     from sniper.models.spec import TorchvisionSpec as TorchvisionSpec
+    from sniper.models.spec import TransformersSpec as TransformersSpec
     from sniper.pipeline import train as train
     from sniper.planning.plan import plan as plan
     from sniper.runs.run import Run as Run
@@ -63,6 +64,7 @@ _MODULES = {
     "TorchvisionSpec": "sniper.models.spec",
     "Tracker": "sniper.training.callbacks",
     "TrainSpec": "sniper.config.experiment",
+    "TransformersSpec": "sniper.models.spec",
     "collate": "sniper.data.batches",
     "evaluate": "sniper.evaluation.coco",
     "load_dataset": "sniper.data.datasets",

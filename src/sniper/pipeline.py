@@ -50,7 +50,7 @@ from sniper.inference.mining import mine, mine_alarms
 from sniper.inference.proposals import add_negatives, open_proposals, read_alarms
 from sniper.inference.store import BoxStore
 from sniper.inference.validation import validate
-from sniper.models.build import check_available, find_download
+from sniper.models.build import check_available, find_download, resolve
 from sniper.models.protocol import DetectorModel
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
 from sniper.planning.cost import levels_megapixels
@@ -524,6 +524,7 @@ def _derive(
         raise ConfigError(f"{label}: is the data set that is trained on, which was named already")
     texts = {**overrides, "data.train.annotations": _absolute(source)}
     spec, names = load_partial(path, overrides=texts)
+    spec = replace(spec, model=resolve(spec.model))
     if limit is not None:
         if "train.epochs" in names:
             raise ConfigError("--time: and train.epochs exclude each other")
@@ -599,6 +600,7 @@ def _load_experiment(
         spec = parse_experiment(dump_experiment(experiment), source=Path("experiment"), overrides=overrides)
     else:
         spec = load_experiment(Path(experiment), overrides=overrides, base=old)
+    spec = replace(spec, model=resolve(spec.model, earlier=None if old is None else old.model))
     if resumed is not None and old is not None:
         check_resumable(old, spec, source=resumed.config_path)
     return spec

@@ -124,6 +124,7 @@ LEFT_OUT = {
     "model.weights": "not used by two_stage",
     "model.labels": "not used by two_stage",
     "model.torchvision": "not used by two_stage",
+    "model.transformers": "not used by two_stage",
     "model.backbone.weights": "a path",
     "data.read": "what the image files are like",
     "data.on_bad_image": "what the image files are like",

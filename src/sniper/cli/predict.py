@@ -98,7 +98,8 @@ def predict(
         str | None,
         Parameter(
             help="Detector to search with in place of a run: torchvision:NAME, with torchvision's weights, or "
-            "torchvision:NAME@FILE, with those of a file; such as torchvision:fcos_resnet50_fpn.",
+            "torchvision:NAME@FILE, with those of a file; such as torchvision:fcos_resnet50_fpn. Or transformers:NAME, "
+            "with a name on the Hugging Face hub or a folder.",
             show_default=False,
         ),
     ] = None,
@@ -140,7 +141,7 @@ def predict(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Detect objects in images with the detector of a run, or with one of torchvision.
+    """Detect objects in images with the detector of a run, or with one of a library.
 
     Detections of georeferenced images are written as GeoJSON, too, beside the result file. Under torchrun, each process
     searches its share of the images.

@@ -123,12 +123,14 @@ def load_detector(
 
 
 def load_library_detector(name: str, device: "torch.device", *, spec: "ExperimentSpec") -> LoadedDetector:
-    """Load a detector of torchvision, such as `torchvision:fcos_resnet50_fpn`."""
+    """Load a detector of a library, such as `torchvision:fcos_resnet50_fpn`."""
     from sniper.files import sha256
     from sniper.inference import detector
 
-    if not name.startswith(detector.LIBRARY_PREFIX):
-        raise ConfigError(f"--detector {name}: expected torchvision:NAME or torchvision:NAME@FILE")
+    if not name.startswith(detector.LIBRARY_PREFIXES):
+        raise ConfigError(
+            f"--detector {name}: expected torchvision:NAME, torchvision:NAME@FILE or transformers:NAME"
+        )
     loaded = detector.load_library_detector(name, device, spec=spec)
     source = {"weights": sha256(loaded.weights), "model": asdict(loaded.model)}
     return LoadedDetector(detector=loaded.detector, step=0, source=source)

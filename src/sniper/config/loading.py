@@ -35,6 +35,7 @@ _PATHS = (
     ("data", "test", "images"),
     ("data", "chips"),
     ("data", "cache", "folder"),
+    ("model", "name"),
     ("model", "weights"),
     ("model", "weights_from"),
     ("model", "backbone", "weights"),
@@ -526,13 +527,20 @@ def _resolve_paths(values: dict[str, Any], *, folder: Path) -> None:
         inner: Any = values
         for section in sections:
             inner = inner.get(section) if isinstance(inner, dict) else None
-        if isinstance(inner, dict) and isinstance(inner.get(last), str) and _is_path(sections, inner[last]):
-            inner[last] = str((folder / expand_path(inner[last], folder=folder)).absolute())
+        if isinstance(inner, dict) and isinstance(inner.get(last), str) and inner[last]:
+            path = (folder / expand_path(inner[last], folder=folder)).absolute()
+            if _is_path(".".join([*sections, last]), inner[last], path):
+                inner[last] = str(path)
 
 
-def _is_path(sections: Sequence[str], text: str) -> bool:
-    """Check whether a value is a path: `model.weights` may be a name, such as COCO_V1."""
-    return bool(text) and (list(sections) != ["model"] or re.fullmatch("[A-Z][A-Z0-9_]*", text) is None)
+def _is_path(field: str, text: str, path: Path) -> bool:
+    """Check whether a value is a path: `model.weights` may be a name, such as COCO_V1, and `model.name` a folder."""
+    match field:
+        case "model.name":
+            return text.startswith((".", "/", "~", "$")) or (path / "config.json").is_file()
+        case "model.weights":
+            return re.fullmatch("[A-Z][A-Z0-9_]*", text) is None
+    return True
 
 
 def _problems(

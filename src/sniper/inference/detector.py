@@ -15,7 +15,7 @@ from sniper.config.experiment import ExperimentSpec, PredictSpec
 from sniper.config.loading import load_experiment, merge_experiment, to_yaml
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec
-from sniper.errors import ConfigError, WeightsError
+from sniper.errors import ConfigError, WeightsError, count_and_list
 from sniper.files import expand_path
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
@@ -23,15 +23,15 @@ from sniper.inference.calibration import Calibration, load_calibration
 from sniper.inference.merging import merge
 from sniper.inference.search import Detect, Search, SearchResult
 from sniper.inference.sources import Channels, ImageSource
-from sniper.models.build import autocast, build_detector
+from sniper.models.build import autocast, build_detector, resolve
 from sniper.models.protocol import DetectorModel
 from sniper.models.spec import ON_BACKBONE, BackboneSpec, DetectorSpec, Precision
 from sniper.models.weights import fill_module
 from sniper.runs.initial import InitialWeights
 from sniper.runs.run import CheckpointChoice, Run
 
-LIBRARY_PREFIX = "torchvision:"
-"""What the name of a detector of torchvision begins with, where a run is expected otherwise."""
+LIBRARY_PREFIXES = ("torchvision:", "transformers:")
+"""What the name of a detector of a library begins with, where a run is expected otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,11 +71,13 @@ class Detector:
         predict: Mapping[str, Any] | None = None,
         checkpoint: CheckpointChoice = "best",
     ) -> "Detector":
-        """Load the weights of a run, and what it has chosen on its validation images; or a detector of torchvision.
+        """Load the weights of a run, and what it has chosen on its validation images; or a detector of a library.
 
         Args:
             run: the run, or its folder; or `torchvision:NAME`, a detector with torchvision's newest weights, or
-                `torchvision:NAME@FILE`, with those of a file, such as `torchvision:fcos_resnet50_fpn`.
+                `torchvision:NAME@FILE`, with those of a file, such as `torchvision:fcos_resnet50_fpn`; or
+                `transformers:NAME`, a detector of the Hugging Face hub or of a folder that `save_pretrained` has
+                written.
             device: device to compute on; by default a GPU if there is one, else the CPU.
             spec: an experiment to use instead of the run's, with the same model.
             predict: other values of fields of `predict`, such as `{"merge": "hard", "max_detections": 500}`; text is
@@ -88,7 +90,7 @@ class Detector:
             ConfigError: if its experiment cannot be read, or has trained the RPN only.
             CheckpointError: if its weights cannot be read, or belong to another model.
         """
-        if isinstance(run, str) and run.startswith(LIBRARY_PREFIX):
+        if isinstance(run, str) and run.startswith(LIBRARY_PREFIXES):
             if spec is not None or checkpoint != "best":
                 raise ConfigError(f"{run}: is no run, and has neither an experiment nor checkpoints")
             chosen = _with_predict(ExperimentSpec(), predict)
@@ -205,7 +207,7 @@ class Detector:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LibraryDetector:
-    """A detector of torchvision, and what it was loaded from.
+    """A detector of a library, and what it was loaded from.
 
     Attributes:
         detector: the detector.
@@ -221,7 +223,7 @@ class LibraryDetector:
 def load_library_detector(
     name: str, device: torch.device | str | None = None, *, spec: ExperimentSpec
 ) -> LibraryDetector:
-    """Load a detector of torchvision with its own weights.
+    """Load a detector of torchvision or transformers with its own weights.
 
     Args:
         name: see `Detector.load`.
@@ -232,23 +234,17 @@ def load_library_detector(
         ConfigError: if there is no such detector or file.
         WeightsError: if the weights cannot be downloaded, read, or belong to another detector.
     """
-    builder, _, file = name.removeprefix(LIBRARY_PREFIX).partition("@")
-    if not builder or builder in ON_BACKBONE:
-        raise ConfigError(
-            f"{name}: expected torchvision:NAME or torchvision:NAME@FILE, with the name of a builder, such as "
-            "torchvision:fcos_resnet50_fpn"
-        )
-    model_spec = DetectorSpec(
-        kind="torchvision",
-        name=builder,
-        weights=str(expand_path(file)) if file else "DEFAULT",
-        backbone=BackboneSpec(pretrained=False, batch_norm="frozen"),
-    )
+    kind, _, rest = name.partition(":")
+    model_spec = _transformers_spec(name, rest) if kind == "transformers" else _torchvision_spec(name, rest)
     initial = InitialWeights.of_library(model_spec)
     if not initial.categories:
         raise WeightsError(
-            f"{initial.source}: has other classes than torchvision's weights for {builder}, so their names are "
+            f"{initial.source}: has other classes than torchvision's weights for {model_spec.name}, so their names are "
             "unknown; it can be trained from (model.weights)"
+        )
+    if initial.lacking:
+        raise WeightsError(
+            f"{initial.source}: is not complete: {count_and_list(initial.lacking)} are missing"
         )
     device = _choose_device(device)
     model = build_detector(model_spec, num_classes=len(initial.categories), has_weights=False)
@@ -257,6 +253,33 @@ def load_library_detector(
         model.to(device).eval(), spec=spec, categories=initial.categories, device=device
     )
     return LibraryDetector(detector=detector, model=model_spec, weights=initial.source)
+
+
+def _transformers_spec(name: str, rest: str) -> DetectorSpec:
+    """Return the configuration of a detector of transformers, with its architecture."""
+    if not rest:
+        raise ConfigError(
+            f"{name}: expected transformers:NAME, with a name on the Hugging Face hub or a folder, such as "
+            "transformers:PekingU/rtdetr_v2_r18vd"
+        )
+    folder = expand_path(rest)
+    return resolve(DetectorSpec(kind="transformers", name=str(folder) if folder.is_dir() else rest))
+
+
+def _torchvision_spec(name: str, rest: str) -> DetectorSpec:
+    """Return the configuration of a detector of torchvision."""
+    builder, _, file = rest.partition("@")
+    if not builder or builder in ON_BACKBONE:
+        raise ConfigError(
+            f"{name}: expected torchvision:NAME or torchvision:NAME@FILE, with the name of a builder, such as "
+            "torchvision:fcos_resnet50_fpn"
+        )
+    return DetectorSpec(
+        kind="torchvision",
+        name=builder,
+        weights=str(expand_path(file)) if file else "DEFAULT",
+        backbone=BackboneSpec(pretrained=False, batch_norm="frozen"),
+    )
 
 
 def _with_predict(spec: ExperimentSpec, predict: Mapping[str, Any] | None) -> ExperimentSpec:

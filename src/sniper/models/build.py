@@ -7,6 +7,7 @@ from sniper.models import backbone
 from sniper.models.protocol import DetectorModel
 from sniper.models.spec import DetectorSpec, Precision
 from sniper.models.two_stage import TwoStageDetector
+from sniper.models.weights import LibraryWeights
 
 
 def build_detector(
@@ -26,6 +27,10 @@ def build_detector(
                 from sniper.models.torchvision_detectors.build import build_torchvision
 
                 return build_torchvision(spec, num_classes=num_classes, has_weights=has_weights)
+            if spec.kind == "transformers":
+                from sniper.models.transformers_detectors.build import build_transformers
+
+                return build_transformers(spec, num_classes=num_classes)
             return TwoStageDetector(spec, num_classes=num_classes, has_weights=has_weights)
         except RuntimeError as error:
             if "can't allocate memory" not in str(error):
@@ -48,7 +53,11 @@ def check_available(spec: DetectorSpec) -> None:
         ConfigError: if there is no such detector, or it has no such weights.
         WeightsError: if they must be downloaded and the server does not answer within a few seconds.
     """
-    if spec.has_own_backbone:
+    if spec.kind == "transformers":
+        from sniper.models.transformers_detectors import hub
+
+        hub.check_available(spec)
+    elif spec.has_own_backbone:
         from sniper.models.torchvision_detectors import weights
 
         weights.check_available(spec)
@@ -58,11 +67,49 @@ def check_available(spec: DetectorSpec) -> None:
 
 def find_download(spec: DetectorSpec) -> str | None:
     """Describe the weights that must be downloaded, with their size; None if there are none. Uses no network."""
+    if spec.kind == "transformers":
+        from sniper.models.transformers_detectors import hub
+
+        return hub.find_download(spec)
     if spec.has_own_backbone:
         from sniper.models.torchvision_detectors import weights
 
         return weights.find_download(spec)
     return backbone.find_download(spec.backbone)
+
+
+def resolve(spec: DetectorSpec, *, earlier: DetectorSpec | None = None) -> DetectorSpec:
+    """Return a detector with what its name stands for, so that it can be built again without files of a library.
+
+    Args:
+        spec: the configuration.
+        earlier: the same detector, resolved, from which it is taken without reading files; None reads them.
+
+    Raises:
+        ConfigError: if there is no such detector.
+        WeightsError: if its configuration must be downloaded and cannot be.
+    """
+    if spec.kind != "transformers":
+        return spec
+    from sniper.models.transformers_detectors import config
+
+    return config.resolve(spec, earlier=earlier)
+
+
+def load_library_weights(spec: DetectorSpec) -> LibraryWeights:
+    """Load the weights of a whole detector that its library has, or a file for it.
+
+    Raises:
+        ConfigError: if there are no such weights.
+        WeightsError: if they cannot be downloaded, read, or belong to another detector.
+    """
+    if spec.kind == "transformers":
+        from sniper.models.transformers_detectors import weights as of_transformers
+
+        return of_transformers.load_library_weights(spec)
+    from sniper.models.torchvision_detectors import weights as of_torchvision
+
+    return of_torchvision.load_library_weights(spec)
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:

@@ -127,6 +127,30 @@ class TorchvisionSpec:
     detections_per_window: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 300
 
 
+@spec_dataclass
+class TransformersSpec:
+    """What only the detectors of transformers have, with `model.kind: transformers`.
+
+    Attributes:
+        pretrained: whether to start from the weights of `model.name`, or else from random ones. Layers of classes with
+            the name of one of the data set are loaded, those of others made anew. Read at the start of a run only.
+        config: the architecture, as JSON, like `config.json` without classes. `null` reads that of `model.name` at the
+            start of a run, and writes it to the run's `config.yaml`, from which the run is continued and loaded.
+        image_mean: of each channel, subtracted from values from 0 to 1; `null` is that of the image processor of
+            `model.name`.
+        image_std: by which each channel is then divided; `null` is that of the image processor of `model.name`.
+        score_threshold: detections with a lower score are dropped.
+        detections_per_window: detections in a window of a level, at most.
+    """
+
+    pretrained: bool = True
+    config: str | None = None
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    score_threshold: Annotated[float, Ge(0), Lt(1)] = 0.001
+    detections_per_window: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 300
+
+
 ON_BACKBONE = ("fcos", "retinanet", "faster_rcnn")
 """Detectors of torchvision on `model.backbone`; the others are named after torchvision's builders."""
 
@@ -139,9 +163,11 @@ class DetectorSpec:
     """The whole detector.
 
     Attributes:
-        kind: `two_stage` is the detector of this package, a Faster R-CNN; `torchvision` is one of torchvision's.
+        kind: `two_stage` is the detector of this package, a Faster R-CNN; `torchvision` is one of torchvision's;
+            `transformers` is a detector of transformers that matches queries, such as RT-DETR.
         name: of torchvision's detector: `fcos`, `retinanet` or `faster_rcnn` on `backbone`, or the name of one of
-            torchvision's builders, such as `fcos_resnet50_fpn`.
+            torchvision's builders, such as `fcos_resnet50_fpn`. Of a detector of transformers: its name on the Hugging
+            Face hub, such as `PekingU/rtdetr_v2_r18vd`, or a folder that `save_pretrained` has written.
         weights: of torchvision's detector to start from: their name (`COCO_V1` or `DEFAULT`), or a file. Layers of
             classes with the name of one of the data set are loaded, those of others made anew. Read at the start of a
             run only.
@@ -153,9 +179,10 @@ class DetectorSpec:
         rpn: the first stage.
         roi_head: the second stage.
         torchvision: what only the detectors of torchvision have.
+        transformers: what only the detectors of transformers have.
     """
 
-    kind: Literal["two_stage", "torchvision"] = "two_stage"
+    kind: Literal["two_stage", "torchvision", "transformers"] = "two_stage"
     name: str | None = None
     weights: str | None = None
     labels: Literal["valid", "all"] = "valid"
@@ -164,21 +191,33 @@ class DetectorSpec:
     rpn: RPNSpec = RPNSpec()
     roi_head: RoIHeadSpec = RoIHeadSpec()
     torchvision: TorchvisionSpec = TorchvisionSpec()
+    transformers: TransformersSpec = TransformersSpec()
 
     @property
     def has_rpn(self) -> bool:
         """Whether the detector has a region proposal network."""
-        return self.kind == "two_stage" or (self.name or "").startswith(("faster", "mask"))
+        if self.kind == "torchvision":
+            return (self.name or "").startswith(("faster", "mask"))
+        return self.kind == "two_stage"
+
+    @property
+    def starts_from_library(self) -> bool:
+        """Whether the detector starts from weights of a whole detector of its library."""
+        if self.kind == "transformers":
+            return self.transformers.pretrained and self.weights_from is None
+        return self.weights is not None
 
     @property
     def has_own_backbone(self) -> bool:
         """Whether the detector comes with a backbone, in place of that of the section."""
-        return self.kind == "torchvision" and self.name not in ON_BACKBONE
+        if self.kind == "torchvision":
+            return self.name not in ON_BACKBONE
+        return self.kind == "transformers"
 
     @property
     def has_pyramid(self) -> bool:
         """Whether the detector has several feature maps, for objects of different sizes."""
-        return self.kind == "torchvision" or self.backbone.neck == "fpn"
+        return self.kind != "two_stage" or self.backbone.neck == "fpn"
 
     @property
     def anchor_sizes(self) -> tuple[float, ...] | None:
@@ -195,10 +234,31 @@ class DetectorSpec:
             )
         if self.weights is not None and self.weights_from is not None:
             raise ValueError("weights and weights_from exclude each other")
-        if self.kind == "two_stage":
-            self._check_two_stage()
-        else:
-            self._check_torchvision()
+        for kind in ("torchvision", "transformers"):
+            if self.kind != kind and getattr(self, kind) != type(self).__dataclass_fields__[kind].default:
+                raise ValueError(f"{kind}: is a section of kind {kind}, not of {self.kind}")
+        match self.kind:
+            case "two_stage":
+                self._check_two_stage()
+            case "torchvision":
+                self._check_torchvision()
+            case "transformers":
+                self._check_transformers()
+
+    def _check_transformers(self) -> None:
+        """Check that no field is set that a detector of transformers does not have."""
+        if self.name is None:
+            raise ValueError(
+                "name: is missing; kind transformers needs the name of a detector on the Hugging Face hub, such as "
+                "PekingU/rtdetr_v2_r18vd, or a folder"
+            )
+        if self.weights is not None:
+            raise ValueError(
+                "weights: is of kind torchvision; a detector of transformers has those of its name"
+            )
+        for section in ("backbone", "rpn", "roi_head"):
+            if getattr(self, section) != type(self).__dataclass_fields__[section].default:
+                raise ValueError(f"{section}: a detector of transformers does not have this section")
 
     def _check_torchvision(self) -> None:
         """Check that no field is set that a detector of torchvision does not have."""
@@ -241,8 +301,6 @@ class DetectorSpec:
         for field in ("name", "weights"):
             if getattr(self, field) is not None:
                 raise ValueError(f"{field}: is of kind torchvision, not of two_stage")
-        if self.torchvision != TorchvisionSpec():
-            raise ValueError("torchvision: is a section of kind torchvision, not of two_stage")
         if self.backbone.neck == "fpn":
             if len(self.rpn.anchor_sizes) != 5:
                 raise ValueError(

@@ -196,6 +196,26 @@ class Transfer:
     unused: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LibraryWeights:
+    """The weights of a whole detector of a library.
+
+    Attributes:
+        source: their file.
+        tensors: by the names that they have in the adapter. Those with rows for classes have rows for `class_names`,
+            and are left out if these are unknown.
+        lacking: names of tensors that are left out.
+        class_names: by label; empty if they are unknown.
+        category_ids: of the classes, the labels of the library: of torchvision's, COCO's ids.
+    """
+
+    source: Path
+    tensors: Mapping[str, torch.Tensor]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    lacking: tuple[str, ...] = ()
+
+
 def transfer_weights(
     module: nn.Module,
     tensors: Mapping[str, torch.Tensor],

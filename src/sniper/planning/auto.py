@@ -278,7 +278,7 @@ def _choose_neck(given: Given) -> Literal["concat", "fpn"]:
     Other fields that were set may exclude it.
     """
     model = given.spec.model
-    if (given.model or model).kind == "torchvision":
+    if (given.model or model).kind != "two_stage":
         return "fpn"
     if given.has("model.backbone.neck"):
         return model.backbone.neck
@@ -522,8 +522,8 @@ def _describe(
 def _describe_model(model: DetectorSpec, *, device: torch.device) -> list[tuple[str, str, str, str]]:
     """Return the name, the value, the reason and the field of each setting of the detector."""
     rows = []
-    if model.kind == "torchvision":
-        rows = [("detector", f"{model.name} of torchvision", "given", "model.name")]
+    if model.kind != "two_stage":
+        rows = [("detector", f"{model.name} of {model.kind}", "given", "model.name")]
         if model.has_own_backbone:
             return rows
     rows += [

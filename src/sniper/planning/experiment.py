@@ -114,9 +114,9 @@ def _suggest_model(
 ) -> DetectorSpec:
     """Return the detector: the usual sizes of its layers on a GPU, smaller ones on a CPU.
 
-    A detector of torchvision with a backbone of its own has the sizes that its weights were trained with.
+    A detector with a backbone of its own has the sizes that its weights were trained with.
     """
-    if model is not None and model.kind == "torchvision":
+    if model is not None and model.kind != "two_stage":
         return model if model.has_own_backbone else _suggest_on_backbone(cost, model=model, on_gpu=on_gpu)
     anchors = fit_anchors(cost)
     if neck == "fpn":

@@ -1,8 +1,10 @@
 """What computes a run, as far as the bits of its weights depend on it beside the experiment."""
 
 import platform
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -62,8 +64,18 @@ class Environment:
         accumulation_steps: int,
         precision: Precision,
         compile: bool,
+        libraries: Sequence[str] = (),
     ) -> "Environment":
-        """Return the environment of this process; `auto` precision is resolved."""
+        """Return the environment of this process; `auto` precision is resolved.
+
+        Args:
+            device: that computes.
+            world_size: see the attributes.
+            accumulation_steps: see the attributes.
+            precision: see the attributes.
+            compile: see the attributes.
+            libraries: names of installed packages that compute, beside those that always do.
+        """
         is_cpu = device.type == "cpu"
         return cls(
             device=device.type,
@@ -73,7 +85,8 @@ class Environment:
             accumulation_steps=accumulation_steps,
             precision=choose_precision(precision, device),
             compile=compile,
-            versions={name: str(package.__version__) for name, package in _PACKAGES.items()},
+            versions={name: str(package.__version__) for name, package in _PACKAGES.items()}
+            | {name: version(name) for name in libraries},
         )
 
     def differences(self, now: "Environment") -> list[str]:

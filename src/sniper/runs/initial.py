@@ -12,7 +12,7 @@ from sniper.config.loading import load_experiment
 from sniper.data.datasets import Category
 from sniper.data.datasets.categories import match_names
 from sniper.errors import CheckpointError, ConfigError, RunError, WeightsError, count_and_list, counted
-from sniper.models.build import build_detector
+from sniper.models.build import build_detector, load_library_weights
 from sniper.models.protocol import DetectorModel
 from sniper.models.spec import DetectorSpec
 from sniper.models.weights import Transfer, transfer_weights
@@ -26,14 +26,14 @@ _SECOND_STAGES = ("roi_head.", "net.roi_heads.")  # starts of names of tensors
 
 def has_initial_weights(spec: DetectorSpec) -> bool:
     """Check whether a detector starts from the weights of another one."""
-    return spec.weights_from is not None or spec.weights is not None
+    return spec.weights_from is not None or spec.starts_from_library
 
 
 def load_initial_weights(spec: DetectorSpec) -> "InitialWeights | None":
     """Load the weights of the detector that another one starts from; None if there is none. See `InitialWeights`."""
     if spec.weights_from is not None:
         return InitialWeights.load(spec.weights_from)
-    return None if spec.weights is None else InitialWeights.of_library(spec)
+    return InitialWeights.of_library(spec) if spec.starts_from_library else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,14 +158,12 @@ class InitialWeights:
 
     @classmethod
     def of_library(cls, spec: DetectorSpec) -> "InitialWeights":
-        """Load the weights that `model.weights` names.
+        """Load the weights of a detector of a library: those of `model.weights`, or of `model.name` of transformers.
 
         Raises:
             ConfigError: if there are no such weights.
             WeightsError: if they cannot be loaded, or belong to another detector.
         """
-        from sniper.models.torchvision_detectors.weights import load_library_weights
-
         weights = load_library_weights(spec)
         categories = tuple(
             Category(category_id=category_id, name=name)
@@ -271,6 +269,12 @@ def _architecture(spec: DetectorSpec, *, is_rpn_only: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {"model.kind": spec.kind}
     if spec.kind == "two_stage":
         return fields | _two_stage_architecture(spec, is_rpn_only=is_rpn_only)
+    if spec.kind == "transformers":  # the shapes of its tensors are compared when they are loaded
+        from sniper.models.transformers_detectors.config import find_model_type
+
+        return fields | {
+            "the model_type of model.transformers.config": find_model_type(spec.transformers.config)
+        }
     fields["model.name"] = spec.name
     if spec.has_own_backbone:
         return fields

@@ -338,6 +338,7 @@ class Learner:
             accumulation_steps=train.accumulation_steps,
             precision=train.precision,
             compile=train.compile,
+            libraries=["transformers"] if self.spec.model.kind == "transformers" else [],
         )
 
     def _load_loss_scale(self, state: Mapping[str, int | float], *, source: Path) -> None:

@@ -11,8 +11,8 @@ from torchvision.ops import box_iou
 
 from sniper.chips import BoxStatus
 from sniper.data.batches import Batch
+from sniper.models.chip_boxes import ChipBoxes
 from sniper.models.protocol import ProposingModel
-from sniper.models.torchvision_detectors.boxes import ChipBoxes
 from sniper.models.torchvision_detectors.one_stage import OneStageModel, is_centre_inside
 from sniper.models.torchvision_detectors.rcnn import RCNNModel
 from tests.models.batches import build_batch, build_sample

@@ -21,9 +21,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from sniper.geometry import Detections
+from sniper.models.chip_boxes import ChipBoxes
 from sniper.models.protocol import BatchLike, ClassLayout, count_chips
 from sniper.models.torchvision_detectors.adapter import TorchvisionModel, shapes_of
-from sniper.models.torchvision_detectors.boxes import ChipBoxes
 
 _NO_SCORE = -1e4  # a logit that stands for 0 in every precision
 

@@ -17,10 +17,10 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from sniper.chips import ChipTargets
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
+from sniper.models.chip_boxes import ChipBoxes
 from sniper.models.matching import Match, sample_anchors
 from sniper.models.protocol import BatchLike, ClassLayout, Proposals, ProposingModel, count_chips
 from sniper.models.torchvision_detectors.adapter import TorchvisionModel, shapes_of
-from sniper.models.torchvision_detectors.boxes import ChipBoxes
 
 
 class RCNNModel(TorchvisionModel, ProposingModel):

@@ -3,7 +3,6 @@
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,10 @@ from sniper.errors import ConfigError, WeightsError, count_and_list
 from sniper.files import check_regular
 from sniper.models.spec import DetectorSpec
 from sniper.models.torchvision_detectors.build import backbone_weights, build_net, find_kind
+from sniper.models.weights import LibraryWeights
 
 _SECONDS_TO_ANSWER = 5.0
 _NO_CLASSES = ("__background__", "N/A")  # names of the rows that stand for no class
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LibraryWeights:
-    """The weights of a whole detector of torchvision.
-
-    Attributes:
-        source: their file.
-        tensors: by the names that they have in the adapter. Those with rows for classes have rows for `class_names`,
-            and are left out if these are unknown.
-        lacking: names of tensors that are left out.
-        class_names: by label; empty if they are unknown.
-        category_ids: of the classes: torchvision's labels, which are COCO's.
-    """
-
-    source: Path
-    tensors: Mapping[str, torch.Tensor]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    lacking: tuple[str, ...] = ()
 
 
 def load_library_weights(spec: DetectorSpec) -> LibraryWeights:

@@ -1,4 +1,4 @@
-"""The boxes of one chip as torchvision's losses take them, and the anchors that are neither object nor background."""
+"""The boxes of one chip as the losses of libraries take them, and what is neither object nor background."""
 
 from dataclasses import dataclass
 from typing import Literal
