@@ -10,11 +10,12 @@ from sniper.chips.chip import Chip
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import Level, LevelSpec, PyramidSpec, ValidRange
 from sniper.chips.table import ChipTable
-from sniper.chips.targets import BoxStatus, ChipTarget, ChipTargets, assign_targets
+from sniper.chips.targets import BoxStatus, ChipMasks, ChipTarget, ChipTargets, assign_targets
 
 __all__ = [
     "BoxStatus",
     "Chip",
+    "ChipMasks",
     "ChipTable",
     "ChipTarget",
     "ChipTargets",

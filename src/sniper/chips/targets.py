@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from sniper.chips.chip import Chip
 from sniper.geometry.boxes import area
+from sniper.geometry.masks import MaskArrays
 
 
 class BoxStatus(IntEnum):
@@ -36,11 +37,14 @@ class ChipTarget:
         boxes: (n, 4) xyxy, chip frame, clipped to the chip. May be empty.
         labels: (n,) contiguous class labels, 0..C-1.
         status: (n,) values of `BoxStatus`.
+        masks: polygons of the n objects, chip frame, not clipped; ignored boxes have none. None where the data set has
+            no masks.
     """
 
     boxes: Float[np.ndarray, "n 4"]
     labels: Int[np.ndarray, " n"]
     status: Int[np.ndarray, " n"]
+    masks: MaskArrays | None = None
 
 
 @runtime_checkable
@@ -53,6 +57,32 @@ class SliceableArray(Protocol):
 
 Array = TypeVar("Array", bound=SliceableArray)
 NewArray = TypeVar("NewArray", bound=SliceableArray)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChipMasks(Generic[Array]):
+    """The masks of the boxes of a batch of chips, as polygons: what `rasterize_rings` and its like take.
+
+    The mask of a box is the union of its rings, each filled by the even-odd rule.
+
+    Attributes:
+        points: (p, 2) float32 xy of the corners of all rings, chip frame, not clipped to the chip.
+        ring_offsets: (r + 1,) int64, where the points of each ring begin; the last is p.
+        rings: (B, M, 2) int64, for each box its first ring and the one after its last; equal for a box without a mask,
+            and for padding.
+    """
+
+    points: Float[Array, "p 2"]
+    ring_offsets: Int[Array, " r_plus_1"]
+    rings: Int[Array, "b m 2"]
+
+    def map(self, function: Callable[[Array], NewArray]) -> "ChipMasks[NewArray]":
+        """Apply a function to every array."""
+        return ChipMasks(
+            points=function(self.points),
+            ring_offsets=function(self.ring_offsets),
+            rings=function(self.rings),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +101,7 @@ class ChipTargets(Generic[Array]):
         num_boxes: number of boxes of each chip, padding excluded.
         num_valid: number of valid boxes of each chip.
         seeds: one for each chip; random draws for a chip depend on its seed alone.
+        masks: of the boxes; None where the data set has no masks.
     """
 
     boxes: Float[Array, "b m 4"]
@@ -80,6 +111,7 @@ class ChipTargets(Generic[Array]):
     num_boxes: tuple[int, ...]
     num_valid: tuple[int, ...]
     seeds: tuple[int, ...]
+    masks: ChipMasks[Array] | None = None
 
     def __len__(self) -> int:
         return len(self.num_boxes)
@@ -94,13 +126,16 @@ class ChipTargets(Generic[Array]):
             num_boxes=self.num_boxes,
             num_valid=self.num_valid,
             seeds=self.seeds,
+            masks=None if self.masks is None else self.masks.map(function),
         )
 
     def part(self, start: int, stop: int) -> "ChipTargets[Array]":
         """Return the targets of the chips from `start` up to, but not including, `stop`."""
-        arrays: ChipTargets[Array] = self.map(lambda array: array[start:stop])
+        masks = self.masks  # the rings of all chips are kept: those of a part are not known without a sync
+        arrays: ChipTargets[Array] = replace(self, masks=None).map(lambda array: array[start:stop])
         return replace(
             arrays,
+            masks=None if masks is None else replace(masks, rings=masks.rings[start:stop]),
             num_boxes=self.num_boxes[start:stop],
             num_valid=self.num_valid[start:stop],
             seeds=self.seeds[start:stop],
@@ -115,6 +150,7 @@ def assign_targets(
     is_crowd: Bool[np.ndarray, " n"],
     is_moved_here: Bool[np.ndarray, " n"],
     is_negative: bool = False,
+    masks: MaskArrays | None = None,
     min_visible_side: float = 10.0,
     min_visibility: float = 0.0,
 ) -> ChipTarget:
@@ -130,6 +166,7 @@ def assign_targets(
         is_crowd: (n,) whether each is a crowd region.
         is_moved_here: (n,) whether each was moved to this chip's level because it fits into no chip of a finer level.
         is_negative: whether this is a negative chip, which has no valid boxes.
+        masks: of the n objects, image frame, if the data set has masks.
         min_visible_side: smallest side of a clipped box that is not ignored, chip pixels (authors' code: 10).
         min_visibility: smallest share of its area that an object must keep; with less it is left out. Crowds are always
             kept.
@@ -148,7 +185,21 @@ def assign_targets(
     is_valid = (chip.level.valid_range.contains(boxes) | is_moved_here) & (not is_negative)
     status = np.where(is_valid, BoxStatus.VALID, BoxStatus.OUT_OF_RANGE)
     status = np.where(is_ignored, BoxStatus.IGNORE, status)
-    return ChipTarget(boxes=clipped[is_kept], labels=labels[is_kept], status=status[is_kept].astype(np.int64))
+    return ChipTarget(
+        boxes=clipped[is_kept],
+        labels=labels[is_kept],
+        status=status[is_kept].astype(np.int64),
+        masks=None if masks is None else _to_chip(masks, chip, is_kept=is_kept, is_used=~is_ignored),
+    )
+
+
+def _to_chip(
+    masks: MaskArrays, chip: Chip, *, is_kept: Bool[np.ndarray, " n"], is_used: Bool[np.ndarray, " n"]
+) -> MaskArrays:
+    """Return the polygons of the kept objects in the chip frame, without those of unused ones."""
+    polygons = masks.select(np.flatnonzero(is_kept & is_used)).to_polygons()
+    points = chip.to_chip(np.tile(polygons.points.astype(np.float64), 2))[:, :2]
+    return polygons.with_points(points.astype(np.float32)).spread(is_used[is_kept])
 
 
 def is_learnable(boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
@@ -171,11 +222,13 @@ def stack_targets(
     boxes = np.zeros((*shape, 4), dtype=np.float32)
     labels = np.zeros(shape, dtype=np.int64)
     status = np.full(shape, BoxStatus.PADDING, dtype=np.int64)
+    orders = []
     for i, target in enumerate(targets):
         order = np.argsort(target.status != BoxStatus.VALID, kind="stable")
         boxes[i, : len(order)] = target.boxes[order]
         labels[i, : len(order)] = target.labels[order]
         status[i, : len(order)] = target.status[order]
+        orders.append(order)
     return ChipTargets(
         boxes=boxes,
         labels=labels,
@@ -184,14 +237,51 @@ def stack_targets(
         num_boxes=num_boxes,
         num_valid=tuple((status == BoxStatus.VALID).sum(axis=1).tolist()),
         seeds=tuple(seeds),
+        masks=_stack_masks(targets, orders, num_boxes=shape[1]),
     )
+
+
+def _stack_masks(
+    targets: Sequence[ChipTarget], orders: Sequence[Int[np.ndarray, " _"]], *, num_boxes: int
+) -> ChipMasks[np.ndarray] | None:
+    """Stack the masks of the chips of a batch, those of each chip in another order."""
+    masks = [
+        target.masks.select(order)
+        for target, order in zip(targets, orders, strict=True)
+        if target.masks is not None
+    ]
+    if len(masks) < len(targets):
+        return None
+    rings = np.zeros((len(targets), num_boxes, 2), dtype=np.int64)
+    joined, first = MaskArrays.concatenate(masks), 0
+    for of_chip, each in zip(rings, masks, strict=True):
+        of_chip[: len(each), 0] = joined.offsets[first : first + len(each)]
+        of_chip[: len(each), 1] = joined.offsets[first + 1 : first + len(each) + 1]
+        first += len(each)
+    return ChipMasks(points=joined.points, ring_offsets=joined.ring_offsets, rings=rings)
 
 
 def unstack_targets(targets: ChipTargets[np.ndarray]) -> list[ChipTarget]:
     """Return the targets of each chip without padding, valid boxes first."""
     return [
-        ChipTarget(boxes=boxes[:count], labels=labels[:count], status=status[:count])
-        for boxes, labels, status, count in zip(
-            targets.boxes, targets.labels, targets.status, targets.num_boxes, strict=True
+        ChipTarget(
+            boxes=targets.boxes[i, :count],
+            labels=targets.labels[i, :count],
+            status=targets.status[i, :count],
+            masks=None
+            if targets.masks is None
+            else _unstack_masks(targets.masks, targets.masks.rings[i, :count]),
         )
+        for i, count in enumerate(targets.num_boxes)
     ]
+
+
+def _unstack_masks(masks: ChipMasks[np.ndarray], rings: Int[np.ndarray, "n 2"]) -> MaskArrays:
+    first, stop = (int(rings[0, 0]), int(rings[-1, 1])) if len(rings) else (0, 0)  # consecutive
+    ring_offsets = masks.ring_offsets[first : stop + 1]
+    return replace(
+        MaskArrays.none(len(rings)),
+        points=masks.points[ring_offsets[0] : ring_offsets[-1]],
+        ring_offsets=ring_offsets - ring_offsets[0],
+        offsets=np.append(rings[:, 0], stop) - first,
+    )

@@ -222,6 +222,7 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
             is_crowd=record.is_crowd,
             is_moved_here=moved_to == chip.level.index,
             is_negative=bool(self._order.table.is_negative[self._order.chip_indices[index]]),
+            masks=record.masks,
             min_visible_side=self._spec.min_visible_side,
             min_visibility=self._order.min_visibility,
         )
@@ -277,11 +278,14 @@ def _seeded_torch(seed: int) -> Iterator[None]:
 
 
 def flip_horizontally(sample: ChipSample) -> ChipSample:
-    """Mirror a chip left to right, pixels and boxes."""
+    """Mirror a chip left to right, pixels, boxes and masks."""
     width = sample.pixels.shape[1]
-    boxes = sample.target.boxes
+    boxes, masks = sample.target.boxes, sample.target.masks
     mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    return replace(sample, pixels=sample.pixels[:, ::-1], target=replace(sample.target, boxes=mirrored))
+    if masks is not None:
+        masks = masks.with_points(masks.points * np.float32([-1, 1]) + np.float32([width, 0]))
+    target = replace(sample.target, boxes=mirrored, masks=masks)
+    return replace(sample, pixels=sample.pixels[:, ::-1], target=target)
 
 
 def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:

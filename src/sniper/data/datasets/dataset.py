@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, Int64, Shaped, UInt8
 
 from sniper.geometry.boxes import Sides, ragged_rows, to_xywh
+from sniper.geometry.masks import MaskArrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class ImageRecord:
         boxes: (n, 4) xyxy, image frame, clipped to the image. May be empty.
         labels: (n,) 0..C-1.
         is_crowd: (n,) whether each box is a crowd rather than one object.
+        masks: of the n objects, image frame; None where the data set has no masks.
     """
 
     image_id: int | str
@@ -67,6 +69,7 @@ class ImageRecord:
     boxes: Float[np.ndarray, "n 4"]
     labels: Int64[np.ndarray, " n"]
     is_crowd: Bool[np.ndarray, " n"]
+    masks: MaskArrays | None = None
 
     @property
     def sides(self) -> Sides:
@@ -96,6 +99,7 @@ class Dataset:
         labels: (n,) 0..C-1.
         is_crowd: (n,) whether each box is a crowd rather than one object.
         areas: (n,) of the objects, square image pixels: as in the file, or of the box where the file has none.
+        masks: of the n objects, image frame; None where no object has a mask, or masks are not read.
         num_dropped: number of boxes that could not be used, and were left out.
         left_out: one line for each image that is not in the data set, as its file cannot be read.
         warnings: what was corrected or cannot be used, one line for each kind.
@@ -115,6 +119,7 @@ class Dataset:
     labels: Int64[np.ndarray, " n"]
     is_crowd: Bool[np.ndarray, " n"]
     areas: Float[np.ndarray, " n"]
+    masks: MaskArrays | None = None
     num_dropped: int = 0
     left_out: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -136,6 +141,7 @@ class Dataset:
             boxes=self.boxes[boxes],
             labels=self.labels[boxes],
             is_crowd=self.is_crowd[boxes],
+            masks=None if self.masks is None else self.masks.select(boxes),
         )
 
     def __iter__(self) -> Iterator[ImageRecord]:
@@ -163,7 +169,8 @@ class Dataset:
             for values in (category_ids, self.image_ids)
         ]
         images = (*ids, self.widths, self.heights, self.offsets)
-        for array in (*images, self.boxes, self.labels, self.is_crowd, _encode(self.file_names)):
+        masks = () if self.masks is None else tuple(vars(self.masks).values())
+        for array in (*images, self.boxes, self.labels, self.is_crowd, _encode(self.file_names), *masks):
             digest.update(f"{array.dtype.name}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).data)
         return digest.hexdigest()
@@ -195,6 +202,7 @@ class Dataset:
             labels=self.labels[rows],
             is_crowd=self.is_crowd[rows],
             areas=self.areas[rows],
+            masks=None if self.masks is None else self.masks.select(rows),
             num_dropped=self.num_dropped,
             left_out=self.left_out,
             warnings=self.warnings,
