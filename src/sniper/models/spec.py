@@ -173,6 +173,8 @@ class TransformersSpec:
     detections_per_window: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 300
 
 
+_TORCHVISION_MASK_SIDE = 28  # cells
+
 ON_BACKBONE = ("fcos", "retinanet", "faster_rcnn")
 """Detectors of torchvision on `model.backbone`; the others are named after torchvision's builders."""
 
@@ -226,11 +228,11 @@ class DetectorSpec:
         return self.kind == "two_stage"
 
     @property
-    def has_masks(self) -> bool:
-        """Whether the detector predicts masks."""
+    def mask_side(self) -> int | None:
+        """Side of the masks that the detector predicts, cells; None if it predicts none."""
         if self.kind == "torchvision":
-            return (self.name or "").startswith("mask")
-        return self.mask_head is not None
+            return _TORCHVISION_MASK_SIDE if (self.name or "").startswith("mask") else None
+        return None if self.mask_head is None else 2 * self.mask_head.pool_size
 
     @property
     def starts_from_library(self) -> bool:
