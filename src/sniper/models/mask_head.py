@@ -70,7 +70,7 @@ class MaskHead(nn.Module):
         """
         pooled = self.pool(maps, list(boxes))
         logits: torch.Tensor = self.predictor(self.convs(pooled))
-        return logits.float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # half precision by autocast
 
     def losses(
         self,
@@ -102,7 +102,9 @@ class MaskHead(nn.Module):
             of_class = logits[:, 0]
         else:
             of_class = logits[torch.arange(len(rows)), targets.labels[chips, positives.box_index[rows]]]
-        of_cells = functional.binary_cross_entropy_with_logits(of_class, masks, reduction="none")
+        of_cells = functional.binary_cross_entropy_with_logits(
+            of_class, masks.to(of_class.dtype), reduction="none"
+        )
         loss = (of_cells.mean(dim=(1, 2)) * weights).sum()
         # All layers take part in the losses of a batch without positives, too.
         return {"mask": loss * self.spec.loss_weight + logits.sum() * 0}
