@@ -474,7 +474,7 @@ def read_typed_json(path: Path, kind: type[_T]) -> _T | None:
     try:
         with open_regular(path) as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with content, no_garbage_collection():
+        with no_garbage_collection():  # fields of the type msgspec.Raw keep the file mapped
             return msgspec.json.decode(content, type=kind)
     except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None

@@ -18,6 +18,7 @@ from sniper.data.epoch import EpochOrder
 from sniper.data.reader import ChipReader
 from sniper.data.spec import ColorJitterSpec, DataSpec
 from sniper.errors import ImageError, TransformError
+from sniper.geometry.masks import MaskArrays
 
 ChipTransform = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 """A function of an image and its target, such as one of torchvision's `transforms.v2`."""
@@ -147,6 +148,8 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
         transform: applied to each chip last, for instance one of torchvision's `transforms.v2`. It takes a
             `tv_tensors.Image` (3, H, W) uint8 and a dictionary of `boxes` (`tv_tensors.BoundingBoxes`, xyxy), `labels`
             and `status`, one for each box, and returns both. It may drop boxes together with their labels and status.
+            With masks there are also `mask_index`, one for each box, which it drops like `labels`, and `mask_points`
+            (`tv_tensors.KeyPoints`), the corners of all masks, which it moves with the boxes and does not drop.
             torch's global generator is seeded for each chip.
         kept_images: number of decoded images kept in memory for their next chips.
 
@@ -297,6 +300,7 @@ def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:
     """
     from torchvision import tv_tensors
 
+    masks = sample.target.masks
     height, width = sample.pixels.shape[:2]
     image: Any = tv_tensors.Image(torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1))
     target: dict[str, Any] = {
@@ -308,6 +312,11 @@ def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:
         "labels": torch.from_numpy(sample.target.labels),
         "status": torch.from_numpy(sample.target.status),
     }
+    if masks is not None:
+        target["mask_index"] = torch.arange(len(masks))
+        target["mask_points"] = tv_tensors.KeyPoints(
+            torch.from_numpy(masks.points.copy()), canvas_size=(height, width)
+        )
     try:
         with _seeded_torch(sample.seed):
             result = transform(image, target)
@@ -320,18 +329,29 @@ def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:
             f"{sample.name}: the transform returned {type(result).__name__}, expected an image and a target"
         )
     image, target = result
-    problem = next(_find_problems(image, target, hw=(height, width)), None)
+    problem = next(_find_problems(image, target, hw=(height, width), masks=masks), None)
     if problem is not None:
         raise TransformError(f"{sample.name}: after the transform {problem}")
     boxes, labels, status = (target[name] for name in ("boxes", "labels", "status"))
     return replace(
         sample,
         pixels=image.permute(1, 2, 0).numpy(),
-        target=ChipTarget(boxes=boxes.double().numpy(), labels=labels.numpy(), status=status.numpy()),
+        target=ChipTarget(
+            boxes=boxes.double().numpy(),
+            labels=labels.numpy(),
+            status=status.numpy(),
+            masks=None
+            if masks is None
+            else masks.with_points(target["mask_points"].float().numpy()).select(
+                target["mask_index"].numpy()
+            ),
+        ),
     )
 
 
-def _find_problems(image: Any, target: Any, *, hw: tuple[int, int]) -> Iterator[str]:
+def _find_problems(
+    image: Any, target: Any, *, hw: tuple[int, int], masks: MaskArrays | None
+) -> Iterator[str]:
     """Check the result of a transform. Each check assumes that those before it found no problem."""
     from torchvision import tv_tensors
 
@@ -356,6 +376,29 @@ def _find_problems(image: Any, target: Any, *, hw: tuple[int, int]) -> Iterator[
         yield "labels or status are not integers"
     if not torch.isfinite(boxes).all():
         yield "a box is not finite"
+    if masks is not None:
+        yield from _find_mask_problems(target, masks, num_boxes=len(boxes))
+
+
+def _find_mask_problems(target: dict[str, Any], masks: MaskArrays, *, num_boxes: int) -> Iterator[str]:
+    index, points = target.get("mask_index"), target.get("mask_points")
+    if not isinstance(index, torch.Tensor) or index.shape != (num_boxes,):
+        shown = f"of {tuple(index.shape)}" if isinstance(index, torch.Tensor) else type(index).__name__
+        yield f"mask_index is {shown}, expected {(num_boxes,)}: it is dropped with its box, like labels"
+    if not isinstance(points, torch.Tensor) or points.shape != masks.points.shape:
+        shown = f"of {tuple(points.shape)}" if isinstance(points, torch.Tensor) else type(points).__name__
+        yield f"mask_points is {shown}, expected {masks.points.shape}: points are moved, never dropped"
+    if not torch.isfinite(points).all():
+        yield "a point of a mask is not finite"
+    moved = masks.with_points(points.float().numpy()).select(index.numpy()).bounds()
+    boxes = target["boxes"].numpy()
+    is_apart = ((moved[:, 2:] < boxes[:, :2] - 1) | (moved[:, :2] > boxes[:, 2:] + 1)).any(axis=1)
+    if is_apart.any():
+        row = int(np.flatnonzero(is_apart)[0])
+        yield (
+            f"the mask of box {row} spans {moved[row].round(1).tolist()}, outside the box {boxes[row].round(1).tolist()}: "
+            "points of masks are moved with their boxes"
+        )
 
 
 def collate(samples: Sequence[ChipSample]) -> Batch:

@@ -111,6 +111,10 @@ class DataSpec:
         follow_links: whether image files may be links to files outside the folder of the images.
         on_bad_box: `drop` warns of boxes that cannot be used, with counts and examples, and leaves them out; `refuse`
             stops with an error that lists them. `docs/annotations.md` says which boxes these are.
+        masks: `read` reads the masks of objects where the annotations have them; `ignore` uses boxes alone. Masks that
+            cannot be used are left out with a warning, and `on_bad_box: refuse` refuses them.
+        boxes_from_masks: `missing` computes the boxes of objects that have a mask and no box; `all` computes those of
+            all objects with a mask, whatever the annotations say.
         crowds: `ignore` trains and scores on boxes that are marked as crowds as regions to ignore; `objects` takes them
             for objects, as some annotation tools mark masks so.
         class_property: property of GeoJSON features that has the class; `none` takes all objects for one class. None is
@@ -138,6 +142,8 @@ class DataSpec:
     on_bad_image: Literal["refuse", "skip"] = "refuse"
     follow_links: bool = False
     on_bad_box: Literal["drop", "refuse"] = "drop"
+    masks: Literal["read", "ignore"] = "read"
+    boxes_from_masks: Literal["missing", "all"] = "missing"
     crowds: Literal["ignore", "objects"] = "ignore"
     class_property: str | None = None
     images_at_once: NonNegativeInt | None = None
@@ -155,6 +161,8 @@ class DataSpec:
             )
         if self.scale_jitter and self.cache.folder is not None:
             raise ValueError("scale_jitter must be 0 with cache.folder: no chip would be cut twice")
+        if self.boxes_from_masks == "all" and self.masks == "ignore":
+            raise ValueError("boxes_from_masks must be missing with masks: ignore, which reads no masks")
         given = [name for name in ("chips", "whole", "tiles") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"only one of chips, whole and tiles can be given, not {' and '.join(given)}")

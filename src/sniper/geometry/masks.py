@@ -70,11 +70,32 @@ class MaskArrays:
         rings = [
             np.asarray(ring, dtype=np.float64).reshape(-1, 2) for of_object in objects for ring in of_object
         ]
+        return cls.from_arrays(
+            np.concatenate([np.zeros((0, 2)), *rings]),
+            ring_lengths=np.array([len(ring) for ring in rings], dtype=np.int64),
+            num_rings=np.array([len(of_object) for of_object in objects], dtype=np.int64),
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        points: Float[np.ndarray, "p 2"],
+        *,
+        ring_lengths: Int[np.ndarray, " r"],
+        num_rings: Int[np.ndarray, " n"],
+    ) -> Self:
+        """Return the masks of objects with polygons.
+
+        Args:
+            points: (p, 2) xy of the corners of all rings.
+            ring_lengths: (r,) number of points of each ring.
+            num_rings: (n,) of each object.
+        """
         return replace(
-            cls.none(len(objects)),
-            points=narrowest(np.concatenate([np.zeros((0, 2)), *rings])),
-            ring_offsets=_to_offsets([len(ring) for ring in rings]),
-            offsets=_to_offsets([len(of_object) for of_object in objects]),
+            cls.none(len(num_rings)),
+            points=narrowest(points),
+            ring_offsets=_to_offsets(ring_lengths),
+            offsets=_to_offsets(num_rings),
         )
 
     @classmethod

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from sniper.chips.targets import is_learnable
+from sniper.data.datasets.check_masks import check_masks
 from sniper.data.datasets.dataset import Dataset
 from sniper.data.datasets.image_files import (
     AS_STORED,
@@ -33,6 +34,7 @@ from sniper.data.spec import DataSpec
 from sniper.errors import count_and_list, counted
 from sniper.files import no_garbage_collection
 from sniper.geometry.boxes import Sides, area
+from sniper.geometry.masks import MaskArrays
 
 SKIPPED = ", to be skipped "
 """Part of the warning that lists image files that are skipped."""
@@ -86,14 +88,20 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
         problems += [*bad_files, *advice]
         bad_files, advice = [], []
     frames = _frames(raw)
+    if data.boxes_from_masks == "all" and raw.masks is not None:
+        bounds = raw.masks.bounds()
+        raw = replace(raw, boxes=np.where(np.isnan(bounds), raw.boxes, bounds), show_box=None)
     problems += _find_other_formats(raw, frames)
     is_usable, unusable = _find_unusable(raw, frames)
+    masks, bad_masks = check_masks(raw, frames)
     dropped = [*raw.dropped, *unusable]
     num_unlisted = 0
     if data.on_bad_box == "refuse":
-        problems += [line for findings in dropped for line in findings.examples]
-        num_unlisted = sum(findings.count - len(findings.examples) for findings in dropped)
+        unused = [*dropped, *bad_masks]
+        problems += [line for findings in unused for line in findings.examples]
+        num_unlisted = sum(findings.count - len(findings.examples) for findings in unused)
     raise_for(raw.path, problems, num_unlisted=num_unlisted)
+    raw = replace(raw, masks=masks)
     if unusable:
         raw, frames = _select(raw, is_usable), frames[is_usable]
     if data.crowds == "objects":
@@ -106,6 +114,7 @@ def check_dataset(raw: RawDataset, *, has_images: bool = True, data: DataSpec = 
         *files.warnings,
         *_list_findings([*side_findings, *turned_findings, _find_shared_files(raw, files)]),
         *_describe_dropped(dropped, num_boxes=num_dropped + len(clipped)),
+        *_list_findings(bad_masks),
         *_list_findings(_find_notable(raw, clipped=clipped, frames=frames)),
         *_describe_crowds(raw),
         *_describe_bad_files(bad_files),
@@ -455,6 +464,7 @@ def _select(raw: RawDataset, is_kept: Bool[np.ndarray, " n"]) -> RawDataset:
         boxes=raw.boxes[indices],
         is_crowd=raw.is_crowd[indices],
         areas=raw.areas[indices],
+        masks=None if raw.masks is None else raw.masks.select(indices),
         name_box=lambda index: raw.name_box(int(indices[index])),
         show_box=None if show_box is None else lambda index: show_box(int(indices[index])),
     )
@@ -526,7 +536,15 @@ def _assemble(
         labels=label_of_category[raw.category_indices[box_order]],
         is_crowd=raw.is_crowd[box_order],
         areas=areas[box_order],
+        masks=_order_masks(raw.masks, box_order),
         num_dropped=num_dropped,
         left_out=raw.left_out,
         warnings=warnings,
     )
+
+
+def _order_masks(masks: MaskArrays | None, order: Int[np.ndarray, " n"]) -> MaskArrays | None:
+    """Return the masks in the order of their boxes; without a copy where it is that of the file, as usual."""
+    if masks is None or not masks.has_mask.any():
+        return None
+    return masks if (np.diff(order) == 1).all() else masks.select(order)

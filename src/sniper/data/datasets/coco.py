@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, not_
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,9 +23,11 @@ from msgspec import UNSET
 
 from sniper.data.datasets.dataset import Category
 from sniper.data.datasets.raw import MAX_LISTED, MAX_SIDE, Findings, RawDataset, raise_for
+from sniper.data.datasets.segmentations import NO_MASK, read_segmentations, to_text
 from sniper.errors import AnnotationError, counted
 from sniper.files import no_garbage_collection, read_json, read_typed_json
-from sniper.geometry.boxes import from_xywh
+from sniper.geometry.boxes import from_xywh, to_xywh
+from sniper.geometry.masks import MaskArrays
 
 _MAX_TABLE = 10_000_000  # span of ids that are looked up in a table
 _MAX_ID = 256  # characters of a text, bits of a number
@@ -34,7 +36,7 @@ _FLAGS = {0: False, 1: True, "0": False, "1": True, None: False}  # True and 1.0
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
 
 
-# Other keys, such as polygons, are skipped without building them. The structs contain no cycles.
+# Other keys are skipped without building them. The structs contain no cycles.
 
 
 class _Category(msgspec.Struct, gc=False):
@@ -60,6 +62,7 @@ class _StrictAnnotation(msgspec.Struct, gc=False, kw_only=True):
     bbox: tuple[float, float, float, float]
     category_id: int
     id: int
+    segmentation: msgspec.Raw = NO_MASK
 
 
 class _LooseAnnotation(msgspec.Struct, gc=False):
@@ -72,12 +75,15 @@ class _LooseAnnotation(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float] | None = None
     category_id: Any = UNSET
     id: Any = UNSET
+    segmentation: msgspec.Raw = NO_MASK
 
 
 class _JSONAnnotation(_LooseAnnotation, gc=False):
     """An annotation that is built from plain JSON, so that its box can be anything."""
 
-    segmentation: Any = None
+    def __post_init__(self) -> None:
+        if not isinstance(self.segmentation, msgspec.Raw):
+            self.segmentation = to_text(self.segmentation)
 
 
 _Annotation = _StrictAnnotation | _LooseAnnotation
@@ -133,12 +139,13 @@ class _Table(Generic[_Entry]):
 
 
 @no_garbage_collection()
-def read_coco(path: Path, *, image_root: Path | None = None) -> RawDataset:
+def read_coco(path: Path, *, image_root: Path | None = None, has_masks: bool = True) -> RawDataset:
     """Read a COCO JSON file.
 
     Args:
         path: of the file.
         image_root: folder that file names are relative to, if it is known.
+        has_masks: whether masks are read; if not, those of objects without a box still are, to compute it.
 
     Raises:
         AnnotationError: if the file cannot be read, is not JSON, or has no list of images.
@@ -152,7 +159,7 @@ def read_coco(path: Path, *, image_root: Path | None = None) -> RawDataset:
         annotation_table = _Table(noun="annotation", key="annotations", entries=[], positions=[])
     categories, category_ids, category_problems = _read_categories(category_table, warnings)
     images = _read_images(image_table, warnings)
-    boxes = _read_boxes(annotation_table, images.ids, category_ids, warnings)
+    boxes = _read_boxes(annotation_table, images.ids, category_ids, warnings, has_masks=has_masks)
     with np.errstate(over="ignore", invalid="ignore"):
         corners = from_xywh(boxes.xywh)
     return RawDataset(
@@ -172,6 +179,8 @@ def read_coco(path: Path, *, image_root: Path | None = None) -> RawDataset:
         name_box=boxes.name,
         show_box=lambda index: f"bbox is {boxes.xywh[index].tolist()}",
         dropped=boxes.dropped,
+        masks=boxes.masks,
+        bad_masks=boxes.bad_masks,
         problems=(*category_problems, *images.problems),
         warnings=tuple(warnings),
     )
@@ -184,17 +193,13 @@ def _read_tables(
     path: Path,
 ) -> tuple[_Table[_Annotation] | None, _Table[_Image], _Table[_Category] | None]:
     file = read_typed_json(path, _StrictFile) or read_typed_json(path, _LooseFile)
-    if file is None or (isinstance(file, _LooseFile) and _lacks_box(file)):
+    if file is None:
         return _read_tables_slowly(path)
     return (
         _whole_table("annotation", "annotations", file.annotations),
         _whole_table("image", "images", file.images),
         _whole_table("category", "categories", file.categories),
     )
-
-
-def _lacks_box(file: _LooseFile) -> bool:
-    return any(annotation.bbox is None for annotation in file.annotations or ())
 
 
 def _whole_table(noun: str, key: str, entries: list[Any] | None) -> Any:
@@ -208,7 +213,7 @@ def _whole_table(noun: str, key: str, entries: list[Any] | None) -> Any:
 def _read_tables_slowly(
     path: Path,
 ) -> tuple[_Table[_Annotation] | None, _Table[_Image], _Table[_Category] | None]:
-    """Read a file that is unusual: to explain what is wrong, or because boxes have to be computed from masks."""
+    """Read a file that is unusual, to explain what is wrong."""
     content = read_json(path, error=AnnotationError)
     if not isinstance(content, dict):
         raise AnnotationError(
@@ -483,6 +488,8 @@ class _Boxes:
     is_crowd: Bool[np.ndarray, " n"]
     areas: Float[np.ndarray, " n"]
     dropped: tuple[Findings, ...]
+    masks: MaskArrays | None
+    bad_masks: tuple[Findings, ...]
 
 
 def _read_boxes(
@@ -490,12 +497,17 @@ def _read_boxes(
     image_ids: Shaped[np.ndarray, " m"],
     category_ids: Shaped[np.ndarray, " k"],
     warnings: list[str],
+    *,
+    has_masks: bool,
 ) -> _Boxes:
     entries = table.entries
     _check_annotation_ids(table, warnings)
     image = _find(_column(entries, "image_id", np.int64), image_ids)
     category = _find(_column(entries, "category_id", np.int64), category_ids)
-    xywh, has_box = _read_numbers(table, warnings)
+    masks, bad_masks = _read_masks(table, has_masks=has_masks)
+    xywh, has_box = _read_numbers(table, masks, warnings)
+    if not has_masks:
+        masks, bad_masks = None, {}
     is_crowd, has_flag = _read_flags(_column(entries, "iscrowd", np.int64))
     is_kept = np.ones(len(entries), dtype=np.bool_)
     dropped = [_describe_others(table)]
@@ -526,6 +538,7 @@ def _read_boxes(
         lambda i: f"iscrowd is {reprlib.repr(entries[i].iscrowd)}, expected 0 or 1",
     )
     areas = _read_areas(table, is_kept, warnings)
+    findings = _describe_masks(table, {problem: is_bad & is_kept for problem, is_bad in bad_masks.items()})
     if not is_kept.all():
         table = table.select(is_kept)
     return _Boxes(
@@ -536,7 +549,36 @@ def _read_boxes(
         is_crowd=is_crowd[is_kept],
         areas=areas[is_kept],
         dropped=tuple(findings for findings in dropped if findings.count),
+        masks=masks if masks is None or is_kept.all() else masks.select(is_kept),
+        bad_masks=findings,
     )
+
+
+def _read_masks(
+    table: _Table[_Annotation], *, has_masks: bool
+) -> tuple[MaskArrays | None, dict[str, Bool[np.ndarray, " n"]]]:
+    """Read the masks, or those of objects without a box alone; None if there are none. See `read_segmentations`."""
+    texts = [
+        annotation.segmentation if has_masks or not annotation.bbox else NO_MASK
+        for annotation in table.entries
+    ]
+    if all(text is NO_MASK for text in texts):
+        return None, {}
+    return read_segmentations(texts)
+
+
+def _describe_masks(
+    table: _Table[_Annotation], bad_masks: dict[str, Bool[np.ndarray, " n"]]
+) -> tuple[Findings, ...]:
+    def describe(index: int) -> str:
+        text = bytes(table.entries[index].segmentation).decode(errors="replace")
+        return f"{table.name(index)}: segmentation is {reprlib.repr(text)}"
+
+    findings = [
+        Findings.collect(problem, is_bad, describe, noun="mask", plural="masks")
+        for problem, is_bad in bad_masks.items()
+    ]
+    return tuple(each for each in findings if each.count)
 
 
 def _column(entries: list[_Annotation], key: str, kind: type[np.generic]) -> Any:
@@ -576,35 +618,37 @@ def _check_annotation_ids(table: _Table[_Annotation], warnings: list[str]) -> No
 
 
 def _read_numbers(
-    table: _Table[_Annotation], warnings: list[str]
+    table: _Table[_Annotation], masks: MaskArrays | None, warnings: list[str]
 ) -> tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Read `bbox`, or compute it from the mask where it is absent.
 
     Returns:
         (n, 4) xywh, and (n,) whether each could be read.
     """
-    num_entries = len(table.entries)
+    values: list[Any] = list(map(attrgetter("bbox"), table.entries))
+    num_entries = len(values)
+    is_missing = np.fromiter(map(not_, values), np.bool_, num_entries)
+    boxes = np.zeros((num_entries, 4))
+    is_read = ~is_missing
     if num_entries and not isinstance(table.entries[0], _JSONAnnotation):  # decoded as 4 numbers
-        numbers = chain.from_iterable(map(attrgetter("bbox"), table.entries))
-        return np.fromiter(numbers, np.float64, 4 * num_entries).reshape(-1, 4), np.ones(
-            num_entries, np.bool_
-        )
-    values: list[Any] = [entry.bbox for entry in table.entries]
-    from_mask = [
-        _box_of_mask(entry.segmentation) if isinstance(entry, _JSONAnnotation) and not entry.bbox else None
-        for entry in table.entries
-    ]
-    is_from_mask = np.array([box is not None for box in from_mask], dtype=np.bool_)
-    if is_from_mask.any():
+        numbers = chain.from_iterable(filter(None, values))
+        boxes[is_read] = np.fromiter(numbers, np.float64, 4 * int(is_read.sum())).reshape(-1, 4)
+    else:
+        parsed = [_parse_numbers(value) for value in values]
+        is_read = np.array([box is not None for box in parsed], dtype=np.bool_)
+        boxes[is_read] = np.array(list(filter(None, parsed)), dtype=np.float64).reshape(-1, 4)
+    if masks is not None and is_missing.any():
+        rows = np.flatnonzero(is_missing)
+        boxes[rows] = to_xywh(masks.select(rows).bounds())
+        is_computed = is_missing & ~np.isnan(boxes[:, 0])
         computed = Findings.collect(
-            "without bbox, computed from the mask", is_from_mask, lambda i: f"{table.name(i)}: {from_mask[i]}"
+            "without bbox, computed from the mask",
+            is_computed,
+            lambda i: f"{table.name(i)}: {boxes[i].tolist()}",
         )
-        warnings.append(str(computed))
-    read = [
-        _parse_numbers(value) if box is None else box for value, box in zip(values, from_mask, strict=True)
-    ]
-    boxes = np.array([[0.0] * 4 if box is None else box for box in read], dtype=np.float64).reshape(-1, 4)
-    return boxes, np.array([box is not None for box in read], dtype=np.bool_)
+        warnings += [str(computed)] * (computed.count > 0)
+        is_read |= is_computed
+    return boxes, is_read
 
 
 def _parse_numbers(value: Any) -> list[float] | None:
@@ -614,24 +658,6 @@ def _parse_numbers(value: Any) -> list[float] | None:
     try:
         return [float(number) for number in value]
     except (ValueError, OverflowError):
-        return None
-
-
-def _box_of_mask(segmentation: Any) -> list[float] | None:
-    """Compute the box around polygons or a run-length encoding, as xywh; None if it is neither."""
-    try:
-        if isinstance(segmentation, dict):
-            from hotcoco import mask  # not needed for most files
-
-            box: list[float] = mask.toBbox([segmentation])[0].tolist()
-            return box if box[2] > 0 else None
-        polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
-        points = np.concatenate(
-            [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
-        )
-        low, high = points.min(axis=0), points.max(axis=0)
-        return [*low.tolist(), *(high - low).tolist()]
-    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         return None
 
 

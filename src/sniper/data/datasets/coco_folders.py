@@ -15,6 +15,7 @@ from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import by_split, canonical, find_split_folders
 from sniper.data.datasets.text_files import read_start
 from sniper.errors import AnnotationError
+from sniper.geometry.masks import MaskArrays
 
 _SINGLE = (
     "result.json",
@@ -157,6 +158,8 @@ def join(path: Path, parts: Mapping[str, RawDataset]) -> RawDataset:
         name_image=name_image,
         name_box=name_box,
         show_box=show_box,
+        masks=_join_masks(raws),
+        bad_masks=tuple(findings for raw in raws for findings in raw.bad_masks),
         dropped=tuple(findings for raw in raws for findings in raw.dropped),
         are_files_checked=all(raw.are_files_checked for raw in raws),
         left_out=tuple(f"{raw.path.name}: {line}" for raw in raws for line in raw.left_out),
@@ -196,3 +199,11 @@ def _join_categories(raws: Sequence[RawDataset]) -> list[Category]:
             joined[category.name] = replace(category, category_id=number)
             used.add(number)
     return list(joined.values())
+
+
+def _join_masks(raws: Sequence[RawDataset]) -> MaskArrays | None:
+    if all(raw.masks is None for raw in raws):
+        return None
+    return MaskArrays.concatenate(
+        [MaskArrays.none(len(raw.boxes)) if raw.masks is None else raw.masks for raw in raws]
+    )

@@ -253,7 +253,10 @@ def _open_coco_file(path: Path, image_root: Path | None) -> _Source:
 def _open_coco(source: CocoSource, image_root: Path | None) -> _Source:
     def read(split: str | None, data: DataSpec) -> RawDataset:
         chosen = choose_splits(source.path, source.split_names, split) or list(source.splits)
-        parts = {name: read_coco(source.splits[name], image_root=image_root) for name in chosen}
+        parts = {
+            name: read_coco(source.splits[name], image_root=image_root, has_masks=data.masks == "read")
+            for name in chosen
+        }
         return join(source.path, parts)
 
     return _Source(read=read, list_splits=lambda: source.split_names)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 
 from sniper.data.datasets.dataset import Category
 from sniper.errors import AnnotationError, counted
+from sniper.geometry.masks import MaskArrays
 
 MAX_LISTED = 20
 """Number of problems of a data set that an error lists; the rest are counted."""
@@ -95,6 +96,8 @@ class RawDataset:
             or `labels/a.txt, line 3`.
         show_box: returns the numbers of a box as the file has them, by index, such as `bbox is [1, 2, 3, 4]`; None
             shows the corners.
+        masks: of the n objects, image frame, pixels; None if none has a mask, or masks are not read.
+        bad_masks: masks that the reader could not read, and left out.
         dropped: boxes that the reader could not read, and left out.
         are_files_checked: whether the reader has opened the header of every image file, so that it need not be again.
         left_out: one line for each image that is not in the data set, as its file cannot be read.
@@ -117,6 +120,8 @@ class RawDataset:
     name_image: Callable[[int], str]
     name_box: Callable[[int], str]
     show_box: Callable[[int], str] | None = None
+    masks: MaskArrays | None = None
+    bad_masks: tuple[Findings, ...] = ()
     dropped: tuple[Findings, ...] = ()
     are_files_checked: bool = False
     left_out: tuple[str, ...] = ()
