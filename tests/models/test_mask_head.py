@@ -175,7 +175,9 @@ def test_masks_of_objects_out_of_range_are_learnt_and_those_of_ignored_ones_not(
 
 
 def test_the_sample_of_a_chip_depends_on_its_seed_alone() -> None:
-    batch = build_batch(*(masked_sample([[0, 0, 64, 64]], [rectangle(0, 0, 64, 64)], seed=3) for _ in range(2)))
+    batch = build_batch(
+        *(masked_sample([[0, 0, 64, 64]], [rectangle(0, 0, 64, 64)], seed=3) for _ in range(2))
+    )
     targets = dataclasses.replace(batch.targets, seeds=(5, 5))
     many = Positives(
         proposals=torch.rand(40, 4),

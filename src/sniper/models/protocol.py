@@ -150,7 +150,7 @@ class DetectorModel(nn.Module, ABC):
             batch: on the detector's device.
 
         Returns:
-            Losses by name, to be added up; those that begin with `rpn_`, `head_` or `mask_` have a curve on the page of
+            Losses by name, to be added up; those that begin with `rpn_`, `head_` or `mask` have a curve on the page of
             the run. And counts, any of these: `positives`, the positive proposals of a second
             stage; `correct`, those of them whose most probable class is right; and those of `count_chips`, without
             which `negatives.dose: auto` keeps its first value.

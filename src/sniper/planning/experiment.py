@@ -13,7 +13,7 @@ import numpy as np
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec, TrainSpec
 from sniper.data.spec import DataSpec
-from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
+from sniper.models.spec import BackboneSpec, DetectorSpec, MaskHeadSpec, RoIHeadSpec, RPNSpec
 from sniper.planning.cost import CostPlan
 from sniper.training.pace import SEARCH_SHARE
 
@@ -129,6 +129,13 @@ def _suggest_model(
         rpn=replace(rpn, channels=128),
         roi_head=RoIHeadSpec(channels=64, hidden_dim=512),
     )
+
+
+def suggest_mask_head(*, on_gpu: bool) -> MaskHeadSpec:
+    """Return the head of masks: the usual one on a GPU, a smaller one on a CPU."""
+    if on_gpu:
+        return MaskHeadSpec()
+    return MaskHeadSpec(channels=_CPU_CHANNELS, num_convs=_CPU_CONVS, batch_size_per_image=16)
 
 
 def _suggest_on_backbone(cost: CostPlan, *, model: DetectorSpec, on_gpu: bool) -> DetectorSpec:
