@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-import contourpy
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
@@ -116,6 +115,8 @@ class DetectionMasks:
         Returns:
             For each connected part its outer ring and its holes, (p, 2) xy each; the last point equals the first.
         """
+        import contourpy
+
         side = self.grids.shape[1]
         padded = np.pad(np.pad(self.grids[row].astype(np.float64), 1, mode="edge"), 1)
         cells = np.array([-0.5 - _OUTSIDE, -0.5, *range(side), side - 0.5, side - 0.5 + _OUTSIDE])
