@@ -122,7 +122,7 @@ def write_eight(folder: Path) -> Dataset:
         image
         for image in content["images"]
         if 1 <= len(by_image.get(image["id"], [])) <= 4
-        and all(not entry["iscrowd"] and entry["area"] > 2500 for entry in by_image[image["id"]])
+        and all(not entry["iscrowd"] and min(entry["bbox"][2:]) >= 64 for entry in by_image[image["id"]])
     ][:8]
     content["images"] = chosen
     content["annotations"] = [entry for image in chosen for entry in by_image[image["id"]]]
@@ -155,24 +155,24 @@ def test_eight_images_are_learnt_by_heart_with_their_masks(tmp_path: Path) -> No
     model = DetectorSpec(
         backbone=backbone,
         rpn=RPNSpec(
-            channels=128, anchor_sizes=(16, 32, 64, 128, 256), pre_nms_top_n=1000, post_nms_top_n_train=64
+            channels=128, anchor_sizes=(16, 32, 64, 128, 160), pre_nms_top_n=500, post_nms_top_n_train=32
         ),
         roi_head=RoIHeadSpec(channels=64, hidden_dim=256),
         mask_head=MaskHeadSpec(channels=32, num_convs=2, batch_size_per_image=16),
     )
-    level = LevelSpec(long_side=256)
+    level = LevelSpec(long_side=160)
     spec = ExperimentSpec(
-        pyramid=PyramidSpec(chip_size=256, levels=(level,)),
+        pyramid=PyramidSpec(chip_size=160, levels=(level,)),
         data=DataSpec(flip=0.0, num_workers=0),
         model=model,
         train=TrainSpec(
-            epochs=150.0,
+            epochs=120.0,
             batch_size=8,
             reference_batch_size=8,
             optimizer="adamw",
             learning_rate=1e-3,
             warmup_steps=10,
-            milestones=(120.0,),
+            milestones=(100.0,),
             clip_grad_norm=10.0,
             precision="fp32",
             report=False,

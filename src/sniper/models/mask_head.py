@@ -101,7 +101,8 @@ class MaskHead(nn.Module):
         if self.spec.class_agnostic:
             of_class = logits[:, 0]
         else:
-            of_class = logits[torch.arange(len(rows)), targets.labels[chips, positives.box_index[rows]]]
+            labels = targets.labels[chips, positives.box_index[rows]]
+            of_class = logits[torch.arange(len(rows), device=rows.device), labels]
         of_cells = functional.binary_cross_entropy_with_logits(
             of_class, masks.to(of_class.dtype), reduction="none"
         )

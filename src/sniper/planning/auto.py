@@ -25,7 +25,7 @@ from sniper.errors import ConfigError, OutOfMemory, counted
 from sniper.models.build import choose_precision
 from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
-from sniper.planning.experiment import suggest_experiment, suggest_mask_head
+from sniper.planning.experiment import suggest_experiment, with_mask_head
 from sniper.planning.measure import Measurement, measure
 from sniper.planning.suggest import CHIP_SIZES, suggest_pyramid
 from sniper.reports.page import resize_rule, sizes_text
@@ -259,31 +259,19 @@ def _complete(
         neck=_choose_neck(given),
         model=given.spec.model,
         on_gpu=on_gpu,
+        has_masks=dataset.masks is not None,
     )
     derived = replace(derived, predict=replace(derived.predict, max_detections=_max_detections(dataset)))
     if train.rpn_only:
         derived = replace(derived, negatives=NegativeSpec(), mine=MineSpec())
     if given.model is not None:
-        derived = replace(derived, model=given.model)
-    if derived.model.kind == "two_stage":
-        derived = replace(derived, model=_with_mask_head(derived.model, dataset, on_gpu=on_gpu))
+        model = with_mask_head(given.model, has_masks=dataset.masks is not None, on_gpu=on_gpu)
+        derived = replace(derived, model=model)
     experiment = merge_experiment(derived, given.config, overrides=given.overrides)
     if not given.has("predict.levels"):
         levels = widened(experiment.pyramid.levels)
         experiment = replace(experiment, predict=replace(experiment.predict, levels=levels))
     return experiment
-
-
-def _with_mask_head(model: DetectorSpec, dataset: Dataset, *, on_gpu: bool) -> DetectorSpec:
-    """Return the detector with a head of masks where the data set has masks, and without one where it has none.
-
-    A detector to start from keeps the head that it has.
-    """
-    if dataset.masks is None:
-        return replace(model, mask_head=None)
-    return (
-        model if model.mask_head is not None else replace(model, mask_head=suggest_mask_head(on_gpu=on_gpu))
-    )
 
 
 def _choose_neck(given: Given) -> Literal["concat", "fpn"]:

@@ -250,7 +250,8 @@ class RCNNModel(TorchvisionModel, ProposingModel):
         rows = choose_masked(positives, targets, count=max(len(positives.chips), 1))
         chips, boxes, objects = positives.chips[rows], positives.proposals[rows], positives.box_index[rows]
         logits = self._mask_logits(padded, maps, [boxes[chips == chip] for chip in range(len(targets))])
-        of_class = logits[torch.arange(len(rows)), targets.labels[chips, objects] + self.first_label]
+        labels = targets.labels[chips, objects] + self.first_label
+        of_class = logits[torch.arange(len(rows), device=rows.device), labels]
         masks = rasterize_targets(targets, boxes, chips, objects, side=self.spec.mask_side)
         loss = functional.binary_cross_entropy_with_logits(of_class, masks, reduction="sum")
         return loss / max(masks.numel(), 1) + logits.sum() * 0
