@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hotcoco import mask as coco
 from PIL import Image
-from pycocotools import mask as coco
 
 from sniper.chips import LevelSpec
 from sniper.data.images.files import ArrayImageReader
@@ -69,7 +69,7 @@ def test_results_have_masks_as_coco_encodes_them(tmp_path: Path) -> None:
     assert len(entries) == len(boxes)
     for entry in entries:
         assert entry["segmentation"]["size"] == [150, 200]
-        mask = coco.decode(entry["segmentation"])
+        mask = coco.decode({**entry["segmentation"], "counts": entry["segmentation"]["counts"].encode()})
         x, y, width, height = (round(value) for value in entry["bbox"])
         assert mask.sum() == mask[y : y + height, x : x + width].sum() == width * height
 
