@@ -14,10 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sniper import evaluate, load_dataset
-from sniper.cli.main import main
 from sniper.errors import AnnotationError, DetectionsError
 from sniper.evaluation.pair import EvaluationPair
 from sniper.evaluation.results import load_detections
+from tests.cli.commands import CommandLine
 from tests.data_folder import find_data
 
 SQUARE = [[0, 0, 40, 0, 40, 40, 0, 40]]
@@ -69,6 +69,7 @@ def score_with_pycocotools(truth: COCO, detections: list[dict[str, Any]]) -> lis
     return numbers
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 @pytest.mark.parametrize("seed", [0, 1])
 def test_scores_of_masks_equal_those_of_pycocotools(seed: int) -> None:
     path = find_data("data/coco_masks/test.json")  # polygons, and crowds as run lengths
@@ -157,15 +158,16 @@ def test_masks_of_a_file_equal_those_of_its_entries(tmp_path: Path) -> None:
 def test_evaluate_prints_the_numbers_of_boxes_and_masks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = tmp_path / "detections.json", tmp_path / "truth.json"
-    paths[0].write_text(json.dumps([{**BOX, "score": 0.9, "segmentation": [[0, 0, 40, 0, 40, 39, 0, 39]]}]))
+    sniper, paths = CommandLine(capsys), (tmp_path / "detections.json", tmp_path / "truth.json")
+    paths[0].write_text(json.dumps([{**BOX, "score": 0.9, "segmentation": [[0, 0, 40, 0, 40, 38, 0, 38]]}]))
     paths[1].write_text(json.dumps(truth_of(BOX)))
-    assert main(["evaluate", *map(str, paths), "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = sniper.json("evaluate", *paths)
     assert list(answer["bbox"]) == list(answer["segm"])
     assert len(answer["segm"]) == 12
     assert answer["bbox"]["ap"] == answer["ap"] == pytest.approx(1)
-    assert answer["segm"]["ar_100"] == pytest.approx(1)
+    assert answer["segm"]["ar_100"] == pytest.approx(0.9)  # an overlap of 0.95
     assert answer["segm"]["ap_large"] is None
-    assert main(["evaluate", *map(str, paths)]) == 0
-    assert "boxes  masks" in capsys.readouterr().out
+    assert "boxes  masks" in sniper.text("evaluate", *paths).out
+    bare = {key: each for key, each in BOX.items() if key != "segmentation"}
+    paths[0].write_text(json.dumps([{**bare, "score": 0.9}]))
+    assert sniper.json("evaluate", *paths)["segm"] is None

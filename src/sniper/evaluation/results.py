@@ -225,7 +225,7 @@ def _pack(entries: Sequence[Any]) -> DetectionTable:
         raise TypeError("numbers are expected")
     if {len(entry["bbox"]) for entry in entries} - {4}:
         raise ValueError("boxes have four numbers")
-    has_masks = any("segmentation" in entry for entry in entries)
+    has_masks = any(entry.get("segmentation") for entry in entries)
     table = DetectionTable(
         image_ids=pack_ids([to_id(entry["image_id"]) for entry in entries]),
         category_ids=pack_ids(category_ids),
