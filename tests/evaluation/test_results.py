@@ -169,7 +169,7 @@ def test_the_fast_reader_equals_the_slow_one(
 def test_a_file_of_the_usual_types_is_read_without_a_dict_per_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named = entry(category_name="ship", file_name="a.jpg", area=3, segmentation={"size": [1, 2]})
+    named = entry(category_name="ship", file_name="a.jpg", area=3, keypoints=[1, 2])
     path = write(tmp_path / "found.json", [entry(), named] * 5000)
     monkeypatch.setattr(results, "read_json", None)
     table = load_detections(path)

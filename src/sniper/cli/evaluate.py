@@ -523,6 +523,8 @@ class _Report:
         return {
             **self.scores.as_dict(),
             **self.scores.false_positives.as_dict(),
+            "bbox": self.scores.numbers,
+            "segm": None if self.scores.masks is None else self.scores.masks.as_dict(),
             "operating_point": {
                 "score": point.score,
                 "chosen_on": self.chosen_on,

@@ -149,7 +149,7 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
             `tv_tensors.Image` (3, H, W) uint8 and a dictionary of `boxes` (`tv_tensors.BoundingBoxes`, xyxy), `labels`
             and `status`, one for each box, and returns both. It may drop boxes together with their labels and status.
             With masks there are also `mask_index`, one for each box, which it drops like `labels`, and `mask_points`
-            (`tv_tensors.KeyPoints`), the corners of all masks, which it moves with the boxes and does not drop.
+            (`MaskPoints`), the corners of all masks, which it moves with the boxes and does not drop.
             torch's global generator is seeded for each chip.
         kept_images: number of decoded images kept in memory for their next chips.
 
@@ -300,6 +300,8 @@ def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:
     """
     from torchvision import tv_tensors
 
+    from sniper.data.mask_points import MaskPoints
+
     masks = sample.target.masks
     height, width = sample.pixels.shape[:2]
     image: Any = tv_tensors.Image(torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1))
@@ -314,7 +316,7 @@ def apply_transform(sample: ChipSample, transform: ChipTransform) -> ChipSample:
     }
     if masks is not None:
         target["mask_index"] = torch.arange(len(masks))
-        target["mask_points"] = tv_tensors.KeyPoints(
+        target["mask_points"] = MaskPoints.of(
             torch.from_numpy(masks.points.copy()), canvas_size=(height, width)
         )
     try:
@@ -396,8 +398,8 @@ def _find_mask_problems(target: dict[str, Any], masks: MaskArrays, *, num_boxes:
     if is_apart.any():
         row = int(np.flatnonzero(is_apart)[0])
         yield (
-            f"the mask of box {row} spans {moved[row].round(1).tolist()}, outside the box {boxes[row].round(1).tolist()}: "
-            "points of masks are moved with their boxes"
+            f"the mask of box {row} spans {moved[row].round(1).tolist()}, outside the box "
+            f"{boxes[row].round(1).tolist()}: mask_points are moved with the boxes"
         )
 
 

@@ -168,12 +168,15 @@ def _split(kept: MatchingBlocks, groups: _Groups, *, iou: float, use_categories:
         truth,
         image_ids=np.arange(num_blocks),
         image_indices=blocks,
+        masks=None,
+        sides=None,
         **{name: getattr(truth, name)[rows] for name in names},
     )
     return MatchingBlocks(
         pair=replace(
             pair,
             truth=block_truth,
+            masks=None,
             image_indices=block_of_detection,
             scores=_rank_scores(pair, use_categories=use_categories),
         ),

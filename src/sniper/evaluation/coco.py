@@ -8,6 +8,7 @@ import numpy as np
 
 from sniper.evaluation.exchanged import find_exchanged_classes
 from sniper.evaluation.false_positives import FalsePositives, count_false_positives
+from sniper.evaluation.masks import NUMBERS, MaskScores, score_masks
 from sniper.evaluation.matching import AREA_RANGES, COCOEvaluation, PairMatches, matches_at, run_coco_eval
 from sniper.evaluation.pair import EvaluationPair, Results, Truth
 
@@ -45,8 +46,9 @@ class Scores:
     image and class, all other numbers the best `max_detections`.
 
     `num_cut` counts the pairs of image and class with more than `max_detections` detections. `classes` has the scores
-    of each class, in the order of their ids. `false_positives` are those at IoU 0.5 among the best `max_detections` of
-    each image and class.
+    of each class, in the order of their ids. `masks` has the twelve numbers of masks, where both the detections and the
+    ground truth have masks; all others are of boxes. `false_positives` are those at IoU 0.5 among the best
+    `max_detections` of each image and class.
     """
 
     ap: float
@@ -67,23 +69,32 @@ class Scores:
     false_positives: FalsePositives
     max_detections: int = 100
     classes: tuple[ClassScores, ...] = ()
+    masks: MaskScores | None = None
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """COCO's twelve numbers of boxes by name, named as by `as_dict`."""
+        return {self._name_of(name): getattr(self, name) for name in NUMBERS}
 
     def as_dict(self) -> dict[str, float | int]:
-        """Return the numbers of all classes by name.
+        """Return the numbers of boxes of all classes by name.
 
         `ar` is named after `max_detections`, such as `ar_100`, and false positives after the recall, such as
         `fp_per_image_at_80`. The latter are left out where they are not defined.
         """
-        left_out = ("max_detections", "classes", "false_positives")
+        left_out = ("max_detections", "classes", "false_positives", "masks")
         names = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
         false_positives = self.false_positives.as_dict()
-        return {
-            f"ar_{self.max_detections}" if name == "ar" else name: getattr(self, name) for name in names
-        } | {name: value for name, value in false_positives.items() if value is not None}
+        return {self._name_of(name): getattr(self, name) for name in names} | {
+            name: value for name, value in false_positives.items() if value is not None
+        }
+
+    def _name_of(self, name: str) -> str:
+        return f"ar_{self.max_detections}" if name == "ar" else name
 
 
 def evaluate(detections: Results, ground_truth: Truth, *, max_detections: int = 100) -> Scores:
-    """Score detections by the COCO rules for boxes.
+    """Score detections by the COCO rules for boxes, and for masks where both sides have them.
 
     COCO uses the 100 best detections of each image and class. This limits recall on denser images (drone views show
     several hundred objects), in every tool that reports COCO numbers; `num_cut` counts how often.
@@ -163,6 +174,7 @@ def score(pair: EvaluationPair, *, max_detections: int = 100, matches: PairMatch
         false_positives=count_false_positives(matches.limit(max_detections)),
         max_detections=max_detections,
         classes=_score_classes(pair, evaluation),
+        masks=score_masks(pair, max_detections=max_detections),
     )
 
 

@@ -14,9 +14,11 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped
 
 from sniper.data.datasets import Category, Dataset, load_dataset
 from sniper.data.datasets.categories import match_categories
+from sniper.data.datasets.segmentations import read_segmentations, to_text
 from sniper.errors import AnnotationError, DetectionsError, count_and_list, counted
 from sniper.evaluation.results import DetectionTable, load_detections, pack_ids, to_id
 from sniper.geometry.boxes import to_xywh
+from sniper.geometry.masks import MaskArrays
 
 _MAX_LISTED = 20
 _MAX_ID = 60  # characters of an id in a message
@@ -43,6 +45,8 @@ class GroundTruth:
         boxes: (n, 4) xywh, image frame, pixels. May be empty.
         areas: (n,) of the objects, square image pixels.
         is_crowd: (n,) whether each is a crowd.
+        masks: of the objects, image frame; None where there are none.
+        sides: (m, 2) width and height of the images, pixels; None where they are not given and there are no masks.
     """
 
     image_ids: Shaped[np.ndarray, " m"]
@@ -52,22 +56,40 @@ class GroundTruth:
     boxes: Float[np.ndarray, "n 4"]
     areas: Float[np.ndarray, " n"]
     is_crowd: Bool[np.ndarray, " n"]
+    masks: MaskArrays | None = None
+    sides: Int[np.ndarray, "m 2"] | None = None
 
     @property
     def num_images(self) -> int:
         """Number of images."""
         return len(self.image_ids)
 
+    def sides_of(self, image_indices: Int[np.ndarray, " k"]) -> Int[np.ndarray, "k 2"]:
+        """Return (k, 2) width and height of images.
+
+        Raises:
+            ValueError: if they are not given.
+        """
+        if self.sides is None:
+            raise ValueError("the sides of the images are not given")
+        return self.sides[image_indices]
+
     def select(self, is_kept: Bool[np.ndarray, " n"]) -> "GroundTruth":
         """Return the same images with some of the objects."""
         names = ("image_indices", "labels", "boxes", "areas", "is_crowd")
-        return replace(self, **{name: getattr(self, name)[is_kept] for name in names})
+        masks = None if self.masks is None else self.masks.select(is_kept)
+        return replace(self, **{name: getattr(self, name)[is_kept] for name in names}, masks=masks)
 
     def select_images(self, indices: Int[np.ndarray, " k"]) -> "GroundTruth":
         """Return some images with their objects, in the order of the indices, which must be distinct."""
         new = self.new_indices(indices)[self.image_indices]
         kept = self.select(new >= 0)
-        return replace(kept, image_ids=self.image_ids[indices], image_indices=new[new >= 0])
+        return replace(
+            kept,
+            image_ids=self.image_ids[indices],
+            image_indices=new[new >= 0],
+            sides=None if self.sides is None else self.sides[indices],
+        )
 
     def new_indices(self, indices: Int[np.ndarray, " k"]) -> Int64[np.ndarray, " m"]:
         """Return the index of each image among some of the images; -1 where it is none of them."""
@@ -93,6 +115,8 @@ class GroundTruth:
             boxes=to_xywh(dataset.boxes),
             areas=dataset.areas,
             is_crowd=dataset.is_crowd,
+            masks=dataset.masks,
+            sides=np.stack([dataset.widths, dataset.heights], axis=1),
         )
 
     @classmethod
@@ -107,6 +131,8 @@ class GroundTruth:
         )
         image_ids = [to_id(image["id"]) for image in coco["images"]]
         boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+        sides = [(image.get("width"), image.get("height")) for image in coco["images"]]
+        has_masks = all(map(all, sides)) and any(row.get("segmentation") for row in rows)
         return cls(
             image_ids=pack_ids(image_ids),
             categories=tuple(categories),
@@ -115,6 +141,8 @@ class GroundTruth:
             boxes=boxes,
             areas=np.array([_area_of(row) for row in rows], dtype=np.float64),
             is_crowd=np.array([bool(row.get("iscrowd")) for row in rows], dtype=np.bool_),
+            masks=_masks_of(rows) if has_masks else None,
+            sides=np.array(sides, dtype=np.int64).reshape(-1, 2) if has_masks else None,
         )
 
 
@@ -128,6 +156,7 @@ class EvaluationPair:
         labels: (n,) the label of each detection, of the ground truth's categories.
         boxes: (n, 4) xywh, image frame, pixels. May be empty.
         scores: (n,) of the detections.
+        masks: of the detections, image frame; None unless the ground truth has masks, too.
         warnings: differences between the categories of both, one line for each kind.
     """
 
@@ -136,6 +165,7 @@ class EvaluationPair:
     labels: Int64[np.ndarray, " n"]
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
+    masks: MaskArrays | None = None
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -177,12 +207,16 @@ class EvaluationPair:
                 else ""
             )
             raise DetectionsError(f"{source}: do not match the annotations: {'; '.join(problems)}{hint}")
+        masks = table.masks if truth.masks is not None else None
+        if masks is not None:
+            _check_masks(masks, table, truth.sides_of(image_indices), source=source)
         pair = cls(
             truth=truth,
             image_indices=image_indices,
             labels=labels,
             boxes=table.boxes,
             scores=table.scores,
+            masks=masks,
             warnings=warnings,
         )
         return pair if is_scored.all() else pair.select(is_scored)
@@ -200,7 +234,8 @@ class EvaluationPair:
     def select(self, is_kept: Bool[np.ndarray, " n"]) -> "EvaluationPair":
         """Return the same ground truth with some of the detections."""
         names = ("image_indices", "labels", "boxes", "scores")
-        return replace(self, **{name: getattr(self, name)[is_kept] for name in names})
+        masks = None if self.masks is None else self.masks.select(is_kept)
+        return replace(self, **{name: getattr(self, name)[is_kept] for name in names}, masks=masks)
 
     @property
     def num_per_image_and_class(self) -> Int[np.ndarray, " k"]:
@@ -240,6 +275,39 @@ class EvaluationPair:
         rows[:, 0], rows[:, 5], rows[:, 6] = ranks[self.image_indices], self.scores, self.labels
         rows[:, 1:5] = self.boxes
         return dataset, dataset.load_res(rows)
+
+
+def _masks_of(rows: Sequence[Mapping[str, Any]]) -> MaskArrays:
+    """Return the masks of COCO's annotations.
+
+    Raises:
+        AnnotationError: if one cannot be read.
+    """
+    masks, problems = read_segmentations([to_text(row.get("segmentation")) for row in rows])
+    for problem, is_bad in problems.items():
+        if is_bad.any():
+            raise AnnotationError(f"ground truth: annotations[{int(is_bad.argmax())}]: has a mask {problem}")
+    return masks
+
+
+def _check_masks(
+    masks: MaskArrays, table: DetectionTable, sides: Int[np.ndarray, "n 2"], *, source: str
+) -> None:
+    """Check that run lengths are of the size of their image, and fill it.
+
+    Raises:
+        DetectionsError: if some do not.
+    """
+    is_other = masks.is_encoded & (masks.sides != sides).any(axis=1)
+    rows = np.flatnonzero(is_other | masks.measure().is_invalid)
+    if len(rows):
+        width, height = sides[rows[0]].tolist()
+        given_width, given_height = masks.sides[rows[0]].tolist()
+        raise DetectionsError(
+            f"{source}: {counted(len(rows), 'mask')} with run lengths that do not fill the image; entry {rows[0]} of "
+            f"image {table.image_ids[rows[0]]}: size is [{given_height}, {given_width}], expected [{height}, {width}] "
+            "and counts that add up to its pixels"
+        )
 
 
 def _to_table(detections: Results) -> DetectionTable:

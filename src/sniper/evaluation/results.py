@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from sniper.data.datasets.raw import MAX_NAME
+from sniper.data.datasets.segmentations import NO_MASK, read_segmentations, to_text
 from sniper.errors import DetectionsError, count_and_list, counted
 from sniper.files import atomic_write, no_garbage_collection, read_bytes, read_json
+from sniper.geometry.masks import MaskArrays
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 _MAX_LISTED = 20
@@ -38,6 +40,7 @@ class DetectionTable:
         boxes: (n, 4) xywh, image frame, pixels. May be empty.
         scores: (n,) of the detections.
         class_names: names by category id, where the results have them (`category_name`).
+        masks: of the detections, image frame, where the results have them (`segmentation`).
     """
 
     image_ids: Shaped[np.ndarray, " n"]
@@ -45,6 +48,7 @@ class DetectionTable:
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     class_names: Mapping[int | str, str]
+    masks: MaskArrays | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -55,7 +59,7 @@ class DetectionTable:
 
         Args:
             entries: mappings with `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`;
-                `category_name` is optional, other keys are ignored. May be empty.
+                `category_name` and `segmentation` are optional, other keys are ignored. May be empty.
             source: name of the entries in errors.
 
         Raises:
@@ -79,8 +83,8 @@ class DetectionTable:
 def load_detections(path: Path) -> DetectionTable:
     """Read a COCO results file, and check every entry.
 
-    Ids that are whole numbers as floats are integers. Keys beside `image_id`, `category_id`, `bbox`, `score` and
-    `category_name` are ignored.
+    Ids that are whole numbers as floats are integers. Keys beside `image_id`, `category_id`, `bbox`, `score`,
+    `category_name` and `segmentation` are ignored.
 
     Args:
         path: a JSON file, written by `sniper predict` or by any tool that writes COCO results.
@@ -132,6 +136,7 @@ class _Entry(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     score: float
     category_name: str | None = None
+    segmentation: msgspec.Raw = NO_MASK
 
 
 _DECODER = msgspec.json.Decoder(list[_Entry])
@@ -146,7 +151,8 @@ def _decode(content: bytes) -> DetectionTable | None:
         with no_garbage_collection():
             columns = [_columns(_DECODER.decode(chunk)) for chunk in _chunks(content)]
         pairs = set().union(*(column[0] for column in columns))
-        arrays = zip(*(column[1:] for column in columns), strict=True)
+        masks = MaskArrays.concatenate([column[1] for column in columns])
+        arrays = zip(*(column[2:] for column in columns), strict=True)
         image_ids, category_ids, scores, boxes = map(np.concatenate, arrays) if columns else _pack_empty()
         class_names = _to_class_names(pairs)
     except (ValueError, OverflowError, RecursionError):  # msgspec's errors are ValueErrors
@@ -155,7 +161,12 @@ def _decode(content: bytes) -> DetectionTable | None:
     if (boxes[:, 2:] < 0).any():
         return None
     return DetectionTable(
-        image_ids=image_ids, category_ids=category_ids, boxes=boxes, scores=scores, class_names=class_names
+        image_ids=image_ids,
+        category_ids=category_ids,
+        boxes=boxes,
+        scores=scores,
+        class_names=class_names,
+        masks=masks if masks.has_mask.any() else None,
     )
 
 
@@ -174,16 +185,31 @@ def _chunks(content: bytes) -> Iterator[bytes]:
 
 
 def _columns(entries: Sequence[_Entry]) -> tuple[Any, ...]:
-    """Return the pairs of category id and name, image ids, category ids, scores and flat boxes of entries."""
+    """Return the pairs of category id and name, masks, image ids, category ids, scores and flat boxes of entries.
+
+    Raises:
+        ValueError: if a mask cannot be read.
+    """
     count = len(entries)
     has_names = any(map(attrgetter("category_name"), entries))
     return (
         set(map(attrgetter("category_id", "category_name"), entries)) if has_names else set(),
+        _read_masks([entry.segmentation for entry in entries]),
         np.fromiter(map(attrgetter("image_id"), entries), np.int64, count),
         np.fromiter(map(attrgetter("category_id"), entries), np.int64, count),
         np.fromiter(map(attrgetter("score"), entries), np.float64, count),
         np.fromiter(chain.from_iterable(map(attrgetter("bbox"), entries)), np.float64, 4 * count),
     )
+
+
+def _read_masks(texts: Sequence[msgspec.Raw]) -> MaskArrays:
+    """Return masks, or raise if one of them cannot be read."""
+    if all(text is NO_MASK for text in texts):
+        return MaskArrays.none(len(texts))
+    masks, problems = read_segmentations(texts)
+    if any(is_bad.any() for is_bad in problems.values()):
+        raise ValueError("masks are polygons or run lengths")
+    return masks
 
 
 def _pack_empty() -> tuple[np.ndarray, ...]:
@@ -199,6 +225,7 @@ def _pack(entries: Sequence[Any]) -> DetectionTable:
         raise TypeError("numbers are expected")
     if {len(entry["bbox"]) for entry in entries} - {4}:
         raise ValueError("boxes have four numbers")
+    has_masks = any(entry.get("segmentation") for entry in entries)
     table = DetectionTable(
         image_ids=pack_ids([to_id(entry["image_id"]) for entry in entries]),
         category_ids=pack_ids(category_ids),
@@ -207,6 +234,7 @@ def _pack(entries: Sequence[Any]) -> DetectionTable:
         class_names=_to_class_names(
             set(zip(category_ids, [_to_name(entry) for entry in entries], strict=True))
         ),
+        masks=_read_masks([to_text(entry.get("segmentation")) for entry in entries]) if has_masks else None,
     )
     if not (np.isfinite(table.boxes).all() and np.isfinite(table.scores).all()):
         raise ValueError("a number is not finite")
@@ -286,6 +314,7 @@ def _problems_of(entry: Any) -> Iterator[str]:
         yield f"score must be a finite number, not {_shorten(entry['score'])}"
     if "bbox" in entry:
         yield from _problems_of_box(entry["bbox"])
+        yield from _problems_of_mask(entry.get("segmentation"))
     name = entry.get("category_name")
     if name is not None and not isinstance(name, str):
         yield f"category_name must be a string, not {_shorten(name)}"
@@ -301,6 +330,13 @@ def _problems_of_box(box: Any) -> Iterator[str]:
         yield f"bbox must be four finite numbers (x, y, width, height), not {_shorten(box)}"
     elif box[2] < 0 or box[3] < 0:
         yield f"bbox has a negative width or height: {_shorten(box)}"
+
+
+def _problems_of_mask(segmentation: Any) -> Iterator[str]:
+    text = to_text(segmentation)
+    for problem, is_bad in read_segmentations([text])[1].items():
+        if is_bad.any():
+            yield f"segmentation is {_shorten(segmentation)}: a mask {problem.replace(', left out', '')}"
 
 
 def _is_id(value: Any) -> bool:

@@ -25,25 +25,18 @@ _NUM_LISTED = 10
 
 
 def describe_scores(scores: Scores) -> Iterator[str]:
-    """Iterate over lines with the COCO numbers under their names, and the numbers of images and detections."""
-    limit = scores.max_detections
-    numbers = {
-        "AP": scores.ap,
-        "AP50": scores.ap50,
-        "AP75": scores.ap75,
-        "AP small": scores.ap_small,
-        "AP medium": scores.ap_medium,
-        "AP large": scores.ap_large,
-        "AR, 1 detection": scores.ar_1,
-        "AR, 10 detections": scores.ar_10,
-        f"AR, {counted(limit, 'detection')}": scores.ar,
-        "AR small": scores.ar_small,
-        "AR medium": scores.ar_medium,
-        "AR large": scores.ar_large,
-    }
-    width = max(map(len, numbers))
-    for name, number in numbers.items():
-        yield f"{name:<{width}}  {format_score(number):>5}"
+    """Iterate over lines with the COCO numbers, also of masks, and the numbers of images and detections."""
+    limit = counted(scores.max_detections, "detection")
+    titles = (
+        *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
+        *("AR, 1 detection", "AR, 10 detections", f"AR, {limit}", "AR small", "AR medium", "AR large"),
+    )
+    columns = [scores.numbers] if scores.masks is None else [scores.numbers, scores.masks.as_dict()]
+    width = max(map(len, titles))
+    if len(columns) > 1:
+        yield f"{'':<{width}}  boxes  masks"
+    for title, *numbers in zip(titles, *(column.values() for column in columns), strict=True):
+        yield "  ".join([f"{title:<{width}}", *(f"{format_score(number):>5}" for number in numbers)])
     yield f"{counted(scores.num_images, 'image')}, {counted(scores.num_detections, 'detection')}"
 
 

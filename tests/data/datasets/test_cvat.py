@@ -82,9 +82,9 @@ def test_files_named_after_splits_are_splits(tmp_path: Path) -> None:
     [
         (CAR.replace("/>", ' rotation="90"/>'), [5, 15, 25, 25], "drawn as rotated boxes, used as their boxes"),
         (CAR.replace("/>", ' rotation="360.0"/>'), BOX, None),
-        ('<polygon label="car" points="10,10;20,10;15,30"/>', BOX, "drawn as polygons, used as their boxes"),
+        ('<polygon label="car" points="10,10;20,10;15,30"/>', BOX, None),
         ('<ellipse label="car" cx="15" cy="20" rx="5" ry="10"/>', BOX, "drawn as ellipses, used as their boxes"),
-        ('<mask label="car" rle="1, 2" left="10" top="10" width="10" height="20"/>', BOX, "drawn as masks"),
+        ('<mask label="car" rle="1, 2" left="10" top="10" width="10" height="20"/>', BOX, "drawn as masks whose"),
         ('<polyline label="car" points="1,1;2,2"/>', None, "of the kind polyline, which has no box, not used"),
         ('<tag label="car"/>', None, "of the kind tag"),
         (CAR.replace("/>", ' outside="1"/>'), None, "marked as outside, not used"),

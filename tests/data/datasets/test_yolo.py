@@ -105,12 +105,12 @@ def test_class_names_stay_text(tmp_path: Path) -> None:
         (
             "1 0.4 0.3 0.6 0.3 0.6 0.7",
             BOX,
-            "1 line with polygons, used as their boxes (labels/a.txt, line 2)",
+            None,
         ),
         (
             "1 0.4 0.5 0.5 0.3 0.6 0.5 0.5 0.7",
             BOX,
-            "1 line with oriented boxes or polygons, used as their boxes",
+            "1 line with 4 corners, taken for oriented boxes, used as their boxes (labels/a.txt, line 2)",
         ),
         (
             "1 0.95 0.5 0.3 0.4",

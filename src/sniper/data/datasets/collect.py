@@ -19,6 +19,7 @@ from sniper.data.spec import DataSpec
 from sniper.errors import ImageError
 from sniper.files import is_ignored
 from sniper.geometry.boxes import Sides
+from sniper.geometry.masks import MaskArrays
 
 LEFT_OUT = "that cannot be read, left out with their boxes"
 """Part of the warning that lists images that are not in the data set, as their file cannot be read."""
@@ -51,6 +52,9 @@ class Collector:
         self._categories: list[int] = []
         self._boxes: list[float] = []
         self._crowds: list[bool] = []
+        self._points: list[float] = []
+        self._ring_lengths: list[int] = []
+        self._ring_boxes: list[int] = []
         self._numbers: list[int] = []
         self._box_sources: dict[int, str] = {}
         self._dropped: dict[str, list[str]] = {}
@@ -104,6 +108,20 @@ class Collector:
         self._boxes += box
         self._crowds.append(is_crowd)
         self._numbers.append(number)
+
+    def add_polygon(self, points: Sequence[float]) -> None:
+        """Add a polygon to the mask of the box that was added last.
+
+        Args:
+            points: x, y, x, y, ..., pixels or fractions as the boxes are; of at least 3 corners.
+        """
+        self._points += points
+        self._ring_lengths.append(len(points) // 2)
+        self._ring_boxes.append(len(self._images) - 1)
+
+    def drop_polygons(self) -> None:
+        """Forget all polygons; boxes remain."""
+        self._points, self._ring_lengths, self._ring_boxes = [], [], []
 
     def drop(self, kind: str, image: int, number: int, problem: str) -> None:
         """Leave out a box that cannot be read.
@@ -187,6 +205,7 @@ class Collector:
         if self._are_fractions and len(boxes):
             # Decimal fractions are inexact in binary: without rounding, a box of 1 pixel may be narrower than 1.
             boxes = np.round(boxes * np.tile(sides[images], (1, 2)), _DECIMALS)
+        masks = self._build_masks(sides[images]) if self._ring_boxes and data.masks == "read" else None
         root, names = relative_names([self._files[i] for i in kept.tolist()], root)
         numbers, sources = np.array(self._numbers, dtype=np.int64), self._sources
 
@@ -208,12 +227,25 @@ class Collector:
             boxes=boxes[rows],
             is_crowd=np.array(self._crowds, dtype=np.bool_)[rows],
             areas=np.full(len(rows), np.nan),
+            masks=None if masks is None else masks.select(rows),
             name_image=lambda image: f"image {names[image]}",
             name_box=name_box,
             dropped=tuple(self._list(kind, examples, self._noun) for kind, examples in self._dropped.items()),
             are_files_checked=have_no_sides,
             left_out=tuple(left_out),
             warnings=(*self.warnings, *map(str, self._list_corrections())),
+        )
+
+    def _build_masks(self, sides: np.ndarray) -> MaskArrays:
+        """Return the masks of all boxes, given the (n, 2) sides of their images."""
+        points = np.array(self._points, dtype=np.float64).reshape(-1, 2)
+        lengths = np.array(self._ring_lengths, dtype=np.int64)
+        if self._are_fractions:
+            points = np.round(points * np.repeat(sides[self._ring_boxes], lengths, axis=0), _DECIMALS)
+        return MaskArrays.from_arrays(
+            points,
+            ring_lengths=lengths,
+            num_rings=np.bincount(self._ring_boxes, minlength=len(self._images)),
         )
 
     def _check_fractions(self) -> None:

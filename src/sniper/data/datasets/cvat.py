@@ -1,7 +1,7 @@
 """Read CVAT's XML of images (version 1.1)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,11 +15,13 @@ from sniper.errors import AnnotationError
 
 Box = tuple[float, float, float, float]
 
+_WITH_MASK = ("polygons", "masks")  # kinds of shapes
+
 
 def read_cvat(path: Path, *, image_root: Path | None, split: str | None, data: DataSpec) -> RawDataset:
     """Read an XML file of CVAT; its subsets are splits.
 
-    Boxes are read. Rotated boxes, polygons, ellipses and masks become their boxes, with a warning. Other shapes are
+    Boxes, polygons and masks are read. Rotated boxes and ellipses become their boxes, with a warning. Other shapes are
     counted.
 
     Args:
@@ -139,7 +141,7 @@ class _Reader:
                 f"is a {shape.tag} with {listed}, expected numbers",
             )
             return
-        if kind:
+        if kind and kind not in _WITH_MASK:
             self.collector.correct(f"drawn as {kind}, used as their boxes", image, number)
         label = shape.get("label", "")
         if label not in self.names:
@@ -149,6 +151,8 @@ class _Reader:
                 )
             self.names[label] = len(self.names)
         self.collector.add_box(image, self.names[label], box, number=number)
+        for points in _polygons(shape) if kind in _WITH_MASK else ():
+            self.collector.add_polygon(points)
 
 
 def _number(shape: ElementTree.Element, key: str, missing: float | None = None) -> float:
@@ -175,11 +179,16 @@ def _rotated_envelope(x: float, y: float, width: float, height: float, angle: fl
     return envelope(points)
 
 
-def _convert_polygon(shape: ElementTree.Element) -> tuple[Box, str]:
+def _corners(shape: ElementTree.Element) -> list[float]:
+    """Return x, y, x, y, ... of a polygon."""
     points = [float(value) for point in shape.get("points", "").split(";") for value in point.split(",")]
     if len(points) < 6 or len(points) % 2:
         raise ValueError
-    return envelope(points), "polygons"
+    return points
+
+
+def _convert_polygon(shape: ElementTree.Element) -> tuple[Box, str]:
+    return envelope(_corners(shape)), "polygons"
 
 
 def _convert_ellipse(shape: ElementTree.Element) -> tuple[Box, str]:
@@ -192,7 +201,36 @@ def _convert_ellipse(shape: ElementTree.Element) -> tuple[Box, str]:
 
 def _convert_mask(shape: ElementTree.Element) -> tuple[Box, str]:
     x, y, width, height = (_number(shape, key) for key in ("left", "top", "width", "height"))
-    return (x, y, x + width, y + height), "masks"
+    is_filled = sum(_counts(shape)) == width * height
+    kind = "masks" if is_filled else "masks whose run lengths do not fill them"
+    return (x, y, x + width, y + height), kind
+
+
+def _counts(shape: ElementTree.Element) -> list[int]:
+    """Return the lengths of the runs of a mask inside its box, row by row; none if they are no numbers.
+
+    The first run is outside the mask.
+    """
+    counts = shape.get("rle", "").split(",")
+    return [int(count) for count in counts] if all(count.strip().isdecimal() for count in counts) else []
+
+
+def _polygons(shape: ElementTree.Element) -> Iterator[list[float]]:
+    """Yield x, y, x, y, ... of the polygons of a shape: of a mask, a rectangle for each run of pixels in a row."""
+    if shape.tag == "polygon":
+        yield _corners(shape)
+        return
+    left, top, width = (_number(shape, key) for key in ("left", "top", "width"))
+    start = 0
+    for index, count in enumerate(_counts(shape)):
+        stop = start + count
+        while index % 2 == 1 and start < stop:
+            row, column = divmod(start, int(width))
+            end = min(int(width), column + stop - start)
+            x1, y1, x2, y2 = left + column, top + row, left + end, top + row + 1
+            yield [x1, y1, x2, y1, x2, y2, x1, y2]
+            start += end - column
+        start = stop
 
 
 _CONVERTERS: dict[str, Callable[[ElementTree.Element], tuple[Box, str]]] = {

@@ -223,6 +223,7 @@ class Dataset:
             to_xywh(self.boxes).tolist(),
             self.areas.tolist(),
             self.is_crowd.tolist(),
+            [None] * len(self.boxes) if self.masks is None else self.masks.to_coco(),
             strict=True,
         )
         return {
@@ -238,8 +239,11 @@ class Dataset:
                     "bbox": box,
                     "area": area,
                     "iscrowd": int(is_crowd),
+                    **({} if mask is None else {"segmentation": mask}),
                 }
-                for annotation_id, (image_id, label, box, area, is_crowd) in enumerate(annotations, start=1)
+                for annotation_id, (image_id, label, box, area, is_crowd, mask) in enumerate(
+                    annotations, start=1
+                )
             ],
             "categories": [
                 {"id": category.category_id, "name": category.name} for category in self.categories

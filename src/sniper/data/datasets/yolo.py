@@ -459,6 +459,8 @@ class _Labels:
         self._folders: dict[str, list[tuple[str, dict[str, str]]]] = {}
         self._used: dict[str, set[str]] = {}
         self._classes: list[float] = []
+        self._segments: list[tuple[int, int]] = []
+        self._are_oriented = True  # whether all segments have 4 corners
 
         self._base = os.path.join(os.path.abspath(source.base), "")
 
@@ -509,6 +511,8 @@ class _Labels:
         else:
             self._classes.append(label)
             self._collector.add_box(image, int(label), box, number=number)
+            if self._is_segment(values):
+                self._collector.add_polygon(values)
 
     def _drop(self, kind: str, image: int, number: int, problem: str) -> None:
         self._collector.drop(kind, image, number, problem)
@@ -520,14 +524,19 @@ class _Labels:
             self._collector.correct("with a confidence, which is not used", image, number)
         elif count != 4 and count == 4 + self._source.num_keypoint_values:
             self._collector.correct("with keypoints, which are not used", image, number)
-        elif count >= 6 and count % 2 == 0:
-            kind = "oriented boxes or polygons" if count == 8 else "polygons"
-            self._collector.correct(f"with {kind}, used as their boxes", image, number)
+        elif self._is_segment(values):
+            self._are_oriented &= count == 8
+            self._segments.append((image, number))
             return envelope(values)
         elif count != 4:
             return None
         x, y, width, height = values[:4]
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+    def _is_segment(self, values: list[float]) -> bool:
+        """Check whether the numbers after the class are corners of a polygon."""
+        count = len(values)
+        return count >= 6 and count % 2 == 0 and count != 4 + self._source.num_keypoint_values
 
     def _is_class(self, label: float) -> bool:
         if not label.is_integer() or label < 0:
@@ -546,6 +555,11 @@ class _Labels:
 
     def finish(self) -> tuple[Category, ...]:
         """Check the labels as a whole; return the categories, by class number."""
+        if self._are_oriented and self._segments:
+            self._collector.drop_polygons()
+            for image, number in self._segments:
+                kind = "with 4 corners, taken for oriented boxes, used as their boxes"
+                self._collector.correct(kind, image, number)
         names = self._source.names
         if names is None:
             count = int(max(self._classes, default=-1)) + 1

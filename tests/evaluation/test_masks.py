@@ -1,0 +1,173 @@
+"""Scores of masks, against pycocotools."""
+
+import contextlib
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as reference
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from sniper import evaluate, load_dataset
+from sniper.errors import AnnotationError, DetectionsError
+from sniper.evaluation.pair import EvaluationPair
+from sniper.evaluation.results import load_detections
+from tests.cli.commands import CommandLine
+from tests.data_folder import find_data
+
+SQUARE = [[0, 0, 40, 0, 40, 40, 0, 40]]
+BOX: dict[str, Any] = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 40, 40], "segmentation": SQUARE}
+
+
+def truth_of(*annotations: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "images": [{"id": 1, "width": 80, "height": 60, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": number, "area": 1600, "iscrowd": 0, **each} for number, each in enumerate(annotations, 1)
+        ],
+    }
+
+
+def draw_detections(truth: COCO, *, seed: int) -> list[dict[str, Any]]:
+    """Draw detections: masks of the objects, moved and with holes, some of other classes, with tied scores."""
+    rng = np.random.default_rng(seed)
+    categories = [category["id"] for category in truth.dataset["categories"]]
+    detections = []
+    for annotation in truth.dataset["annotations"]:
+        for _ in range(int(rng.integers(0, 3))):
+            moved = np.roll(truth.annToMask(annotation), rng.integers(-5, 6, 2), (0, 1))
+            moved[rng.integers(0, moved.shape[0]) :: 7] = 0
+            encoded = reference.encode(np.asfortranarray(moved))
+            is_right = rng.random() < 0.8
+            detections.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": annotation["category_id"] if is_right else int(rng.choice(categories)),
+                    "bbox": reference.toBbox(encoded).tolist(),
+                    "score": round(float(rng.random()), 1),
+                    "segmentation": {**encoded, "counts": encoded["counts"].decode()},
+                }
+            )
+    return detections
+
+
+def score_with_pycocotools(truth: COCO, detections: list[dict[str, Any]]) -> list[float]:
+    """Return the twelve numbers; without boxes, areas are those of the masks."""
+    masks = [{key: each for key, each in row.items() if key != "bbox"} for row in detections]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(masks)), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    numbers: list[float] = evaluation.stats.tolist()
+    return numbers
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+@pytest.mark.parametrize("seed", [0, 1])
+def test_scores_of_masks_equal_those_of_pycocotools(seed: int) -> None:
+    path = find_data("data/coco_masks/test.json")  # polygons, and crowds as run lengths
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+    detections = draw_detections(truth, seed=seed)
+    scores = evaluate(detections, load_dataset(path, has_images=False))
+    assert scores.masks is not None
+    assert list(scores.masks.as_dict().values()) == pytest.approx(
+        score_with_pycocotools(truth, detections), abs=1e-12
+    )
+    assert scores.masks.ap != scores.ap
+
+
+def test_masks_are_scored_by_their_overlap_and_not_by_that_of_boxes() -> None:
+    half = [[0, 0, 40, 0, 0, 40]]  # of the area of the square
+    scores = evaluate([{**BOX, "segmentation": half, "score": 0.9}], truth_of(BOX))
+    assert scores.masks is not None
+    assert scores.ap50 == pytest.approx(1)
+    assert scores.masks.ap75 == pytest.approx(0)
+    assert evaluate([{**BOX, "score": 0.9}], truth_of(BOX)).masks.ap == pytest.approx(1)  # type: ignore[union-attr]
+
+
+def test_an_object_without_a_mask_is_a_region_to_ignore() -> None:
+    bare = {**BOX, "bbox": [42, 0, 30, 30], "segmentation": []}
+    inside = {**BOX, "bbox": [45, 5, 10, 10], "segmentation": [[45, 5, 55, 5, 55, 15, 45, 15]], "score": 0.95}
+    scores = evaluate([{**BOX, "score": 0.9}, inside], truth_of(BOX, bare))
+    assert scores.masks is not None
+    assert scores.masks.ap == pytest.approx(1)
+    assert scores.ap < 1
+
+
+def test_a_detection_without_a_mask_is_a_false_positive() -> None:
+    bare = {key: each for key, each in BOX.items() if key != "segmentation"}
+    scores = evaluate([{**bare, "score": 0.95}, {**BOX, "score": 0.9}], truth_of(BOX))
+    assert scores.masks is not None
+    assert scores.masks.ap == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("has_masks", "annotation"),
+    [(False, BOX), (True, {**BOX, "segmentation": []})],
+    ids=["no detection has one", "no object has one"],
+)
+def test_there_are_no_scores_of_masks_without_masks(has_masks: bool, annotation: dict[str, Any]) -> None:
+    detection = {**BOX, "score": 0.9, "segmentation": SQUARE if has_masks else None}
+    assert evaluate([detection], truth_of(annotation)).masks is None
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        (
+            {"size": [50, 80], "counts": [4000]},
+            r"entry 0 of image 1: size is \[50, 80\], expected \[60, 80\]",
+        ),
+        ({"size": [60, 80], "counts": [100, 20]}, r"1 mask with run lengths that do not fill the image"),
+        ({"size": [60, 80], "counts": "?\t"}, r"1 mask with run lengths that do not fill the image"),
+        ({"size": [60, 80]}, r"entry 0: segmentation is an object with size: a mask that cannot be read"),
+        ([[1, 2, 3, 4, 5]], r"segmentation is \[\[1, 2, 3, 4, 5\]\]: a mask that cannot be read"),
+        ([[1, 2, 3, 4]], r"a mask with a polygon of fewer than 3 points"),
+    ],
+)
+def test_masks_of_detections_that_cannot_be_scored_are_refused(segmentation: Any, message: str) -> None:
+    with pytest.raises(DetectionsError, match=message):
+        evaluate([{**BOX, "score": 0.9, "segmentation": segmentation}], truth_of(BOX))
+
+
+def test_masks_of_a_coco_object_that_cannot_be_read_are_refused() -> None:
+    with pytest.raises(AnnotationError, match=r"annotations\[0\]: has a mask that cannot be read"):
+        evaluate([], truth_of({**BOX, "segmentation": [["x"]]}))
+
+
+def test_masks_of_a_file_equal_those_of_its_entries(tmp_path: Path) -> None:
+    encoded = {"size": [60, 80], "counts": [0, 120, 4680]}
+    entries = [{**BOX, "score": 0.9}, {**BOX, "score": 0.8, "segmentation": encoded}] * 900  # several chunks
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps(entries))
+    masks = load_detections(path).masks
+    expected = EvaluationPair.of(entries, truth_of(BOX)).masks
+    assert masks is not None
+    assert expected is not None
+    assert masks.to_coco() == expected.to_coco()
+
+
+def test_evaluate_prints_the_numbers_of_boxes_and_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sniper, paths = CommandLine(capsys), (tmp_path / "detections.json", tmp_path / "truth.json")
+    paths[0].write_text(json.dumps([{**BOX, "score": 0.9, "segmentation": [[0, 0, 40, 0, 40, 38, 0, 38]]}]))
+    paths[1].write_text(json.dumps(truth_of(BOX)))
+    answer = sniper.json("evaluate", *paths)
+    assert list(answer["bbox"]) == list(answer["segm"])
+    assert len(answer["segm"]) == 12
+    assert answer["bbox"]["ap"] == answer["ap"] == pytest.approx(1)
+    assert answer["segm"]["ar_100"] == pytest.approx(0.9)  # an overlap of 0.95
+    assert answer["segm"]["ap_large"] is None
+    assert "boxes  masks" in sniper.text("evaluate", *paths).out
+    bare = {key: each for key, each in BOX.items() if key != "segmentation"}
+    paths[0].write_text(json.dumps([{**bare, "score": 0.9}]))
+    assert sniper.json("evaluate", *paths)["segm"] is None
