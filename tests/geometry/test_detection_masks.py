@@ -14,6 +14,7 @@ from torch.nn import functional
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.geometry.detection_masks import DetectionMasks
+from sniper.geometry.masks import MaskArrays
 from sniper.geometry.nms import soft_nms, weighted_box_fusion
 
 
@@ -189,3 +190,17 @@ def test_five_thousand_masks_of_a_large_image_are_encoded_in_little_memory() -> 
     assert encoded.measure().areas.sum() == pytest.approx(
         (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).sum(), rel=0.01
     )
+
+
+def test_polygons_and_encodings_become_grids_in_the_boxes_around_them() -> None:
+    triangle = [[0.0, 0.0], [40.0, 0.0], [0.0, 20.0]]
+    polygons = MaskArrays.from_rings([[triangle], []])
+    rectangle = DetectionMasks.of(np.full((1, 28, 28), 255, np.uint8), np.array([[2.0, 3.0, 10.0, 7.0]]))
+    encoded = rectangle.in_image(Sides(20, 10)).to_rle()
+    masks = DetectionMasks.from_arrays(MaskArrays.concatenate([polygons, encoded]))
+    assert masks.boxes.tolist() == [[0, 0, 40, 20], [0, 0, 0, 0], [2, 3, 10, 7]]
+    ((ring,),) = masks.outlines(0)
+    assert area_of(ring) == pytest.approx(400, rel=0.02)
+    assert masks.outlines(1) == []
+    ((ring,),) = masks.outlines(2)
+    assert area_of(ring) == pytest.approx(32)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from sniper.geometry.boxes import Sides
 from sniper.geometry.kernels import kernel
-from sniper.geometry.masks import MaskArrays, encode_counts
+from sniper.geometry.masks import MaskArrays, encode_counts, rasterize
 
 _THRESHOLD = 127.5  # of grids
 _OUTSIDE = 1e-6  # cells; how far beyond the box its outlines are closed
@@ -47,6 +47,21 @@ class DetectionMasks:
     def of(cls, grids: UInt8[np.ndarray, "n s s"], boxes: Float[np.ndarray, "n 4"]) -> Self:
         """Return masks in a frame whose sides are not known."""
         return cls(grids=grids, boxes=boxes, sides=np.zeros((len(grids), 2), dtype=np.int32))
+
+    @classmethod
+    def from_arrays(cls, masks: MaskArrays, *, side: int = 56) -> Self:
+        """Return masks of polygons or run-length encodings as grids in the boxes around them, such as for outlines.
+
+        Args:
+            masks: of n objects; one without a mask, or with an empty one, has an empty grid.
+            side: of the grids, cells.
+        """
+        boxes = np.nan_to_num(masks.bounds())
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        grids = np.zeros((len(masks), side, side), dtype=np.uint8)
+        rows = np.flatnonzero(has_area)
+        grids[rows] = 255 * rasterize(masks, rows, boxes[rows], sides=Sides(side, side)).astype(np.uint8)
+        return cls.of(grids, boxes)
 
     @classmethod
     def empty(cls, side: int = 28) -> Self:

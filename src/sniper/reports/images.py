@@ -12,6 +12,7 @@ from sniper.evaluation.pair import look_up_ids
 from sniper.evaluation.results import DetectionTable, pack_ids
 from sniper.geometry import Detections
 from sniper.geometry.boxes import from_xywh
+from sniper.geometry.detection_masks import DetectionMasks
 from sniper.inference.results import ImageToSearch
 from sniper.inference.sources import open_source
 from sniper.reports.crops import read_reduced
@@ -57,7 +58,12 @@ def build_searched(
             budget.num_left_out += 1
             continue
         rows = np.flatnonzero((indices == index) & (labels >= 0))
-        found = Detections(boxes=boxes[rows], scores=table.scores[rows], labels=labels[rows])
+        found = Detections(
+            boxes=boxes[rows],
+            scores=table.scores[rows],
+            labels=labels[rows],
+            masks=None if table.masks is None else DetectionMasks.from_arrays(table.masks.select(rows)),
+        )
         shown = found.confident(min_score)
         try:
             reader = open_source(images[index].record or images[index].path, read)
@@ -102,7 +108,31 @@ def mark_detections(detections: Detections, names: Sequence[str], *, zoom: float
     """
     boxes = (detections.boxes[:MAX_MARKS] * zoom).round(1).tolist()
     rows = zip(boxes, detections.labels.tolist(), detections.scores.tolist(), strict=False)
-    return [Mark(box=box, kind="right", text=f"{names[label]} {score:.2f}") for box, label, score in rows]
+    return [
+        Mark(
+            box=box,
+            kind="right",
+            text=f"{names[label]} {score:.2f}",
+            outline=to_path(detections.masks, row, zoom=zoom),
+        )
+        for row, (box, label, score) in enumerate(rows)
+    ]
+
+
+def to_path(masks: DetectionMasks | None, row: int, *, zoom: float) -> str:
+    """Return the outline of a mask as the path of SVG; empty without a mask.
+
+    Args:
+        masks: image frame.
+        row: of the mask.
+        zoom: from the image to the picture.
+    """
+    if masks is None:
+        return ""
+    rings = [ring for part in masks.outlines(row) for ring in part]
+    return "".join(
+        "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in (ring[:-1] * zoom).tolist()) + "Z" for ring in rings
+    )
 
 
 def read_image(reader: ImageReader, marks_at: Callable[[float], list[Mark]], caption: str) -> MarkedPicture:

@@ -26,11 +26,13 @@ class Mark:
         box: xyxy, picture pixels.
         kind: how it is drawn: a class of the style sheet.
         text: class, score and status, shown where there is room.
+        outline: of a mask, as the path of SVG, drawn in place of the box; empty without a mask.
     """
 
     box: list[float]
     kind: str
     text: str = ""
+    outline: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
