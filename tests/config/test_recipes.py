@@ -148,6 +148,8 @@ LEFT_OUT = {
     "data.follow_links": "where the image files are",
     "data.on_bad_box": "what the annotations are like",
     "data.crowds": "what the annotations are like",
+    "data.masks": "what the annotations are like",
+    "data.boxes_from_masks": "what the annotations are like",
     "data.whole": "absent: trains on chips",
     "data.tiles": "absent: trains on chips",
     "train.evaluate_images": "not used without evaluate_every",

@@ -9,7 +9,7 @@ are set where their centre is in the object.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -141,7 +141,7 @@ class DetectionMasks:
         generator = contourpy.contour_generator(
             x.clip(x1, x2), y.clip(y1, y2), padded, fill_type=contourpy.FillType.OuterOffset
         )
-        points, offsets = generator.filled(_THRESHOLD, np.inf)
+        points, offsets = cast(Any, generator.filled(_THRESHOLD, np.inf))  # of this type of fill, two lists
         return [
             [of_part[start:stop] for start, stop in itertools.pairwise(ends.tolist())]
             for of_part, ends in zip(points, offsets, strict=True)

@@ -64,7 +64,7 @@ def test_the_loss_equals_that_of_torchvision(model: RCNNModel, monkeypatch: pyte
         objects[chips == chip] = index[0]
         assert len(each)
     cells = rasterize_targets(targets, boxes, chips, objects, side=28)
-    whole = torch.tensor([[0.0, 0.0, 28.0, 28.0]])
+    whole = torch.tensor([[-0.5, -0.5, 27.5, 27.5]])  # torchvision samples at the corners of cells
     expected = maskrcnn_loss(
         logits,
         [whole for _ in cells],
