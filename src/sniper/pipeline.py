@@ -416,6 +416,7 @@ def _check_inputs(
     """Check everything that can be checked before the folder of a run is created or changed."""
     check_trackers(spec.train.trackers)
     check_divisible(spec, device=device, processes=processes)
+    _check_masks(spec, dataset)
     if resume:
         run = Run.open(folder)
         run.check_trained_on(dataset.identity)
@@ -426,6 +427,22 @@ def _check_inputs(
     if spec.data.chips is not None:
         path, images = Path(spec.data.chips), to_image_boxes(dataset)
         ChipTable.load(path, pyramid=spec.pyramid, images=images, digest=dataset.digest)
+
+
+def _check_masks(spec: ExperimentSpec, dataset: Dataset) -> None:
+    """Check that a data set has masks if the detector learns them."""
+    if spec.model.mask_side is None or dataset.masks is not None:
+        return
+    reason = "has no masks" if spec.data.masks == "read" else "is read without masks (data.masks)"
+    if spec.model.kind == "two_stage":
+        raise ConfigError(
+            f"model.mask_head: {dataset.path} {reason} to learn from; set model.mask_head to null to train on boxes "
+            "alone"
+        )
+    raise ConfigError(
+        f"model.name: {dataset.path} {reason} for {spec.model.name} to learn from; choose a detector of boxes, such as "
+        "fasterrcnn_resnet50_fpn"
+    )
 
 
 def _check_weights(

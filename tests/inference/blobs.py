@@ -11,7 +11,9 @@ from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
 from sniper.data.datasets import Category
 from sniper.geometry import Detections
+from sniper.geometry.detection_masks import DetectionMasks
 from sniper.inference.detector import Detector
+from sniper.models.protocol import SelectDetections
 
 Merge = Literal["gaussian", "linear", "hard", "fusion"]
 
@@ -29,8 +31,21 @@ def find_blobs(images: Sequence[torch.Tensor]) -> list[Detections]:
     return results
 
 
+def find_blob_masks(images: Sequence[torch.Tensor], select: SelectDetections) -> list[Detections]:
+    """Detect bright rectangles, all of whose pixels are in the mask."""
+    selected = [select(index, each) for index, each in enumerate(find_blobs(images))]
+    return [
+        each.with_masks(DetectionMasks.of(np.full((len(each), 28, 28), 255, np.uint8), each.boxes))
+        for each in selected
+    ]
+
+
 def blob_detector(
-    *levels: LevelSpec, window: int = 2048, batch_megapixels: float = 8.0, merge: Merge = "gaussian"
+    *levels: LevelSpec,
+    window: int = 2048,
+    batch_megapixels: float = 8.0,
+    merge: Merge = "gaussian",
+    has_masks: bool = False,
 ) -> Detector:
     """Build a detector of blobs."""
     spec = PredictSpec(
@@ -41,6 +56,8 @@ def blob_detector(
         spec=spec,
         categories=(Category(category_id=1, name="blob"),),
         device=torch.device("cpu"),
+        detect_masks=find_blob_masks if has_masks else None,
+        mask_side=28 if has_masks else None,
     )
 
 

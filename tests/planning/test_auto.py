@@ -19,6 +19,7 @@ from sniper.config.loading import load_partial
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import to_image_boxes
 from sniper.errors import AnnotationError, ConfigError, OutOfMemory
+from sniper.geometry.masks import MaskArrays
 from sniper.models.spec import DetectorSpec, RPNSpec
 from sniper.planning import auto
 from sniper.planning.auto import DerivedExperiment, Given, choose_validation, derive, parse_time
@@ -421,3 +422,19 @@ def test_the_pyramid_suits_the_neck(dataset: Dataset, neck: str) -> None:
     pyramid = suggest_pyramid(to_image_boxes(dataset), useful_sizes=(float(low), 480.0))
     assert pyramid is not None
     assert result.experiment.pyramid == pyramid.pyramid
+
+
+def test_the_mask_head_follows_the_masks_of_the_data_set(dataset: Dataset) -> None:
+    assert derived(dataset).model.mask_head is None
+    rings = [[[[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]]] for _ in range(len(dataset.boxes))]
+    masked = replace(dataset, masks=MaskArrays.from_rings(rings))
+    head = derived(masked).model.mask_head
+    assert head is not None
+    assert (head.channels, head.num_convs, head.class_agnostic) == (64, 2, False)
+    assert derived(masked, model__mask_head=None).model.mask_head is None
+    changed = derived(masked, model__mask_head__num_convs=3).model.mask_head
+    assert changed == replace(head, num_convs=3)
+    start = Given(**{**vars(give(dataset)), "model": replace(derived(masked).model, mask_head=head)})
+    data, reason = choose_validation(start)
+    again = derive(dataset, start, data=data, validation=reason, device=CPU).experiment
+    assert again.model.mask_head is None

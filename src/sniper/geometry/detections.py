@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from sniper.errors import count_and_list
 from sniper.geometry.boxes import empty_boxes
+from sniper.geometry.detection_masks import DetectionMasks
 
 DEFAULT_MIN_SCORE = 0.3
 """The score from which detections are shown where no better one is known."""
@@ -27,6 +28,7 @@ class Detections:
         boxes: (n, 4) xyxy; in the image frame where they come from a `Detector`. May be empty.
         scores: (n,) confidence from 0 to 1.
         labels: (n,) contiguous class labels, 0..C-1.
+        masks: of the n detections; None where the detector predicts none.
         class_names: names by label; empty where they are unknown.
         min_score: score from which `confident` selects detections: where F1 was best on the validation images. None
             where it is unknown.
@@ -48,6 +50,7 @@ class Detections:
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
+    masks: DetectionMasks | None = None
     class_names: tuple[str, ...] = ()
     min_score: float | None = None
 
@@ -58,7 +61,13 @@ class Detections:
         self, index: int | np.integer | slice | Int[np.ndarray, " k"] | Bool[np.ndarray, " n"]
     ) -> Self:
         rows = np.array([index]) if isinstance(index, int | np.integer) else index
-        return replace(self, boxes=self.boxes[rows], scores=self.scores[rows], labels=self.labels[rows])
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
+            masks=None if self.masks is None else self.masks[rows],
+        )
 
     def __iter__(self) -> Iterator[Self]:
         return (self[index] for index in range(len(self)))
@@ -82,6 +91,10 @@ class Detections:
             raise ValueError("these detections have no class names")
         return tuple(self.class_names[label] for label in self.labels.tolist())
 
+    def with_masks(self, masks: DetectionMasks) -> Self:
+        """Return the detections with masks."""
+        return replace(self, masks=masks)
+
     def confident(self, min_score: float | None = None) -> "Detections":
         """Return the detections to look at or to act on: of at least a score, and without a second box on an object.
 
@@ -103,7 +116,8 @@ class Detections:
     def to_supervision(self, min_score: float | None = None) -> Any:
         """Convert to `supervision.Detections`, for the trackers, zones and annotators of that package.
 
-        Class names, where they are known, become `data["class_name"]`.
+        Class names, where they are known, become `data["class_name"]`. Masks become arrays of the size of the image, as
+        that package has them: one byte for each pixel and detection.
 
         Args:
             min_score: see `confident`, whose detections are converted.
@@ -118,6 +132,7 @@ class Detections:
             xyxy=shown.boxes.astype(np.float32),
             confidence=shown.scores.astype(np.float32),
             class_id=shown.labels.astype(np.int64),
+            mask=None if shown.masks is None or not len(shown) else shown.masks.to_arrays(),
             data={"class_name": np.array(shown.names, dtype=np.str_)} if shown.class_names else {},
         )
 
@@ -178,13 +193,21 @@ class Detections:
 
     @classmethod
     def join(cls, detections: Sequence["Detections"]) -> Self:
-        """Concatenate detections of one image, in order; class names and `min_score` are those of the first."""
+        """Concatenate detections of one image, in order; class names and `min_score` are those of the first.
+
+        Raises:
+            ValueError: if some of them have masks, and others none.
+        """
         if not detections:
             return cls.empty()
+        masks = [each.masks for each in detections if each.masks is not None]
+        if masks and any(each.masks is None and len(each) for each in detections):
+            raise ValueError("some of the detections have masks, and others none")
         return cls(
             boxes=np.concatenate([each.boxes for each in detections]),
             scores=np.concatenate([each.scores for each in detections]),
             labels=np.concatenate([each.labels for each in detections]),
+            masks=DetectionMasks.join(masks) if masks else None,
             class_names=detections[0].class_names,
             min_score=detections[0].min_score,
         )

@@ -74,12 +74,7 @@ def soft_nms(
         score_threshold,
         limit,
     )
-    return replace(
-        detections,
-        boxes=candidates.boxes[kept],
-        scores=scores[kept].astype(detections.scores.dtype),
-        labels=candidates.labels[kept],
-    )
+    return replace(candidates[kept], scores=scores[kept].astype(detections.scores.dtype))
 
 
 def drop_duplicates(
@@ -155,7 +150,7 @@ def weighted_box_fusion(
     From the best to the worst, each detection joins the fused box with which it has the largest IoU, if that is above
     `iou_threshold`, or starts a new one. A fused box is the mean of its members, weighted by their scores. Its score is
     that of its best member, not their mean: an object is found at few levels of a pyramid, so levels without it are no
-    evidence against it.
+    evidence against it. So is its mask, which keeps its place in the image.
 
     Args:
         detections: boxes in any one frame. May be empty.
@@ -185,7 +180,7 @@ def weighted_box_fusion(
         iou_threshold,
     )
     kept = np.flatnonzero(is_fused_box)[:max_detections]
-    return replace(detections, boxes=boxes[kept], scores=ranked.scores[kept], labels=ranked.labels[kept])
+    return replace(ranked[kept], boxes=boxes[kept])
 
 
 def is_mostly_contained(

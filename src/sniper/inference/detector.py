@@ -21,10 +21,10 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
 from sniper.inference.calibration import Calibration, load_calibration
 from sniper.inference.merging import merge
-from sniper.inference.search import Detect, Search, SearchResult
+from sniper.inference.search import Detect, DetectMasks, Search, SearchResult
 from sniper.inference.sources import Channels, ImageSource
 from sniper.models.build import autocast, build_detector, resolve
-from sniper.models.protocol import DetectorModel
+from sniper.models.protocol import DetectorModel, SelectDetections
 from sniper.models.spec import ON_BACKBONE, BackboneSpec, DetectorSpec, Precision
 from sniper.models.weights import fill_module
 from sniper.runs.initial import InitialWeights
@@ -41,6 +41,9 @@ class Detector:
     Attributes:
         detect: detects objects in (3, H, W) uint8 images on the device, whose sides may differ; returns the detections
             of each in its own frame.
+        detect_masks: detects objects, and returns those that are selected, with masks; None if the detector predicts no
+            masks.
+        mask_side: side of the grids of masks, cells; None if the detector predicts no masks.
         spec: levels and merging.
         categories: classes by label.
         device: device of the detector.
@@ -60,6 +63,8 @@ class Detector:
     device: torch.device
     min_score: float | None = None
     data: DataSpec = field(default_factory=DataSpec)
+    detect_masks: DetectMasks | None = None
+    mask_side: int | None = None
 
     @classmethod
     def load(
@@ -122,8 +127,12 @@ class Detector:
         device: torch.device,
     ) -> "Detector":
         """Wrap a model that is in evaluation mode and on its device."""
+        copy = model.for_inference()
+        options = {"precision": spec.predict.precision, "device": device}
         return cls(
-            detect=partial(_detect, model.for_inference(), precision=spec.predict.precision, device=device),
+            detect=partial(_detect, copy, **options),
+            detect_masks=None if model.spec.mask_side is None else partial(_detect_masks, copy, **options),
+            mask_side=model.spec.mask_side,
             spec=spec.predict,
             categories=categories,
             device=device,
@@ -189,9 +198,15 @@ class Detector:
             yield merged if min_score is None else merged.confident(min_score)
 
     def search(
-        self, images: Iterable[ImageSource], *, channels: Channels = "RGB"
+        self, images: Iterable[ImageSource], *, channels: Channels = "RGB", with_masks: bool = True
     ) -> Iterator[SearchResult | None]:
-        """Detect objects in many images at all levels, without merging. See `predict_many`."""
+        """Detect objects in many images at all levels, without merging. See `predict_many`.
+
+        Args:
+            images: as for `predict_many`.
+            channels: as for `predict`.
+            with_masks: whether to predict masks, if the detector does.
+        """
         search = Search(
             detect=self.detect,
             levels=self.spec.levels,
@@ -201,6 +216,7 @@ class Detector:
             device=self.device,
             data=self.data,
             channels=channels,
+            detect_masks=self.detect_masks if with_masks else None,
         )
         return search(images)
 
@@ -303,12 +319,28 @@ def _detect(
         return model.detect(images)
 
 
+def _detect_masks(
+    model: DetectorModel,
+    images: Sequence[torch.Tensor],
+    select: SelectDetections,
+    *,
+    precision: Precision,
+    device: torch.device,
+) -> Sequence[Detections]:
+    with torch.inference_mode(), autocast(precision, device):
+        return model.detect_masks(images, select)
+
+
 def to_coco(
     detections: Detections, *, image_id: int | str, categories: tuple[Category, ...]
 ) -> list[dict[str, Any]]:
-    """Convert the detections of one image to COCO results: boxes as xywh to 0.01 px, scores to 5 digits."""
+    """Convert the detections of one image to COCO results: boxes as xywh to 0.01 px, scores to 5 digits.
+
+    Masks are run-length encodings at the size of the image (`segmentation`).
+    """
     boxes, scores = round_detections(detections)
-    return [
+    masks = [] if detections.masks is None else detections.masks.to_rle().to_coco()
+    entries = [
         {
             "image_id": image_id,
             "category_id": categories[label].category_id,
@@ -317,6 +349,9 @@ def to_coco(
         }
         for box, score, label in zip(boxes.tolist(), scores, detections.labels.tolist(), strict=True)
     ]
+    for entry, mask in zip(entries, masks, strict=False):
+        entry["segmentation"] = mask
+    return entries
 
 
 def round_detections(detections: Detections) -> tuple[Float[np.ndarray, "n 4"], list[float]]:

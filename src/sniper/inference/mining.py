@@ -185,6 +185,7 @@ def mine_alarms(
         detector = Detector.from_model(
             weights.load(spec, device), spec=spec, categories=weights.categories, device=device
         )
+        detector = replace(detector, detect_masks=None)  # false alarms are boxes
         found = detector.predict_many(dataset[index] for index in indices if index in drawn)
         for index in indices:
             detections = next(found) if index in drawn else Detections.empty()

@@ -129,7 +129,7 @@ def search_to_file(
     dependencies = _dependencies(detector, source)
     store = BoxStore.start(
         target.with_name(f".{target.name}.parts"),
-        ExactEncoding(num_classes=len(detector.categories)),
+        ExactEncoding(num_classes=len(detector.categories), mask_side=detector.mask_side),
         images=ImageList(digest=files, count=len(images), name="this search"),
         source=dependencies,
         existing=existing,

@@ -22,8 +22,10 @@ from sniper.data.images.tiff import TiffReader
 from sniper.data.spec import DataSpec
 from sniper.errors import ImageError, OutOfMemory
 from sniper.geometry import Detections
+from sniper.geometry.boxes import Sides
 from sniper.inference.sources import Channels, ImageSource, open_source
 from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
+from sniper.models.protocol import SelectDetections
 
 _GROUP_PIXELS = 64_000_000  # of decoded images searched together
 _GROUP_IMAGES = 32
@@ -32,6 +34,10 @@ _THREADS = min(os.cpu_count() or 1, 8)
 
 Detect = Callable[[Sequence[torch.Tensor]], Sequence[Detections]]
 """Detects objects in (3, H, W) uint8 images on a device, whose sides may differ; returns those of each in its frame."""
+
+
+DetectMasks = Callable[[Sequence[torch.Tensor], SelectDetections], Sequence[Detections]]
+"""Detects objects as `Detect` does, and returns those that are selected, with masks."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +68,7 @@ class Search:
         device: device of the detector.
         data: how images are read, and whether those that cannot be are skipped.
         channels: order of the colours in arrays and tensors.
+        detect_masks: used in place of `detect` if masks are wanted.
     """
 
     detect: Detect
@@ -72,6 +79,7 @@ class Search:
     device: torch.device
     data: DataSpec
     channels: Channels = "RGB"
+    detect_masks: DetectMasks | None = None
 
     def __call__(self, sources: Iterable[ImageSource]) -> Iterator[SearchResult | None]:
         """Search images, and iterate the results in order: None for an image that cannot be read and is skipped.
@@ -104,7 +112,7 @@ class Search:
             for task, pixels in zip(batch.tasks, batch.wait_for_pixels(self.data), strict=True)
             if pixels is not None
         ]
-        detected = self._detect([pixels for _, pixels in read], limit)
+        detected = self._detect(read, limit)
         for (task, _), detections in zip(read, detected, strict=True):
             task.image.windows.append(
                 WindowDetections.of(task.window, detections, in_valid_range=self.in_valid_range)
@@ -115,15 +123,20 @@ class Search:
                 yield None if image.is_bad else image.result()
 
     def _detect(
-        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], limit: "_MemoryLimit"
+        self, read: Sequence[tuple["_Task", UInt8[np.ndarray, "_ _ 3"]]], limit: "_MemoryLimit"
     ) -> list[Detections]:
         """Run the detector, on one half after the other where a batch does not fit into the device's memory."""
-        if not images:
+        if not read:
             return []
+        images = [pixels for _, pixels in read]
         try:
-            detected = self.detect(
-                [torch.from_numpy(pixels).permute(2, 0, 1).to(self.device) for pixels in images]
-            )
+            tensors = [torch.from_numpy(pixels).permute(2, 0, 1).to(self.device) for pixels in images]
+            if self.detect_masks is None:
+                detected = self.detect(tensors)
+            else:
+                detected = self.detect_masks(
+                    tensors, lambda index, detections: self._select(read[index][0].window, detections)
+                )
         except torch.OutOfMemoryError as error:
             if len(images) == 1:
                 height, width = images[0].shape[:2]
@@ -140,7 +153,17 @@ class Search:
         torch.cuda.empty_cache()
         half = len(images) // 2
         limit.pixels = min(limit.pixels, sum(pixels.shape[0] * pixels.shape[1] for pixels in images) / 2)
-        return self._detect(images[:half], limit) + self._detect(images[half:], limit)
+        return self._detect(read[:half], limit) + self._detect(read[half:], limit)
+
+    def _select(self, window: Window, detections: Detections) -> Detections:
+        """Select the detections whose masks are predicted: those that can remain after merging.
+
+        A mask is predicted while the features of its window are there. Features of all windows of a large image do not
+        fit into memory, and computing them again after merging would double the time of the search. See
+        docs/decisions/0024-masks.md.
+        """
+        is_kept, _ = window.keeps(detections.boxes, in_valid_range=self.in_valid_range)
+        return detections[is_kept]
 
     def _batches(self, sources: Iterable[ImageSource], limit: "_MemoryLimit") -> Iterator["_Batch"]:
         for group in _groups(sources, self.data, self.channels):
@@ -201,7 +224,10 @@ class _Image:
 
     def result(self) -> SearchResult:
         """Join the detections of all windows."""
-        return SearchResult(width=self.width, height=self.height, detections=join_windows(self.windows))
+        joined = join_windows(self.windows)
+        if joined.masks is not None:
+            joined = joined.with_masks(joined.masks.in_image(Sides(self.width, self.height)))
+        return SearchResult(width=self.width, height=self.height, detections=joined)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -31,6 +31,7 @@ from sniper.files import (
     remove_folder,
 )
 from sniper.geometry import Detections
+from sniper.geometry.detection_masks import DetectionMasks
 from sniper.runs.lock import FOLDER_LOCK
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 from sniper.specs import parse_json
@@ -49,26 +50,35 @@ _NUM_STEPS = 65_535  # that a side of an image is divided into by 16-bit boxes
 
 
 class ExactEncoding:
-    """Detections exactly as they are, 44 bytes each.
+    """Detections exactly as they are, 44 bytes each; with masks, the bytes of their grids and 40 more.
 
     `encode` returns an (n,) array of `dtype`, `decode` the detections again; it raises a ValueError for other rows than
     `encode` returns.
 
     Args:
         num_classes: of the detector.
+        mask_side: of the grids of masks, cells; None without masks.
     """
 
     kind = "detections"
     error: type[SniperError] = DetectionsError
-    dtype = np.dtype([("box", "<f8", 4), ("score", "<f8"), ("label", "<i4")])
 
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
+    def __init__(self, num_classes: int, *, mask_side: int | None = None) -> None:
+        self._num_classes, self._mask_side = num_classes, mask_side
+        fields: list[Any] = [("box", "<f8", 4), ("score", "<f8"), ("label", "<i4")]
+        if mask_side is not None:
+            fields += [("grid", "u1", (mask_side, mask_side)), ("mask_box", "<f8", 4), ("sides", "<i4", 2)]
+        self.dtype = np.dtype(fields)
 
     def encode(self, index: int, detections: Detections) -> np.ndarray:
         """Encode the detections of an image."""
         rows = np.empty(len(detections), dtype=self.dtype)
         rows["box"], rows["score"], rows["label"] = detections.boxes, detections.scores, detections.labels
+        if self._mask_side is not None and len(detections):
+            masks = detections.masks
+            if masks is None:
+                raise ValueError(f"the detections of image {index} have no masks")
+            rows["grid"], rows["mask_box"], rows["sides"] = masks.grids, masks.boxes, masks.sides
         return rows
 
     def decode(self, index: int, rows: np.ndarray) -> Detections:
@@ -84,7 +94,15 @@ class ExactEncoding:
             boxes=rows["box"].astype(np.float64),
             scores=rows["score"].astype(np.float64),
             labels=rows["label"].astype(np.int64),
+            masks=None if self._mask_side is None else self._decode_masks(rows),
         )
+
+    @staticmethod
+    def _decode_masks(rows: np.ndarray) -> DetectionMasks:
+        boxes, sides = rows["mask_box"].astype(np.float64), rows["sides"].astype(np.int32)
+        if not (np.isfinite(boxes).all() and (sides > 0).all()):
+            raise ValueError("the box of a mask is not finite, or its image has no sides")
+        return DetectionMasks(grids=rows["grid"].copy(), boxes=boxes, sides=sides)
 
 
 class ProposalEncoding:

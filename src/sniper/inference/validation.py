@@ -170,7 +170,8 @@ class _SharedSearch:
     def __call__(self, indices: Sequence[int], specs: Sequence[PredictSpec]) -> list[dict[int, Detections]]:
         """Return for each way to merge the detections of all images that could be read, by index, in order."""
         share = indices[self.processes.rank :: self.processes.world_size]
-        results = self.detector.search(self.images[index] for index in share)
+        # Ways to merge and scores to show are chosen by boxes; masks for all ways would take gigabytes.
+        results = self.detector.search((self.images[index] for index in share), with_masks=False)
         rows = []
         for index, result in zip(share, results, strict=True):
             if result is not None:

@@ -7,7 +7,7 @@ dropped where another window or level has detected the whole object.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -178,6 +178,23 @@ class Window:
         is_responsible = in_x & in_y
         return is_responsible, is_responsible & (shared_in_x | shared_in_y)
 
+    def keeps(
+        self, boxes: Float[np.ndarray, "n 4"], *, in_valid_range: bool
+    ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """Check which boxes of its frame are kept: those that this window is responsible for.
+
+        Args:
+            boxes: (n, 4) xyxy, in the window's frame.
+            in_valid_range: keep only boxes with a size in the valid range of the level.
+
+        Returns:
+            (n,) which are kept, and for which a neighbouring window is responsible, too.
+        """
+        is_kept, is_shared = self.responsible(boxes)
+        if in_valid_range:
+            is_kept = is_kept & self.level.valid_range.contains(self.to_image(boxes))
+        return is_kept, is_shared
+
     def _to_level(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
         x, y, _, _ = self.corners
         return boxes + np.array([x, y, x, y])
@@ -243,15 +260,12 @@ class WindowDetections:
             detections: all of its detections, in its frame.
             in_valid_range: select only boxes with a size in the valid range of the level.
         """
-        in_image = replace(detections, boxes=window.to_image(detections.boxes))
-        is_responsible, is_shared = window.responsible(detections.boxes)
-        if in_valid_range:
-            is_responsible = is_responsible & window.level.valid_range.contains(in_image.boxes)
+        is_kept, is_shared = window.keeps(detections.boxes, in_valid_range=in_valid_range)
         return cls(
             level=window.level.index,
-            detections=in_image[is_responsible],
-            is_truncated=window.is_truncated(detections.boxes)[is_responsible],
-            is_shared=is_shared[is_responsible],
+            detections=_to_image(detections[is_kept], window.to_image),
+            is_truncated=window.is_truncated(detections.boxes)[is_kept],
+            is_shared=is_shared[is_kept],
         )
 
     @classmethod
@@ -273,7 +287,7 @@ class WindowDetections:
             (chip.y + visible.height < level.height, y2 > visible.height - _BORDER),
         ):
             is_truncated |= ends & is_inner
-        in_image = replace(detections, boxes=chip.to_image(detections.boxes))
+        in_image = _to_image(detections, chip.to_image)
         is_kept = np.ones(len(detections), dtype=np.bool_)
         if in_valid_range:
             is_kept = level.valid_range.contains(in_image.boxes)
@@ -283,6 +297,18 @@ class WindowDetections:
             is_truncated=is_truncated[is_kept],
             is_shared=np.ones(int(is_kept.sum()), dtype=np.bool_),
         )
+
+
+def _to_image(
+    detections: Detections, convert: Callable[[Float[np.ndarray, "n 4"]], Float[np.ndarray, "n 4"]]
+) -> Detections:
+    """Convert detections to the image frame, boxes and masks."""
+    masks = detections.masks
+    return replace(
+        detections,
+        boxes=convert(detections.boxes),
+        masks=None if masks is None else masks.with_boxes(convert(masks.boxes)),
+    )
 
 
 def join_windows(windows: Sequence[WindowDetections]) -> Detections:

@@ -20,9 +20,9 @@ Chips and search know nothing else of a detector. An adapter for the detectors o
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -34,6 +34,9 @@ from sniper.geometry.boxes import Sides
 from sniper.models.spec import DetectorSpec
 
 GRID = 64  # pixels; a multiple of all strides
+
+SelectDetections = Callable[[int, Detections], Detections]
+"""Returns some of the detections of an image, by its index; the frame of their boxes stays the same."""
 
 
 @runtime_checkable
@@ -117,9 +120,6 @@ class DetectorModel(nn.Module, ABC):
         num_classes: without background.
     """
 
-    second_stage: ClassVar[str | None] = None
-    """Name of the submodule that the training of the RPN alone leaves out; None if there is no RPN."""
-
     def __init__(self, spec: DetectorSpec, *, num_classes: int) -> None:
         super().__init__()
         self.spec = spec
@@ -129,6 +129,11 @@ class DetectorModel(nn.Module, ABC):
     @abstractmethod
     def trunk(self) -> nn.Module:
         """The backbone's convolutions, which `train.compile` compiles."""
+
+    @property
+    def second_stage(self) -> tuple[nn.Module, ...]:
+        """The submodules that the training of the RPN alone leaves out; none if there is no RPN."""
+        return ()
 
     @property
     @abstractmethod
@@ -145,7 +150,7 @@ class DetectorModel(nn.Module, ABC):
             batch: on the detector's device.
 
         Returns:
-            Losses by name, to be added up; those that begin with `rpn_`, `head_` or `mask_` have a curve on the page of
+            Losses by name, to be added up; those that begin with `rpn_`, `head_` or `mask` have a curve on the page of
             the run. And counts, any of these: `positives`, the positive proposals of a second
             stage; `correct`, those of them whose most probable class is right; and those of `count_chips`, without
             which `negatives.dose: auto` keeps its first value.
@@ -163,6 +168,23 @@ class DetectorModel(nn.Module, ABC):
             to the same sides.
         """
 
+    def detect_masks(
+        self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]], select: SelectDetections
+    ) -> list[Detections]:
+        """Detect objects as `detect` does, and predict the masks of those that are selected.
+
+        Args:
+            images: as for `detect`.
+            select: returns the detections of an image to keep, of all its detections.
+
+        Returns:
+            The detections that are kept, with masks.
+
+        Raises:
+            ValueError: if the detector predicts no masks.
+        """
+        raise ValueError("this detector predicts no masks")
+
     def losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:
         """Compute the losses of a batch of chips; see `losses_and_counts`."""
         return self.losses_and_counts(batch)[0]
@@ -178,7 +200,10 @@ class DetectorModel(nn.Module, ABC):
 class ProposingModel(DetectorModel):
     """A detector with a region proposal network, which can be trained alone and mines negative chips."""
 
-    second_stage: ClassVar[str]
+    @property
+    @abstractmethod
+    def second_stage(self) -> tuple[nn.Module, ...]:
+        """The submodules that the training of the RPN alone leaves out."""
 
     @abstractmethod
     def rpn_losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:

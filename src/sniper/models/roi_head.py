@@ -1,9 +1,11 @@
 """The second stage: classifies proposals and regresses their boxes; trained without sampling (SNIPER §3.4, §4)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import nn
 from torch.nn import functional
 from torchvision.ops import MultiScaleRoIAlign, RoIAlign
@@ -13,6 +15,23 @@ from sniper.models.box_coder import BoxCoder
 from sniper.models.deformable import DeformableRoIPool
 from sniper.models.matching import Match, match_proposals
 from sniper.models.spec import RoIHeadSpec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Positives:
+    """The proposals of a batch, and which of them are on an object.
+
+    Attributes:
+        proposals: (r, 4) xyxy, chip frame, those of one chip after those of another.
+        chips: (r,) the chip of each, ascending.
+        box_index: (r,) for each positive, the index of its object in its chip; undefined for the others.
+        is_positive: (r,) whether each is on an object, and no padding.
+    """
+
+    proposals: Float[torch.Tensor, "r 4"]
+    chips: Int[torch.Tensor, " r"]
+    box_index: Int[torch.Tensor, " r"]
+    is_positive: Bool[torch.Tensor, " r"]
 
 
 class RoIHead(nn.Module):
@@ -31,7 +50,13 @@ class RoIHead(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.pool = _build_pool(spec, num_channels=num_channels, strides=strides)
+        self.pool, _ = build_pool(
+            spec.channels,
+            pool_size=spec.pool_size,
+            num_channels=num_channels,
+            strides=strides,
+            pooling=spec.pooling,
+        )
         self.first = nn.Linear(spec.channels * spec.pool_size**2, spec.hidden_dim)
         self.second = nn.Linear(spec.hidden_dim, spec.hidden_dim)
         self.classes = nn.Linear(spec.hidden_dim, num_classes + 1)
@@ -70,7 +95,10 @@ class RoIHead(nn.Module):
         is_real: Sequence[Bool[torch.Tensor, " _"]],
         targets: ChipTargets[torch.Tensor],
     ) -> tuple[
-        dict[str, Float[torch.Tensor, ""]], dict[str, Float[torch.Tensor, ""]], Float[torch.Tensor, " b"]
+        dict[str, Float[torch.Tensor, ""]],
+        dict[str, Float[torch.Tensor, ""]],
+        Float[torch.Tensor, " b"],
+        Positives,
     ]:
         """Compute the losses of all proposals against the objects of each chip, and count how many are right.
 
@@ -84,7 +112,7 @@ class RoIHead(nn.Module):
             `head_class`, the mean over the proposals of a chip that are not ignored, and `head_box`, the sum over its
             positives divided by the same number and times `box_loss_weight`; both averaged over chips. And two counts
             over all chips: `positives`, the positive proposals, and `correct`, those whose most probable class is that
-            of their object. And (B,) what each chip adds to `head_class`, without gradient.
+            of their object. And (B,) what each chip adds to `head_class`, without gradient; and the positives.
         """
         logits, deltas = self(maps, proposals)
         boxes, labels = targets.boxes, targets.labels
@@ -115,7 +143,10 @@ class RoIHead(nn.Module):
         is_correct = has_box & (logits.argmax(dim=1) == target_labels)
         counts = {"positives": has_box.float().sum(), "correct": is_correct.float().sum()}
         of_chips = of_proposals.new_zeros(len(targets)).index_add_(0, chips, of_proposals.detach())
-        return losses, counts, of_chips
+        positives = Positives(
+            proposals=all_proposals, chips=chips, box_index=matches.box_index, is_positive=has_box
+        )
+        return losses, counts, of_chips, positives
 
     def detect(
         self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Sequence[torch.Tensor]
@@ -131,18 +162,24 @@ class RoIHead(nn.Module):
 class _SingleMapPool(nn.Module):
     """A 1×1 convolution that reduces channels, then RoIAlign or deformable RoI pooling."""
 
-    def __init__(self, spec: RoIHeadSpec, *, num_channels: int, stride: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        pool_size: int,
+        num_channels: int,
+        stride: int,
+        pooling: Literal["align", "deformable"],
+    ) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(num_channels, spec.channels, 1)
+        self.reduce = nn.Conv2d(num_channels, channels, 1)
         nn.init.kaiming_normal_(self.reduce.weight, nonlinearity="relu")
         nn.init.zeros_(self.reduce.bias)  # type: ignore[arg-type]
         self.cells: nn.Module
-        if spec.pooling == "deformable":
-            self.cells = DeformableRoIPool(
-                spec.channels, output_size=spec.pool_size, spatial_scale=1 / stride
-            )
+        if pooling == "deformable":
+            self.cells = DeformableRoIPool(channels, output_size=pool_size, spatial_scale=1 / stride)
         else:
-            self.cells = RoIAlign(spec.pool_size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
+            self.cells = RoIAlign(pool_size, spatial_scale=1 / stride, sampling_ratio=2, aligned=True)
 
     def forward(
         self, maps: Sequence[Float[torch.Tensor, "b c y x"]], rois: list[torch.Tensor]
@@ -155,11 +192,11 @@ class _SingleMapPool(nn.Module):
 class _PyramidPool(nn.Module):
     """RoIAlign from the feature map that fits the size of each RoI (Lin et al. 2017, §4.2)."""
 
-    def __init__(self, spec: RoIHeadSpec, *, strides: Sequence[int]) -> None:
+    def __init__(self, *, pool_size: int, strides: Sequence[int]) -> None:
         super().__init__()
         self._strides = tuple(strides[:-1])
         names = [str(stride) for stride in self._strides]
-        self.cells = MultiScaleRoIAlign(names, output_size=spec.pool_size, sampling_ratio=2)
+        self.cells = MultiScaleRoIAlign(names, output_size=pool_size, sampling_ratio=2)
 
     def forward(
         self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], rois: list[torch.Tensor]
@@ -170,7 +207,29 @@ class _PyramidPool(nn.Module):
         return pooled
 
 
-def _build_pool(spec: RoIHeadSpec, *, num_channels: int, strides: Sequence[int]) -> nn.Module:
+def build_pool(
+    channels: int,
+    *,
+    pool_size: int,
+    num_channels: int,
+    strides: Sequence[int],
+    pooling: Literal["align", "deformable"] = "align",
+) -> tuple[nn.Module, int]:
+    """Build the pooling of the features of RoIs from all feature maps.
+
+    Args:
+        channels: to which a single map is reduced before; not used with a feature pyramid.
+        pool_size: side of the pooled grid, cells.
+        num_channels: channels of each feature map.
+        strides: strides of the feature maps, finest first.
+        pooling: of a single map.
+
+    Returns:
+        A module of maps and RoIs, and the channels that it returns.
+    """
     if len(strides) > 1:
-        return _PyramidPool(spec, strides=strides)
-    return _SingleMapPool(spec, num_channels=num_channels, stride=strides[0])
+        return _PyramidPool(pool_size=pool_size, strides=strides), num_channels
+    pool = _SingleMapPool(
+        channels, pool_size=pool_size, num_channels=num_channels, stride=strides[0], pooling=pooling
+    )
+    return pool, channels

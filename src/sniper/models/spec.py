@@ -107,6 +107,28 @@ class RoIHeadSpec:
 
 
 @spec_dataclass
+class MaskHeadSpec:
+    """The head that predicts the mask of each object (He et al. 2017); defaults are theirs.
+
+    Attributes:
+        channels: of its convolutions.
+        num_convs: 3×3 convolutions before the deconvolution.
+        class_agnostic: whether there is one mask for each box, or else one for each class.
+        pool_size: side of the pooled grid, cells; masks have twice as many.
+        loss_weight: factor of the loss of masks.
+        batch_size_per_image: positive proposals with a mask that are trained on in each chip, at most; drawn by its
+            seed.
+    """
+
+    channels: Annotated[PositiveInt, Le(_MAX_WIDTH)] = 256
+    num_convs: Annotated[int, Ge(1), Le(16)] = 4
+    class_agnostic: bool = False
+    pool_size: Annotated[int, Ge(2), Le(_MAX_POOL_SIZE)] = 14
+    loss_weight: PositiveFloat = 1.0
+    batch_size_per_image: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 64
+
+
+@spec_dataclass
 class TorchvisionSpec:
     """What only the detectors of torchvision have, with `model.kind: torchvision`.
 
@@ -151,6 +173,8 @@ class TransformersSpec:
     detections_per_window: Annotated[PositiveInt, Le(_MAX_PROPOSALS)] = 300
 
 
+_TORCHVISION_MASK_SIDE = 28  # cells
+
 ON_BACKBONE = ("fcos", "retinanet", "faster_rcnn")
 """Detectors of torchvision on `model.backbone`; the others are named after torchvision's builders."""
 
@@ -178,6 +202,8 @@ class DetectorSpec:
         backbone: the feature extractor.
         rpn: the first stage.
         roi_head: the second stage.
+        mask_head: predicts the mask of each object; `null` without masks. Derived settings have it where the data set
+            has masks.
         torchvision: what only the detectors of torchvision have.
         transformers: what only the detectors of transformers have.
     """
@@ -190,6 +216,7 @@ class DetectorSpec:
     backbone: BackboneSpec = BackboneSpec()
     rpn: RPNSpec = RPNSpec()
     roi_head: RoIHeadSpec = RoIHeadSpec()
+    mask_head: MaskHeadSpec | None = None
     torchvision: TorchvisionSpec = TorchvisionSpec()
     transformers: TransformersSpec = TransformersSpec()
 
@@ -199,6 +226,13 @@ class DetectorSpec:
         if self.kind == "torchvision":
             return (self.name or "").startswith(("faster", "mask"))
         return self.kind == "two_stage"
+
+    @property
+    def mask_side(self) -> int | None:
+        """Side of the masks that the detector predicts, cells; None if it predicts none."""
+        if self.kind == "torchvision":
+            return _TORCHVISION_MASK_SIDE if (self.name or "").startswith("mask") else None
+        return None if self.mask_head is None else 2 * self.mask_head.pool_size
 
     @property
     def starts_from_library(self) -> bool:
@@ -256,7 +290,7 @@ class DetectorSpec:
             raise ValueError(
                 "weights: is of kind torchvision; a detector of transformers has those of its name"
             )
-        for section in ("backbone", "rpn", "roi_head"):
+        for section in ("backbone", "rpn", "roi_head", "mask_head"):
             if getattr(self, section) != type(self).__dataclass_fields__[section].default:
                 raise ValueError(f"{section}: a detector of transformers does not have this section")
 
@@ -266,7 +300,7 @@ class DetectorSpec:
             raise ValueError(
                 "name: is missing; kind torchvision needs the name of a detector, such as fcos_resnet50_fpn"
             )
-        for section in ("rpn", "roi_head"):
+        for section in ("rpn", "roi_head", "mask_head"):
             if getattr(self, section) != type(self).__dataclass_fields__[section].default:
                 raise ValueError(f"{section}: is a section of kind two_stage, not of torchvision")
         defaults: tuple[tuple[str, object], ...] = ()

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,11 +13,13 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.models.backbone import Backbone
 from sniper.models.folding import fold_batch_norm
+from sniper.models.mask_head import MaskHead
 from sniper.models.protocol import (
     BatchLike,
     ClassLayout,
     Proposals,
     ProposingModel,
+    SelectDetections,
     count_chips,
     pad_images,
     to_detections,
@@ -28,6 +30,9 @@ from sniper.models.spec import DetectorSpec
 
 CLASS_TENSORS = ("roi_head.classes.weight", "roi_head.classes.bias")
 """Names of the tensors with a row for each class, and one for the background after them."""
+
+MASK_TENSORS = ("mask_head.predictor.mask_fcn_logits.weight", "mask_head.predictor.mask_fcn_logits.bias")
+"""Names of the tensors with a row for each class, if masks are of classes."""
 
 
 class TwoStageDetector(ProposingModel):
@@ -43,8 +48,6 @@ class TwoStageDetector(ProposingModel):
         WeightsError: if its weights cannot be loaded.
     """
 
-    second_stage: ClassVar[str] = "roi_head"
-
     def __init__(self, spec: DetectorSpec, *, num_classes: int, has_weights: bool = True) -> None:
         super().__init__(spec, num_classes=num_classes)
         self.backbone = Backbone(
@@ -55,6 +58,11 @@ class TwoStageDetector(ProposingModel):
         self.roi_head = RoIHead(
             spec.roi_head, num_channels=num_channels, strides=strides, num_classes=num_classes
         )
+        self.mask_head = None
+        if spec.mask_head is not None:
+            self.mask_head = MaskHead(
+                spec.mask_head, num_channels=num_channels, strides=strides, num_classes=num_classes
+            )
 
     @property
     def trunk(self) -> nn.Module:
@@ -64,8 +72,16 @@ class TwoStageDetector(ProposingModel):
 
     @property
     def class_layouts(self) -> Mapping[str, ClassLayout]:
-        """The classifier of the second stage."""
-        return dict.fromkeys(CLASS_TENSORS, ClassLayout(background="last"))
+        """The classifier of the second stage, and the masks of classes."""
+        layouts = dict.fromkeys(CLASS_TENSORS, ClassLayout(background="last"))
+        if self.spec.mask_head is None or self.spec.mask_head.class_agnostic:
+            return layouts
+        return layouts | dict.fromkeys(MASK_TENSORS, ClassLayout())
+
+    @property
+    def second_stage(self) -> tuple[nn.Module, ...]:
+        """The head of classes and boxes, and that of masks."""
+        return (self.roi_head,) if self.mask_head is None else (self.roi_head, self.mask_head)
 
     def for_inference(self) -> Self:
         """Return a copy for inference, whose batch norm is folded into the convolutions before it."""
@@ -85,11 +101,12 @@ class TwoStageDetector(ProposingModel):
             batch: on the detector's device.
 
         Returns:
-            Four losses by name, to be added up. A chip without valid boxes contributes nothing to `rpn_box`, one
-            without any box nothing to `head_box` either. And counts that are no losses: `positives`, the positive
-            proposals of the second stage; `correct`, those of them whose most probable class is right;
-            `negative_chips`, the chips without a valid box; and the sums of the classification losses of both stages
-            over these chips, `negative_loss`, and over the others, `positive_loss`.
+            Four losses by name, to be added up, and `mask` if there is a mask head. A chip without valid boxes
+            contributes nothing to `rpn_box`, one without any box nothing to `head_box` and `mask` either. And
+            counts that are no losses: `positives`, the positive proposals of the second stage; `correct`, those of
+            them whose most probable class is right; `negative_chips`, the chips without a valid box; and the sums of
+            the classification losses of both stages over these chips, `negative_loss`, and over the others,
+            `positive_loss`.
         """
         targets = batch.targets
         maps = self.backbone(batch.images)
@@ -103,7 +120,7 @@ class TwoStageDetector(ProposingModel):
             valid_sizes=targets.valid_sizes,
         )
         valid_boxes = [boxes[:count] for boxes, count in zip(targets.boxes, targets.num_valid, strict=True)]
-        head_losses, counts, class_of_chips = self.roi_head.losses(
+        head_losses, counts, class_of_chips, positives = self.roi_head.losses(
             maps,
             [torch.cat(boxes) for boxes in zip(proposals.boxes, valid_boxes, strict=True)],
             is_real=[
@@ -112,6 +129,8 @@ class TwoStageDetector(ProposingModel):
             ],
             targets=targets,
         )
+        if self.mask_head is not None:
+            head_losses |= self.mask_head.losses(maps, positives, targets)
         of_chips = (objectness_of_chips + class_of_chips) * len(targets)
         return rpn_losses | head_losses, counts | count_chips(targets, of_chips)
 
@@ -136,7 +155,20 @@ class TwoStageDetector(ProposingModel):
             The detections of each image, in its own frame, before non-maximum suppression: one for each proposal and
             class whose score is at least `roi_head.score_threshold`.
         """
+        return self._detect(*self._features(images))
+
+    @torch.no_grad()
+    def detect_masks(
+        self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]], select: SelectDetections
+    ) -> list[Detections]:
+        """Detect objects, and predict the masks of those that are selected; see `DetectorModel.detect_masks`."""
+        if self.mask_head is None:
+            return super().detect_masks(images, select)
         maps, image_sides = self._features(images)
+        detections = self._detect(maps, image_sides)
+        return self.mask_head.predict(maps, [select(index, each) for index, each in enumerate(detections)])
+
+    def _detect(self, maps: Sequence[torch.Tensor], image_sides: Sequence[Sides]) -> list[Detections]:
         proposals = [proposals.boxes for proposals in self._propose(maps, image_sides)]
         detections = []
         for (boxes, scores), sides in zip(self.roi_head.detect(maps, proposals), image_sides, strict=True):

@@ -25,7 +25,7 @@ from sniper.errors import ConfigError, OutOfMemory, counted
 from sniper.models.build import choose_precision
 from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
-from sniper.planning.experiment import suggest_experiment
+from sniper.planning.experiment import suggest_experiment, with_mask_head
 from sniper.planning.measure import Measurement, measure
 from sniper.planning.suggest import CHIP_SIZES, suggest_pyramid
 from sniper.reports.page import resize_rule, sizes_text
@@ -259,12 +259,14 @@ def _complete(
         neck=_choose_neck(given),
         model=given.spec.model,
         on_gpu=on_gpu,
+        has_masks=dataset.masks is not None,
     )
     derived = replace(derived, predict=replace(derived.predict, max_detections=_max_detections(dataset)))
     if train.rpn_only:
         derived = replace(derived, negatives=NegativeSpec(), mine=MineSpec())
     if given.model is not None:
-        derived = replace(derived, model=given.model)
+        model = with_mask_head(given.model, has_masks=dataset.masks is not None, on_gpu=on_gpu)
+        derived = replace(derived, model=model)
     experiment = merge_experiment(derived, given.config, overrides=given.overrides)
     if not given.has("predict.levels"):
         levels = widened(experiment.pyramid.levels)
@@ -535,6 +537,9 @@ def _describe_model(model: DetectorSpec, *, device: torch.device) -> list[tuple[
             "model.backbone.neck",
         ),
     ]
+    if model.mask_head is not None:
+        value = f"{counted(model.mask_head.num_convs, 'convolution')} of {model.mask_head.channels} channels"
+        rows.append(("mask head", value, "the data set has masks", "model.mask_head"))
     field, sizes = "model.rpn.anchor_sizes", model.rpn.anchor_sizes
     if model.kind == "torchvision":
         if model.anchor_sizes is None:

@@ -13,7 +13,7 @@ import numpy as np
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec, TrainSpec
 from sniper.data.spec import DataSpec
-from sniper.models.spec import BackboneSpec, DetectorSpec, RoIHeadSpec, RPNSpec
+from sniper.models.spec import BackboneSpec, DetectorSpec, MaskHeadSpec, RoIHeadSpec, RPNSpec
 from sniper.planning.cost import CostPlan
 from sniper.training.pace import SEARCH_SHARE
 
@@ -45,6 +45,7 @@ def suggest_experiment(
     neck: Literal["concat", "fpn"] = "fpn",
     model: DetectorSpec | None = None,
     on_gpu: bool = False,
+    has_masks: bool = False,
 ) -> ExperimentSpec:
     """Return an experiment that trains on the chips of a plan and predicts at the same levels.
 
@@ -58,6 +59,7 @@ def suggest_experiment(
         neck: of the backbone; with a feature pyramid each of its maps has anchors of one size.
         model: the detector, of which the kind and the name are kept; None is that of this package.
         on_gpu: whether to train on a GPU, with a larger network and batch.
+        has_masks: whether the training set has masks, which a mask head then learns.
     """
     batch_size = batch_size or suggest_batch_size(cost, on_gpu=on_gpu)
     steps = max(cost.num_steps(batch_size), 1)
@@ -69,7 +71,9 @@ def suggest_experiment(
         data=data,
         negatives=negatives,
         mine=mine,
-        model=_suggest_model(cost, model=model, neck=neck, on_gpu=on_gpu),
+        model=with_mask_head(
+            _suggest_model(cost, model=model, neck=neck, on_gpu=on_gpu), has_masks=has_masks, on_gpu=on_gpu
+        ),
         train=TrainSpec(
             epochs=epochs,
             batch_size=batch_size,
@@ -129,6 +133,21 @@ def _suggest_model(
         rpn=replace(rpn, channels=128),
         roi_head=RoIHeadSpec(channels=64, hidden_dim=512),
     )
+
+
+def with_mask_head(model: DetectorSpec, *, has_masks: bool, on_gpu: bool) -> DetectorSpec:
+    """Return the detector with a mask head if the data set has masks, and without one if it has none.
+
+    The head is the usual one on a GPU, a smaller one on a CPU. A detector that has one keeps it.
+    """
+    if model.kind != "two_stage" or (has_masks and model.mask_head is not None):
+        return model
+    head = None
+    if has_masks:
+        head = MaskHeadSpec()
+        if not on_gpu:
+            head = MaskHeadSpec(channels=_CPU_CHANNELS, num_convs=_CPU_CONVS, batch_size_per_image=16)
+    return replace(model, mask_head=head)
 
 
 def _suggest_on_backbone(cost: CostPlan, *, model: DetectorSpec, on_gpu: bool) -> DetectorSpec:

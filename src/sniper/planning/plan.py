@@ -122,6 +122,7 @@ def plan(
                 data=replace(base.data, train=source, follow_links=data.follow_links),
                 is_scored=is_scored,
                 batch_size=batch_size,
+                has_masks=data.masks is not None,
             )
         else:
             suggested = experiment.with_pyramid(suggestion.pyramid, train=source)

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,10 @@ def draw_detections(
 ) -> None:
     """Write a picture of an image with its detections; small images are enlarged, very large ones reduced.
 
-    Lines and letters suit the median size of the objects. A label that would cover another box or label is shortened to
-    its score, or left out. Without ground truth, each class has a colour. With ground truth, true positives, false
-    positives and false negatives (IoU 0.5) have one each. A legend below explains the colours.
+    Detections with a mask are outlined; the others have their box. Lines and letters suit the median size of the
+    objects. A label that would cover another box or label is shortened to its score, or left out. Without ground truth,
+    each class has a colour. With ground truth, true positives, false positives and false negatives (IoU 0.5) have one
+    each. A legend below explains the colours.
 
     Args:
         image: opened, see `open_image`.
@@ -113,12 +115,14 @@ class _Marks:
         boxes: (n, 4) xyxy, image frame.
         colors: of each box.
         texts: of each label: whole, and shortened.
+        outlines: of the masks of the first boxes: rings of (p, 2) xy, image frame; a box without rings is drawn itself.
         legend: colours and what they mean.
     """
 
     boxes: Float[np.ndarray, "n 4"]
     colors: Sequence[str]
     texts: Sequence[Sequence[str]]
+    outlines: Sequence[Sequence[Float[np.ndarray, "_ 2"]]]
     legend: Sequence[tuple[str, str]]
 
 
@@ -141,6 +145,7 @@ def _mark_classes(shown: Detections, names: Sequence[str]) -> _Marks:
         boxes=shown.boxes,
         colors=colors,
         texts=texts,
+        outlines=_outlines_of(shown),
         legend=legend or [(_BACKGROUND, "no detections")],
     )
 
@@ -170,8 +175,17 @@ def _mark_matches(shown: Detections, names: Sequence[str], truth: ImageRecord) -
             *([of_objects[index]] * (not has_one_class) for index in missed.tolist()),
             *([f"crowd: {of_objects[index]}", "crowd"] for index in crowds.tolist()),
         ],
+        outlines=_outlines_of(shown),
         legend=legend,
     )
+
+
+def _outlines_of(shown: Detections) -> list[list[Float[np.ndarray, "_ 2"]]]:
+    """Return the rings of the mask of each detection, holes among them."""
+    masks = shown.masks
+    if masks is None:
+        return []
+    return [[ring for part in masks.outlines(row) for ring in part] for row in range(len(masks))]
 
 
 def _label_texts(shown: Detections, names: Sequence[str]) -> list[list[str]]:
@@ -195,12 +209,18 @@ def _suit(sizes: Float[np.ndarray, " n"], *, long_side: int) -> tuple[int, int]:
 
 
 def _draw_marks(sheet: Image.Image, marks: _Marks, *, zoom: float, letters: int, line: int) -> None:
-    """Draw boxes around the objects, and labels where they cover nothing else."""
+    """Draw boxes around the objects or outlines of them, and labels where they cover nothing else."""
     draw = ImageDraw.Draw(sheet)
     outlines = np.round(marks.boxes * zoom) + np.array([-line, -line, line, line])
     outlines = np.clip(outlines, 0, [sheet.width - 1, sheet.height - 1] * 2)  # seen at the border, too
-    for outline, color in reversed(list(zip(outlines, marks.colors, strict=True))):  # the first on top
-        draw.rectangle(tuple(outline.tolist()), outline=color, width=line)
+    marked = zip_longest(outlines, marks.colors, marks.outlines, fillvalue=())
+    for outline, color, rings in reversed(list(marked)):  # the first on top
+        for ring in rings:
+            draw.line(
+                [tuple(point) for point in (ring * zoom).tolist()], fill=color, width=line, joint="curve"
+            )
+        if not rings:
+            draw.rectangle(tuple(outline.tolist()), outline=color, width=line)
     padding = max(letters // 6, 1)
 
     def measure(text: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from sniper.runs.run import Run
 
 _FIELD = "model.weights_from"
 _MAX_LISTED = 5
-_SECOND_STAGES = ("roi_head.", "net.roi_heads.")  # starts of names of tensors
+_SECOND_STAGES = ("roi_head.", "mask_head.", "net.roi_heads.")  # starts of names of tensors
 
 
 def has_initial_weights(spec: DetectorSpec) -> bool:
@@ -301,6 +301,11 @@ def _two_stage_architecture(spec: DetectorSpec, *, is_rpn_only: bool) -> dict[st
         for section, names in fields.items()
         for name in names
     }
+    if spec.mask_head is not None and not is_rpn_only:
+        values |= {
+            f"model.mask_head.{name}": getattr(spec.mask_head, name)
+            for name in ("channels", "num_convs", "class_agnostic", "pool_size")
+        }
     if spec.backbone.neck == "fpn":
         del values["model.backbone.num_feature_maps"]
     if is_rpn_only:

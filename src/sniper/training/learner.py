@@ -95,8 +95,9 @@ class Learner:
         self.spec, self.device, self.processes = spec, device, processes
         model = build_detector(spec.model, seed=spec.seed, num_classes=num_classes, has_weights=has_weights)
         self.model: DetectorModel = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        if spec.train.rpn_only and self.model.second_stage is not None:
-            self.model.get_submodule(self.model.second_stage).requires_grad_(False)
+        if spec.train.rpn_only:
+            for part in self.model.second_stage:
+                part.requires_grad_(False)
         self._ema = None
         if spec.train.ema_decay is not None:
             self._ema = ModelEmaV3(self.model, decay=spec.train.ema_decay, use_warmup=True)

@@ -1,14 +1,15 @@
-"""Faster R-CNN of torchvision, and the boxes of its Mask R-CNN, with SNIPER's labels.
+"""Faster R-CNN and Mask R-CNN of torchvision, with SNIPER's labels.
 
 The RPN learns the valid boxes: anchors on other boxes are ignored. Proposals out of the valid range are dropped; the
-head learns all objects, as in the paper.
+head learns all objects, as in the paper, and so does that of masks.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
@@ -18,22 +19,29 @@ from sniper.chips import ChipTargets
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.models.chip_boxes import ChipBoxes
+from sniper.models.mask_head import choose_masked, predict_masks, rasterize_targets
 from sniper.models.matching import Match, sample_anchors
-from sniper.models.protocol import BatchLike, ClassLayout, Proposals, ProposingModel, count_chips
+from sniper.models.protocol import (
+    BatchLike,
+    ClassLayout,
+    Proposals,
+    ProposingModel,
+    SelectDetections,
+    count_chips,
+    is_taught,
+)
+from sniper.models.roi_head import Positives
 from sniper.models.torchvision_detectors.adapter import TorchvisionModel, shapes_of
 
 
 class RCNNModel(TorchvisionModel, ProposingModel):
     """A two-stage detector of torchvision."""
 
-    second_stage: ClassVar[str] = "net.roi_heads"
     first_label = 1
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         heads = self.net.roi_heads
-        for part in ("mask_roi_pool", "mask_head", "mask_predictor"):
-            setattr(heads, part, None)
         for stage in (self.net.rpn, heads):
             stage.fg_bg_sampler = ChipSampler(
                 count=stage.fg_bg_sampler.batch_size_per_image,
@@ -41,12 +49,21 @@ class RCNNModel(TorchvisionModel, ProposingModel):
             )
 
     @property
+    def second_stage(self) -> tuple[nn.Module, ...]:
+        """The heads of classes, boxes and masks."""
+        return (self.net.roi_heads,)
+
+    @property
     def class_layouts(self) -> Mapping[str, ClassLayout]:
-        """The classifier and the regressor of the second stage."""
+        """The classifier and the regressor of the second stage, and the masks of classes."""
         name = "net.roi_heads.box_predictor"
         classes = ClassLayout(background="first")
         deltas = ClassLayout(background="first", rows_per_class=4)
-        return {
+        masks = {}
+        if self.spec.mask_side is not None:
+            logits = "net.roi_heads.mask_predictor.mask_fcn_logits"
+            masks = dict.fromkeys((f"{logits}.weight", f"{logits}.bias"), classes)
+        return masks | {
             f"{name}.cls_score.weight": classes,
             f"{name}.cls_score.bias": classes,
             f"{name}.bbox_pred.weight": deltas,
@@ -59,8 +76,9 @@ class RCNNModel(TorchvisionModel, ProposingModel):
         """Compute the losses of a batch of chips, and the counts of `DetectorModel.losses_and_counts`.
 
         Returns:
-            `rpn_objectness`, `rpn_box`, `head_class` and `head_box`, to be added up. Those of the RPN are means over
-            chips, those of the head means over the sampled proposals of all chips.
+            `rpn_objectness`, `rpn_box`, `head_class` and `head_box`, to be added up, and `mask` of Mask R-CNN. Those of
+            the RPN are means over chips, those of the head means over the sampled proposals of all chips, or over those
+            of them that are positive and whose object has a mask.
         """
         targets = batch.targets
         padded, image_sides = self.pad(list(batch.images))
@@ -89,7 +107,39 @@ class RCNNModel(TorchvisionModel, ProposingModel):
     def detect(self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]) -> list[Detections]:
         """Detect objects; see `DetectorModel.detect`. Detections of one class have passed torchvision's NMS."""
         padded, image_sides = self.pad(images)
+        return self._detect(padded, self.features(padded), image_sides)
+
+    @torch.no_grad()
+    def detect_masks(
+        self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]], select: SelectDetections
+    ) -> list[Detections]:
+        """Detect objects, and predict the masks of those that are selected; see `DetectorModel.detect_masks`."""
+        side = self.spec.mask_side
+        if side is None:
+            return super().detect_masks(images, select)
+        padded, image_sides = self.pad(images)
         maps = self.features(padded)
+        detections = self._detect(padded, maps, image_sides)
+        return [
+            predict_masks(
+                select(image, each),
+                lambda boxes, image=image: self._mask_logits(  # type: ignore[misc]
+                    padded[image : image + 1],
+                    {name: of_map[image : image + 1] for name, of_map in maps.items()},
+                    [boxes],
+                )[:, self.first_label :],
+                side=side,
+                device=padded.device,
+            )
+            for image, each in enumerate(detections)
+        ]
+
+    def _detect(
+        self,
+        padded: UInt8[torch.Tensor, "b 3 h w"],
+        maps: Mapping[str, torch.Tensor],
+        image_sides: Sequence[Sides],
+    ) -> list[Detections]:
         proposals = [each.boxes for each in self._propose(self._predict(padded, maps), image_sides)]
         logits, deltas = self._head(padded, maps, proposals)
         boxes, scores, labels = self.net.roi_heads.postprocess_detections(
@@ -176,6 +226,36 @@ class RCNNModel(TorchvisionModel, ProposingModel):
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
         return logits.float(), deltas.float()
 
+    def _mask_logits(
+        self,
+        padded: UInt8[torch.Tensor, "b 3 h w"],
+        maps: Mapping[str, torch.Tensor],
+        boxes: Sequence[torch.Tensor],
+    ) -> Float[torch.Tensor, "r k s s"]:
+        """Predict the masks in the boxes of all images, for each class, background first."""
+        heads, hw = self.net.roi_heads, (padded.shape[2], padded.shape[3])
+        pooled = heads.mask_roi_pool(dict(maps), list(boxes), [hw] * len(boxes))
+        logits: torch.Tensor = heads.mask_predictor(heads.mask_head(pooled))
+        return logits.float()
+
+    def _mask_loss(
+        self,
+        padded: UInt8[torch.Tensor, "b 3 h w"],
+        maps: Mapping[str, torch.Tensor],
+        positives: Positives,
+        targets: ChipTargets[torch.Tensor],
+    ) -> Float[torch.Tensor, ""]:
+        """Compute the mean binary cross entropy of the masks of positive proposals whose object has a mask."""
+        assert self.spec.mask_side is not None
+        rows = choose_masked(positives, targets, count=max(len(positives.chips), 1))
+        chips, boxes, objects = positives.chips[rows], positives.proposals[rows], positives.box_index[rows]
+        logits = self._mask_logits(padded, maps, [boxes[chips == chip] for chip in range(len(targets))])
+        labels = targets.labels[chips, objects] + self.first_label
+        of_class = logits[torch.arange(len(rows), device=rows.device), labels]
+        masks = rasterize_targets(targets, boxes, chips, objects, side=self.spec.mask_side)
+        loss = functional.binary_cross_entropy_with_logits(of_class, masks, reduction="sum")
+        return loss / max(masks.numel(), 1) + logits.sum() * 0
+
     def _head_losses(
         self,
         padded: UInt8[torch.Tensor, "b 3 h w"],
@@ -185,7 +265,7 @@ class RCNNModel(TorchvisionModel, ProposingModel):
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Float[torch.Tensor, " b"]]:
         """Compute the losses of sampled proposals, counts, and what each chip adds to the loss of classes."""
         heads = self.net.roi_heads
-        sampled, labels, target_boxes, chips = [], [], [], []
+        sampled, labels, target_boxes, chips, objects_of = [], [], [], [], []
         for index, of_chip in enumerate(proposals):
             valid = targets.boxes[index, : targets.num_valid[index]]
             boxes = ChipBoxes.of(targets, index, "all")
@@ -203,10 +283,13 @@ class RCNNModel(TorchvisionModel, ProposingModel):
             references = objects if len(objects) else candidates.new_zeros((1, 4))
             target_boxes.append(references[matched[rows]])
             chips.append(torch.full_like(rows, index))
+            (index_of,) = torch.where(is_taught(targets.status[index, : targets.num_boxes[index]], "all"))
+            objects_of.append(index_of[matched[rows]] if len(objects) else torch.zeros_like(rows))
         has_none = not any(len(rows) for rows in chips)
         if has_none:  # all layers must take part in the losses
             sampled[0] = padded.new_tensor([[0, 0, 1, 1]], dtype=torch.float32)
             labels[0], target_boxes[0], chips[0] = chips[0].new_zeros(1), sampled[0], chips[0].new_zeros(1)
+            objects_of[0] = chips[0].new_zeros(1)
         logits, deltas = self._head(padded, maps, sampled)
         regression_targets = heads.box_coder.encode(target_boxes, sampled)
         class_loss, box_loss = fastrcnn_loss(logits, deltas, labels, regression_targets)
@@ -220,6 +303,14 @@ class RCNNModel(TorchvisionModel, ProposingModel):
         }
         factor = 0.0 if has_none else 1.0
         losses = {"head_class": class_loss * factor, "head_box": box_loss * factor}
+        if self.spec.mask_side is not None:
+            positives = Positives(
+                proposals=torch.cat(sampled),
+                chips=all_chips,
+                box_index=torch.cat(objects_of),
+                is_positive=is_positive,
+            )
+            losses["mask"] = self._mask_loss(padded, maps, positives, targets)
         return losses, counts, of_chips * factor / len(all_labels)
 
 
