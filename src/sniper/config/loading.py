@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -260,6 +260,11 @@ def _needed_neck(values: Mapping[str, Any]) -> dict[str, Any]:
     ):
         return {}
     return {"model": {"backbone": {"neck": "fpn"}}}
+
+
+def is_given(name: str, names: Collection[str]) -> bool:
+    """Check whether a field, or a field within a section, is among the names of fields that were set."""
+    return any(given == name or given.startswith(f"{name}.") for given in names)
 
 
 def list_fields() -> list[str]:

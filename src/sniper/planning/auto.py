@@ -15,7 +15,7 @@ import torch
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.derived import DerivedSetting
 from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec, TrainSpec, widened
-from sniper.config.loading import merge_experiment
+from sniper.config.loading import is_given, merge_experiment
 from sniper.data.datasets import Dataset
 from sniper.data.datasets.load import find_splits
 from sniper.data.datasets.splits import choose_splits, scored_split
@@ -27,7 +27,7 @@ from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment, with_mask_head
 from sniper.planning.measure import Measurement, measure
-from sniper.planning.suggest import CHIP_SIZES, suggest_pyramid
+from sniper.planning.suggest import suggest_unless_given
 from sniper.reports.page import resize_rule, sizes_text
 from sniper.training.length import EVALUATION_SHARE
 from sniper.training.mining import expected_dose, num_rounds, rpn_epochs, searched_share
@@ -74,7 +74,7 @@ class Given:
 
     def has(self, name: str) -> bool:
         """Check whether a field, or a field within a section, was set."""
-        return any(given == name or given.startswith(f"{name}.") for given in self.names)
+        return is_given(name, self.names)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -225,15 +225,14 @@ def parse_time(text: str) -> float:
 def _choose_pyramid(dataset: Dataset, given: Given) -> CostPlan:
     """Return the cost of the pyramid that was set, or else of the one that suits the data set."""
     boxes, base, seed = to_image_boxes(dataset), given.spec.pyramid, given.spec.seed
-    useful_sizes = USEFUL_SIZES[_choose_neck(given)]
+    neck = _choose_neck(given)
     if not given.has("pyramid.levels"):
-        sizes = (base.chip_size,) if given.has("pyramid.chip_size") else CHIP_SIZES
-        suggestion = suggest_pyramid(boxes, base=base, chip_sizes=sizes, useful_sizes=useful_sizes, seed=seed)
+        suggestion = suggest_unless_given(boxes, given.spec, given.names, neck=neck)
         if suggestion is not None:
             return suggestion.cost
     order_chips(dataset, base, batch_size=1, flip=0.0, seed=seed, epoch=0)  # raises if there is no box
     table = choose_positive_chips(dataset, base, generator=np.random.default_rng(seed))
-    return compute_cost(table, boxes, pyramid=base, useful_sizes=useful_sizes)
+    return compute_cost(table, boxes, pyramid=base, useful_sizes=USEFUL_SIZES[neck])
 
 
 def _complete(

@@ -13,7 +13,7 @@ from sniper.chips.baselines import tiles, whole_images
 from sniper.chips.image_boxes import ScoredBoxes
 from sniper.chips.negatives import choose_background
 from sniper.config.experiment import ExperimentSpec, widened
-from sniper.config.loading import dump_experiment, load_partial
+from sniper.config.loading import dump_experiment, is_given, load_partial
 from sniper.config.recipes import find_recipe
 from sniper.data.datasets import Dataset
 from sniper.data.epoch import order_chips, to_image_boxes
@@ -21,8 +21,7 @@ from sniper.data.export import ChipExport, ChipSplit, WrittenChips
 from sniper.errors import AnnotationError
 from sniper.files import expand_path
 from sniper.inference.windows import list_windows
-from sniper.planning.cost import USEFUL_SIZES
-from sniper.planning.suggest import CHIP_SIZES, suggest_pyramid
+from sniper.planning.suggest import suggest_unless_given
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 
 ValidationImages = Literal["chips", "windows", "whole"]
@@ -62,7 +61,7 @@ class ChipSettings:
 
     def has(self, name: str) -> bool:
         """Check whether a field, or a field within a section, was set."""
-        return any(given == name or given.startswith(f"{name}.") for given in self.names)
+        return is_given(name, self.names)
 
     @property
     def has_levels(self) -> bool:
@@ -82,16 +81,11 @@ class ChipSettings:
         """
         if self.has_levels:
             return self.with_search_levels()
-        base, boxes = self.spec.pyramid, to_image_boxes(dataset)
-        sizes = (base.chip_size,) if self.has("pyramid.chip_size") else CHIP_SIZES
         neck = self.spec.model.backbone.neck if self.has("model.backbone.neck") else "fpn"
-        suggestion = suggest_pyramid(
-            boxes, base=base, chip_sizes=sizes, useful_sizes=USEFUL_SIZES[neck], seed=self.spec.seed
-        )
+        suggestion = suggest_unless_given(to_image_boxes(dataset), self.spec, self.names, neck=neck)
         if suggestion is None:
-            order_chips(
-                dataset, base, batch_size=1, flip=0.0, seed=0, epoch=0
-            )  # explains what there is instead
+            # This explains what there is instead.
+            order_chips(dataset, self.spec.pyramid, batch_size=1, flip=0.0, seed=0, epoch=0)
             raise AnnotationError(f"{dataset.path}: has no object, so no pyramid can be suggested")
         on_reason(suggestion.reason)
         spec = replace(self.spec, pyramid=suggestion.pyramid)

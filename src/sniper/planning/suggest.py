@@ -8,10 +8,10 @@ computed once, however many candidates contain it. Only the chips of the suggest
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,8 @@ from sniper.chips.cover import count_chips, cover, is_coverable
 from sniper.chips.image_boxes import ImageBoxes
 from sniper.chips.pyramid import LevelSpec, PyramidSpec
 from sniper.chips.table import ChipTable
+from sniper.config.experiment import ExperimentSpec
+from sniper.config.loading import is_given
 from sniper.errors import ConfigError, counted
 from sniper.geometry.boxes import size
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, chips_megapixels, compute_cost, levels_megapixels
@@ -173,6 +175,24 @@ def suggest_pyramid(
         reason=_explain(cost, goal=goal, asked=share, alternatives=alternatives),
         alternatives=tuple(alternatives),
         num_sampled=search.num_sampled,
+    )
+
+
+def suggest_unless_given(
+    images: ImageBoxes, spec: ExperimentSpec, names: Collection[str], *, neck: Literal["concat", "fpn"]
+) -> Suggestion | None:
+    """Suggest a pyramid for an experiment of which some fields were set: its chip size, if it was set, is kept.
+
+    Args:
+        images: the images and their boxes.
+        spec: the experiment; its stride, random offset and seed are used.
+        names: dotted names of the fields that were set.
+        neck: of the detector, on which the useful sizes depend.
+    """
+    base = spec.pyramid
+    sizes = (base.chip_size,) if is_given("pyramid.chip_size", names) else CHIP_SIZES
+    return suggest_pyramid(
+        images, base=base, chip_sizes=sizes, useful_sizes=USEFUL_SIZES[neck], seed=spec.seed
     )
 
 
