@@ -3,8 +3,8 @@
     python benchmarks/masks.py nuclei/train.json coco_masks/train.json
 
 Each reader runs in its own process, in turn, several times. One JSON line for each file has the lowest CPU time after
-imports, the most memory that reading added to the process, the ratios of pycocotools to `load_dataset`, and the bytes
-of the arrays of masks as a share of the bytes of the segmentations in the file, as they are there.
+imports, the most memory that reading added to the peak of the process (0 for small files), the ratios of pycocotools to
+`load_dataset`, and the bytes of the arrays of masks as a share of those of the segmentations in the file.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
             "pycocotools_cpu_seconds": round(their_seconds, 3),
             "pycocotools_megabytes": round(their_megabytes, 1),
             "time_ratio": round(their_seconds / seconds, 2),
-            "memory_ratio": round(their_megabytes / megabytes, 2),
+            "memory_ratio": round(their_megabytes / megabytes, 2) if megabytes else None,
             **measure_masks(path),
         }
         print(json.dumps(result), flush=True)
@@ -72,7 +72,7 @@ def measure(reader: str, path: Path) -> tuple[float, float]:
     content = read(path)
     seconds, grown = time.process_time() - started, peak_megabytes() - before
     del content
-    return seconds, max(grown, 0.1)
+    return seconds, grown
 
 
 def peak_megabytes() -> float:

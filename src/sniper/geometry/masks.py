@@ -150,15 +150,13 @@ class MaskArrays:
             rows = np.arange(first, stop, step)
         indices = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
         offsets, rings = ragged_rows(self.offsets, indices)
-        ring_offsets, points = ragged_rows(self.ring_offsets, rings)
-        code_offsets, codes = ragged_rows(self.code_offsets, indices)
         return replace(
             self,
-            points=self.points[points],
-            ring_offsets=ring_offsets,
+            points=_gather(self.points, self.ring_offsets[self.offsets], indices),
+            ring_offsets=_to_offsets(np.diff(self.ring_offsets)[rings]),
             offsets=offsets,
-            codes=self.codes[codes],
-            code_offsets=code_offsets,
+            codes=_gather(self.codes, self.code_offsets, indices),
+            code_offsets=_to_offsets(np.diff(self.code_offsets)[indices]),
             sides=self.sides[indices],
         )
 
@@ -359,12 +357,29 @@ def encode_counts(
     return codes[: code_offsets[-1]].copy(), code_offsets
 
 
+def _gather(values: np.ndarray, offsets: Int[np.ndarray, " n_plus_1"], indices: np.ndarray) -> np.ndarray:
+    """Return the values of some groups, without an index for each value, which would take more memory than they."""
+    counts = np.diff(offsets)[indices]
+    gathered = np.empty((int(counts.sum()), *values.shape[1:]), dtype=values.dtype)
+    _copy_groups(values, offsets, indices.astype(np.int64), gathered)
+    return gathered
+
+
 def _to_offsets(counts: Any) -> Int[np.ndarray, " n_plus_1"]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.asarray(counts, dtype=np.int64))])
 
 
 def _join_offsets(parts: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " n_plus_1"]:
     return _to_offsets(np.concatenate([np.diff(part) for part in parts]))
+
+
+@kernel
+def _copy_groups(values: np.ndarray, offsets: np.ndarray, indices: np.ndarray, target: np.ndarray) -> None:
+    position = 0
+    for index in indices:
+        first, stop = offsets[index], offsets[index + 1]
+        target[position : position + stop - first] = values[first:stop]
+        position += stop - first
 
 
 @kernel

@@ -151,8 +151,8 @@ def test_all_boxes_are_computed_from_masks_on_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
-@pytest.mark.parametrize("name", ["nuclei", "coco_masks"])
-def test_real_masks_are_those_of_pycocotools(name: str) -> None:
+@pytest.mark.parametrize(("name", "most"), [("nuclei", 0.04), ("coco_masks", 0.01)])
+def test_real_masks_are_those_of_pycocotools(name: str, most: float) -> None:
     path = find_data(f"data/{name}/test.json")
     dataset = load_dataset(path, has_images=False)
     assert dataset.masks is not None
@@ -173,10 +173,10 @@ def test_real_masks_are_those_of_pycocotools(name: str) -> None:
             theirs = expected.annToMask(annotation).astype(bool)
             if is_encoded:
                 assert np.array_equal(raster, theirs)
-            # pycocotools sets pixels that the outline crosses in part; both differ there alone.
+            # pycocotools rounds corners to a fifth of a pixel: pixels that the outline crosses differ.
             differing += int((raster != theirs).sum())
             pixels += int(theirs.sum())
-    assert differing / pixels < 0.09
+    assert differing < most * pixels
 
 
 @pytest.mark.parametrize("name", ["nuclei", "coco_masks"])

@@ -111,10 +111,12 @@ def _pack(objects: Sequence[Any]) -> tuple[MaskArrays, np.ndarray, np.ndarray]:
     is_odd = np.bincount(object_of[lengths % 2 == 1], minlength=len(objects)) > 0
     is_kept = (lengths >= 6) & ~is_odd[object_of]
     has_few_points = np.bincount(object_of[lengths < 6], minlength=len(objects)) > 0
-    kept, rows = ragged_rows(np.append(0, np.cumsum(lengths)), np.flatnonzero(is_kept))
+    if not is_kept.all():
+        _, rows = ragged_rows(np.append(0, np.cumsum(lengths)), np.flatnonzero(is_kept))
+        numbers = numbers[rows]
     masks = MaskArrays.from_arrays(
-        numbers[rows].reshape(-1, 2),
-        ring_lengths=np.diff(kept) // 2,
+        numbers.reshape(-1, 2),
+        ring_lengths=lengths[is_kept] // 2,
         num_rings=np.bincount(object_of[is_kept], minlength=len(objects)),
     )
     masks = replace(
