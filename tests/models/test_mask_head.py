@@ -165,7 +165,12 @@ def test_masks_of_objects_out_of_range_are_learnt_and_those_of_ignored_ones_not(
     head = model.mask_head
     assert head is not None
     forward = head.forward
-    head.forward = lambda maps, boxes: (chosen.extend(boxes), forward(maps, boxes))[1]  # type: ignore[method-assign]
+
+    def spy(maps: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]) -> torch.Tensor:
+        chosen.extend(boxes)
+        return forward(maps, boxes)
+
+    head.forward = spy  # type: ignore[method-assign]
     positives = positives_on(batch, offset=0.0)
     is_object = batch.targets.status[positives.chips, positives.box_index] != IGN
     positives = dataclasses.replace(positives, is_positive=positives.is_positive & is_object)
@@ -244,8 +249,8 @@ def test_a_detector_overfits_to_the_masks_of_one_chip() -> None:
     pixels = np.zeros((128, 128, 3), np.uint8)
     pixels[20:60, 20:40] = 255
     pixels[40:60, 20:60] = 255  # an L
-    ring = [[20.0, 20], [40, 20], [40, 40], [60, 40], [60, 60], [20, 60]]
-    sample = dataclasses.replace(masked_sample([[20, 20, 60, 60]], [[ring]]), pixels=pixels)
+    ring: list[list[float]] = [[20, 20], [40, 20], [40, 40], [60, 40], [60, 60], [20, 60]]
+    sample = dataclasses.replace(masked_sample([[20.0, 20, 60, 60]], [[ring]]), pixels=pixels)
     batch = build_batch(sample, sample)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(60):

@@ -132,7 +132,7 @@ class Detections:
             xyxy=shown.boxes.astype(np.float32),
             confidence=shown.scores.astype(np.float32),
             class_id=shown.labels.astype(np.int64),
-            mask=None if shown.masks is None or not len(shown) else shown.masks.to_arrays(),
+            **({} if shown.masks is None or not len(shown) else {"mask": shown.masks.to_arrays()}),
             data={"class_name": np.array(shown.names, dtype=np.str_)} if shown.class_names else {},
         )
 
