@@ -78,7 +78,7 @@ def test_all_layers_have_gradients_with_and_without_masks(model: RCNNModel) -> N
         model.zero_grad()
         losses = model.train().losses(batch)
         assert (losses["mask"] > 0) == is_positive
-        losses["mask"].backward()
+        losses["mask"].backward()  # type: ignore[no-untyped-call]
         head = model.net.roi_heads.mask_predictor.mask_fcn_logits
         assert head.weight.grad is not None
         assert bool(head.weight.grad.any()) == is_positive
