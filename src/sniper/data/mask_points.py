@@ -25,7 +25,7 @@ _GEOMETRIC = (
 )
 
 
-class MaskPoints(tv_tensors.TVTensor):
+class MaskPoints(tv_tensors.TVTensor):  # type: ignore[misc]
     """(p, 2) float xy of the corners of polygons, continuous like those of boxes.
 
     Attributes:

@@ -387,7 +387,7 @@ def _read_count(codes: np.ndarray, position: int) -> tuple[int, int]:
     """Return the number that starts at a position, and the position after it; -1 for a broken code."""
     value, shift = 0, 0
     while position < len(codes) and shift < 60:
-        code = np.int64(codes[position]) - 48
+        code: Any = np.int64(codes[position]) - 48
         if code < 0 or code > 63:
             return 0, -1
         value |= (code & 31) << shift
@@ -395,7 +395,7 @@ def _read_count(codes: np.ndarray, position: int) -> tuple[int, int]:
         position += 1
         if not code & 32:
             if code & 16:
-                value |= np.int64(-1) << shift
+                value |= -1 << shift
             return value, position
     return 0, -1
 
@@ -411,7 +411,7 @@ def _measure_codes(
 ) -> None:
     for row in rows:
         of_row = codes[code_offsets[row] : code_offsets[row + 1]]
-        height = np.int64(sides[row, 1])
+        height: Any = np.int64(sides[row, 1])
         num_pixels = np.int64(sides[row, 0]) * height
         area, total, index, position = 0, 0, 0, 0
         before, last = 0, 0

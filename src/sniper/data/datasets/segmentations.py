@@ -90,8 +90,9 @@ def _decode_leniently(text: msgspec.Raw) -> Any:
 
 
 def _has_sides(encoding: _Encoding) -> bool:
-    is_text = isinstance(encoding.counts, str)
-    return all(1 <= side <= MAX_SIDE for side in encoding.size) and (not is_text or encoding.counts.isascii())
+    if isinstance(encoding.counts, str) and not encoding.counts.isascii():
+        return False
+    return all(1 <= side <= MAX_SIDE for side in encoding.size)
 
 
 def _pack(objects: Sequence[Any]) -> tuple[MaskArrays, np.ndarray, np.ndarray]:
