@@ -127,11 +127,11 @@ class Detector:
         device: torch.device,
     ) -> "Detector":
         """Wrap a model that is in evaluation mode and on its device."""
-        copy = model.for_inference()
-        options = {"precision": spec.predict.precision, "device": device}
+        copy, precision = model.for_inference(), spec.predict.precision
+        detect_masks = partial(_detect_masks, copy, precision=precision, device=device)
         return cls(
-            detect=partial(_detect, copy, **options),
-            detect_masks=None if model.spec.mask_side is None else partial(_detect_masks, copy, **options),
+            detect=partial(_detect, copy, precision=precision, device=device),
+            detect_masks=None if model.spec.mask_side is None else detect_masks,
             mask_side=model.spec.mask_side,
             spec=spec.predict,
             categories=categories,
