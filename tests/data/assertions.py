@@ -1,6 +1,7 @@
 """Comparison of batches."""
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -11,7 +12,9 @@ def assert_equal_batches(batch: Batch, expected: Batch) -> None:
     assert torch.equal(batch.images, expected.images)
     masks, expected_masks = batch.targets.masks, expected.targets.masks
     assert (masks is None) == (expected_masks is None)
-    pairs = [(batch.targets, expected.targets, field.name) for field in dataclasses.fields(expected.targets)]
+    pairs: list[tuple[Any, Any, str]] = [
+        (batch.targets, expected.targets, field.name) for field in dataclasses.fields(expected.targets)
+    ]
     pairs = [pair for pair in pairs if pair[2] != "masks"]
     if expected_masks is not None:
         pairs += [(masks, expected_masks, field.name) for field in dataclasses.fields(expected_masks)]

@@ -45,7 +45,8 @@ def rasters_of(sample: ChipSample) -> Bool[np.ndarray, "n h w"]:
 
 def compare(sample: ChipSample) -> Int[np.ndarray, "2"]:
     """Return intersection and union of the masks of a chip and its dark pixels, which are the shapes."""
-    shapes, is_dark = rasters_of(sample).any(axis=0), (sample.pixels < 64).all(axis=2)
+    shapes: Any = rasters_of(sample).any(axis=0)
+    is_dark: Any = (sample.pixels < 64).all(axis=2)
     ignored = sample.target.boxes[sample.target.status == BoxStatus.IGNORE]
     for x1, y1, x2, y2 in ignored.round().astype(int).tolist():
         shapes[y1:y2, x1:x2] = is_dark[y1:y2, x1:x2] = False

@@ -286,7 +286,8 @@ def flip_horizontally(sample: ChipSample) -> ChipSample:
     boxes, masks = sample.target.boxes, sample.target.masks
     mirrored = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
     if masks is not None:
-        masks = masks.with_points(masks.points * np.float32([-1, 1]) + np.float32([width, 0]))
+        points = np.stack([width - masks.points[:, 0], masks.points[:, 1]], axis=1)
+        masks = masks.with_points(points)
     target = replace(sample.target, boxes=mirrored, masks=masks)
     return replace(sample, pixels=sample.pixels[:, ::-1], target=target)
 
@@ -383,7 +384,8 @@ def _find_problems(
 
 
 def _find_mask_problems(target: dict[str, Any], masks: MaskArrays, *, num_boxes: int) -> Iterator[str]:
-    index, points = target.get("mask_index"), target.get("mask_points")
+    entries: dict[str, Any] = {name: target.get(name) for name in ("mask_index", "mask_points")}
+    index, points = entries.values()
     if not isinstance(index, torch.Tensor) or index.shape != (num_boxes,):
         shown = f"of {tuple(index.shape)}" if isinstance(index, torch.Tensor) else type(index).__name__
         yield f"mask_index is {shown}, expected {(num_boxes,)}: it is dropped with its box, like labels"
