@@ -5,6 +5,7 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def matrix_of(*names: str, seed: int = 0) -> ConfusionMatrix:
 
 def scores_of(*classes: ClassScores) -> Scores:
     numbers = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar_1", "ar_10", "ar", "ar_small")
-    values = {name: 0.1 * i for i, name in enumerate(numbers)}
+    values: dict[str, Any] = {name: 0.1 * i for i, name in enumerate(numbers)}
     return Scores(
         **values,
         ap_small=-1.0,
