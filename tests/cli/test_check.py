@@ -24,7 +24,9 @@ def test_the_objects_crowds_and_images_of_each_class_are_counted(folder: Path, s
             "name": name,
             "num_objects": sum(each["category_id"] == category_id for each in objects),
             "num_crowds": int(coco["annotations"][0]["category_id"] == category_id),
-            "num_images": len({a["image_id"] for a in coco["annotations"] if a["category_id"] == category_id}),
+            "num_images": len(
+                {a["image_id"] for a in coco["annotations"] if a["category_id"] == category_id}
+            ),
         }
         for category_id, name in sorted(names.items())
     ]

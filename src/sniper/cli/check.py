@@ -117,5 +117,7 @@ def _show(dataset: "Dataset", classes: list[dict[str, Any]], annotations: Path) 
     if classes:
         print_table(table)
     if len(classes) > _MAX_CLASSES:
-        print_line(f"{counted(len(classes) - _MAX_CLASSES, 'more class', 'more classes')} with fewer objects\n")
+        print_line(
+            f"{counted(len(classes) - _MAX_CLASSES, 'more class', 'more classes')} with fewer objects\n"
+        )
     print_line(f"plan:  sniper plan {shlex.quote(str(annotations))}")

@@ -111,7 +111,9 @@ def test_no_step_is_missing_after_a_kill(tmp_path: Path, monkeypatch: pytest.Mon
     run.step(resumed, 41)
     run.end(resumed)
     import_module("wandb").teardown()
-    records = [each for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for each in read_records(path)]
+    records = [
+        each for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for each in read_records(path)
+    ]
     history = [values_of(each.history.item) for each in records if each.HasField("history")]
     assert {row["step"] for row in history if "train/loss" in row} == set(range(1, 42))
     assert {row["step"] for row in history if "evaluate/ap" in row} == {40}

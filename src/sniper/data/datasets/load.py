@@ -238,7 +238,9 @@ def _enclosing(path: Path) -> list[Path]:
     """Return the folder of a data set that a folder of its images or labels, or of a split of these, is in."""
     path = path.absolute()
     return [
-        folder.parent for folder in (path, path.parent) if folder.name.lower() in ("images", "labels", "jpegimages")
+        folder.parent
+        for folder in (path, path.parent)
+        if folder.name.lower() in ("images", "labels", "jpegimages")
     ]
 
 

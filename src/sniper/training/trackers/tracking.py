@@ -62,8 +62,9 @@ class Tracking:
     """Tracker that sends the lines of `metrics.jsonl` to a service.
 
     How many lines the service has for sure is kept in `trackers/NAME.json` of the run, together with what identifies
-    the run of the service. A resumed training sends the others, and the same run continues. After a failure the training goes
-    on; a single warning names the service, and it is tried again after pauses of 1 to 16 minutes and at the end.
+    the run of the service. A resumed training sends the others, and the same run continues. After a failure the
+    training goes on; a single warning names the service, and it is tried again after pauses of 1 to 16 minutes and at
+    the end.
 
     Args:
         service: to send to.
