@@ -40,7 +40,7 @@ def test_a_notebook_runs_in_a_fresh_folder(
     notebook = read(path)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     client.NotebookClient(
-        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=3_600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     assert (
         resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 180

@@ -1,5 +1,6 @@
 """`sniper check`: every pixel is read, every problem is reported."""
 
+import json
 from pathlib import Path
 
 from tests.cli.commands import CommandLine
@@ -9,6 +10,30 @@ from tests.data.datasets.layouts import write_files
 def test_a_good_data_set_is_counted(folder: Path, sniper: CommandLine) -> None:
     result = sniper.json("check", folder / "train.json", "--images", folder / "images")
     assert (result["num_images"], result["num_boxes"]) == (4, 12)
+
+
+def test_the_objects_crowds_and_images_of_each_class_are_counted(folder: Path, sniper: CommandLine) -> None:
+    coco = json.loads((folder / "train.json").read_text())
+    coco["annotations"][0]["iscrowd"] = 1
+    coco["categories"].append({"id": 1_000, "name": "without objects"})
+    (folder / "train.json").write_text(json.dumps(coco))
+    names = {each["id"]: each["name"] for each in coco["categories"]}
+    objects = [each for each in coco["annotations"] if not each["iscrowd"]]
+    expected = [
+        {
+            "name": name,
+            "num_objects": sum(each["category_id"] == category_id for each in objects),
+            "num_crowds": int(coco["annotations"][0]["category_id"] == category_id),
+            "num_images": len(
+                {a["image_id"] for a in coco["annotations"] if a["category_id"] == category_id}
+            ),
+        }
+        for category_id, name in sorted(names.items())
+    ]
+    assert sniper.json("check", folder / "train.json")["classes"] == expected
+    text = sniper.text("check", folder / "train.json").out
+    assert f"4 images with 11 objects and 1 crowd of {len(names)} classes; all images can be read" in text
+    assert text.rstrip().endswith(f"plan:  sniper plan {folder / 'train.json'}")
 
 
 def test_all_bad_images_are_reported_at_once(folder: Path, sniper: CommandLine) -> None:

@@ -13,7 +13,7 @@ from sniper.config.loading import load_experiment
 from sniper.data.datasets import load_dataset
 from sniper.data.epoch import order_chips
 from sniper.geometry.boxes import to_xywh
-from tests.cli.commands import SNIPER, CommandLine, start, start_changed
+from tests.cli.commands import SNIPER, CommandLine, start_changed
 from tests.data.test_export import contents
 
 
@@ -265,16 +265,12 @@ def test_files_that_are_not_there_are_named(folder: Path, sniper: CommandLine, t
         )
 
 
-def run_to_end(*arguments: object) -> None:
-    process = start(*arguments)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-
-
 @pytest.mark.processes
-def test_processes_write_equal_bytes_and_a_killed_one_is_continued(folder: Path, config: Path) -> None:
+def test_processes_write_equal_bytes_and_a_killed_one_is_continued(
+    folder: Path, config: Path, sniper: CommandLine
+) -> None:
     common = (folder / "train.json", "--to", "coco", "--config", config, "--epochs", 3)
-    run_to_end("chips", *common, folder / "alone")
+    sniper.json("chips", *common, folder / "alone")
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
     command = [*launcher, SNIPER, "chips", *common, folder / "shared", "--json"]
     together = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
@@ -289,6 +285,6 @@ def test_processes_write_equal_bytes_and_a_killed_one_is_continued(folder: Path,
     killed.kill()
     killed.communicate()
     assert not (folder / "killed").exists()
-    run_to_end("chips", *common, folder / "killed")
+    sniper.json("chips", *common, folder / "killed")
     expected = contents(folder / "alone")
     assert contents(folder / "shared") == contents(folder / "killed") == expected

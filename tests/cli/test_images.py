@@ -57,6 +57,7 @@ def test_folders_patterns_and_lists_are_expanded(
         ("photos/*.webp", r"photos/\*\.webp: no image is there"),
         ("photos/*.md", r"photos/\*\.md: no image is there; passed over 1 \.md"),
         ("empty", "empty: no image is there"),
+        ("photo", "photo: no such file or folder"),
         ("none.txt", r"none.txt: cannot be read as a list of images \(No such file"),
         ("pipe.txt", r"pipe.txt: cannot be read as a list of images \(a pipe, not a regular file\)"),
         ("note.txt", r"note.txt: is read as a list of images, .* no file of it is there, such as 'hello'"),

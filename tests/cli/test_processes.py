@@ -88,16 +88,16 @@ def training(folder: Path, name: str, *options: str) -> tuple[str, ...]:
 
 
 @pytest.mark.processes
-def test_a_killed_process_leaves_a_run_that_ends_with_the_same_weights(folder: Path) -> None:
+def test_a_killed_process_leaves_a_run_that_ends_with_the_same_weights(
+    folder: Path, sniper: CommandLine
+) -> None:
     options = ("--train.epochs", "3", "--data.num_workers", "1")
-    unbroken = start(*training(folder, "unbroken", *options))
     killed = start(*training(folder, "killed", *options))
     wait_until(killed, lambda: Run(folder / "killed").checkpoints)
     killed.kill()
     killed.communicate()
-    resumed = start(*training(folder, "killed", *options, "--resume"))
-    finish(unbroken)
-    finish(resumed)
+    sniper.json(*training(folder, "killed", *options, "--resume"))
+    sniper.json(*training(folder, "unbroken", *options))
     check_equal_weights(folder / "unbroken", folder / "killed")
 
 
@@ -249,7 +249,7 @@ def test_a_signal_keeps_the_images_that_were_searched(
     assert 0 < left[0] < len(sides)
     target = trained_folder / "detections.json"
     os.replace(target, trained_folder / "resumed.json")
-    finish(start(*arguments["predict"]))
+    sniper.text(*arguments["predict"])
     check_alike(trained_folder / "resumed.json", target)
 
 
@@ -306,17 +306,18 @@ def test_no_command_changes_the_threads_of_torch(folder: Path, variables: dict[s
         ),
     ],
 )
-def test_two_processes_learn_what_one_learns(folder: Path, source: Sequence[str]) -> None:
+def test_two_processes_learn_what_one_learns(
+    folder: Path, source: Sequence[str], sniper: CommandLine
+) -> None:
     options = (
         *("--train.epochs", "4", "--train.checkpoint_minutes", "99", "--train.evaluate_every", "4"),
         *("--model.backbone.batch_norm", "frozen", "--train.accumulation_steps", "2"),
         *("--train.trackers", "[tensorboard]"),
         *source,
     )
-    alone = start(*training(folder, "alone", *options))
     together = start_two(*training(folder, "together", *options))
-    steps = [json.loads(finish(process))["step"] for process in (alone, together)]
-    assert steps[0] == steps[1] >= 12
+    num_steps = sniper.json(*training(folder, "alone", *options, "--device", "cpu"))["step"]
+    assert json.loads(finish(together))["step"] == num_steps >= 12
     weights, others = weights_of(folder / "alone"), weights_of(folder / "together")
     for name, tensor in weights.items():
         torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
@@ -341,26 +342,28 @@ def check_recorded_once(run: Run) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", ["retinanet", "faster_rcnn"])
-def test_two_processes_learn_what_one_learns_with_a_detector_of_torchvision(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["retinanet", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_learns_with_a_detector_of_torchvision(
+    folder: Path, name: str, sniper: CommandLine
+) -> None:
     spec = replace(tiny_experiment(folder / "train.json"), model=SPECS[name])
     (folder / "experiment.yaml").write_text(dump_experiment(spec))
     options = ("--train.epochs", "2", "--model.backbone.batch_norm", "frozen")
-    alone = start(*training(folder, "alone", *options, "--train.accumulation_steps", "2"))
     together = start_two(*training(folder, "together", *options))
-    assert len({json.loads(finish(process))["step"] for process in (alone, together)}) == 1
+    alone = training(folder, "alone", *options, "--train.accumulation_steps", "2", "--device", "cpu")
+    assert sniper.json(*alone)["step"] == json.loads(finish(together))["step"]
     weights, others = weights_of(folder / "alone"), weights_of(folder / "together")
     for key, tensor in weights.items():
         torch.testing.assert_close(others[key], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.processes
-def test_launchers_on_two_machines_share_a_run(folder: Path) -> None:
+def test_launchers_on_two_machines_share_a_run(folder: Path, sniper: CommandLine) -> None:
     options = ("--train.epochs", "2", "--model.backbone.batch_norm", "frozen")
-    alone = start(*training(folder, "alone", *options))
-    outputs = [finish(machine) for machine in start_machines(*training(folder, "together", *options))]
-    (printed,) = filter(None, outputs)  # only the first process prints
-    assert json.loads(printed)["step"] == json.loads(finish(alone))["step"]
+    machines = start_machines(*training(folder, "together", *options))
+    num_steps = sniper.json(*training(folder, "alone", *options, "--device", "cpu"))["step"]
+    (printed,) = filter(None, map(finish, machines))  # only the first process prints
+    assert json.loads(printed)["step"] == num_steps
     weights, others = weights_of(folder / "alone"), weights_of(folder / "together")
     for name, tensor in weights.items():
         torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)

@@ -61,6 +61,7 @@ def test_a_file_comes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: p
     [
         ("coco_r101", "coco_r101: neither a file nor a recipe; did you mean coco_r101_paper"),
         ("xyz", "xyz: neither a file nor a recipe; the recipes are coco_mobilenetv2_paper, coco_person"),
+        ("bords", "bords: neither a file nor a recipe; did you mean boards?"),
         ("coco_r101_paper.yaml", r"coco_r101_paper\.yaml: cannot be read"),
         ("folder/coco_r101_paper", "folder/coco_r101_paper: cannot be read"),
     ],
@@ -69,6 +70,7 @@ def test_an_unknown_recipe_is_refused(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "boards").mkdir()
     with pytest.raises(ConfigError, match=message):
         load_experiment(name)
 

@@ -87,6 +87,18 @@ def test_the_page_has_curves_chips_settings_and_the_configuration(read_only_run:
     assert "0.500" in html  # the best AP
 
 
+def test_a_run_that_was_only_scored_afterwards_has_its_ap_at_the_top(run: Run) -> None:
+    assert "AP of step" not in page_of(run)
+    lines = run.metrics_path.read_text().splitlines(keepends=True)
+    run.metrics_path.write_text("".join(line for line in lines if '"evaluate"' not in line))
+    write_run_page(run)
+    html = page_of(run)
+    assert "best AP" not in html
+    scored = part_of(run, "scored")
+    figure = f"<b>{scored['ap']:.3f}</b>AP of step {scored['step']} on "
+    assert figure in html
+
+
 def test_the_page_is_written_anew_without_images(run: Run) -> None:
     before = page_of(run)
     run.report_path.unlink()

@@ -133,6 +133,17 @@ def test_a_fraction_of_an_epoch_makes_a_fraction_of_its_steps(trained: TrainedRu
     assert reports[-1].learning_rate == pytest.approx(0.001)
 
 
+def test_a_length_that_is_rounded_to_a_whole_epoch_is_reported_as_it_is_set(
+    dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
+) -> None:
+    reports: list[EpochReport] = []
+    run = Run.create(tmp_path / "run", config="")
+    train_run(run, with_train(spec, epochs=0.99), dataset, callbacks=Callbacks(on_epoch=reports.append))
+    progress = run.progress
+    assert (progress.epoch, progress.step_in_epoch) == (1, 0)
+    assert [report.epoch for report in reports] == [0.99]
+
+
 def test_a_lengthened_run_completes_its_last_epoch_first(
     dataset: Dataset, spec: ExperimentSpec, tmp_path: Path
 ) -> None:

@@ -42,7 +42,8 @@ def find_image_files(arguments: Sequence[str]) -> SearchedFiles:
             folders, thumbnails and trash are passed over. `~` and `$NAME` are expanded.
 
     Raises:
-        ConfigError: if a list or a folder cannot be read, or an argument stands for no image.
+        ConfigError: if a path without a suffix does not exist, a list or a folder cannot be read, or an argument stands
+            for no image.
     """
     images: dict[Path, None] = {}
     warnings = []
@@ -69,6 +70,10 @@ def _expand(path: Path, walk: "_Walk") -> list[Path]:
         return sorted(_match(path, walk))
     if path.suffix.lower() == ".txt":
         return _read_list(path)
+    if not path.suffix and not os.path.lexists(path):
+        raise ConfigError(
+            f"{path}: no such file or folder"
+        )  # an absent file of an image is reported as a bad image
     return [path]
 
 

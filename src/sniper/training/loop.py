@@ -458,7 +458,8 @@ class _Loop:
 
     def _epochs_trained(self, progress: Progress) -> float:
         """Return the epochs after the last step of one; `epochs` may be fractional, so only the last can stop early."""
-        return progress.epoch if progress.step_in_epoch == 0 else self._spec.train.epochs
+        epochs = self._spec.train.epochs  # rounded to whole steps, these may be all steps of an epoch
+        return min(progress.epoch, epochs) if progress.step_in_epoch == 0 else epochs
 
     def _read_means(self, progress: Progress) -> "_EpochMeans":
         """Return the means of the steps of an epoch that were made before a run was continued."""

@@ -114,6 +114,17 @@ def test_an_unknown_folder_lists_what_was_looked_for_and_what_is_there(tmp_path:
     assert message.endswith(f"did you mean {tmp_path / 'inner'}?")
 
 
+@pytest.mark.parametrize("folder", ["images", "images/train", "labels/train"])
+def test_for_a_folder_of_images_or_labels_the_data_set_around_it_is_suggested(
+    folder: str, tmp_path: Path
+) -> None:
+    files: dict[str, str | None] = {"images/train/a.jpg": None, "labels/train/a.txt": "0 0.5 0.5 0.2 0.4\n"}
+    write_files(tmp_path / "set", files)
+    with pytest.raises(AnnotationError, match="is no data set; looked for") as caught:
+        load_dataset(tmp_path / "set" / folder)
+    assert str(caught.value).endswith(f"did you mean {tmp_path / 'set'}?")
+
+
 def test_the_notes_of_label_studio_beside_labels_of_yolo_are_no_coco_json(tmp_path: Path) -> None:
     notes = json.dumps({"categories": [{"id": 0, "name": "cat"}], "info": {"contributor": "Label Studio"}})
     files: dict[str, str | None] = {"images/a.jpg": None, "labels/a.txt": "0 0.5 0.5 0.2 0.4\n"}

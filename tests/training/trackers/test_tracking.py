@@ -20,7 +20,9 @@ class Store:
 
     name = "store"
 
-    def __init__(self) -> None:
+    def __init__(self, num_unsure: int = 0) -> None:
+        self.num_unsure = num_unsure
+        self.num_kept = 0  # lines of earlier trainings
         self.written: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.sent: list[list[int]] = []  # the steps of each call
         self.states: list[dict[str, str]] = []
@@ -31,17 +33,25 @@ class Store:
     def open(self, start: StartReport, state: Mapping[str, str]) -> tuple[dict[str, str], str]:
         self._fail()
         self.states.append(dict(state))
+        self.num_kept = len(self.written["train"])
         return {"id": state.get("id", "7")}, "somewhere"
 
     def write(self, part: str, entries: Sequence[Entry], *, after: int) -> None:
         self._fail()
         kept = [entry for entry in self.written[part] if entry["step"] <= after]
         self.written[part] = [*kept, *map(dict, entries)]
+        if part == "train":
+            self.num_kept = min(self.num_kept, len(kept))
         self.sent.append([entry["step"] for entry in entries])
 
     def close(self, end: EndReport) -> None:
         self._fail()
         self.ends.append(end)
+
+    def lose(self) -> None:
+        """Lose what it may lose when a training is killed."""
+        lines = self.written["train"]
+        self.written["train"] = lines[: max(self.num_kept, len(lines) - self.num_unsure)]
 
     def _fail(self) -> None:
         self.num_calls += 1
@@ -211,13 +221,14 @@ def test_a_training_that_fails_before_its_start_is_not_tracked() -> None:
 @given(
     st.lists(  # processes that are killed: seconds before each step, and steps of the end that have no checkpoint
         st.tuples(st.lists(st.sampled_from([0.0, 2.0, 6.0]), max_size=8), st.integers(0, 3)), max_size=5
-    )
+    ),
+    st.integers(0, 3),
 )
 def test_a_service_has_the_lines_of_the_run_after_any_kills(
-    processes: list[tuple[list[float], int]],
+    processes: list[tuple[list[float], int]], num_unsure: int
 ) -> None:
     with TemporaryDirectory() as folder:
-        store = Store()
+        store = Store(num_unsure)
         step = 0
         for pauses, num_lost in processes:
             training = Training(Path(folder), store)
@@ -226,6 +237,7 @@ def test_a_service_has_the_lines_of_the_run_after_any_kills(
                 training.steps(step, seconds=pause)
             step = max(step - num_lost, 0)
             training.run.cut(step)
+            store.lose()
         training = Training(Path(folder), store)
         training.steps(step + 1)
         training.run.end(training.callbacks)

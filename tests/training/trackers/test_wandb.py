@@ -1,6 +1,9 @@
 """The offline files of Weights & Biases have one run for a run folder, with its experiment, metrics and scores."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +16,8 @@ from sniper.training.trackers import build_trackers
 from tests.training.trackers.reports import WrittenRun
 
 pytest.importorskip("wandb")
+
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -80,6 +85,39 @@ def test_a_killed_training_and_the_resumed_one_are_one_run(
             summary |= values_of(each.summary.update)
     assert (summary["best/ap"], summary["status"]) == (0.5, "completed")
     assert summary["weights"].endswith("00000003/weights.safetensors")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.training.trackers.reports import WrittenRun
+from tests.training.trackers.test_wandb import track
+
+run, callbacks = WrittenRun(Path(sys.argv[1])), track()
+run.start(callbacks)
+for step in range(1, 41):
+    run.step(callbacks, step)
+run.scores(callbacks, 40, ap=0.5)  # sends all steps
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_step_is_missing_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    run, resumed = WrittenRun(tmp_path), track()  # the last step was saved
+    run.start(resumed)
+    run.step(resumed, 41)
+    run.end(resumed)
+    import_module("wandb").teardown()
+    records = [
+        each for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for each in read_records(path)
+    ]
+    history = [values_of(each.history.item) for each in records if each.HasField("history")]
+    assert {row["step"] for row in history if "train/loss" in row} == set(range(1, 42))
+    assert {row["step"] for row in history if "evaluate/ap" in row} == {40}
+    assert json.loads((tmp_path / "trackers" / "wandb.json").read_text())["lines"]["train"] == 42
 
 
 def test_a_missing_key_is_a_warning_and_no_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The recipes that come with the package: experiments whose every number has its source."""
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,16 +44,25 @@ def find_recipe(path: Path) -> Path:
         unchanged.
 
     Raises:
-        ConfigError: if there is no recipe of that name, with the nearest ones.
+        ConfigError: if there is no recipe of that name, with the nearest ones, or else with similar names of files.
     """
     if path.name != str(path) or path.suffix:
         return path
     recipes = {recipe.name: recipe.path for recipe in list_recipes()}
     if path.name in recipes:
         return recipes[path.name]
-    near = difflib.get_close_matches(path.name, recipes, cutoff=0.5)
+    near = difflib.get_close_matches(path.name, recipes, cutoff=0.5) or _similar_files(path.name)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the recipes are {', '.join(recipes)}"
     raise ConfigError(f"{path}: neither a file nor a recipe; {hint}")
+
+
+def _similar_files(name: str) -> list[str]:
+    """Return files and folders of the working folder with similar names; empty if it cannot be listed."""
+    try:
+        names = os.listdir()
+    except OSError:
+        return []
+    return difflib.get_close_matches(name, names, n=2, cutoff=0.75)
 
 
 def _summary(text: str) -> str:

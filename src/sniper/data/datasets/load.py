@@ -215,7 +215,7 @@ def _open_folder(path: Path, image_root: Path | None) -> _Source:
 
 
 def _describe_nothing(path: Path) -> str:
-    """Describe what was looked for in a folder, what is there, and which of its folders has a data set."""
+    """Describe what was looked for in a folder, what is there, and which folder in or above it has a data set."""
     try:
         content = sorted(
             entry.name + "/" * entry.is_dir() for entry in path.iterdir() if entry.name[0] != "."
@@ -227,10 +227,21 @@ def _describe_nothing(path: Path) -> str:
     hidden = len(content) - _MAX_LISTED
     listed = ", ".join(content[:_MAX_LISTED]) + (f" and {hidden} more" if hidden > 0 else "")
     lines.append(f"in the folder: {listed or 'nothing'}")
-    inner = [name for name in content[:_MAX_LISTED] if name.endswith("/") and _is_dataset(path / name)]
-    if inner:
-        lines.append(f"did you mean {' or '.join(str(path / name) for name in inner)}?")
+    near = [path / name for name in content[:_MAX_LISTED] if name.endswith("/") and _is_dataset(path / name)]
+    near = near or [folder for folder in _enclosing(path) if _is_dataset(folder)]
+    if near:
+        lines.append(f"did you mean {' or '.join(map(str, near))}?")
     return "\n  ".join(lines)
+
+
+def _enclosing(path: Path) -> list[Path]:
+    """Return the folder of a data set that a folder of its images or labels, or of a split of these, is in."""
+    path = path.absolute()
+    return [
+        folder.parent
+        for folder in (path, path.parent)
+        if folder.name.lower() in ("images", "labels", "jpegimages")
+    ]
 
 
 def _is_dataset(path: Path) -> bool:

@@ -29,6 +29,7 @@ class MLflow:
     """Records a run in the store that MLflow is set to, by `MLFLOW_TRACKING_URI` or its own default."""
 
     name = "mlflow"
+    num_unsure = 0
 
     def __init__(self) -> None:
         self._client: MlflowClient

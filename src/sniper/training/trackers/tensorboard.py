@@ -21,6 +21,7 @@ class TensorBoard:
     """Writes to `tensorboard` in the folder of the run, and in that of its RPN stage."""
 
     name = "tensorboard"
+    num_unsure = 0
 
     def __init__(self) -> None:
         self._folder = Path()

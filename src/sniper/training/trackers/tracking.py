@@ -28,9 +28,11 @@ class Service(Protocol):
 
     Attributes:
         name: in messages and of the file with its state.
+        num_unsure: the most lines, of those written last, that are lost if the training is killed before `close`.
     """
 
     name: str
+    num_unsure: int
 
     def open(self, start: StartReport, state: Mapping[str, str]) -> tuple[dict[str, str], str]:
         """Start a run of the service, or continue one.
@@ -44,7 +46,7 @@ class Service(Protocol):
         """
 
     def write(self, part: str, entries: Sequence[Entry], *, after: int) -> None:
-        """Record lines of the metrics; return once they are there to stay.
+        """Record lines of the metrics; return once all but the last `num_unsure` are there to stay.
 
         Args:
             part: `train`, or `rpn` for the stage of this name, which counts its own steps.
@@ -59,9 +61,10 @@ class Service(Protocol):
 class Tracking:
     """Tracker that sends the lines of `metrics.jsonl` to a service.
 
-    How many lines the service has is kept in `trackers/NAME.json` of the run, together with what identifies the run of
-    the service. A resumed training sends what is missing, and the same run continues. After a failure the training goes
-    on; a single warning names the service, and it is tried again after pauses of 1 to 16 minutes and at the end.
+    How many lines the service has for sure is kept in `trackers/NAME.json` of the run, together with what identifies
+    the run of the service. A resumed training sends the others, and the same run continues. After a failure the
+    training goes on; a single warning names the service, and it is tried again after pauses of 1 to 16 minutes and at
+    the end.
 
     Args:
         service: to send to.
@@ -123,6 +126,7 @@ class Tracking:
         with self._surviving():
             if self._is_open:
                 self._service.close(report)
+                self._save(num_unsure=0)
 
     def _send(self) -> None:
         assert self._start is not None
@@ -137,7 +141,7 @@ class Tracking:
                 with lines.reading() as entries:
                     if entries:
                         self._service.write(name, entries, after=lines.last_step)
-            self._save()
+            self._save(num_unsure=self._service.num_unsure)
             if self._has_warned and self._pause > _FIRST_PAUSE:
                 self._on_notice(f"{self._service.name}: works again, and has what it had missed")
             self._pause = _FIRST_PAUSE
@@ -151,7 +155,7 @@ class Tracking:
             self._is_loaded = True
         self._state, where = self._service.open(start, self._state)
         self._is_open = True
-        self._save()
+        self._save(num_unsure=self._service.num_unsure)
         if is_first:
             self._on_notice(f"{self._service.name}: {where}")
 
@@ -187,11 +191,16 @@ class Tracking:
             raise RunError(f"{self._path}: {error}; remove it to record the run anew") from error
         self._state = saved.state
         for name, lines in self._parts.items():
-            lines.num_sent = saved.lines.get(name, 0)
+            lines.num_sent = lines.num_kept = saved.lines.get(name, 0)
 
-    def _save(self) -> None:
+    def _save(self, *, num_unsure: int) -> None:
         self._path.parent.mkdir(exist_ok=True)
-        saved = _Saved(self._state, {name: lines.num_sent for name, lines in self._parts.items()})
+        train, rpn = self._parts["train"], self._parts["rpn"]  # whose lines are the older ones
+        sure = {
+            "train": train.num_sure(num_unsure),
+            "rpn": rpn.num_sure(max(num_unsure - train.num_sent, 0)),
+        }
+        saved = _Saved(self._state, sure)
         with atomic_write(self._path) as file:
             file.write(json.dumps(msgspec.to_builtins(saved)).encode())
 
@@ -207,13 +216,14 @@ class _Lines:
     """The lines of a file of metrics that a service does not have yet.
 
     Attributes:
-        num_sent: lines that it has.
+        num_sent: lines that it was sent.
+        num_kept: lines that it has from earlier trainings.
         last_step: the last step among these.
         has_begun: whether the training writes to the file.
     """
 
     def __init__(self, path: Path) -> None:
-        self.num_sent = self.last_step = 0
+        self.num_sent = self.num_kept = self.last_step = 0
         self._path = path
         self._num_before: int | None = None
         self._offset: int | None = None
@@ -221,6 +231,10 @@ class _Lines:
     @property
     def has_begun(self) -> bool:
         return self._num_before is not None
+
+    def num_sure(self, num_unsure: int) -> int:
+        """Return the number of lines that the service has, even if it loses the last ones of this training."""
+        return max(min(self.num_kept, self.num_sent), self.num_sent - num_unsure)
 
     def begin(self, *, num_new: int) -> None:
         """Count the lines that are older than this training, when it has written its first to the file.

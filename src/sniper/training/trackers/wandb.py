@@ -25,6 +25,8 @@ class WandB:
     """Records a run as the settings of W&B say, such as `WANDB_MODE` and `WANDB_PROJECT`, in the folder of the run."""
 
     name = "wandb"
+    # The process of W&B ends when this one is killed. Offline, it has not written its last block of 32 KB then.
+    num_unsure = 200
 
     def __init__(self) -> None:
         self._run: Any = None
@@ -60,7 +62,7 @@ class WandB:
         return {"id": self._run.id}, where or f"not recorded, by WANDB_MODE={self._run.settings.mode}"
 
     def write(self, part: str, entries: Sequence[Entry], *, after: int) -> None:
-        """Hand lines of the metrics to the process of W&B, which outlives this one."""
+        """Hand lines of the metrics to the process of W&B."""
         for entry in entries:
             self._run.log({**numbers_of(entry, part), "step": entry["step"]})
 
