@@ -434,7 +434,10 @@ def test_a_detector_of_torchvision_searches_without_a_run(
     [
         ("", "RUN is missing: expected the folder of a run first, or --detector"),
         ("--predict.merge hard run", "RUN is missing: expected the folder of a run first"),
-        ("--detector yolo images", "--detector yolo: expected torchvision:NAME or torchvision:NAME@FILE"),
+        (
+            "--detector yolo images",
+            "--detector yolo: expected torchvision:NAME, torchvision:NAME@FILE or transformers:NAME",
+        ),
         ("--detector torchvision:fcos_resnet50 images", "did you mean fcos_resnet50_fpn"),
         ("--detector torchvision:fcos_resnet50_fpn@none.pth images", "none.pth: no such file"),
         ("--detector torchvision:fcos_resnet50_fpn", "needs images: files, folders or --annotations"),

@@ -36,7 +36,7 @@ class DetectionMasks:
         >>> boxes = np.array([[1.0, 0.0, 3.0, 2.0]])
         >>> masks = DetectionMasks.of(np.full((1, 28, 28), 255, np.uint8), boxes).in_image(Sides(4, 3))
         >>> masks.to_rle().to_coco()
-        [{'size': [3, 4], 'counts': '3212'}]
+        [{'size': [3, 4], 'counts': '32103'}]
     """
 
     grids: UInt8[np.ndarray, "n s s"]

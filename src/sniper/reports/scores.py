@@ -12,6 +12,7 @@ from sniper.evaluation.comparison import Difference
 from sniper.evaluation.confusion import BACKGROUND, ConfusionMatrix
 from sniper.evaluation.diagnosis import Diagnosis
 from sniper.evaluation.false_positives import RECALLS, name_of
+from sniper.evaluation.masks import NUMBERS
 from sniper.evaluation.operating_point import MatchCounts, OperatingPoint
 from sniper.evaluation.proposals import ProposalScores
 
@@ -31,11 +32,12 @@ def describe_scores(scores: Scores) -> Iterator[str]:
         *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
         *("AR, 1 detection", "AR, 10 detections", f"AR, {limit}", "AR small", "AR medium", "AR large"),
     )
-    columns = [scores.numbers] if scores.masks is None else [scores.numbers, scores.masks.as_dict()]
+    kinds: list[Any] = [scores] if scores.masks is None else [scores, scores.masks]
+    columns = [[getattr(kind, name) for name in NUMBERS] for kind in kinds]
     width = max(map(len, titles))
     if len(columns) > 1:
         yield f"{'':<{width}}  boxes  masks"
-    for title, *numbers in zip(titles, *(column.values() for column in columns), strict=True):
+    for title, *numbers in zip(titles, *columns, strict=True):
         yield "  ".join([f"{title:<{width}}", *(f"{format_score(number):>5}" for number in numbers)])
     yield f"{counted(scores.num_images, 'image')}, {counted(scores.num_detections, 'detection')}"
 

@@ -234,7 +234,7 @@ class _Lines:
 
     def num_sure(self, num_unsure: int) -> int:
         """Return the number of lines that the service has, even if it loses the last ones of this training."""
-        return max(min(self.num_kept, self.num_sent), self.num_sent - num_unsure)
+        return max(self.num_kept, self.num_sent - num_unsure)
 
     def begin(self, *, num_new: int) -> None:
         """Count the lines that are older than this training, when it has written its first to the file.
@@ -254,7 +254,8 @@ class _Lines:
             yield []
             return
         if self._offset is None:
-            self.num_sent = min(self.num_sent, self._num_before)
+            # The service replaces the lines that this training has cut, and may lose what replaces them.
+            self.num_sent = self.num_kept = min(self.num_sent, self._num_before)
             sent = self._path.read_bytes().splitlines(keepends=True)[: self.num_sent]
             self._offset = sum(map(len, sent))
             self.last_step = max((_parse(line)["step"] for line in sent), default=0)
