@@ -78,7 +78,7 @@ def test_scores_of_masks_equal_those_of_pycocotools(seed: int) -> None:
     detections = draw_detections(truth, seed=seed)
     scores = evaluate(detections, load_dataset(path, has_images=False))
     assert scores.masks is not None
-    assert list(scores.masks.as_dict().values()) == pytest.approx(
+    assert list(scores.masks.numbers.values()) == pytest.approx(
         score_with_pycocotools(truth, detections), abs=1e-12
     )
     assert scores.masks.ap != scores.ap

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
@@ -131,6 +132,19 @@ def train_run(
         pace=pace,
         limit=limit,
     )
+
+
+def train_killed_at(
+    run: Run, spec: ExperimentSpec, dataset: Dataset, *, step: int, device: torch.device = CPU
+) -> None:
+    """Train a run until the end of a step, as if the process were killed there."""
+
+    def kill(report: StepReport) -> None:
+        if report.progress.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_run(run, spec, dataset, device=device, callbacks=Callbacks(on_step=kill))
 
 
 def train_tiny(folder: Path) -> TrainedRun:

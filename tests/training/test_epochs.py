@@ -11,12 +11,11 @@ from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.epoch import choose_positive_chips
 from sniper.errors import AnnotationError, ChipTableError
 from sniper.runs.run import Run
-from sniper.training.callbacks import Callbacks, StepReport
 from sniper.training.epochs import load_configured_chips, order_epoch
 from tests.data.tiny import write_dataset
 from tests.training.experiments import (
-    Killed,
     have_equal_weights,
+    train_killed_at,
     train_run,
     with_data,
     with_train,
@@ -48,14 +47,8 @@ def test_a_table_serves_every_epoch_even_if_its_file_is_deleted(
     unbroken = Run.create(tmp_path / "unbroken", config="")
     train_run(unbroken, spec, dataset)
     assert {entry["chips"] for entry in unbroken.entries() if "chips" in entry} == {len(table)}
-
-    def kill(report: StepReport) -> None:
-        if report.progress.step == 3:
-            raise Killed
-
     broken = Run.create(tmp_path / "broken", config="")
-    with pytest.raises(Killed):
-        train_run(broken, spec, dataset, callbacks=Callbacks(on_step=kill))
+    train_killed_at(broken, spec, dataset, step=3)
     path.unlink()
     train_run(broken, spec, dataset)
     assert have_equal_weights(unbroken, broken)

@@ -17,11 +17,10 @@ from sniper.data.datasets import Dataset
 from sniper.models.spec import DetectorSpec, Precision
 from sniper.models.two_stage import TwoStageDetector
 from sniper.runs.run import Run
-from sniper.training.callbacks import Callbacks, StepReport
 from sniper.training.learner import Learner, _distributed
 from tests.devices import DEVICES, GPU, full_precision
 from tests.models.batches import TINY, build_batch, build_sample
-from tests.training.experiments import Killed, train_run, weights_of, with_train
+from tests.training.experiments import train_killed_at, train_run, weights_of, with_train
 
 DEFORMABLE = dataclasses.replace(
     TINY,
@@ -218,13 +217,8 @@ def test_a_resumed_training_equals_an_unbroken_one_up_to_rounding(
     spec = with_train(spec, epochs=2.0)
     unbroken, broken = (Run.create(tmp_path / name, config="") for name in ("unbroken", "broken"))
     train_run(unbroken, spec, dataset, device=torch.device(device))
-
-    def kill(report: StepReport) -> None:
-        if report.progress.step == 3:  # after the checkpoint of step 2
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_run(broken, spec, dataset, device=torch.device(device), callbacks=Callbacks(on_step=kill))
+    # Its last checkpoint is that of step 2.
+    train_killed_at(broken, spec, dataset, step=3, device=torch.device(device))
     train_run(broken, spec, dataset, device=torch.device(device))
     losses, expected_losses = ([entry["loss"] for entry in run.entries()] for run in (broken, unbroken))
     assert len(losses) > 3

@@ -33,20 +33,12 @@ from tests.training.experiments import (
     TrainedRun,
     deterministic_metrics,
     have_equal_weights,
+    train_killed_at,
     train_run,
     weights_of,
     with_data,
     with_train,
 )
-
-
-def train_killed_at(run: Run, spec: ExperimentSpec, dataset: Dataset, *, step: int) -> None:
-    def kill(report: StepReport) -> None:
-        if report.progress.step == step:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_run(run, spec, dataset, callbacks=Callbacks(on_step=kill))
 
 
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights(

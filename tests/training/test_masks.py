@@ -20,15 +20,15 @@ from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec, DetectorSpec, MaskHeadSpec, RoIHeadSpec, RPNSpec
 from sniper.pipeline import run_stages, train
 from sniper.runs.run import Run
-from sniper.training.callbacks import Callbacks, StepReport
+from sniper.training.callbacks import Callbacks
 from tests.data.tiny import write_dataset
 from tests.data_folder import find_data
 from tests.training.experiments import (
     CPU,
-    Killed,
     deterministic_metrics,
     have_equal_weights,
     tiny_experiment,
+    train_killed_at,
     train_run,
     with_train,
 )
@@ -65,13 +65,7 @@ def test_a_mask_training_that_was_killed_and_resumed_ends_with_the_same_weights(
     unbroken, broken = (Run.create(tmp_path / folder, config="") for folder in ("unbroken", "broken"))
     train_run(unbroken, spec, masked)
     assert int(unbroken.checkpoints[-1].name) > 2
-
-    def kill(report: StepReport) -> None:
-        if report.progress.step == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_run(broken, spec, masked, callbacks=Callbacks(on_step=kill))
+    train_killed_at(broken, spec, masked, step=2)
     train_run(broken, spec, masked)
     assert have_equal_weights(unbroken, broken)
     assert deterministic_metrics(unbroken) == deterministic_metrics(broken)
@@ -100,10 +94,9 @@ def test_a_detector_can_start_from_one_without_a_mask_head(masked: Dataset, tmp_
     """As the paper starts from a detector of OpenImages, which has no masks."""
     spec = mask_experiment(masked)
     plain = dataclasses.replace(spec, model=dataclasses.replace(spec.model, mask_head=None))
-    train_run(Run.create(tmp_path / "boxes", config=""), plain, masked)
-    weights = next((tmp_path / "boxes").rglob("weights*.safetensors"), None) or next(
-        (tmp_path / "boxes").rglob("*.safetensors")
-    )
+    boxes = Run.create(tmp_path / "boxes", config="")
+    train_run(boxes, plain, masked)
+    weights = boxes.checkpoints[-1] / "weights.safetensors"
     reports: list[Any] = []
     spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, weights_from=str(weights)))
     train(spec, run=tmp_path / "run", device="cpu", callbacks=Callbacks(on_weights=reports.append))

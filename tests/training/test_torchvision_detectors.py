@@ -18,13 +18,13 @@ from sniper.models.torchvision_detectors.weights import load_library_weights
 from sniper.pipeline import run_stages, train
 from sniper.runs.initial import InitialWeights
 from sniper.runs.run import Run
-from sniper.training.callbacks import Callbacks, StepReport
+from sniper.training.callbacks import Callbacks
 from tests.models.torchvision_detectors.specs import SPECS, SSD
 from tests.training.experiments import (
     CPU,
-    Killed,
     deterministic_metrics,
     have_equal_weights,
+    train_killed_at,
     train_run,
     with_train,
 )
@@ -52,13 +52,7 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights(
     unbroken, broken = (Run.create(tmp_path / folder, config="") for folder in ("unbroken", "broken"))
     train_run(unbroken, spec, dataset)
     assert int(unbroken.checkpoints[-1].name) > 2
-
-    def kill(report: StepReport) -> None:
-        if report.progress.step == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_run(broken, spec, dataset, callbacks=Callbacks(on_step=kill))
+    train_killed_at(broken, spec, dataset, step=2)
     torch.manual_seed(5)
     train_run(broken, spec, dataset)
     assert have_equal_weights(unbroken, broken)

@@ -524,7 +524,7 @@ class _Report:
             **self.scores.as_dict(),
             **self.scores.false_positives.as_dict(),
             "bbox": self.scores.numbers,
-            "segm": None if self.scores.masks is None else self.scores.masks.as_dict(),
+            "segm": None if self.scores.masks is None else self.scores.masks.numbers,
             "operating_point": {
                 "score": point.score,
                 "chosen_on": self.chosen_on,

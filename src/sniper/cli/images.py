@@ -71,9 +71,8 @@ def _expand(path: Path, walk: "_Walk") -> list[Path]:
     if path.suffix.lower() == ".txt":
         return _read_list(path)
     if not path.suffix and not os.path.lexists(path):
-        raise ConfigError(
-            f"{path}: no such file or folder"
-        )  # an absent file of an image is reported as a bad image
+        # An absent file of an image is reported as a bad image instead.
+        raise ConfigError(f"{path}: no such file or folder")
     return [path]
 
 

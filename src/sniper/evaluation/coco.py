@@ -8,8 +8,9 @@ import numpy as np
 
 from sniper.evaluation.exchanged import find_exchanged_classes
 from sniper.evaluation.false_positives import FalsePositives, count_false_positives
-from sniper.evaluation.masks import NUMBERS, MaskScores, score_masks
+from sniper.evaluation.masks import score_masks
 from sniper.evaluation.matching import AREA_RANGES, COCOEvaluation, PairMatches, matches_at, run_coco_eval
+from sniper.evaluation.numbers import CocoNumbers
 from sniper.evaluation.pair import EvaluationPair, Results, Truth
 
 
@@ -36,14 +37,8 @@ class ClassScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """The twelve COCO numbers, and false positives per image.
-
-    COCO's numbers are fractions from 0 to 1, or -1 where the ground truth has no such object.
-
-    AP is the mean over classes, and over IoU 0.50, 0.55 … 0.95 unless the name gives an IoU. Small objects have an area
-    of at most 32² image pixels, large ones of at least 96². `ar_1` and `ar_10` use the best 1 and 10 detections of each
-    image and class, all other numbers the best `max_detections`.
+class Scores(CocoNumbers):
+    """The twelve COCO numbers of boxes, and false positives per image.
 
     `num_cut` counts the pairs of image and class with more than `max_detections` detections. `classes` has the scores
     of each class, in the order of their ids. `masks` has the twelve numbers of masks, where both the detections and the
@@ -51,30 +46,12 @@ class Scores:
     `max_detections` of each image and class.
     """
 
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-    ar_1: float
-    ar_10: float
-    ar: float
-    ar_small: float
-    ar_medium: float
-    ar_large: float
     num_images: int
     num_detections: int
     num_cut: int
     false_positives: FalsePositives
-    max_detections: int = 100
     classes: tuple[ClassScores, ...] = ()
-    masks: MaskScores | None = None
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """COCO's twelve numbers of boxes by name, named as by `as_dict`."""
-        return {self._name_of(name): getattr(self, name) for name in NUMBERS}
+    masks: CocoNumbers | None = None
 
     def as_dict(self) -> dict[str, float | int]:
         """Return the numbers of boxes of all classes by name.
@@ -88,9 +65,6 @@ class Scores:
         return {self._name_of(name): getattr(self, name) for name in names} | {
             name: value for name, value in false_positives.items() if value is not None
         }
-
-    def _name_of(self, name: str) -> str:
-        return f"ar_{self.max_detections}" if name == "ar" else name
 
 
 def evaluate(detections: Results, ground_truth: Truth, *, max_detections: int = 100) -> Scores:

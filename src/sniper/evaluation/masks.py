@@ -1,63 +1,20 @@
 """Score masks by the COCO rules: the twelve numbers with the overlaps of masks in place of those of boxes."""
 
-from dataclasses import asdict, dataclass
-
 import hotcoco
 import numpy as np
 
 from sniper.evaluation.matching import AREA_RANGES
+from sniper.evaluation.numbers import NUMBERS, CocoNumbers
 from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry.boxes import from_xywh
 
-NUMBERS = (
-    "ap",
-    "ap50",
-    "ap75",
-    "ap_small",
-    "ap_medium",
-    "ap_large",
-    "ar_1",
-    "ar_10",
-    "ar",
-    "ar_small",
-    "ar_medium",
-    "ar_large",
-)
-"""The names of COCO's twelve numbers, in their order."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class MaskScores:
-    """The twelve COCO numbers of masks, fractions from 0 to 1, or -1 where there is no such object; see `Scores`.
-
-    Areas are those of the objects in the annotations, and of the masks of detections.
-    """
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-    ar_1: float
-    ar_10: float
-    ar: float
-    ar_small: float
-    ar_medium: float
-    ar_large: float
-    max_detections: int = 100
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the twelve numbers by name; `ar` is named after `max_detections`, such as `ar_100`."""
-        numbers = asdict(self)
-        limit = numbers.pop("max_detections")
-        return {f"ar_{limit}" if name == "ar" else name: number for name, number in numbers.items()}
-
-
-def score_masks(pair: EvaluationPair, *, max_detections: int = 100) -> MaskScores | None:
+def score_masks(pair: EvaluationPair, *, max_detections: int = 100) -> CocoNumbers | None:
     """Score the masks of detections; None unless both the detections and the ground truth have masks.
 
     An object without a mask is a region to ignore, as large as its box. A detection without a mask is a false positive.
+
+    Areas are those of the objects in the annotations, and of the masks of detections.
 
     Args:
         pair: detections and ground truth.
@@ -74,7 +31,7 @@ def score_masks(pair: EvaluationPair, *, max_detections: int = 100) -> MaskScore
     evaluation.accumulate()
     evaluation.summary_lines()  # fills `stats` as `summarize` does, but prints nothing
     stats = zip(NUMBERS, map(float, evaluation.stats), strict=True)
-    return MaskScores(**dict(stats), max_detections=max_detections)
+    return CocoNumbers(**dict(stats), max_detections=max_detections)
 
 
 def _to_hotcoco(pair: EvaluationPair) -> tuple[hotcoco.COCO, hotcoco.COCO]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +12,7 @@ from sniper.evaluation.comparison import Difference
 from sniper.evaluation.confusion import BACKGROUND, ConfusionMatrix
 from sniper.evaluation.diagnosis import Diagnosis
 from sniper.evaluation.false_positives import RECALLS, name_of
-from sniper.evaluation.masks import NUMBERS
+from sniper.evaluation.numbers import NUMBERS, CocoNumbers
 from sniper.evaluation.operating_point import MatchCounts, OperatingPoint
 from sniper.evaluation.proposals import ProposalScores
 
@@ -33,7 +32,7 @@ def describe_scores(scores: Scores) -> Iterator[str]:
         *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
         *("AR, 1 detection", "AR, 10 detections", f"AR, {limit}", "AR small", "AR medium", "AR large"),
     )
-    kinds: list[Any] = [scores] if scores.masks is None else [scores, scores.masks]
+    kinds: list[CocoNumbers] = [scores] if scores.masks is None else [scores, scores.masks]
     columns = [[getattr(kind, name) for name in NUMBERS] for kind in kinds]
     width = max(map(len, titles))
     if len(columns) > 1:
