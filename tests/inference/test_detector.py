@@ -67,6 +67,20 @@ def test_boxes_come_back_in_the_image_frame() -> None:
     np.testing.assert_allclose(detections.boxes[0], best, atol=1e-3)
 
 
+def test_an_image_that_is_shown_much_smaller_than_validation_images_is_warned_of() -> None:
+    # Images of 128 pixels were validated; one that is put together from 25 of them has the same objects.
+    detector = dataclasses.replace(tiny_detector(LevelSpec(long_side=64)), scale=0.5)
+    detector.predict(noise(250, 100))
+    with pytest.warns(
+        UserWarning, match=r"640x640 pixels is searched at 0\.1 of its size.* 0\.5 or more.*factor: 0\.5"
+    ):
+        detector.predict(noise(640, 640))
+    chosen = dataclasses.replace(
+        detector, spec=PredictSpec(levels=(LevelSpec(factor=0.1),), precision="fp32")
+    )
+    chosen.predict(noise(640, 640))
+
+
 def test_no_more_than_the_maximum_is_reported() -> None:
     detector = tiny_detector(LevelSpec(factor=1.0), max_detections=3)
     assert len(detector.predict(noise(100, 100))) == 3

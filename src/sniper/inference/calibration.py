@@ -50,6 +50,7 @@ class Calibration:
         f1: at this score.
         precision: at this score.
         recall: at this score.
+        scale: the smallest scale at which the finest level has shown an image; None in runs of earlier versions.
         candidates: the ways to merge that were compared, the default first.
     """
 
@@ -63,6 +64,7 @@ class Calibration:
     f1: Fraction
     precision: Fraction
     recall: Fraction
+    scale: Annotated[float, Gt(0)] | None = None
     candidates: tuple[MergeCandidate, ...] = ()
 
     def resolve(self, spec: PredictSpec) -> PredictSpec:

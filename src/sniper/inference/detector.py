@@ -1,6 +1,7 @@
 """Detect objects in images of any size: run every level, keep its valid range, merge the levels (SNIPER §4)."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec, PredictSpec
 from sniper.config.loading import load_experiment, merge_experiment, to_yaml
 from sniper.data.datasets import Category
@@ -49,6 +51,8 @@ class Detector:
         device: device of the detector.
         min_score: score from which detections are shown: where F1 was best on the validation images of the run. None if
             it is unknown.
+        scale: the smallest scale at which the finest level has shown a validation image of the run. None if it is
+            unknown.
         data: how image files are read, and whether those that cannot be are skipped.
 
     Example:
@@ -62,6 +66,7 @@ class Detector:
     categories: tuple[Category, ...]
     device: torch.device
     min_score: float | None = None
+    scale: float | None = None
     data: DataSpec = field(default_factory=DataSpec)
     detect_masks: DetectMasks | None = None
     mask_side: int | None = None
@@ -141,7 +146,12 @@ class Detector:
 
     def calibrated(self, calibration: Calibration) -> "Detector":
         """Return this detector with what was chosen on validation images."""
-        return replace(self, spec=calibration.resolve(self.spec), min_score=calibration.min_score)
+        return replace(
+            self,
+            spec=calibration.resolve(self.spec),
+            min_score=calibration.min_score,
+            scale=calibration.scale,
+        )
 
     def predict(
         self, image: ImageSource, *, min_score: float | None = None, channels: Channels = "RGB"
@@ -182,6 +192,10 @@ class Detector:
             The detections of each image, as from `predict`, in the order given. Images come in groups of up to 32.
             None for an image that cannot be read, if `data.on_bad_image` is `skip`.
 
+        Warns:
+            UserWarning: if an image is shown at less than half of the scale of the validation images, since the levels
+                resize every image to the same length.
+
         Raises:
             ImageError: as from `predict`, of an image that is not to be skipped.
             ValueError: if an array or tensor has another type or shape.
@@ -192,10 +206,29 @@ class Detector:
             if result is None:
                 yield None
                 continue
+            self._warn_if_shrunk(result)
             merged = replace(
                 merge(result.detections, self.spec), class_names=class_names, min_score=self.min_score
             )
             yield merged if min_score is None else merged.confident(min_score)
+
+    def _warn_if_shrunk(self, result: SearchResult) -> None:
+        """Warn of an image that is shown smaller than the validation images were.
+
+        Levels of a fixed length suit photos, whose objects grow with the number of pixels. In an image that was put
+        together from several, or that shows a larger area, objects are as large in pixels as before, and would be lost.
+        """
+        if self.scale is None or any(level.factor is not None for level in self.spec.levels):
+            return
+        scale = finest_scale(self.spec.levels, result.width, result.height)
+        if scale < self.scale / 2:
+            warnings.warn(
+                f"an image of {result.width}x{result.height} pixels is searched at {scale:.2g} of its size, the "
+                f"validation images at {self.scale:.2g} or more: predict.levels resizes every image to the same "
+                "length. If its objects have as many pixels as theirs, search it with levels of a fixed factor: "
+                f"predict.levels '[{{factor: {self.scale:.2g}}}]'",
+                stacklevel=2,
+            )
 
     def search(
         self, images: Iterable[ImageSource], *, channels: Channels = "RGB", with_masks: bool = True
@@ -296,6 +329,17 @@ def _torchvision_spec(name: str, rest: str) -> DetectorSpec:
         weights=str(expand_path(file)) if file else "DEFAULT",
         backbone=BackboneSpec(pretrained=False, batch_norm="frozen"),
     )
+
+
+def finest_scale(levels: Sequence[LevelSpec], width: int, height: int) -> float:
+    """Return the scale at which the finest level shows an image; see `Level.scale`.
+
+    Args:
+        levels: at least one.
+        width: of the image, pixels.
+        height: of the image, pixels.
+    """
+    return max(level.at(width=width, height=height).scale for level in levels)
 
 
 def _with_predict(spec: ExperimentSpec, predict: Mapping[str, Any] | None) -> ExperimentSpec:

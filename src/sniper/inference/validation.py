@@ -19,7 +19,7 @@ from sniper.evaluation.operating_point import find_best_f1
 from sniper.evaluation.pair import EvaluationPair, GroundTruth
 from sniper.geometry import Detections
 from sniper.inference.calibration import Calibration, MergeCandidate
-from sniper.inference.detector import Detector, round_detections
+from sniper.inference.detector import Detector, finest_scale, round_detections
 from sniper.inference.merging import MergeMethod, merge, merge_method
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 
@@ -121,6 +121,9 @@ def validate(
         f1=_or_zero(best.f1),
         precision=_or_zero(best.precision),
         recall=_or_zero(best.recall),
+        scale=min(
+            (finest_scale(detector.spec.levels, image.width, image.height) for image in images), default=None
+        ),
         candidates=tuple(candidates),
     )
     return Validation(pair=pair, calibration=calibration)
