@@ -102,6 +102,7 @@ def test_the_way_to_merge_with_the_best_ap_is_chosen_from_one_search(dataset: Da
     assert (calibration.merge, calibration.merge_iou) == ("fusion", 0.45)  # the mean of both is the object
     assert (calibration.step, calibration.num_images, calibration.num_compared) == (7, NUM_IMAGES, NUM_IMAGES)
     assert len(calibration.candidates) == NUM_WAYS
+    assert calibration.scale == 1.0
     default = calibration.candidates[0]
     assert (default.merge, default.soft_nms_sigma, round(default.ap, 6)) == ("gaussian", 0.55, 0.5)
     assert max(candidate.ap for candidate in calibration.candidates) == 1.0
