@@ -252,7 +252,7 @@ class EvaluationPair:
         if self.masks is None or truth.masks is None:
             return None
         is_bare, rows = ~truth.masks.has_mask, np.arange(len(truth.labels))
-        masks = MaskArrays.concatenate([truth.masks, _rectangles(truth.boxes)])
+        masks = MaskArrays.concatenate([truth.masks, MaskArrays.from_boxes(from_xywh(truth.boxes))])
         masks = masks.select(np.where(is_bare, len(rows) + rows, rows))
         return replace(
             self, truth=replace(truth, masks=masks, is_crowd=truth.is_crowd | is_bare), iou_type="segm"
@@ -327,15 +327,6 @@ class EvaluationPair:
                 strict=True,
             )
         ]
-
-
-def _rectangles(boxes: Float[np.ndarray, "n 4"]) -> MaskArrays:
-    """Return (n, 4) xywh boxes as masks."""
-    x1, y1, x2, y2 = from_xywh(boxes).T
-    corners = np.stack([x1, y1, x2, y1, x2, y2, x1, y2], axis=1).reshape(-1, 2)
-    return MaskArrays.from_arrays(
-        corners, ring_lengths=np.full(len(boxes), 4), num_rings=np.ones(len(boxes), np.int64)
-    )
 
 
 def _masks_of(rows: Sequence[Mapping[str, Any]]) -> MaskArrays:
