@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer, UInt8
 from PIL import Image
 
 from sniper.data.images.encoded import no_pillow_limit
@@ -61,7 +61,7 @@ def read_object_masks(
     return _to_masks(numbers)
 
 
-def _to_masks(numbers: Int[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, " k"], MaskArrays]:
+def _to_masks(numbers: Integer[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, " k"], MaskArrays]:
     """Return the numbers of objects, and their masks."""
     height, width = numbers.shape
     pixels = numbers.T.ravel()  # column by column, as encodings have them
