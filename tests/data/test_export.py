@@ -21,7 +21,9 @@ from sniper.data.export import ChipExport, ChipSplit, EmptyChips, WrittenChips, 
 from sniper.data.reader import ChipReader
 from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, ImageError
-from sniper.geometry.boxes import area, intersections, iou
+from sniper.geometry.boxes import Sides, area, intersections, iou
+from sniper.geometry.masks import MaskArrays, rasterize
+from tests.data.masked import write_masked_dataset
 from tests.data.tiny import write_dataset
 
 PYRAMID = PyramidSpec(
@@ -334,3 +336,96 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): re.sub(rb'"digest": "\w+"', b"", path.read_bytes()) for path in files
     }
+
+
+@pytest.fixture
+def masked(tmp_path: Path) -> Dataset:
+    """Return images with polygons and run lengths, and an object without a mask."""
+    path = write_masked_dataset(tmp_path / "masked")
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["segmentation"]
+    for entry in content["annotations"][2::2]:  # so that no centre of a pixel lies on an edge
+        entry["segmentation"] = [
+            [number + 0.137 * (i % 2 + 1) for i, number in enumerate(entry["segmentation"][0])]
+        ]
+    path.write_text(json.dumps(content))
+    return load_dataset(path)
+
+
+def rasters_of(masks: MaskArrays | None, sides: Sides) -> np.ndarray:
+    """Return (n, h, w) masks in a frame; nothing for objects without a mask."""
+    assert masks is not None
+    count = len(masks)
+    return rasterize(masks, np.arange(count), np.tile([0.0, 0.0, *sides], (count, 1)), sides=sides)
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+def test_masks_are_those_that_the_chip_shows(
+    masked: Dataset, tmp_path: Path, to: FormatName, is_padded: bool
+) -> None:
+    table = choose_positive_chips(masked, PYRAMID, generator=np.random.default_rng(0))
+    spec = ChipFileSpec(
+        to=to, encoding="png", ignored="keep", min_visibility=0.0, min_visible_side=0.0, is_padded=is_padded
+    )
+    split = {"train": ChipSplit(dataset=masked, tables=(table,))}
+    warnings = export(split, tmp_path / "out", spec).warnings
+    read, manifest = load_dataset(tmp_path / "out"), read_manifest(tmp_path / "out")
+    assert len(read) == len(manifest.chips) == len(table)
+    by_name = {record.path.name: record for record in read}
+    num_masks = num_cut = 0
+    for index, entry in enumerate(manifest.chips):
+        record = by_name[Path(entry.file_name).name]
+        source = next(each for each in masked if each.image_id == entry.image_id)
+        chip, sides = table.chip(index), Sides(entry.width, entry.height)
+        assert (record.width, record.height) == sides
+        boxes = chip.clip(chip.to_chip(source.boxes))
+        rows = np.flatnonzero(area(boxes) > 0)
+        assert source.masks is not None
+        polygons = source.masks.to_polygons()
+        moved = polygons.with_points(chip.to_chip(np.tile(polygons.points.astype(np.float64), 2))[:, :2])
+        expected, found = rasters_of(moved, sides)[rows], rasters_of(record.masks, sides)
+        assert len(found) == len(expected)
+        for row, (mask, other) in enumerate(zip(found, expected, strict=True)):
+            if to == "yolo" and not other.any():
+                x1, y1, x2, y2 = boxes[rows][row].round().astype(int).tolist()
+                assert mask[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].all()  # the outline of the box
+                continue
+            assert (mask == other).all()
+            if to == "coco":
+                assert record.masks is not None
+                assert record.masks.is_encoded[row] == (other.any() and source.masks.is_encoded[rows[row]])
+            num_masks += bool(other.any())
+            num_cut += bool(other[[0, -1]].any() or other[:, [0, -1]].any())
+    assert num_masks > 10
+    assert num_cut
+    if to == "coco":
+        areas = np.concatenate([rasters_of(each.masks, each.sides).sum(axis=(1, 2)) for each in read])
+        assert read.masks is not None
+        assert read.areas[read.masks.has_mask].tolist() == areas[read.masks.has_mask].tolist()
+        assert not warnings
+    else:
+        assert any(
+            "objects without a mask written with the outline of their box" in each for each in warnings
+        )
+
+
+def test_lines_of_yolo_are_all_polygons_of_one_object_each(masked: Dataset, tmp_path: Path) -> None:
+    """Ultralytics takes a line of 4 fractions beside polygons for a polygon of 2 points."""
+    table = choose_positive_chips(masked, PYRAMID, generator=np.random.default_rng(0))
+    folder = tmp_path / "out"
+    export(
+        {"train": ChipSplit(dataset=masked, tables=(table,))},
+        folder,
+        ChipFileSpec(to="yolo", ignored="keep"),
+    )
+    lines = [
+        line.split() for path in folder.rglob("labels/**/*.txt") for line in path.read_text().splitlines()
+    ]
+    assert len(lines) == len(load_dataset(folder).boxes) > 10
+    for label, *numbers in lines:
+        assert label == "0"
+        assert len(numbers) >= 6
+        assert len(numbers) % 2 == 0
+        assert len(numbers) != 8  # the corners of an oriented box
+        assert all(0 <= float(number) <= 1 for number in numbers)

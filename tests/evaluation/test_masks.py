@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from pycocotools.cocoeval import COCOeval
 
 from sniper import evaluate, load_dataset
 from sniper.errors import AnnotationError, DetectionsError
+from sniper.evaluation import blocks
+from sniper.evaluation.coco import score
+from sniper.evaluation.comparison import ResampledAP
+from sniper.evaluation.diagnosis import diagnose
 from sniper.evaluation.pair import EvaluationPair
 from sniper.evaluation.results import load_detections
 from tests.cli.commands import CommandLine
@@ -57,31 +62,84 @@ def draw_detections(truth: COCO, *, seed: int) -> list[dict[str, Any]]:
     return detections
 
 
-def score_with_pycocotools(truth: COCO, detections: list[dict[str, Any]]) -> list[float]:
-    """Return the twelve numbers; without boxes, areas are those of the masks."""
+def evaluate_with_pycocotools(truth: COCO, detections: list[dict[str, Any]], **params: Any) -> COCOeval:
+    """Return the evaluation of masks; without boxes, areas are those of the masks."""
     masks = [{key: each for key, each in row.items() if key != "bbox"} for row in detections]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(masks)), "segm")
+        vars(evaluation.params).update(params)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    numbers: list[float] = evaluation.stats.tolist()
-    return numbers
+    return evaluation
+
+
+def load_coco_masks() -> tuple[Path, COCO]:
+    path = find_data("data/coco_masks/test.json")  # polygons, and crowds as run lengths
+    with contextlib.redirect_stdout(io.StringIO()):
+        return path, COCO(str(path))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 @pytest.mark.parametrize("seed", [0, 1])
 def test_scores_of_masks_equal_those_of_pycocotools(seed: int) -> None:
-    path = find_data("data/coco_masks/test.json")  # polygons, and crowds as run lengths
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(path))
+    path, truth = load_coco_masks()
     detections = draw_detections(truth, seed=seed)
     scores = evaluate(detections, load_dataset(path, has_images=False))
+    reference_ = evaluate_with_pycocotools(truth, detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference_.summarize()
     assert scores.masks is not None
-    assert list(scores.masks.numbers.values()) == pytest.approx(
-        score_with_pycocotools(truth, detections), abs=1e-12
-    )
+    assert list(scores.masks.numbers.values()) == pytest.approx(reference_.stats.tolist(), abs=1e-12)
     assert scores.masks.ap != scores.ap
+    precision, recall = reference_.eval["precision"][..., 0, 2], reference_.eval["recall"][..., 0, 2]
+    for label, row in enumerate(scores.masks.classes):
+        assert row.ap == pytest.approx(precision[:, :, label].mean(), abs=1e-12)
+        assert row.ar == pytest.approx(recall[:, label].mean(), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+def test_scores_of_masks_by_size_equal_those_of_pycocotools() -> None:
+    path, truth = load_coco_masks()
+    detections = draw_detections(truth, seed=2)
+    edges = (0.0, 25.0, 60.0, 150.0)
+    params = {
+        "areaRng": [[low**2, np.nextafter(high**2, 0)] for low, high in pairwise(edges)],
+        "areaRngLbl": ["a", "b", "c"],
+        "maxDets": [100],
+    }
+    masks = EvaluationPair.of(detections, load_dataset(path, has_images=False)).for_masks()
+    assert masks is not None
+    by_class = evaluate_with_pycocotools(truth, detections, **params).eval
+    any_class = evaluate_with_pycocotools(truth, detections, **params, useCats=0).eval["recall"]
+    for a, scores in enumerate(diagnose(masks, sizes=edges).sizes):
+        precision, recall = by_class["precision"][:, :, :, a], by_class["recall"][:, :, a]
+        assert scores.ap == pytest.approx(precision[precision > -1].mean(), abs=1e-12)
+        assert scores.recall == pytest.approx(recall[recall > -1].mean(), abs=1e-12)
+        assert scores.any_class_recall == pytest.approx(any_class[:, :, a].mean(), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
+def test_masks_are_resampled_by_their_overlaps() -> None:
+    path, truth = load_coco_masks()
+    pair = EvaluationPair.of(draw_detections(truth, seed=3), load_dataset(path, has_images=False))
+    masks = pair.for_masks()
+    assert masks is not None
+    resampled = ResampledAP(masks)
+    assert resampled(np.ones(resampled.num_images, np.int64)) == pytest.approx(score(masks).ap, abs=1e-12)
+    assert score(masks).ap == pytest.approx(score(pair).masks.ap)  # type: ignore[union-attr]
+
+
+def test_masks_of_a_crowded_image_are_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = [{**BOX, "segmentation": [[i, 0, i + 20, 0, i + 20, 40, i, 40]]} for i in range(30)]
+    pair = EvaluationPair.of([{**each, "score": 0.9} for each in objects], truth_of(*objects))
+    masks = pair.for_masks()
+    assert masks is not None
+    expected = score(masks)
+    monkeypatch.setattr(blocks, "MAX_OVERLAPS", 100)
+    assert score(masks) == expected
+    monkeypatch.setattr(blocks, "_MOST_OVERLAPS", 100)
+    with pytest.raises(DetectionsError, match="masks of 30 detections and 30 objects are too many"):
+        score(masks)
 
 
 def test_masks_are_scored_by_their_overlap_and_not_by_that_of_boxes() -> None:
@@ -167,7 +225,39 @@ def test_evaluate_prints_the_numbers_of_boxes_and_masks(
     assert answer["bbox"]["ap"] == answer["ap"] == pytest.approx(1)
     assert answer["segm"]["ar_100"] == pytest.approx(0.7)  # an overlap of 0.825
     assert answer["segm"]["ap_large"] is None
+    assert answer["classes"][0]["segm_ap"] == answer["segm"]["ap"]
     assert "boxes  masks" in sniper.text("evaluate", *paths).out
     bare = {key: each for key, each in BOX.items() if key != "segmentation"}
     paths[0].write_text(json.dumps([{**bare, "score": 0.9}]))
     assert sniper.json("evaluate", *paths)["segm"] is None
+
+
+def test_details_and_differences_are_also_of_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sniper = CommandLine(capsys)
+    truth, found, other = (tmp_path / name for name in ("truth.json", "found.json", "other.json"))
+    images = [{"id": i, "width": 80, "height": 60, "file_name": f"{i}.jpg"} for i in range(4)]
+    objects = [{**BOX, "image_id": i, "id": i, "area": 1600, "iscrowd": 0} for i in range(4)]
+    half = [[0, 0, 40, 0, 0, 40]]  # in the same box
+    truth.write_text(json.dumps({**truth_of(), "images": images, "annotations": objects}))
+    found.write_text(json.dumps([{**each, "score": 0.9} for each in objects]))
+    low = [{**each, "score": 0.8, "segmentation": [[0, 0, 9, 0, 0, 9]]} for each in objects]
+    other.write_text(json.dumps([{**each, "score": 0.9, "segmentation": half} for each in objects] + low))
+    score = ("evaluate", found, truth, "--against", other, "--details", "--sizes", "0", "30", "50")
+    answer = sniper.json(*score)
+    assert answer["ap_difference"] == pytest.approx(0)
+    others = sniper.json("evaluate", other, truth)["segm"]
+    assert answer["segm_ap_difference"] == pytest.approx(answer["segm"]["ap"] - others["ap"])
+    assert answer["fp_per_image_at_90_difference"] == 0
+    assert answer["segm_fp_per_image_at_90_difference"] is None  # the triangles overlap by less than a half
+    rows = [(row["recall"], row["segm_recall"], row["segm_ap"]) for row in answer["sizes"]]
+    assert rows == [(None, None, None), pytest.approx((1, 1, 1)), (None, None, None)]
+    out = sniper.text(*score).out
+    assert "AP of masks minus that of --against: +1.000, 95 % interval +1.000 to +1.000" in out
+    assert "false positives of masks per image minus those of --against" in out
+    assert "by size of the object, masks" in out
+    bare = [{key: each for key, each in row.items() if key != "segmentation"} for row in low]
+    other.write_text(json.dumps(bare))
+    assert "segm_ap_difference" not in sniper.json(*score)
+    assert "of masks" not in sniper.text(*score).out

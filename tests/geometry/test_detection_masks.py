@@ -199,6 +199,8 @@ def test_polygons_and_encodings_become_grids_in_the_boxes_around_them() -> None:
     encoded = rectangle.in_image(Sides(20, 10)).to_rle()
     masks = DetectionMasks.from_arrays(MaskArrays.concatenate([polygons, encoded]))
     assert masks.boxes.tolist() == [[0, 0, 40, 20], [0, 0, 0, 0], [2, 3, 10, 7]]
+    clipped = DetectionMasks.from_arrays(polygons, window=np.array([10.0, 5, 20, 50]))
+    assert clipped.boxes[0].tolist() == [10, 5, 20, 20]
     ((ring,),) = masks.outlines(0)
     assert area_of(ring) == pytest.approx(400, rel=0.02)
     assert masks.outlines(1) == []

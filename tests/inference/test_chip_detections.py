@@ -20,9 +20,12 @@ from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.data.export import ChipExport, ChipSplit
 from sniper.data.spec import DataSpec
 from sniper.errors import DetectionsError
+from sniper.evaluation.results import DetectionTable
 from sniper.geometry.boxes import from_xywh, iou, to_xywh
+from sniper.geometry.masks import rasterize
 from sniper.inference.chip_detections import load_chip_detections, merge_chips, to_results
 from sniper.inference.windows import Tiling, list_windows
+from tests.data.masked import write_masked_dataset
 from tests.data.tiny import write_dataset
 
 PYRAMID = PyramidSpec(
@@ -299,3 +302,68 @@ def test_merged_objects_are_no_duplicates(dataset: Dataset, tmp_path: Path) -> N
         boxes = np.array([entry["bbox"] for entry in results[record.image_id]]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         assert (iou(record.boxes, boxes).max(axis=1) > 0.99).mean() > 0.7
+
+
+def results_with_masks(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "bbox": entry["bbox"],
+            "score": 0.9,
+            **({"segmentation": entry["segmentation"]} if "segmentation" in entry else {}),
+        }
+        for entry in load_dataset(folder).to_coco()["annotations"]
+    ]
+
+
+def test_masks_on_chips_come_back_to_their_images(tmp_path: Path) -> None:
+    dataset = load_dataset(write_masked_dataset(tmp_path / "source"))
+    manifest = write(dataset, positives_of(dataset), tmp_path / "chips")
+    results = merged(tmp_path / "chips", manifest, results_with_masks(tmp_path / "chips"))
+    num_found = 0
+    for record in dataset:
+        entries = results[record.image_id]
+        boxes = np.array([entry["bbox"] for entry in entries]).reshape(-1, 4)
+        table = DetectionTable.from_entries(entries)
+        assert table.masks is not None
+        for row, box in enumerate(to_xywh(record.boxes)):
+            match = int(np.abs(boxes - box).max(axis=1).argmin())
+            assert record.masks is not None
+            rasters = [
+                rasterize(masks, np.array([index]), np.array([[0.0, 0, *record.sides]]), sides=record.sides)[
+                    0
+                ]
+                for masks, index in ((record.masks, row), (table.masks, match))
+            ]
+            overlap = (rasters[0] & rasters[1]).sum() / (rasters[0] | rasters[1]).sum()
+            if record.masks.is_encoded[row]:
+                assert table.masks.sides[match].tolist() == [*record.sides]
+                assert overlap > 0.85  # run lengths have the pixels of the chip
+            else:
+                assert overlap > 0.98  # centres on an edge
+            num_found += 1
+    assert num_found == 8
+
+
+def test_a_detection_without_a_mask_stays_without(tmp_path: Path) -> None:
+    dataset = load_dataset(write_masked_dataset(tmp_path / "source"))
+    manifest = write(dataset, positives_of(dataset), tmp_path / "chips")
+    given = results_with_masks(tmp_path / "chips")
+    for entry in given[::2]:
+        entry.pop("segmentation", None)
+    entries = [
+        entry for of_image in merged(tmp_path / "chips", manifest, given).values() for entry in of_image
+    ]
+    assert {"segmentation" in entry for entry in entries} == {True, False}
+
+
+def test_run_lengths_that_do_not_fill_the_chip_are_refused(tmp_path: Path) -> None:
+    dataset = load_dataset(write_masked_dataset(tmp_path / "source"))
+    manifest = write(dataset, positives_of(dataset), tmp_path / "chips")
+    given = results_with_masks(tmp_path / "chips")
+    given[3]["segmentation"] = {"size": [64, 63], "counts": [64 * 63]}
+    with pytest.raises(
+        DetectionsError, match=r"1 mask .* entry 3 on images/.*: size is \[64, 63\], expected \[64, 64\]"
+    ):
+        merged(tmp_path / "chips", manifest, given)

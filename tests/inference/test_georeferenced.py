@@ -18,6 +18,7 @@ from sniper.data.images import tiff
 from sniper.data.spec import ReadSpec
 from sniper.errors import ConfigError, ImageError
 from sniper.geometry import Detections
+from sniper.geometry.detection_masks import DetectionMasks
 from sniper.inference.georeferenced import (
     GeoreferencedImages,
     check_replaceable,
@@ -266,3 +267,49 @@ def test_a_large_image_is_searched_in_windows_to_half_a_pixel(
             rows, columns = rasterio.transform.rowcol(file.transform, xs, ys, op=np.positive)
             boxes.append([np.min(columns), np.min(rows), np.max(columns), np.max(rows)])
     np.testing.assert_allclose(sorted(boxes), sorted(drawn.tolist()), atol=0.5)
+
+
+def with_masks(*boxes: list[float]) -> Detections:
+    """Return detections whose masks have a hole in the middle; the last has an empty mask."""
+    grids = np.full((len(boxes), 28, 28), 255, dtype=np.uint8)
+    grids[:, 10:18, 10:18] = 0
+    grids[-1] = 0
+    found = detections_of(*boxes)
+    return found.with_masks(DetectionMasks.of(grids, found.boxes))
+
+
+def test_a_mask_is_the_polygon_of_its_outline_with_holes(tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / "a.tif")
+    masked, bare = to_geojson(with_masks([8, 8, 36, 36], CRACK), path)["features"]
+    assert bare["geometry"] == to_geojson(detections_of(CRACK), path)["features"][0]["geometry"]
+    assert masked["geometry"]["type"] == "Polygon"
+    exterior, hole = masked["geometry"]["coordinates"]
+    assert signed_area(exterior) > 0  # anticlockwise
+    assert signed_area(hole) < 0
+    (box,) = to_geojson(detections_of([8, 8, 36, 36]), path)["features"]
+    whole = signed_area(box["geometry"]["coordinates"][0])
+    assert signed_area(exterior) == pytest.approx(whole, rel=1e-3)
+    assert signed_area(hole) == pytest.approx(-whole * 64 / 784, rel=0.06)
+
+
+def test_a_mask_across_the_antimeridian_is_cut_with_its_hole(tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / "a.tif", crs=OTHER, transform=AT_ANTIMERIDIAN)
+    masked, _ = to_geojson(with_masks([0, 0, 64, 48], CRACK), path)["features"]
+    assert masked["geometry"]["type"] == "MultiPolygon"
+    west, east = masked["geometry"]["coordinates"]
+    assert len(west) + len(east) >= 3
+    for exterior, *holes in (west, east):
+        assert signed_area(exterior) > 0
+        xs = [x for x, _ in exterior]
+        assert all(min(xs) <= x <= max(xs) for hole in holes for x, _ in hole)
+
+
+def test_a_geopackage_has_masks_as_polygons(tmp_path: Path) -> None:
+    images = images_of(write_geotiff(tmp_path / "a.tif"))
+    write_all(images, tmp_path, lambda _: with_masks([8, 8, 36, 36], CRACK))
+    info = pyogrio.read_info(tmp_path / "found.gpkg")
+    assert (info["geometry_type"], info["features"]) == ("MultiPolygon", 2)
+    _, _, geometries, _ = pyogrio.raw.read(tmp_path / "found.gpkg")
+    masked, bare = map(bytes, geometries)
+    assert int.from_bytes(masked[14:18], "little") == 2  # rings of the first polygon
+    assert int.from_bytes(bare[14:18], "little") == 1

@@ -20,6 +20,13 @@ def read_only_run(world: Dataset, tmp_path_factory: pytest.TempPathFactory) -> R
     return write_run(tmp_path_factory.mktemp("runs") / "first", world)
 
 
+@pytest.fixture(scope="session")
+def run_with_masks(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run, which no test may change, whose objects and detections have masks."""
+    world = write_world(tmp_path_factory.mktemp("world_of_masks"), has_masks=True)
+    return write_run(tmp_path_factory.mktemp("runs") / "masks", world)
+
+
 @pytest.fixture
 def run(read_only_run: Run, tmp_path: Path) -> Run:
     """Return a copy that the test may change."""

@@ -1,6 +1,7 @@
 """A run without weights, whose detections are the objects of a tiny data set with errors put in."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ ALARM = [140.0, 100.0, 20.0, 20.0]
 _OBJECTS = ([10, 10, 40, 40], [100, 20, 30, 30], [40, 90, 50, 50])
 
 
-def write_world(folder: Path) -> Dataset:
-    """Write three images of three objects, which lie apart, of two classes."""
+def write_world(folder: Path, *, has_masks: bool = False) -> Dataset:
+    """Write three images of three objects, which lie apart, of two classes; their masks are triangles."""
     rng = np.random.default_rng(0)
     annotations: list[dict[str, Any]] = []
     (folder / "images").mkdir()
@@ -39,6 +40,7 @@ def write_world(folder: Path) -> Dataset:
         for row, (x, y, width, height) in enumerate(_OBJECTS):
             label = (image + row) % 2
             pixels[y : y + height, x : x + width] = 250 * label
+            masks = {"segmentation": triangle_in([x, y, width, height])} if has_masks else {}
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -47,6 +49,7 @@ def write_world(folder: Path) -> Dataset:
                     "bbox": [x, y, width, height],
                     "area": width * height,
                     "iscrowd": 0,
+                    **masks,
                 }
             )
         Image.fromarray(pixels).save(folder / "images" / f"{image}.png")
@@ -57,6 +60,12 @@ def write_world(folder: Path) -> Dataset:
     path = folder / "train.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return load_dataset(path)
+
+
+def triangle_in(box: Sequence[float]) -> list[list[float]]:
+    """Return the lower left half of a box, x, y, width and height, as a polygon."""
+    x, y, width, height = box
+    return [[x, y, x + width, y + height, x, y + height]]
 
 
 def erroneous_results(dataset: Dataset, *, shift: float = 0.0) -> list[dict[str, Any]]:
@@ -70,7 +79,10 @@ def erroneous_results(dataset: Dataset, *, shift: float = 0.0) -> list[dict[str,
     results: list[dict[str, Any]] = []
 
     def add(image_id: int | str, label: int, box: list[float], score: float) -> None:
-        results.append({"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score})
+        masks = {"segmentation": triangle_in(box)} if dataset.masks is not None else {}
+        results.append(
+            {"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score, **masks}
+        )
 
     for index, record in enumerate(dataset):
         for row, (x, y, width, height) in enumerate(to_xywh(record.boxes).tolist()):

@@ -160,6 +160,23 @@ def test_both_colour_schemes_differ_and_have_contrast(browser: Any, read_only_ru
     assert grounds[1] < 60
 
 
+def test_masks_are_outlined_in_place_of_boxes(browser: Any, run_with_masks: Run) -> None:
+    opened = OpenPage(browser, run_with_masks.report_path)
+    for pictures, num_marks in (("#gallery", 4), ("#images ~ .images", 10), ("#chips ~ .row", 9)):
+        assert opened.page.locator(f"{pictures} path.mark").count() >= num_marks
+        assert opened.page.locator(f"{pictures} rect.mark").count() == 0
+    is_outside = """paths => paths.filter(path => {
+        const box = path.getBBox(), picture = path.ownerSVGElement.viewBox.baseVal
+        return box.x < 0 || box.y < 0 || box.x + box.width > picture.width || box.y + box.height > picture.height
+    }).length"""
+    assert opened.page.locator("path.mark").evaluate_all(is_outside) == 0
+    missed = opened.page.locator('#gallery .error[data-kind="missed"] path.missed').get_attribute("d")
+    assert missed is not None
+    assert len(missed.split("L")) == 3  # a triangle
+    assert opened.errors == []
+    opened.page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone(browser: Any, read_only_run: Run, tmp_path: Path, scheme: str) -> None:
     Comparison.of([read_only_run]).save(tmp_path / "comparison.html")

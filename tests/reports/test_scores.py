@@ -106,7 +106,8 @@ def test_undefined_false_positives_and_bounds_are_dashes() -> None:
     }
     differences["fp_per_image_at_50"] = Difference(difference=-1.0, low=-2.0, high=0.25)
     differences["fp_per_clean_image_at_80"] = Difference(difference=0.5, low=math.nan, high=math.nan)
-    assert cells_of(show_false_positive_differences(differences)) == [
+    (table,) = show_false_positive_differences(differences)
+    assert cells_of(table) == [
         ["50%", "-1.000 (-2.000 to +0.250)", "–"],
         ["80%", "–", "+0.500 (– to –)"],
         ["90%", "–", "–"],

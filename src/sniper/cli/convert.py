@@ -38,20 +38,23 @@ def convert(
         ),
     ] = None,
     crowds: Crowds = "ignore",
+    masks: Annotated[
+        Literal["read", "ignore"], Parameter(help="Write the masks of objects, or boxes alone.")
+    ] = "read",
     follow_links: FollowLinks = False,
     class_property: ClassProperty = None,
     json: Json = False,
 ) -> None:
     """Write a data set as COCO JSON, YOLO or Pascal VOC.
 
-    Boxes are written as they are used: clipped to their images, without those that are dropped. Masks are not written.
+    Boxes are written as they are used: clipped to their images, without those that are dropped.
     """
     started = time.monotonic()
     from sniper.data.datasets.load import load_splits
     from sniper.data.datasets.write import write_dataset
     from sniper.data.spec import DataSpec
 
-    data = DataSpec(crowds=crowds, follow_links=follow_links, class_property=class_property)
+    data = DataSpec(crowds=crowds, masks=masks, follow_links=follow_links, class_property=class_property)
     splits = load_splits(source, image_root=root, split=split, has_images=images != "none", data=data)
     for dataset in splits.values():
         print_warnings(dataset.warnings)

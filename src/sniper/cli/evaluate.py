@@ -248,11 +248,11 @@ def evaluate(
             f"{name}_difference_low": difference.low,
             f"{name}_difference_high": difference.high,
         }
-    diagnosis = None
+    diagnoses = None
     if details or curve is not None:
-        diagnosis = _diagnose(pair, max_detections=max_detections, sizes=sizes, curve=curve)
+        diagnoses = _diagnose(pair, max_detections=max_detections, sizes=sizes, curve=curve)
         answer |= {"curve": str(curve)} if curve is not None else {}
-        answer |= diagnosis.as_dict() if details else {}
+        answer |= _details_as_dict(diagnoses) if details else {}
     if is_run:
         answer |= {"run": str(run), "detections": str(subject.detections)}
     answer = _with_null(answer)
@@ -275,7 +275,7 @@ def evaluate(
     if json:
         print_result(answer, is_json=True)
     else:
-        report.show(answer, differences=differences, details=diagnosis if details else None)
+        report.show(answer, differences=differences, details=diagnoses if details else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -534,27 +534,39 @@ class _Report:
                 **_counts_as_dict(point),
             },
             "classes": [
-                {**asdict(scores), **_counts_as_dict(counts)}
-                for scores, counts in zip(self.scores.classes, point.classes, strict=True)
+                {**asdict(scores), **_counts_as_dict(counts), **masks}
+                for scores, counts, masks in zip(
+                    self.scores.classes, point.classes, self._masks_by_class(), strict=True
+                )
             ],
             "confusions": None if self.confusion is None else self.confusion.as_list(),
         }
+
+    def _masks_by_class(self) -> list[dict[str, float]]:
+        """Return the scores of masks of each class, if masks are scored."""
+        if self.scores.masks is None:
+            return [{}] * len(self.scores.classes)
+        return [
+            {f"segm_{name}": getattr(row, name) for name in ("ap", "ap50", "ar")}
+            for row in self.scores.masks.classes
+        ]
 
     def show(
         self,
         answer: Mapping[str, Any],
         *,
         differences: "Mapping[str, Difference] | None",
-        details: "Diagnosis | None",
+        details: "Sequence[Diagnosis] | None",
     ) -> None:
         """Print lines and tables.
 
         Args:
             answer: the JSON object, for the paths in it.
             differences: to other detections, by score; to be printed, too.
-            details: to be printed, too.
+            details: of boxes, and of masks if they are scored; to be printed, too.
         """
         from sniper.reports.scores import (
+            describe_ap_differences,
             describe_scores,
             show_classes,
             show_details,
@@ -568,12 +580,11 @@ class _Report:
         print_table(show_false_positives(self.scores))
         print_line("")
         if differences is not None:
-            ap = differences["ap"]
-            print_line(
-                f"AP minus that of --against: {ap.difference:+.3f}, 95 % interval {ap.low:+.3f} to {ap.high:+.3f}"
-            )
-            print_table(show_false_positive_differences(differences))
-            print_line("")
+            for line in describe_ap_differences(differences):
+                print_line(line)
+            for table in show_false_positive_differences(differences):
+                print_table(table)
+                print_line("")
         for line in self._describe_point():
             print_paragraph(line)
         print_table(show_classes(self.scores, self.point))
@@ -581,9 +592,15 @@ class _Report:
             print_line("")
             _show_confusions(self.confusion)
         if details is not None:
-            for table in show_details(self.scores, details):
-                print_line("")
-                print_table(table)
+            scored = (
+                [(self.scores, "")]
+                if self.scores.masks is None
+                else [(self.scores, "boxes"), (self.scores.masks, "masks")]
+            )
+            for (scores, kind), diagnosis in zip(scored, details, strict=True):
+                for table in show_details(scores, diagnosis, kind=kind):
+                    print_line("")
+                    print_table(table)
         for name in ("curve", "detections", "output", "page"):
             if name in answer:
                 print_line(f"{name}: {answer[name]}")
@@ -712,39 +729,59 @@ def _load_pair(path: Path, truth: "GroundTruth", *, option: str | None = None) -
 def _compare(
     pair: "EvaluationPair", other: "EvaluationPair", *, max_detections: int
 ) -> "dict[str, Difference]":
-    """Compute the differences in AP and in false positives per image to other detections."""
+    """Compute the differences in AP and in false positives per image to other detections, of masks, too."""
+    if pair.truth.num_images < 2 or pair.truth.is_crowd.all():
+        raise ConfigError("--against: a comparison needs at least two images, with objects in them")
+    with console.status("resampling images"):
+        differences = _compare_one(pair, other, max_detections=max_detections)
+        masks, other_masks = pair.for_masks(), other.for_masks()
+        if masks is not None and other_masks is not None:
+            of_masks = _compare_one(masks, other_masks, max_detections=max_detections)
+            differences |= {f"segm_{name}": difference for name, difference in of_masks.items()}
+    return differences
+
+
+def _compare_one(
+    pair: "EvaluationPair", other: "EvaluationPair", *, max_detections: int
+) -> "dict[str, Difference]":
+    """Compute the differences of boxes or of masks."""
     import numpy as np
 
     from sniper.evaluation.comparison import ResampledAP, ResampledFalsePositives, compare
     from sniper.evaluation.false_positives import RECALLS, FalsePositiveCurve, name_of
     from sniper.evaluation.matching import match_pair
 
-    if pair.truth.num_images < 2 or pair.truth.is_crowd.all():
-        raise ConfigError("--against: a comparison needs at least two images, with objects in them")
-    with console.status("resampling images"):
-        first, second = (ResampledAP(each, max_detections=max_detections) for each in (other, pair))
-        differences = {"ap": compare([first], [second], generator=np.random.default_rng(0))}
-        curves = [
-            FalsePositiveCurve(match_pair(each, max_detections=max_detections)) for each in (other, pair)
-        ]
-        for recall, on_clean in product(RECALLS, (False, True)):
-            counts = [ResampledFalsePositives(curve, recall=recall, on_clean=on_clean) for curve in curves]
-            differences[name_of(recall, on_clean=on_clean)] = compare(
-                counts[:1], counts[1:], generator=np.random.default_rng(0), min_defined=_MIN_DEFINED
-            )
+    first, second = (ResampledAP(each, max_detections=max_detections) for each in (other, pair))
+    differences = {"ap": compare([first], [second], generator=np.random.default_rng(0))}
+    curves = [FalsePositiveCurve(match_pair(each, max_detections=max_detections)) for each in (other, pair)]
+    for recall, on_clean in product(RECALLS, (False, True)):
+        counts = [ResampledFalsePositives(curve, recall=recall, on_clean=on_clean) for curve in curves]
+        differences[name_of(recall, on_clean=on_clean)] = compare(
+            counts[:1], counts[1:], generator=np.random.default_rng(0), min_defined=_MIN_DEFINED
+        )
     return differences
 
 
 def _diagnose(
     pair: "EvaluationPair", *, max_detections: int, sizes: Sequence[float] | None, curve: Path | None
-) -> "Diagnosis":
-    """Score by size, and draw the curve if a path is given."""
+) -> "list[Diagnosis]":
+    """Score boxes by size, and masks if they are there; draw the curve of boxes if a path is given."""
     from sniper.evaluation.diagnosis import PAPER_SIZES, diagnose
 
     bins = PAPER_SIZES if sizes is None else (*sizes, math.inf)
-    diagnosis = diagnose(pair, max_detections=max_detections, sizes=bins)
+    scored = [each for each in (pair, pair.for_masks()) if each is not None]
+    diagnoses = [diagnose(each, max_detections=max_detections, sizes=bins) for each in scored]
     if curve is not None:
         from sniper.reports.curves import draw_precision
 
-        draw_precision(diagnosis, curve)
-    return diagnosis
+        draw_precision(diagnoses[0], curve)
+    return diagnoses
+
+
+def _details_as_dict(diagnoses: "Sequence[Diagnosis]") -> dict[str, Any]:
+    """Return the scores by size as plain data; those of masks beside those of boxes, as `segm_ap` and so on."""
+    boxes, *masks = (diagnosis.as_dict()["sizes"] for diagnosis in diagnoses)
+    for of_masks in masks:
+        for row, other in zip(boxes, of_masks, strict=True):
+            row |= {f"segm_{name}": other[name] for name in ("ap", "recall", "any_class_recall")}
+    return {"sizes": boxes}

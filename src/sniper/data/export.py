@@ -32,12 +32,14 @@ from sniper.data.spec import DataSpec
 from sniper.errors import ConfigError, ImageError
 from sniper.files import is_temporary, naming_path, read_bytes, remove_folder, write_bytes
 from sniper.geometry.boxes import Sides, area
+from sniper.geometry.mask_frames import encode_masks, move_masks
+from sniper.geometry.masks import MaskArrays
 
 EXPERIMENT = "experiment.yaml"
 """Name of the file with the settings that chips were chosen with, in a folder of chips."""
 
 _HEAD = ".unfinished.digest"  # in the hidden folder
-_VERSION = 1  # of how chips are written
+_VERSION = 2  # of how chips are written
 _COLUMNS = ("image_indices", "level", "x", "y", "widths", "heights", "is_negative", "moved_to")
 _GROUP_PIXELS = 64_000_000  # of decoded images that chips are cut from at once
 _NUM_THREADS = min(os.cpu_count() or 1, 8)
@@ -377,7 +379,11 @@ class ChipExport:
         if not split.has_labels:
             moved_to = np.zeros(0, dtype=np.int64)
             record = replace(
-                record, boxes=np.zeros((0, 4)), labels=moved_to, is_crowd=moved_to.astype(np.bool_)
+                record,
+                boxes=np.zeros((0, 4)),
+                labels=moved_to,
+                is_crowd=moved_to.astype(np.bool_),
+                masks=None,
             )
         return _LabelledChip(
             file=file,
@@ -433,6 +439,12 @@ class ChipExport:
         names = np.array([each.file.name for each in chips], dtype=np.str_)
         boxes = np.concatenate([np.zeros((0, 4)), *[each.boxes for each in labels]])
         none = np.zeros(0, dtype=np.int64)
+        masks = self._masks(name, chips)
+        areas = area(boxes)
+        if masks is not None:
+            counts = np.array([len(each.labels) for each in labels], dtype=np.int64)
+            encoded = encode_masks(masks, np.repeat(sides, counts, axis=0))
+            areas = np.where(masks.has_mask, encoded.measure().areas, areas)
         return Dataset(
             path=self._folder,
             image_root=self._unfinished / image_folder(name, to=self._spec.to),
@@ -446,7 +458,24 @@ class ChipExport:
             boxes=boxes,
             labels=np.concatenate([none, *[each.labels for each in labels]]),
             is_crowd=np.concatenate([none.astype(np.bool_), *[each.is_crowd for each in labels]]),
-            areas=area(boxes),
+            areas=areas,
+            masks=masks,
+        )
+
+    def _masks(self, name: str, chips: Sequence[_LabelledChip]) -> MaskArrays | None:
+        """Return the masks of all annotations of a split, each in the frame of its chip; None if it has none."""
+        if self._splits[name].dataset.masks is None:
+            return None
+        return MaskArrays.concatenate(
+            [
+                move_masks(
+                    each.record.masks.select(each.labels.rows),
+                    each.chip.to_chip,
+                    sides=self._sides(each.chip),
+                )
+                for each in chips
+                if each.record.masks is not None
+            ]
         )
 
     def _sides(self, chip: Chip) -> Sides:

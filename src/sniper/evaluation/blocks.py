@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from sniper.errors import DetectionsError
+from sniper.errors import DetectionsError, counted
 from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry.boxes import from_xywh
 from sniper.geometry.kernels import kernel
@@ -56,6 +56,8 @@ def split_crowded(
 ) -> MatchingBlocks:
     """Return a pair as it is if its overlaps fit into memory, otherwise its detections that count, or blocks of them.
 
+    Masks are not split: masks overlap more or less than the boxes around them.
+
     Args:
         pair: detections and ground truth.
         max_detections: how many detections of each image and class count, with the highest scores.
@@ -64,7 +66,7 @@ def split_crowded(
         max_overlaps: the overlaps above which images are split; `MAX_OVERLAPS` if None.
 
     Raises:
-        DetectionsError: if the boxes of one block are too many to be compared.
+        DetectionsError: if the boxes of one block, or the masks of an image, are too many to be compared.
     """
     max_overlaps = MAX_OVERLAPS if max_overlaps is None else max_overlaps
     groups = _Groups.of(pair, use_categories=use_categories)
@@ -82,6 +84,8 @@ def split_crowded(
     groups = _Groups.of(kept.pair, use_categories=use_categories)
     if groups.num_overlaps() <= max_overlaps:
         return kept
+    if pair.iou_type == "segm":
+        return _with_few_overlaps(kept, groups)
     return _split(kept, groups, iou=iou, use_categories=use_categories)
 
 
@@ -136,6 +140,18 @@ def select_best(pair: EvaluationPair, count: int, *, use_categories: bool = True
     is_best = np.zeros(len(pair), dtype=np.bool_)
     is_best[order[ranks < count]] = True
     return is_best
+
+
+def _with_few_overlaps(kept: MatchingBlocks, groups: _Groups) -> MatchingBlocks:
+    """Return the images as they are, or raise if their overlaps do not fit into memory."""
+    num_overlaps = groups.num_overlaps()
+    if num_overlaps > _MOST_OVERLAPS:
+        raise DetectionsError(
+            f"the masks of {counted(len(kept.rows), 'detection')} and {counted(len(kept.object_rows), 'object')} are "
+            f"too many to be compared: {num_overlaps:,} overlaps, expected at most {_MOST_OVERLAPS:,}. Count fewer "
+            "detections of each image (--max-detections)"
+        )
+    return kept
 
 
 def _split(kept: MatchingBlocks, groups: _Groups, *, iou: float, use_categories: bool) -> MatchingBlocks:

@@ -3,14 +3,14 @@
 import dataclasses
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sniper.evaluation.exchanged import find_exchanged_classes
 from sniper.evaluation.false_positives import FalsePositives, count_false_positives
-from sniper.evaluation.masks import score_masks
 from sniper.evaluation.matching import AREA_RANGES, COCOEvaluation, PairMatches, matches_at, run_coco_eval
-from sniper.evaluation.numbers import CocoNumbers
+from sniper.evaluation.numbers import NUMBERS, CocoNumbers
 from sniper.evaluation.pair import EvaluationPair, Results, Truth
 
 
@@ -37,21 +37,26 @@ class ClassScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores(CocoNumbers):
-    """The twelve COCO numbers of boxes, and false positives per image.
+class CocoScores(CocoNumbers):
+    """The twelve COCO numbers, and `classes`: the scores of each class, in the order of their ids."""
 
-    `num_cut` counts the pairs of image and class with more than `max_detections` detections. `classes` has the scores
-    of each class, in the order of their ids. `masks` has the twelve numbers of masks, where both the detections and the
-    ground truth have masks; all others are of boxes. `false_positives` are those at IoU 0.5 among the best
-    `max_detections` of each image and class.
+    classes: tuple[ClassScores, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(CocoScores):
+    """The COCO scores of boxes, and false positives per image.
+
+    `num_cut` counts the pairs of image and class with more than `max_detections` detections. `masks` has the scores of
+    masks, where both the detections and the ground truth have masks; all others are of boxes. `false_positives` are
+    those at IoU 0.5 among the best `max_detections` of each image and class.
     """
 
     num_images: int
     num_detections: int
     num_cut: int
     false_positives: FalsePositives
-    classes: tuple[ClassScores, ...] = ()
-    masks: CocoNumbers | None = None
+    masks: CocoScores | None = None
 
     def as_dict(self) -> dict[str, float | int]:
         """Return the numbers of boxes of all classes by name.
@@ -116,6 +121,28 @@ def score(pair: EvaluationPair, *, max_detections: int = 100, matches: PairMatch
             f"max_detections must be at least 10, since AR is also computed at 10, not {max_detections}"
         )
     evaluation = run_coco_eval(pair, max_detections=(1, 10, max_detections), area_ranges=AREA_RANGES)
+    if matches is None:
+        matches = matches_at(evaluation, pair, iou=0.5)
+    return Scores(
+        **_to_scores(pair, evaluation, max_detections=max_detections),
+        num_images=pair.truth.num_images,
+        num_detections=len(pair),
+        num_cut=int((pair.num_per_image_and_class > max_detections).sum()),
+        false_positives=count_false_positives(matches.limit(max_detections)),
+        masks=_score_masks(pair, max_detections=max_detections),
+    )
+
+
+def _score_masks(pair: EvaluationPair, *, max_detections: int) -> CocoScores | None:
+    masks = pair.for_masks()
+    if masks is None:
+        return None
+    evaluation = run_coco_eval(masks, max_detections=(1, 10, max_detections), area_ranges=AREA_RANGES)
+    return CocoScores(**_to_scores(masks, evaluation, max_detections=max_detections))
+
+
+def _to_scores(pair: EvaluationPair, evaluation: COCOEvaluation, *, max_detections: int) -> dict[str, Any]:
+    """Return the fields of `CocoScores`."""
     stats = _summarize(evaluation)
     if evaluation.blocks.is_split:  # the best 1 and 10 of each image are not those of each block
         few = run_coco_eval(
@@ -125,31 +152,11 @@ def score(pair: EvaluationPair, *, max_detections: int = 100, matches: PairMatch
             max_overlaps=10 * len(pair.truth.labels),  # so that it is not split again
         )
         stats[6:8] = _summarize(few)[6:8]
-    ap, ap50, ap75, ap_small, ap_medium, ap_large, *recalls = stats
-    ar_1, ar_10, ar, ar_small, ar_medium, ar_large = recalls
-    if matches is None:
-        matches = matches_at(evaluation, pair, iou=0.5)
-    return Scores(
-        ap=ap,
-        ap50=ap50,
-        ap75=ap75,
-        ap_small=ap_small,
-        ap_medium=ap_medium,
-        ap_large=ap_large,
-        ar_1=ar_1,
-        ar_10=ar_10,
-        ar=ar,
-        ar_small=ar_small,
-        ar_medium=ar_medium,
-        ar_large=ar_large,
-        num_images=pair.truth.num_images,
-        num_detections=len(pair),
-        num_cut=int((pair.num_per_image_and_class > max_detections).sum()),
-        false_positives=count_false_positives(matches.limit(max_detections)),
-        max_detections=max_detections,
-        classes=_score_classes(pair, evaluation),
-        masks=score_masks(pair, max_detections=max_detections),
-    )
+    return {
+        **dict(zip(NUMBERS, stats, strict=True)),
+        "max_detections": max_detections,
+        "classes": _score_classes(pair, evaluation),
+    }
 
 
 def _summarize(evaluation: COCOEvaluation) -> list[float]:

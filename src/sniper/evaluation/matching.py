@@ -67,7 +67,7 @@ def run_coco_eval(
     use_categories: bool = True,
     max_overlaps: int | None = None,
 ) -> COCOEvaluation:
-    """Match detections by the COCO rules for boxes, and accumulate precision and recall.
+    """Match boxes or masks (`pair.iou_type`) by the COCO rules, and accumulate precision and recall.
 
     Of crowded images, which are split (`blocks`), only numbers with the last of `max_detections` are those of the
     images.
@@ -90,7 +90,7 @@ def run_coco_eval(
         use_categories=use_categories,
         max_overlaps=max_overlaps,
     )
-    evaluation = hotcoco.COCOeval(*blocks.pair.hotcoco, "bbox")
+    evaluation = hotcoco.COCOeval(*blocks.pair.hotcoco, pair.iou_type)
     params = evaluation.params
     params.max_dets = list(max_detections)
     params.area_rng = [list(bounds) for bounds in area_ranges.values()]
@@ -175,7 +175,7 @@ class PairMatches:
 
 
 def match_pair(pair: EvaluationPair, *, iou: float = 0.5, max_detections: int | None = None) -> PairMatches:
-    """Match detections with ground truth by the COCO rules for boxes, at one IoU threshold.
+    """Match detections with ground truth by the COCO rules for boxes or masks, at one IoU threshold.
 
     Args:
         pair: detections and ground truth.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hotcoco
 import numpy as np
@@ -17,7 +17,7 @@ from sniper.data.datasets.categories import match_categories
 from sniper.data.datasets.segmentations import read_segmentations, to_text
 from sniper.errors import AnnotationError, DetectionsError, count_and_list, counted
 from sniper.evaluation.results import DetectionTable, load_detections, pack_ids, to_id
-from sniper.geometry.boxes import to_xywh
+from sniper.geometry.boxes import from_xywh, to_xywh
 from sniper.geometry.masks import MaskArrays
 
 _MAX_LISTED = 20
@@ -157,6 +157,7 @@ class EvaluationPair:
         boxes: (n, 4) xywh, image frame, pixels. May be empty.
         scores: (n,) of the detections.
         masks: of the detections, image frame; None unless the ground truth has masks, too.
+        iou_type: what is matched: boxes (COCO's `bbox`) or masks (`segm`), see `for_masks`.
         warnings: differences between the categories of both, one line for each kind.
     """
 
@@ -166,6 +167,7 @@ class EvaluationPair:
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, " n"]
     masks: MaskArrays | None = None
+    iou_type: Literal["bbox", "segm"] = "bbox"
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -237,6 +239,25 @@ class EvaluationPair:
         masks = None if self.masks is None else self.masks.select(is_kept)
         return replace(self, **{name: getattr(self, name)[is_kept] for name in names}, masks=masks)
 
+    def for_masks(self) -> "EvaluationPair | None":
+        """Return the pair with masks to be matched in place of boxes.
+
+        An object without a mask becomes a region to ignore, as large as its box. A detection without a mask matches no
+        object.
+
+        Returns:
+            None unless both the detections and the ground truth have masks.
+        """
+        truth = self.truth
+        if self.masks is None or truth.masks is None:
+            return None
+        is_bare, rows = ~truth.masks.has_mask, np.arange(len(truth.labels))
+        masks = MaskArrays.concatenate([truth.masks, MaskArrays.from_boxes(from_xywh(truth.boxes))])
+        masks = masks.select(np.where(is_bare, len(rows) + rows, rows))
+        return replace(
+            self, truth=replace(truth, masks=masks, is_crowd=truth.is_crowd | is_bare), iou_type="segm"
+        )
+
     @property
     def num_per_image_and_class(self) -> Int[np.ndarray, " k"]:
         """How many detections each image and class has, where it has any."""
@@ -259,22 +280,53 @@ class EvaluationPair:
         """The ground truth and the detections in hotcoco's form.
 
         Images are named by their ranks, so that equal scores are ordered by image id, and categories by their labels.
-        Masks are left out: a mask beside a box would change how it is scored.
+        Masks are left out where boxes are matched, and boxes of detections where masks are: either would change how the
+        other is scored.
         """
         truth, ranks = self.truth, self.image_ranks
+        masks = truth.masks.to_coco() if self.iou_type == "segm" and truth.masks is not None else None
         dataset = hotcoco.COCO.from_arrays(
-            [{"id": rank} for rank in range(truth.num_images)],
+            [{"id": rank} for rank in range(truth.num_images)] if masks is None else self._sized_images(),
             [{"id": label, "name": str(label)} for label in range(len(truth.categories))],
             ranks[truth.image_indices],
             truth.labels,
             truth.boxes,
             area=truth.areas,
             iscrowd=truth.is_crowd,
+            segmentation=masks,
         )
+        if masks is not None:
+            return dataset, dataset.load_res(self._mask_results())
         rows = np.empty((len(self), 7))
         rows[:, 0], rows[:, 5], rows[:, 6] = ranks[self.image_indices], self.scores, self.labels
         rows[:, 1:5] = self.boxes
         return dataset, dataset.load_res(rows)
+
+    def _sized_images(self) -> list[dict[str, int]]:
+        sides = self.truth.sides_of(np.argsort(self.image_ranks)).tolist()
+        return [{"id": rank, "width": width, "height": height} for rank, (width, height) in enumerate(sides)]
+
+    def _mask_results(self) -> list[dict[str, Any]]:
+        """Return results without boxes, so that the area of a detection is that of its mask."""
+        assert self.masks is not None
+        return [
+            {
+                "image_id": rank,
+                "category_id": label,
+                "score": score,
+                "segmentation": {"size": [height, width], "counts": [width * height]}
+                if mask is None
+                else mask,
+            }
+            for rank, label, score, mask, (width, height) in zip(
+                self.image_ranks[self.image_indices].tolist(),
+                self.labels.tolist(),
+                self.scores.tolist(),
+                self.masks.to_coco(),
+                self.truth.sides_of(self.image_indices).tolist(),
+                strict=True,
+            )
+        ]
 
 
 def _masks_of(rows: Sequence[Mapping[str, Any]]) -> MaskArrays:

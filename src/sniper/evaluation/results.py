@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from sniper.data.datasets.raw import MAX_NAME
-from sniper.data.datasets.segmentations import NO_MASK, read_segmentations, to_text
+from sniper.data.datasets.segmentations import EXPECTED, NO_MASK, read_segmentations, to_text
 from sniper.errors import DetectionsError, count_and_list, counted
 from sniper.files import atomic_write, no_garbage_collection, read_bytes, read_json
 from sniper.geometry.masks import MaskArrays
@@ -336,7 +336,7 @@ def _problems_of_mask(segmentation: Any) -> Iterator[str]:
     text = to_text(segmentation)
     for problem, is_bad in read_segmentations([text])[1].items():
         if is_bad.any():
-            yield f"segmentation is {_shorten(segmentation)}: a mask {problem.replace(', left out', '')}"
+            yield f"segmentation is {_shorten(segmentation)}: a mask {problem}; {EXPECTED}"
 
 
 def _is_id(value: Any) -> bool:

@@ -49,14 +49,19 @@ class DetectionMasks:
         return cls(grids=grids, boxes=boxes, sides=np.zeros((len(grids), 2), dtype=np.int32))
 
     @classmethod
-    def from_arrays(cls, masks: MaskArrays, *, side: int = 56) -> Self:
+    def from_arrays(
+        cls, masks: MaskArrays, *, side: int = 56, window: Float[np.ndarray, "4"] | None = None
+    ) -> Self:
         """Return masks of polygons or run-length encodings as grids in the boxes around them, such as for outlines.
 
         Args:
             masks: of n objects; one without a mask, or with an empty one, has an empty grid.
             side: of the grids, cells.
+            window: xyxy, in the frame of the masks, that they are clipped to; None for all of them.
         """
         boxes = np.nan_to_num(masks.bounds())
+        if window is not None:
+            boxes = boxes.clip(np.tile(window[:2], 2), np.tile(window[2:], 2))
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         grids = np.zeros((len(masks), side, side), dtype=np.uint8)
         rows = np.flatnonzero(has_area)

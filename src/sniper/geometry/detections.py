@@ -29,6 +29,8 @@ class Detections:
         scores: (n,) confidence from 0 to 1.
         labels: (n,) contiguous class labels, 0..C-1.
         masks: of the n detections; None where the detector predicts none.
+        sources: (n,) what each comes from, such as the row of a file; it is kept when detections are merged. None where
+            that does not matter.
         class_names: names by label; empty where they are unknown.
         min_score: score from which `confident` selects detections: where F1 was best on the validation images. None
             where it is unknown.
@@ -51,6 +53,7 @@ class Detections:
     scores: Float[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
     masks: DetectionMasks | None = None
+    sources: Int[np.ndarray, " n"] | None = None
     class_names: tuple[str, ...] = ()
     min_score: float | None = None
 
@@ -67,6 +70,7 @@ class Detections:
             scores=self.scores[rows],
             labels=self.labels[rows],
             masks=None if self.masks is None else self.masks[rows],
+            sources=None if self.sources is None else self.sources[rows],
         )
 
     def __iter__(self) -> Iterator[Self]:
@@ -203,11 +207,13 @@ class Detections:
         masks = [each.masks for each in detections if each.masks is not None]
         if masks and any(each.masks is None and len(each) for each in detections):
             raise ValueError("some of the detections have masks, and others none")
+        sources = [each.sources for each in detections if each.sources is not None]
         return cls(
             boxes=np.concatenate([each.boxes for each in detections]),
             scores=np.concatenate([each.scores for each in detections]),
             labels=np.concatenate([each.labels for each in detections]),
             masks=DetectionMasks.join(masks) if masks else None,
+            sources=np.concatenate(sources) if len(sources) == len(detections) else None,
             class_names=detections[0].class_names,
             min_score=detections[0].min_score,
         )

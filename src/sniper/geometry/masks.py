@@ -5,7 +5,7 @@ ring; that of a run-length encoding is the union of the squares of its pixels. A
 is in the set. Thus rasters of a resized and cropped frame are crops of the resized raster, exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -96,6 +96,16 @@ class MaskArrays:
             points=narrowest(points),
             ring_offsets=_to_offsets(ring_lengths),
             offsets=_to_offsets(num_rings),
+        )
+
+    @classmethod
+    def from_boxes(cls, boxes: Float[np.ndarray, "n 4"]) -> Self:
+        """Return (n, 4) xyxy boxes as masks, a polygon of four corners each."""
+        x1, y1, x2, y2 = boxes.T
+        corners = np.stack([x1, y1, x2, y1, x2, y2, x1, y2], axis=1).reshape(-1, 2)
+        count = len(boxes)
+        return cls.from_arrays(
+            corners, ring_lengths=np.full(count, 4), num_rings=np.ones(count, dtype=np.int64)
         )
 
     @classmethod
@@ -228,6 +238,12 @@ class MaskArrays:
             if len(self)
             else np.zeros((len(is_given), 2), np.int32),
         )
+
+    def rings_of(self, row: int) -> Iterator[Float[np.ndarray, "_ 2"]]:
+        """Iterate over the rings of an object's polygons: (k, 2) float64 xy."""
+        for ring in range(int(self.offsets[row]), int(self.offsets[row + 1])):
+            first, stop = self.ring_offsets[ring : ring + 2]
+            yield self.points[first:stop].astype(np.float64)
 
     def with_points(self, points: Float[np.ndarray, "p 2"]) -> Self:
         """Return the masks with other coordinates of the same points, such as in another frame.

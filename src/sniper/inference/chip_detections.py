@@ -12,11 +12,13 @@ from sniper.config.experiment import PredictSpec
 from sniper.data.chip_manifest import ChipEntry, ChipManifest
 from sniper.data.datasets import Category
 from sniper.data.datasets.write import written_ids
-from sniper.errors import DetectionsError, count_and_list, describe_os_error
+from sniper.errors import DetectionsError, count_and_list, counted, describe_os_error
 from sniper.evaluation.results import DetectionTable, load_detections
 from sniper.files import read_bytes
 from sniper.geometry import Detections
-from sniper.geometry.boxes import area, clip, from_xywh, to_xywh
+from sniper.geometry.boxes import Sides, area, clip, from_xywh, to_xywh
+from sniper.geometry.mask_frames import move_masks
+from sniper.geometry.masks import MaskArrays
 from sniper.inference.merging import merge
 from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
 
@@ -36,10 +38,12 @@ class ChipDetections:
     Attributes:
         chips: (n,) index of the chip of each in the manifest.
         detections: all of them, each in the frame of its chip.
+        masks: of all of them, in the same frames; None where none has one.
     """
 
     chips: Int[np.ndarray, " n"]
     detections: Detections
+    masks: MaskArrays | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +54,13 @@ class MergedImage:
         image_id: of the image.
         file_name: of the image.
         detections: image frame, best first.
+        masks: of the detections, image frame; None where no detection of any image has one.
     """
 
     image_id: int | str
     file_name: str
     detections: Detections
+    masks: MaskArrays | None = None
 
 
 def load_chip_detections(
@@ -111,20 +117,38 @@ def merge_chips(
         for index in indices:
             rows = order[starts[index] : starts[index + 1]]
             if len(rows):
-                windows.append(
-                    _on_image(manifest.chips[index], chips.detections[rows], in_valid_range=in_valid_range)
-                )
+                on_chip = replace(chips.detections[rows], sources=rows)
+                windows.append(_on_image(manifest.chips[index], on_chip, in_valid_range=in_valid_range))
         first = manifest.chips[indices[0]]
+        merged = merge(_inside(join_windows(windows), first), spec)
         yield MergedImage(
             image_id=first.image_id,
             file_name=first.image,
-            detections=merge(_inside(join_windows(windows), first), spec),
+            detections=merged,
+            masks=None if chips.masks is None else _masks_on_image(chips, manifest, merged.sources),
         )
         on_progress(num_done, len(of_image))
 
 
+def _masks_on_image(
+    chips: ChipDetections, manifest: ChipManifest, rows: Int[np.ndarray, " k"] | None
+) -> MaskArrays:
+    """Return the masks of some of the detections, all of one image, in its frame."""
+    assert chips.masks is not None
+    if rows is None or not len(rows):
+        return MaskArrays.none()
+    moved, order = [], []
+    for index in np.unique(chips.chips[rows]).tolist():
+        places = np.flatnonzero(chips.chips[rows] == index)
+        entry = manifest.chips[index]
+        sides = Sides(entry.image_width, entry.image_height)
+        moved.append(move_masks(chips.masks.select(rows[places]), entry.chip.to_image, sides=sides))
+        order.append(places)
+    return MaskArrays.concatenate(moved).select(np.argsort(np.concatenate(order)))
+
+
 def to_results(image: MergedImage, categories: Sequence[Category]) -> list[dict[str, Any]]:
-    """Convert the detections of an image to COCO results: boxes as xywh to 0.0001 px, scores to 5 digits.
+    """Convert the detections of an image to COCO results: boxes as xywh to 0.0001 px, scores to 5 digits, masks.
 
     Args:
         image: the image with its detections.
@@ -132,6 +156,7 @@ def to_results(image: MergedImage, categories: Sequence[Category]) -> list[dict[
     """
     found = image.detections
     boxes = np.round(to_xywh(found.boxes), _DECIMALS).tolist()
+    masks = [None] * len(found) if image.masks is None else image.masks.to_coco()
     return [
         {
             "image_id": image.image_id,
@@ -140,8 +165,11 @@ def to_results(image: MergedImage, categories: Sequence[Category]) -> list[dict[
             "score": round(score, 5),
             "category_name": categories[label].name,
             "file_name": image.file_name,
+            **({} if mask is None else {"segmentation": mask}),
         }
-        for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True)
+        for box, score, label, mask in zip(
+            boxes, found.scores.tolist(), found.labels.tolist(), masks, strict=True
+        )
     ]
 
 
@@ -194,7 +222,32 @@ def _read_results(
         np.array(found, dtype=np.int64)[inverse.reshape(-1)] if len(table) else np.zeros(0, dtype=np.int64)
     )
     detections = Detections(boxes=from_xywh(table.boxes), scores=table.scores, labels=labels)
-    return ChipDetections(chips=chips, detections=detections), categories
+    if table.masks is not None:
+        _check_masks(table.masks, chips, manifest, path=path)
+    return ChipDetections(chips=chips, detections=detections, masks=table.masks), categories
+
+
+def _check_masks(
+    masks: MaskArrays, chips: Int[np.ndarray, " n"], manifest: ChipManifest, *, path: Path
+) -> None:
+    """Check that run lengths have the sides of the file of their chip, and fill it.
+
+    Raises:
+        DetectionsError: if some do not.
+    """
+    expected = np.array([(entry.width, entry.height) for entry in manifest.chips], dtype=np.int64).reshape(
+        -1, 2
+    )[chips]
+    is_wrong = masks.is_encoded & ((masks.sides != expected).any(axis=1) | masks.measure().is_invalid)
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
+        width, height = expected[row].tolist()
+        given_width, given_height = masks.sides[row].tolist()
+        raise DetectionsError(
+            f"{path}: {counted(int(is_wrong.sum()), 'mask')} with run lengths that do not fill the chip; entry {row} "
+            f"on {manifest.chips[int(chips[row])].file_name}: size is [{given_height}, {given_width}], expected "
+            f"[{height}, {width}] and counts that add up to its pixels"
+        )
 
 
 def _chip_keys(manifest: ChipManifest) -> dict[int | str, int]:

@@ -29,7 +29,11 @@ _TURN = 360.0  # degrees
 _LAYER = "detections"
 _FIELDS = ("class", "score", "image")
 _FEATURES_AT_ONCE = 10_000  # that are kept for a layer before they are written
-_GDAL_POLYGON = 3  # type of a geometry in well-known binary
+_GDAL_POLYGON, _GDAL_MULTIPOLYGON = 3, 6  # types of geometries in well-known binary
+
+
+_Shape = list[list[Float[np.ndarray, "_ 2"]]]
+"""The polygons of a detection, of points x, y: each has an exterior and its holes, without a repeated point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +83,8 @@ def to_geojson(
 ) -> dict[str, Any]:
     """Convert detections of a georeferenced image to GeoJSON (RFC 7946).
 
-    Each box is the polygon of its four corners, in longitude and latitude of WGS 84. It has the properties `class`,
-    `score` and `image`.
+    Each box is the polygon of its four corners, in longitude and latitude of WGS 84, and each mask the polygons of its
+    outlines. It has the properties `class`, `score` and `image`.
 
     Args:
         detections: as from `Detector.predict`; all of them are converted, see `Detections.confident`.
@@ -209,13 +213,13 @@ def _to_features(
     detections: Detections, georeference: Georeference, *, image: str
 ) -> Iterator[dict[str, Any] | None]:
     """Yield a feature for each detection; None for one with a corner that is not on the Earth."""
-    corners = georeference.to_wgs84(_corners_of(detections).reshape(-1, 2)).reshape(-1, 4, 2)
-    for ring, name, score in zip(corners, _names_of(detections), detections.scores.tolist(), strict=True):
-        if not np.isfinite(ring).all():
+    shapes = _transform(_shapes_of(detections), georeference.to_wgs84)
+    for shape, name, score in zip(shapes, _names_of(detections), detections.scores.tolist(), strict=True):
+        if not all(np.isfinite(ring).all() for polygon in shape for ring in polygon):
             yield None
             continue
         properties = {"class": name, "score": round(score, 5), "image": image}
-        yield {"type": "Feature", "geometry": _to_geometry(ring), "properties": properties}
+        yield {"type": "Feature", "geometry": _to_geometry(shape), "properties": properties}
 
 
 def _names_of(detections: Detections) -> tuple[str, ...]:
@@ -223,22 +227,45 @@ def _names_of(detections: Detections) -> tuple[str, ...]:
     return detections.names if detections.class_names else tuple(map(str, detections.labels.tolist()))
 
 
-def _corners_of(detections: Detections) -> Float[np.ndarray, "n 4 2"]:
-    """Return the corners of boxes in order, anticlockwise as one sees them."""
+def _shapes_of(detections: Detections) -> list[_Shape]:
+    """Return the outlines of masks, or the corners of boxes in order, image frame."""
     x1, y1, x2, y2 = detections.boxes.T
-    return np.stack([x1, y1, x1, y2, x2, y2, x2, y1], axis=1).reshape(-1, 4, 2)
+    corners = np.stack([x1, y1, x1, y2, x2, y2, x2, y1], axis=1).reshape(-1, 4, 2)
+    masks = detections.masks
+    if masks is None:
+        return [[[ring]] for ring in corners]
+    return [
+        [[ring[:-1] for ring in part] for part in masks.outlines(row)] or [[ring]]
+        for row, ring in enumerate(corners)
+    ]
 
 
-def _to_geometry(ring: Float[np.ndarray, "4 2"]) -> dict[str, Any]:
-    """Return a polygon of longitudes and latitudes as GeoJSON, cut where it crosses the antimeridian."""
-    parts = [_to_coordinates(part) for part in _cut(ring)]
-    if len(parts) == 1:
-        return {"type": "Polygon", "coordinates": [parts[0]]}
-    return {"type": "MultiPolygon", "coordinates": [[part] for part in parts]}
+def _transform(
+    shapes: Sequence[_Shape], transform: Callable[[Float[np.ndarray, "n 2"]], Float[np.ndarray, "n 2"]]
+) -> Iterator[_Shape]:
+    """Transform the points of all shapes at once."""
+    rings = [ring for shape in shapes for polygon in shape for ring in polygon]
+    points = transform(np.concatenate([np.zeros((0, 2)), *rings]))
+    moved = iter(np.split(points, np.cumsum([len(ring) for ring in rings])[:-1]))
+    return ([[next(moved) for _ in polygon] for polygon in shape] for shape in shapes)
 
 
-def _cut(ring: Float[np.ndarray, "4 2"]) -> list[Float[np.ndarray, "n 2"]]:
-    """Cut a polygon at the antimeridian (RFC 7946, section 3.1.9); exteriors are anticlockwise.
+def _to_geometry(shape: _Shape) -> dict[str, Any]:
+    """Return polygons of longitudes and latitudes as GeoJSON, cut where they cross the antimeridian."""
+    polygons = [
+        [_to_coordinates(ring) for ring in part]
+        for exterior, *holes in shape
+        for part in _cut(exterior, holes)
+    ]
+    if len(polygons) == 1:
+        return {"type": "Polygon", "coordinates": polygons[0]}
+    return {"type": "MultiPolygon", "coordinates": polygons}
+
+
+def _cut(
+    ring: Float[np.ndarray, "_ 2"], holes: Sequence[Float[np.ndarray, "_ 2"]]
+) -> list[list[Float[np.ndarray, "_ 2"]]]:
+    """Cut a polygon at the antimeridian (RFC 7946, section 3.1.9); exteriors are anticlockwise, holes clockwise.
 
     One around a pole is extended to the pole along the meridian of its first corner.
     """
@@ -249,16 +276,30 @@ def _cut(ring: Float[np.ndarray, "4 2"]) -> list[Float[np.ndarray, "n 2"]]:
     if abs(winding) > _TURN / 2:
         pole = math.copysign(90.0, points[:, 1].sum())
         points = np.concatenate([closed, [[closed[-1, 0], pole], [closed[0, 0], pole]]])
-    xs, ys = points.T
-    if (xs * np.roll(ys, -1) - np.roll(xs, -1) * ys).sum() < 0:
-        points = points[::-1].copy()
+    points = _turned(points, is_clockwise=False)
     points[:, 0] -= _TURN * math.floor((points[:, 0].min() + _TURN / 2) / _TURN)
+    rings = [points, *(_beside(_turned(hole, is_clockwise=True), points) for hole in holes)]
     limit = _TURN / 2
     if points[:, 0].max() <= limit:
-        return [points]
-    west = clip_polygon(points, axis=0, limit=limit, keeps=-1)
-    east = clip_polygon(points, axis=0, limit=limit, keeps=1) - [_TURN, 0]
-    return [west, east]
+        return [rings]
+    west = [clip_polygon(each, axis=0, limit=limit, keeps=-1) for each in rings]
+    east = [clip_polygon(each, axis=0, limit=limit, keeps=1) - [_TURN, 0] for each in rings]
+    return [[each for each in part if len(each)] for part in (west, east)]
+
+
+def _beside(hole: Float[np.ndarray, "n 2"], exterior: Float[np.ndarray, "_ 2"]) -> Float[np.ndarray, "n 2"]:
+    """Return a hole with the longitudes that are inside its exterior."""
+    moved = hole.round(_DECIMALS)
+    moved[:, 0] = np.unwrap(moved[:, 0], period=_TURN)
+    moved[:, 0] += _TURN * math.ceil((exterior[:, 0].min() - moved[:, 0].min()) / _TURN)
+    return moved
+
+
+def _turned(ring: Float[np.ndarray, "n 2"], *, is_clockwise: bool) -> Float[np.ndarray, "n 2"]:
+    """Return a copy of a ring in the direction that is asked for, with y upwards."""
+    xs, ys = ring.T
+    has_direction = ((xs * np.roll(ys, -1) - np.roll(xs, -1) * ys).sum() < 0) == is_clockwise
+    return (ring if has_direction else ring[::-1]).copy()
 
 
 def _to_coordinates(points: Float[np.ndarray, "n 2"]) -> list[list[float]]:
@@ -293,13 +334,15 @@ class _GeoPackageWriter:
     path: Path
     layers: Mapping[str, str]
     _kept: dict[str, list[tuple[bytes, str, float, str]]] = field(default_factory=dict)
+    _has_masks: bool = False
     _started: set[str] = field(default_factory=set)
 
     def write(self, georeference: Georeference, detections: Detections, image: str) -> None:
-        corners = georeference.to_crs(_corners_of(detections).reshape(-1, 2)).reshape(-1, 4, 2)
+        self._has_masks |= detections.masks is not None
+        shapes = _transform(_shapes_of(detections), georeference.to_crs)
         kept = self._kept.setdefault(georeference.wkt, [])
-        for ring, name, score in zip(corners, _names_of(detections), detections.scores.tolist(), strict=True):
-            kept.append((_to_wkb(ring), name, round(score, 5), image))
+        for shape, name, score in zip(shapes, _names_of(detections), detections.scores.tolist(), strict=True):
+            kept.append((_to_wkb(shape, is_multiple=self._has_masks), name, round(score, 5), image))
         if len(kept) >= _FEATURES_AT_ONCE:
             self._flush(georeference.wkt)
 
@@ -325,20 +368,26 @@ class _GeoPackageWriter:
             list(_FIELDS),
             layer=self.layers[wkt],
             driver="GPKG",
-            geometry_type="Polygon",
+            geometry_type="MultiPolygon" if self._has_masks else "Polygon",
             crs=wkt,
             append=wkt in self._started,
         )
         self._started.add(wkt)
 
 
-def _to_wkb(ring: Float[np.ndarray, "4 2"]) -> bytes:
-    """Return a polygon as well-known binary, with its exterior anticlockwise."""
-    xs, ys = ring.T
-    is_clockwise = (xs * np.roll(ys, -1) - np.roll(xs, -1) * ys).sum() < 0
-    points = ring[::-1] if is_clockwise else ring
-    header = struct.pack("<BIII", 1, _GDAL_POLYGON, 1, len(points) + 1)
-    return header + np.concatenate([points, points[:1]]).astype("<f8").tobytes()
+def _to_wkb(shape: _Shape, *, is_multiple: bool) -> bytes:
+    """Return polygons as well-known binary, with exteriors anticlockwise: several, or the only one."""
+    polygons = b"".join(map(_polygon_to_wkb, shape))
+    return struct.pack("<BII", 1, _GDAL_MULTIPOLYGON, len(shape)) + polygons if is_multiple else polygons
+
+
+def _polygon_to_wkb(polygon: Sequence[Float[np.ndarray, "_ 2"]]) -> bytes:
+    parts = [struct.pack("<BII", 1, _GDAL_POLYGON, len(polygon))]
+    for index, ring in enumerate(polygon):
+        points = _turned(ring, is_clockwise=index > 0)
+        parts.append(struct.pack("<I", len(points) + 1))
+        parts.append(np.concatenate([points, points[:1]]).astype("<f8").tobytes())
+    return b"".join(parts)
 
 
 def _is_our_geojson(path: Path) -> bool:

@@ -18,6 +18,7 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.geometry.detection_masks import DetectionMasks
 from sniper.geometry.masks import rasterize_rings
+from sniper.models.mask_targets import rasterize_on_device
 from sniper.models.matching import Match, sample_anchors
 from sniper.models.roi_head import Positives, build_pool
 from sniper.models.spec import MaskHeadSpec
@@ -174,6 +175,8 @@ def rasterize_targets(
 ) -> Float[torch.Tensor, "r s s"]:
     """Rasterise the masks of objects to the cells of other boxes; 1 where the centre of a cell is in the mask.
 
+    On a GPU this is done there, to the same bits. On a CPU the kernel of single polygons is faster.
+
     Args:
         targets: the ground truth of the chips, with masks.
         boxes: (r, 4) xyxy, chip frame, with an area.
@@ -182,6 +185,12 @@ def rasterize_targets(
         side: of a mask, cells.
     """
     assert targets.masks is not None
+    if boxes.device.type == "cuda":
+        masks = targets.masks
+        on_device = rasterize_on_device(
+            masks.points, masks.ring_offsets, masks.rings[chips, box_index], boxes.detach(), side=side
+        )
+        return on_device.float()
     rasters = rasterize_rings(
         targets.masks.points.cpu().numpy(),
         targets.masks.ring_offsets.cpu().numpy(),

@@ -10,7 +10,9 @@ from sniper.data.batches import ChipDataset, ChipSample
 from sniper.data.epoch import EpochOrder
 from sniper.data.spec import CacheSpec, DataSpec
 from sniper.errors import SniperError
+from sniper.geometry.detection_masks import DetectionMasks
 from sniper.reports.crops import shrink
+from sniper.reports.images import to_path
 from sniper.reports.page import resize_rule, sizes_text
 from sniper.reports.parts import Budget, ChipRow, ChipsPart, Mark, MarkedPicture
 
@@ -47,7 +49,7 @@ def cut_chips(order: EpochOrder, data: DataSpec, *, epoch: int, budget: Budget) 
             except SniperError:
                 budget.num_left_out += 1
                 continue
-            budget.add(marked.picture)
+            budget.add(marked)
             pictures.append(marked)
         of_level = table.level == index
         rows.append(
@@ -81,10 +83,20 @@ def _draw(sample: ChipSample, names: Sequence[str]) -> MarkedPicture:
     height, width = sample.pixels.shape[:2]
     picture = shrink(np.ascontiguousarray(sample.pixels), max_side=_SIDE)
     boxes = (sample.target.boxes * (picture.width / width)).round(1).tolist()
-    status = sample.target.status.tolist()
+    masks = sample.target.masks
+    grids = (
+        None if masks is None else DetectionMasks.from_arrays(masks, window=np.array([0.0, 0, width, height]))
+    )
     marks = [
-        Mark(box=box, kind=_STATUS[BoxStatus(each)], text=names[label])
-        for box, each, label in zip(boxes, status, sample.target.labels.tolist(), strict=True)
+        Mark(
+            box=box,
+            kind=_STATUS[BoxStatus(status)],
+            text=names[label],
+            outline=to_path(grids, row, zoom=picture.width / width),
+        )
+        for row, (box, status, label) in enumerate(
+            zip(boxes, sample.target.status.tolist(), sample.target.labels.tolist(), strict=True)
+        )
     ]
     marks.sort(key=lambda mark: mark.kind == "valid")  # on top
     return MarkedPicture(picture=picture, marks=marks, caption=f"{sample.name}, {width} × {height} px")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 
 from sniper.data.datasets import Category
@@ -25,6 +26,7 @@ MAX_MARKS = 400
 """Boxes of a picture; browsers are slow with more."""
 
 _SIDE = 640  # pixels of a picture
+_TOLERANCE = 0.4  # pixels of a picture that an outline may be off by, to have fewer corners
 
 
 def build_searched(
@@ -75,7 +77,7 @@ def build_searched(
         except SniperError:
             budget.num_left_out += 1
             continue
-        budget.add(picture.picture)
+        budget.add(picture)
         pictures.append(picture)
     return SearchedPart(
         step=step,
@@ -129,9 +131,12 @@ def to_path(masks: DetectionMasks | None, row: int, *, zoom: float) -> str:
     """
     if masks is None:
         return ""
-    rings = [ring for part in masks.outlines(row) for ring in part]
+    rings = [ring[:-1] * zoom for part in masks.outlines(row) for ring in part]
+    simple = [
+        cv2.approxPolyDP(ring[:, None].astype(np.float32), _TOLERANCE, closed=True)[:, 0] for ring in rings
+    ]
     return "".join(
-        "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in (ring[:-1] * zoom).tolist()) + "Z" for ring in rings
+        "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in ring.tolist()) + "Z" for ring in simple if len(ring) > 2
     )
 
 

@@ -275,9 +275,9 @@ class Budget:
         """Whether no further picture may be added."""
         return time.monotonic() >= self._end or self._num_bytes <= 0
 
-    def add(self, picture: Picture) -> None:
-        """Count a picture."""
-        self._num_bytes -= 3 * len(picture.jpeg) // 4
+    def add(self, shown: MarkedPicture) -> None:
+        """Count a picture with its outlines."""
+        self._num_bytes -= 3 * (len(shown.picture.jpeg) + sum(len(mark.outline) for mark in shown.marks)) // 4
 
 
 Part = SettingsPart | ChipsPart | ScoredPart | SearchedPart

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from sniper.chips import LevelSpec
 from sniper.data.datasets import Dataset, ImageRecord
@@ -24,10 +25,12 @@ from sniper.evaluation.operating_point import ClassCounts, find_best_score, meas
 from sniper.evaluation.pair import EvaluationPair
 from sniper.geometry import Detections
 from sniper.geometry.boxes import area, from_xywh, intersections, size
+from sniper.geometry.detection_masks import DetectionMasks
 from sniper.geometry.detections import DEFAULT_MIN_SCORE
+from sniper.geometry.masks import MaskArrays
 from sniper.reports.confusion import choose_classes
 from sniper.reports.crops import Crop, level_for
-from sniper.reports.images import MAX_MARKS, choose_evenly, mark_detections, read_image
+from sniper.reports.images import MAX_MARKS, choose_evenly, mark_detections, read_image, to_path
 from sniper.reports.page import resize_rule
 from sniper.reports.parts import (
     Budget,
@@ -245,9 +248,10 @@ class _Images:
         boxes = from_xywh(shown.boxes)
         order = np.lexsort((-shown.scores, shown.image_indices))
         edges = np.searchsorted(shown.image_indices[order], np.arange(shown.truth.num_images + 1))
+        self._masks, self._rows = shown.masks, np.split(order, edges[1:-1])
         self.detections = [
             Detections(boxes=boxes[rows], scores=shown.scores[rows], labels=shown.labels[rows])
-            for rows in np.split(order, edges[1:-1])
+            for rows in self._rows
         ]
         step = -(-len(shown) // _MAX_CLASSIFIED) or 1
         self.indices = range(0, shown.truth.num_images, step)
@@ -257,6 +261,10 @@ class _Images:
 
     def record(self, index: int) -> ImageRecord:
         return self.subject.dataset[index]
+
+    def masks(self, index: int) -> MaskArrays | None:
+        """Return the masks of the detections of an image, image frame."""
+        return None if self._masks is None else self._masks.select(self._rows[index])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -286,7 +294,9 @@ class _Gallery:
                 self.budget.num_left_out += 1
                 continue
             record, errors = self.images.record(index), self.images.errors[index]
-            detections = self.images.detections[index]
+            detections, masks = self.images.detections[index], self.images.masks(index)
+            if masks is not None:
+                detections = detections.with_masks(DetectionMasks.from_arrays(masks))
             num_wrong = sum(error.detection is not None for error in errors.errors)
             caption = (
                 f"{record.file_name}: {int(errors.is_true_positive.sum())} right, {num_wrong} wrong, "
@@ -298,7 +308,7 @@ class _Gallery:
             except SniperError:
                 self.budget.num_left_out += 1
                 continue
-            self.budget.add(marked.picture)
+            self.budget.add(marked)
             yield marked
 
     def worst(self) -> list[ErrorPicture]:
@@ -318,7 +328,7 @@ class _Gallery:
                 reader = open_record(self.images.record(image), self.images.subject.read)
                 for each in of_image:
                     picture = self._draw(each, reader)
-                    self.budget.add(picture.shown.picture)
+                    self.budget.add(picture.shown)
                     pictures[places[id(each)]] = picture
             except SniperError:
                 self.budget.num_left_out += sum(places[id(each)] not in pictures for each in of_image)
@@ -352,9 +362,12 @@ class _Gallery:
         level = level_for(self.images.subject.levels, main, **sides)
         crop = Crop.around(np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)]), level)
         marks = self._context(candidate, crop, record, detections)
-        for box, kind in ((there, "missed" if found is None else "object"), (found, "wrong")):
-            if box is not None:
-                marks.append(Mark(box=crop.to_picture(box[None])[0], kind=kind))
+        if error.object is not None:
+            kind = "missed" if found is None else "object"
+            marks += _mark(crop, record.boxes, record.masks, [error.object], kind=kind)
+        if error.detection is not None:
+            masks = self.images.masks(candidate.image)
+            marks += _mark(crop, detections.boxes, masks, [error.detection], kind="wrong")
         (main_size,) = size(main[None]).tolist()
         class_name = names[candidate.label]
         other = None if error.object is None else names[int(record.labels[error.object])]
@@ -387,16 +400,38 @@ class _Gallery:
         marks: list[Mark] = []
         error = candidate.error
         window = crop.chip.level.to_image(crop.chip.window[None])
-        for boxes, skipped, kind in (
-            (record.boxes, error.object, "near-object"),
-            (detections.boxes, error.detection, "near"),
+        for boxes, masks, skipped, kind in (
+            (record.boxes, record.masks, error.object, "near-object"),
+            (detections.boxes, self.images.masks(candidate.image), error.detection, "near"),
         ):
             is_seen = intersections(window, boxes)[0] > 0.2 * area(boxes)
             if skipped is not None:
                 is_seen[skipped] = False
-            rows = crop.to_picture(boxes[is_seen])[: MAX_MARKS // 4]
-            marks += [Mark(box=row, kind=kind) for row in rows]
+            rows = np.flatnonzero(is_seen)[: MAX_MARKS // 4].tolist()
+            marks += _mark(crop, boxes, masks, rows, kind=kind)
         return marks
+
+
+def _mark(
+    crop: Crop,
+    boxes: Float[np.ndarray, "n 4"],
+    masks: MaskArrays | None,
+    rows: Sequence[int],
+    *,
+    kind: str,
+) -> list[Mark]:
+    """Return marks of some boxes, image frame, in the picture of a crop, with the outlines of their masks."""
+    indices = np.array(rows, dtype=np.int64)
+    outlines = [""] * len(rows)
+    if masks is not None:
+        (window,) = crop.chip.level.to_image(crop.chip.window[None])
+        grids = DetectionMasks.from_arrays(masks.select(indices), window=window)
+        grids = grids.with_boxes(np.reshape(crop.to_picture(grids.boxes), (-1, 4)))
+        outlines = [to_path(grids, row, zoom=1.0) for row in range(len(rows))]
+    return [
+        Mark(box=box, kind=kind, outline=outline)
+        for box, outline in zip(crop.to_picture(boxes[indices]), outlines, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -412,17 +447,17 @@ class _Matched:
         missed = np.flatnonzero(self.errors.is_missed)
         is_wrong = np.zeros(len(self.detections), dtype=np.bool_)
         is_wrong[[each.detection for each in self.errors.errors if each.detection is not None]] = True
+        masks = self.record.masks
+        grids = None if masks is None else DetectionMasks.from_arrays(masks.select(missed))
+        boxes = (self.record.boxes[missed] * zoom).round(1).tolist()
         marks = [
             Mark(
                 box=box,
                 kind="missed",
                 text=f"missed: {self.names[label]}",
+                outline=to_path(grids, row, zoom=zoom),
             )
-            for box, label in zip(
-                (self.record.boxes[missed] * zoom).round(1).tolist(),
-                self.record.labels[missed].tolist(),
-                strict=True,
-            )
+            for row, (box, label) in enumerate(zip(boxes, self.record.labels[missed].tolist(), strict=True))
         ]
         for mark, wrong, right in zip(
             mark_detections(self.detections, self.names, zoom=zoom)[::-1],

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sniper.errors import counted, printable
-from sniper.evaluation.coco import Scores
+from sniper.evaluation.coco import CocoScores, Scores
 from sniper.evaluation.comparison import Difference
 from sniper.evaluation.confusion import BACKGROUND, ConfusionMatrix
 from sniper.evaluation.diagnosis import Diagnosis
@@ -58,20 +58,34 @@ def show_false_positives(scores: Scores) -> Table:
     return table
 
 
-def show_false_positive_differences(differences: Mapping[str, Difference]) -> Table:
-    """Return the table of differences in false positives per image, with their intervals.
+def describe_ap_differences(differences: Mapping[str, Difference]) -> Iterator[str]:
+    """Iterate over lines with the difference in AP, of masks, too, if it is there.
 
     Args:
-        differences: by name, see `sniper.evaluation.false_positives.name_of`.
+        differences: by name; those of masks begin with `segm_`.
     """
-    title = "false positives per image minus those of --against, 95 % interval"
-    table = _table("recall", "images", "clean images", title=title)
-    for recall in RECALLS:
-        cells = [
-            _format_difference(differences[name_of(recall, on_clean=on_clean)]) for on_clean in (False, True)
-        ]
-        table.add_row(f"{recall:.0%}", *cells)
-    return table
+    for name, title in (("ap", "AP"), ("segm_ap", "AP of masks")):
+        if name in differences:
+            low, high = (_format_signed(bound) for bound in (differences[name].low, differences[name].high))
+            difference = _format_signed(differences[name].difference)
+            yield f"{title} minus that of --against: {difference}, 95 % interval {low} to {high}"
+
+
+def show_false_positive_differences(differences: Mapping[str, Difference]) -> Iterator[Table]:
+    """Iterate over the tables of differences in false positives per image, with their intervals.
+
+    Args:
+        differences: by name, see `sniper.evaluation.false_positives.name_of`; those of masks begin with `segm_`.
+    """
+    prefixes = ("", "segm_") if "segm_ap" in differences else ("",)
+    for prefix in prefixes:
+        kind = " of masks" if prefix else ""
+        title = f"false positives{kind} per image minus those of --against, 95 % interval"
+        table = _table("recall", "images", "clean images", title=title)
+        for recall in RECALLS:
+            names = [prefix + name_of(recall, on_clean=on_clean) for on_clean in (False, True)]
+            table.add_row(f"{recall:.0%}", *(_format_difference(differences[name]) for name in names))
+        yield table
 
 
 def show_proposals(scores: ProposalScores) -> Table:
@@ -109,14 +123,21 @@ def show_classes(scores: Scores, point: OperatingPoint) -> Table:
     return table
 
 
-def show_details(scores: Scores, diagnosis: Diagnosis) -> Iterator[Table]:
-    """Iterate over the tables: detections and AR by class, and scores by size."""
-    title = f"all detections by class, AR of the best {scores.max_detections}"
+def show_details(scores: CocoScores, diagnosis: Diagnosis, *, kind: str = "") -> Iterator[Table]:
+    """Iterate over the tables: detections and AR by class, and scores by size.
+
+    Args:
+        scores: of boxes or of masks.
+        diagnosis: of the same.
+        kind: what is scored, for the titles.
+    """
+    kind = f", {kind}" if kind else ""
+    title = f"all detections by class, AR of the best {scores.max_detections}{kind}"
     by_class = _table("class", "detections", "AR", title=title)
     for row in scores.classes:
         by_class.add_row(Text(printable(row.name)), f"{row.num_detections:,}", format_score(row.ar))
     yield by_class
-    by_size = _table("size, px", "AP", "recall", "recall, any class", title="by size of the object")
+    by_size = _table("size, px", "AP", "recall", "recall, any class", title=f"by size of the object{kind}")
     for bin_ in diagnosis.sizes:
         end = "" if bin_.below == math.inf else f"{bin_.below:g}"
         numbers = (bin_.ap, bin_.recall, bin_.any_class_recall)
@@ -165,10 +186,12 @@ def _table(first: str, *columns: str, title: str) -> Table:
 def _format_difference(difference: Difference) -> str:
     if math.isnan(difference.difference):
         return UNDEFINED
-    low, high = (
-        UNDEFINED if math.isnan(bound) else f"{bound:+,.3f}" for bound in (difference.low, difference.high)
-    )
-    return f"{difference.difference:+,.3f} ({low} to {high})"
+    low, high = map(_format_signed, (difference.low, difference.high))
+    return f"{_format_signed(difference.difference)} ({low} to {high})"
+
+
+def _format_signed(difference: float) -> str:
+    return UNDEFINED if math.isnan(difference) else f"{difference:+,.3f}"
 
 
 def _format_count(count: float | None) -> str:

@@ -1,13 +1,18 @@
 """Pascal VOC data sets: layouts, the origin of coordinates, and objects that cannot be used."""
 
+import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sniper.data.datasets import load_dataset
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
+from sniper.geometry.boxes import Sides
+from sniper.geometry.masks import rasterize
 from tests.data.datasets.layouts import boxes_by_file, only_boxes, write_files
 
 
@@ -223,3 +228,89 @@ def test_the_xml_of_one_image_is_no_data_set(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.xml": element(DOG)})
     with pytest.raises(AnnotationError, match="is the XML of one image in Pascal VOC's format"):
         load_dataset(tmp_path / "a.xml")
+
+
+def png_of(numbers: np.ndarray, mode: str = "P") -> bytes:
+    image = Image.fromarray(numbers)
+    image.putpalette(bytes(range(256)) * 3)
+    file = io.BytesIO()
+    image.convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def numbered_pixels() -> np.ndarray:
+    """Return the numbers of two objects in an image of 100x50 pixels, with a border around the second."""
+    numbers = np.zeros((50, 100), dtype=np.uint8)
+    numbers[10:30, 10:20] = 1
+    numbers[4:21, 39:62] = 255
+    numbers[5:20, 40:50] = numbers[5:20, 55:61] = 2
+    return numbers
+
+
+OBJECTS = element(DOG, item(41, 6, 61, 20, name="cat"), item(1, 1, 9, 9))
+
+
+def test_masks_are_the_pixels_of_the_number_of_an_object(tmp_path: Path) -> None:
+    files = {
+        "Annotations/a.xml": OBJECTS,
+        "Annotations/b.xml": element(DOG, name="b.jpg"),
+        "JPEGImages/a.jpg": None,
+        "JPEGImages/b.jpg": None,
+        "SegmentationObject/a.png": png_of(numbered_pixels()),
+    }
+    dataset = load_dataset(write_files(tmp_path, files))
+    assert not dataset.warnings
+    assert dataset.masks is not None
+    assert dataset.masks.has_mask.tolist() == [True, True, False, False]
+    region = np.array([[0.0, 0, 100, 50]] * 2)
+    rasters = rasterize(dataset.masks, np.arange(2), region, sides=Sides(100, 50))
+    assert (rasters[0] == (numbered_pixels() == 1)).all()
+    assert (rasters[1] == (numbered_pixels() == 2)).all()  # in two parts, without their border
+    assert load_dataset(tmp_path, data=DataSpec(masks="ignore")).masks is None
+
+
+def test_numbers_are_those_of_the_file_although_objects_are_dropped(tmp_path: Path) -> None:
+    files = {
+        "Annotations/a.xml": element(item(name="no box"), item(41, 6, 61, 20)),
+        "JPEGImages/a.jpg": None,
+        "SegmentationObject/a.png": png_of(numbered_pixels()),
+    }
+    dataset = load_dataset(write_files(tmp_path, files))
+    assert dataset.masks is not None
+    assert dataset.masks.bounds().tolist() == [[40, 5, 61, 20]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png_of(numbered_pixels()[:40]), "a.png is of 100x40 pixels, the image of 100x50"),
+        (png_of(numbered_pixels(), "RGB"), "a.png has pixels of the kind RGB, expected numbers of objects"),
+        (png_of(numbered_pixels())[:60], "a.png cannot be read"),
+        (b"no image", "a.png cannot be read"),
+    ],
+)
+def test_files_of_masks_that_cannot_be_used_are_reported(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    files = {"Annotations/a.xml": OBJECTS, "JPEGImages/a.jpg": None, "SegmentationObject/a.png": content}
+    dataset = load_dataset(write_files(tmp_path, files))
+    assert dataset.masks is None
+    assert len(dataset.boxes) == 3
+    (warning,) = dataset.warnings
+    assert f"1 file with masks, not used (SegmentationObject/{message}" in warning
+
+
+def test_masks_of_objects_that_are_not_there_are_reported(tmp_path: Path) -> None:
+    files = {
+        "Annotations/a.xml": element(DOG),
+        "JPEGImages/a.jpg": None,
+        "SegmentationObject/a.png": png_of(numbered_pixels()),
+    }
+    dataset = load_dataset(write_files(tmp_path, files))
+    (warning,) = dataset.warnings
+    assert (
+        "1 file with masks of objects that the XML file lacks, not used (SegmentationObject/a.png: 2 of 1 object)"
+        in warning
+    )
+    assert dataset.masks is not None
+    assert dataset.masks.bounds().tolist() == [[10, 10, 20, 30]]

@@ -10,12 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as reference
 
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.datasets.load import load_splits
 from sniper.data.datasets.write import FormatName, write_dataset
 from sniper.errors import AnnotationError, ConfigError
+from sniper.geometry.boxes import Sides
+from sniper.geometry.masks import MaskArrays, rasterize
 from tests.data.datasets.layouts import boxes_by_file
+from tests.data.masked import write_masked_dataset
 from tests.data_folder import find_data
 
 FORMATS: tuple[FormatName, ...] = ("coco", "yolo", "voc")
@@ -221,3 +225,81 @@ def test_real_data_sets_written_by_us_are_read_by_us_and_by_another_tool(
         for box, label in zip(record.boxes.tolist(), record.labels.tolist(), strict=True)
     )
     assert found == expected
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_masks_are_read_back_as_they_were(tmp_path: Path, to: FormatName) -> None:
+    dataset = load_dataset(write_masked_dataset(tmp_path / "source"))
+    warnings = write_dataset({"train": dataset}, tmp_path / "out", to=to)
+    read = load_dataset(tmp_path / "out")
+    num_equal = 0
+    for record, other in zip(dataset, sorted(read, key=lambda each: each.file_name), strict=True):
+        region = np.array([[0.0, 0, record.width, record.height]] * 4)
+        assert record.masks is not None
+        assert other.masks is not None
+        masks, others = (
+            rasterize(each, np.arange(4), region, sides=record.sides) for each in (record.masks, other.masks)
+        )
+        assert (masks != others).sum() <= 4  # centres on an edge
+        num_equal += int((masks == others).all(axis=(1, 2)).sum())
+    assert num_equal >= 5
+    assert not warnings
+
+
+def test_the_smaller_of_two_masks_is_on_top_in_voc(tmp_path: Path) -> None:
+    coco = build(tmp_path, [[10, 10, 4, 4], [0, 0, 60, 40]], names=["a.png"]).to_coco()
+    for entry in coco["annotations"]:
+        x, y, width, height = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    (tmp_path / "x.json").write_text(json.dumps(coco))
+    warnings = write_dataset({"": load_dataset(tmp_path / "x.json")}, tmp_path / "out", to="voc")
+    shared = "masks without the pixels that they share with others, as VOC has one object a pixel"
+    assert warnings == [f"{shared}: 1 (a.png)"]
+    read = load_dataset(tmp_path / "out")
+    assert read.masks is not None
+    assert sorted(read.masks.measure().areas.tolist()) == [16, 60 * 40 - 16]
+
+
+def test_parts_and_holes_are_one_line_of_yolo(tmp_path: Path) -> None:
+    dataset = build(tmp_path, [[10, 10, 40, 40], [0, 0, 97, 61]])
+    parts = [[10, 10, 20, 10, 20, 20], [40, 40, 50, 40, 50, 50]]
+    ring = np.zeros((61, 97), dtype=np.uint8)
+    ring[5:50, 5:80], ring[20:30, 20:40], ring[23:25, 23:25] = 1, 0, 1
+    encoded = reference.encode(np.asfortranarray(ring))
+    coco = dataset.to_coco()
+    coco["annotations"][0]["segmentation"] = parts
+    coco["annotations"][1]["segmentation"] = {"size": [61, 97], "counts": encoded["counts"].decode()}
+    (tmp_path / "x.json").write_text(json.dumps(coco))
+    dataset = load_dataset(tmp_path / "x.json")
+    write_dataset({"": dataset}, tmp_path / "out", to="yolo")
+    read = load_dataset(tmp_path / "out")
+    assert read.masks is not None
+    assert np.diff(read.masks.offsets).tolist() == [1, 1]
+    region, sides = np.array([[0.0, 0, 97, 61]] * 2), Sides(97, 61)
+    found = rasterize(read.masks, np.arange(2), region, sides=sides)
+    of_parts = MaskArrays.from_rings([[np.reshape(part, (-1, 2)) for part in parts]])
+    assert (found[0] == rasterize(of_parts, np.array([0]), region[:1], sides=sides)[0]).all()
+    assert (found[1] == ring).all()
+
+
+def test_an_image_of_more_objects_than_voc_has_numbers_is_without_masks(tmp_path: Path) -> None:
+    dataset = build(tmp_path, [[i % 90, i // 90, 3, 3] for i in range(300)], names=["a.png"])
+    coco = dataset.to_coco()
+    for entry in coco["annotations"]:
+        x, y, _, _ = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + 3, y, x + 3, y + 3]]
+    (tmp_path / "x.json").write_text(json.dumps(coco))
+    warnings = write_dataset({"": load_dataset(tmp_path / "x.json")}, tmp_path / "out", to="voc")
+    assert warnings == ["images without their masks, as VOC numbers at most 254 objects: 1 (a.png)"]
+    assert not (tmp_path / "out" / "SegmentationObject").exists()
+
+
+def test_masks_of_voc_are_in_its_colours(tmp_path: Path) -> None:
+    write_dataset({"": load_dataset(write_masked_dataset(tmp_path / "source"))}, tmp_path / "out", to="voc")
+    with Image.open(tmp_path / "out" / "SegmentationObject" / "1.png") as image:
+        assert image.mode == "P"
+        palette = np.reshape(image.getpalette() or [], (-1, 3)).tolist()
+    assert [palette[number] for number in (0, 1, 2, 3, 4, 20)] == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [0, 64, 128]
+    ]  # fmt: skip
+    assert "<segmented>1</segmented>" in (tmp_path / "out" / "Annotations" / "1.xml").read_text()

@@ -23,7 +23,14 @@ from msgspec import UNSET
 
 from sniper.data.datasets.dataset import Category
 from sniper.data.datasets.raw import MAX_LISTED, MAX_SIDE, Findings, RawDataset, raise_for
-from sniper.data.datasets.segmentations import NO_MASK, read_segmentations, to_text
+from sniper.data.datasets.segmentations import (
+    EXPECTED,
+    FEW_POINTS,
+    NO_MASK,
+    UNREADABLE,
+    read_segmentations,
+    to_text,
+)
 from sniper.errors import AnnotationError, counted
 from sniper.files import no_garbage_collection, read_json, read_typed_json
 from sniper.geometry.boxes import from_xywh, to_xywh
@@ -574,8 +581,12 @@ def _describe_masks(
         text = bytes(table.entries[index].segmentation).decode(errors="replace")
         return f"{table.name(index)}: segmentation is {reprlib.repr(text)}"
 
+    left_out = {
+        UNREADABLE: f"{UNREADABLE}, left out; {EXPECTED}",
+        FEW_POINTS: f"{FEW_POINTS}, which is left out",
+    }
     findings = [
-        Findings.collect(problem, is_bad, describe, noun="mask", plural="masks")
+        Findings.collect(left_out[problem], is_bad, describe, noun="mask", plural="masks")
         for problem, is_bad in bad_masks.items()
     ]
     return tuple(each for each in findings if each.count)

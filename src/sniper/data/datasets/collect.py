@@ -55,6 +55,8 @@ class Collector:
         self._points: list[float] = []
         self._ring_lengths: list[int] = []
         self._ring_boxes: list[int] = []
+        self._encodings: list[MaskArrays] = []
+        self._encoded_boxes: list[int] = []
         self._numbers: list[int] = []
         self._box_sources: dict[int, str] = {}
         self._dropped: dict[str, list[str]] = {}
@@ -90,8 +92,8 @@ class Collector:
         number: int,
         source: str | None = None,
         is_crowd: bool = False,
-    ) -> None:
-        """Add a box.
+    ) -> int:
+        """Add a box and return its index.
 
         Args:
             image: its index.
@@ -108,6 +110,7 @@ class Collector:
         self._boxes += box
         self._crowds.append(is_crowd)
         self._numbers.append(number)
+        return len(self._images) - 1
 
     def add_polygon(self, points: Sequence[float]) -> None:
         """Add a polygon to the mask of the box that was added last.
@@ -118,6 +121,16 @@ class Collector:
         self._points += points
         self._ring_lengths.append(len(points) // 2)
         self._ring_boxes.append(len(self._images) - 1)
+
+    def add_encodings(self, boxes: Sequence[int], masks: MaskArrays) -> None:
+        """Add the masks of some boxes, where no box has polygons.
+
+        Args:
+            boxes: their indices, rising, and above those of earlier calls.
+            masks: run-length encodings.
+        """
+        self._encoded_boxes += boxes
+        self._encodings.append(masks)
 
     def drop_polygons(self) -> None:
         """Forget all polygons; boxes remain."""
@@ -205,7 +218,8 @@ class Collector:
         if self._are_fractions and len(boxes):
             # Decimal fractions are inexact in binary: without rounding, a box of 1 pixel may be narrower than 1.
             boxes = np.round(boxes * np.tile(sides[images], (1, 2)), _DECIMALS)
-        masks = self._build_masks(sides[images]) if self._ring_boxes and data.masks == "read" else None
+        has_masks = bool(self._ring_boxes or self._encoded_boxes) and data.masks == "read"
+        masks = self._build_masks(sides[images]) if has_masks else None
         root, names = relative_names([self._files[i] for i in kept.tolist()], root)
         numbers, sources = np.array(self._numbers, dtype=np.int64), self._sources
 
@@ -238,6 +252,10 @@ class Collector:
 
     def _build_masks(self, sides: np.ndarray) -> MaskArrays:
         """Return the masks of all boxes, given the (n, 2) sides of their images."""
+        if self._encoded_boxes:
+            is_given = np.zeros(len(self._images), dtype=np.bool_)
+            is_given[self._encoded_boxes] = True
+            return MaskArrays.concatenate(self._encodings).spread(is_given)
         points = np.array(self._points, dtype=np.float64).reshape(-1, 2)
         lengths = np.array(self._ring_lengths, dtype=np.int64)
         if self._are_fractions:

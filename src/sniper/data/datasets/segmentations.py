@@ -21,8 +21,16 @@ from sniper.geometry.masks import MaskArrays, encode_counts
 NO_MASK = msgspec.Raw(b"null")
 """The text of an object without a mask."""
 
+UNREADABLE = "that cannot be read"
+"""What is wrong with a mask that is neither polygons nor run lengths."""
+
+FEW_POINTS = "with a polygon of fewer than 3 points"
+"""What is wrong with a mask of which a polygon is not used."""
+
+EXPECTED = "expected lists of x, y, x, y, ..., or size and counts of run lengths"
+"""What a mask should be."""
+
 _AT_ONCE = 512  # objects that are decoded together
-_EXPECTED = "expected lists of x, y, x, y, ..., or size and counts of run lengths"
 
 
 class _Encoding(msgspec.Struct, gc=False):
@@ -64,8 +72,8 @@ def read_segmentations(
         is_unreadable[start : start + len(chunk)] |= is_odd
         has_few_points[start : start + len(chunk)] = has_short_ring
     return MaskArrays.concatenate(parts), {
-        f"that cannot be read, left out; {_EXPECTED}": is_unreadable,
-        "with a polygon of fewer than 3 points, which is left out": has_few_points,
+        UNREADABLE: is_unreadable,
+        FEW_POINTS: has_few_points,
     }
 
 

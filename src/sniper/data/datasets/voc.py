@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+
 from sniper.data.datasets.collect import Collector, ImageIndex, has_image_suffix, names_by_stem, numbered
 from sniper.data.datasets.raw import RawDataset, raise_for
 from sniper.data.datasets.splits import canonical, choose_splits, find_split_folders
@@ -18,8 +20,10 @@ from sniper.data.datasets.text_files import (
     sides_of,
     text_of,
 )
+from sniper.data.datasets.voc_masks import MASK_FOLDER, read_object_masks
 from sniper.data.spec import DataSpec
-from sniper.errors import AnnotationError
+from sniper.errors import AnnotationError, counted
+from sniper.geometry.boxes import Sides
 
 _ANNOTATION_FOLDERS = ("Annotations", "annotations", "annotations/xmls", "xmls", "xml", "labels", ".")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
@@ -31,12 +35,12 @@ class VocSource:
 
     Attributes:
         path: its folder.
-        files: XML files and the folders of their images.
+        files: XML files, the folders of their images, and the folder of their masks, which may be absent.
         splits: names of XML files, without suffix, by canonical name of the split; empty where there are none.
     """
 
     path: Path
-    files: Mapping[str, tuple[Path, Sequence[Path]]]
+    files: Mapping[str, tuple[Path, Sequence[Path], Path]]
     splits: Mapping[str, Sequence[str]]
 
     @property
@@ -56,11 +60,14 @@ def find_voc(path: Path) -> VocSource | None:
     """
     if not path.is_dir():
         return None
-    files: dict[str, tuple[Path, Sequence[Path]]] = {}
+    files: dict[str, tuple[Path, Sequence[Path], Path]] = {}
     folder = _find_annotations(path)
     if folder is not None:
         images = [path / name for name in _IMAGE_FOLDERS] + [folder]
-        files |= {stem: (folder / name, images) for stem, name in names_by_stem(folder, ".xml").items()}
+        files |= {
+            stem: (folder / name, images, path / MASK_FOLDER)
+            for stem, name in names_by_stem(folder, ".xml").items()
+        }
         return VocSource(path=path, files=files, splits=_read_lists(path))
     splits: dict[str, Sequence[str]] = {}
     for split, split_folder in find_split_folders(path).items():
@@ -90,9 +97,9 @@ def read_voc(source: VocSource, *, image_root: Path | None, split: str | None, d
     stems = dict.fromkeys(stem for name in chosen for stem in source.splits[name]) or dict.fromkeys(
         source.files
     )
-    reader = _Reader(source, image_root)
-    for stem, (file, images) in source.files.items():
-        reader.read(file, images, is_used=stem in stems)
+    reader = _Reader(source, image_root, data)
+    for stem, (file, images, masks) in source.files.items():
+        reader.read(file, images, masks, is_used=stem in stems)
     if not source.splits:
         reader.note_unlabelled()
     reader.add_unlabelled(stem for stem in stems if stem not in source.files)
@@ -156,15 +163,16 @@ def _find_origin(reader: "_Reader") -> tuple[float, float, float, float]:
 
 
 class _Reader:
-    def __init__(self, source: VocSource, image_root: Path | None) -> None:
+    def __init__(self, source: VocSource, image_root: Path | None, data: DataSpec) -> None:
         self.collector = Collector(source.path, noun="object")
         self.names: dict[str, int] = {}
         self.from_zero: list[str] = []
         self._path = source.path
-        self._image_root = image_root
+        self._image_root, self._data = image_root, data
+        self._mask_names: dict[Path, dict[str, str]] = {}
         self._indices: dict[tuple[Path, ...], ImageIndex] = {}
 
-    def read(self, file: Path, folders: Sequence[Path], *, is_used: bool) -> None:
+    def read(self, file: Path, folders: Sequence[Path], masks: Path, *, is_used: bool) -> None:
         """Read a file; without `is_used`, only its class names and its origin of coordinates."""
         source = file.relative_to(self._path).as_posix()
         try:
@@ -179,13 +187,19 @@ class _Reader:
             return
         collector = self.collector if is_used else Collector(self._path, noun="object")
         size = root.find("size")
+        sides = sides_of(text_of(size, "width"), text_of(size, "height"))
         image = collector.add_image(
             self._find_image(file, folders, text_of(root, "filename")),
             source=source,
-            sides=sides_of(text_of(size, "width"), text_of(size, "height")),
+            sides=sides,
         )
-        for number, item in enumerate(root.findall("object"), start=1):
+        items = root.findall("object")
+        boxes = [
             self._read_object(collector, image, number, item, source)
+            for number, item in enumerate(items, start=1)
+        ]
+        if is_used and self._data.masks == "read":
+            self._read_masks(masks, file.stem, boxes, sides)
 
     def note_unlabelled(self) -> None:
         """Count images without an XML file, where no list names them."""
@@ -205,20 +219,49 @@ class _Reader:
 
     def _read_object(
         self, collector: Collector, image: int, number: int, item: ElementTree.Element, source: str
-    ) -> None:
+    ) -> int | None:
+        """Add an object, and return the index of its box; None if it is dropped."""
         name = text_of(item, "name")
         box, problem = _read_box(item)
         if not name:
             collector.drop("without a name", image, number, "has no name")
-            return
+            return None
         category = self.names.setdefault(name, len(self.names))
         if box is None:
             collector.drop("without a box", image, number, problem)
-            return
+            return None
         if min(box[:2]) < 1:
             self.from_zero.append(f"{source}, object {number}: {list(box)}")
         is_difficult = flag_of(text_of(item, "difficult"))
-        collector.add_box(image, category, box, number=number, is_crowd=is_difficult)
+        return collector.add_box(image, category, box, number=number, is_crowd=is_difficult)
+
+    def _read_masks(self, folder: Path, stem: str, boxes: Sequence[int | None], sides: Sides | None) -> None:
+        """Read the masks of the objects of an image, whose pixels are their numbers in the XML file."""
+        if folder not in self._mask_names:
+            self._mask_names[folder] = names_by_stem(folder, ".png")
+        name = self._mask_names[folder].get(stem)
+        if name is None:
+            return
+        source = f"{folder.name}/{name}"
+        try:
+            numbers, masks = read_object_masks(
+                folder / name, sides=sides, max_pixels=self._data.read.max_pixels
+            )
+        except AnnotationError as error:
+            self.collector.note("file", "with masks, not used", f"{source} {error}")
+            return
+        unknown = numbers[numbers > len(boxes)].tolist()
+        if unknown:
+            self.collector.note(
+                "file",
+                "with masks of objects that the XML file lacks, not used",
+                f"{source}: {unknown[0]} of {counted(len(boxes), 'object')}",
+            )
+        found = [(int(number), boxes[number - 1]) for number in numbers.tolist() if number <= len(boxes)]
+        rows = [row for row, (_, box) in enumerate(found) if box is not None]
+        self.collector.add_encodings(
+            [box for _, box in found if box is not None], masks.select(np.array(rows, dtype=np.int64))
+        )
 
     def _find_image(self, file: Path, folders: Sequence[Path], name: str) -> Path:
         key = (self._image_root,) if self._image_root is not None else tuple(folders)

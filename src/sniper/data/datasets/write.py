@@ -1,5 +1,6 @@
 """Write data sets as COCO JSON, YOLO or Pascal VOC, with their images."""
 
+import itertools
 import json
 import os
 import re
@@ -10,17 +11,25 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+import numpy as np
 import yaml
+from jaxtyping import UInt8
+from PIL import Image
 
 from sniper.data.datasets.dataset import Category, Dataset, ImageRecord
+from sniper.data.datasets.rings import to_single_rings
+from sniper.data.datasets.voc_masks import MASK_FOLDER, MAX_OBJECTS, draw_object_masks
 from sniper.errors import AnnotationError, ConfigError, count_and_list, describe_os_error
 from sniper.files import atomic_folder, check_regular, naming_path
+from sniper.geometry.mask_frames import move_masks
+from sniper.geometry.masks import MaskArrays
 
 FormatName = Literal["coco", "yolo", "voc"]
 ImageTransfer = Literal["copy", "link", "none"]
 
 _FRACTION_DECIMALS = 10  # of a side: boxes are read back to within 0.00001 pixels
 _PIXEL_DECIMALS = 6
+_NUM_ORIENTED = 8  # numbers of a line that readers may take for the corners of an oriented box
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _UNSAFE = re.compile(r"[^\w-]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -213,6 +222,15 @@ class _Writer:
         with naming_path(path):
             path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
+    def write_png(self, name: str, pixels: UInt8[np.ndarray, "h w"]) -> None:
+        """Write an image of numbers, in the colours of VOC's palette."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(pixels, "P")
+        image.putpalette(_voc_palette())
+        with naming_path(path):
+            image.save(path, "PNG")
+
     def finish(self) -> None:
         """Report renamed images."""
         if self._renamed:
@@ -256,16 +274,22 @@ def _to_integers(ids: Sequence[int | str]) -> list[int]:
 
 def _write_yolo(writer: _Writer, splits: Mapping[str, Dataset]) -> None:
     crowds: list[str] = []
+    without_mask: list[str] = []
     label_of = writer.label_of
+    has_masks = any(dataset.masks is not None for dataset in splits.values())
     for split, dataset in splits.items():
         images = writer.name_images(dataset)
         writer.transfer(images, image_folder(split, to="yolo"))
         for image in images:
-            lines = _yolo_lines(image.record, dataset, label_of)
+            lines = _yolo_lines(image.record, dataset, label_of, has_masks=has_masks)
             writer.write_text(os.path.join("labels", split, f"{image.stem}.txt"), "".join(lines))
         crowds += [
             image.record.file_name for image in images for _ in range(int(image.record.is_crowd.sum()))
         ]
+        if has_masks:
+            without_mask += [
+                image.record.file_name for image in images for _ in range(_count_bare(image.record))
+            ]
     keys = {split or "train": image_folder(split, to="yolo") for split in splits}
     # Without `path`, which Ultralytics takes relative to the working directory, folders are relative to this file.
     content = {**keys, "names": {label: name for name, label in label_of.items()}}
@@ -275,39 +299,87 @@ def _write_yolo(writer: _Writer, splits: Mapping[str, Dataset]) -> None:
             f"crowds and regions to ignore left out, as YOLO cannot express them: {len(crowds)} "
             f"({count_and_list(list(dict.fromkeys(crowds)))})"
         )
+    if without_mask:
+        writer.warnings.append(
+            "objects without a mask written with the outline of their box, as YOLO cannot have lines of both kinds: "
+            f"{len(without_mask)} ({count_and_list(list(dict.fromkeys(without_mask)))})"
+        )
     writer.finish()
 
 
-def _yolo_lines(record: ImageRecord, dataset: Dataset, label_of: Mapping[str, int]) -> Iterator[str]:
-    for box, label, is_crowd in zip(
-        record.boxes.tolist(), record.labels.tolist(), record.is_crowd.tolist(), strict=True
+def _count_bare(record: ImageRecord) -> int:
+    """Count the objects without a mask, crowds aside."""
+    is_bare = ~record.is_crowd
+    return int((is_bare if record.masks is None else is_bare & ~record.masks.has_mask).sum())
+
+
+def _yolo_lines(
+    record: ImageRecord, dataset: Dataset, label_of: Mapping[str, int], *, has_masks: bool
+) -> Iterator[str]:
+    rings = _yolo_rings(record) if has_masks else [None] * len(record.boxes)
+    for box, label, is_crowd, ring in zip(
+        record.boxes.tolist(), record.labels.tolist(), record.is_crowd.tolist(), rings, strict=True
     ):
-        if not is_crowd:
-            x1, y1, x2, y2 = box
-            values = (
-                (x1 + x2) / 2 / record.width,
-                (y1 + y2) / 2 / record.height,
-                (x2 - x1) / record.width,
-                (y2 - y1) / record.height,
-            )
-            numbers = " ".join(_format(value, _FRACTION_DECIMALS) for value in values)
-            yield f"{label_of[dataset.categories[label].name]} {numbers}\n"
+        if is_crowd:
+            continue
+        x1, y1, x2, y2 = box
+        values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1] if ring is None else ring
+        sides = itertools.cycle((record.width, record.height))
+        numbers = " ".join(
+            _format(value / side, _FRACTION_DECIMALS) for value, side in zip(values, sides, strict=False)
+        )
+        yield f"{label_of[dataset.categories[label].name]} {numbers}\n"
+
+
+def _yolo_rings(record: ImageRecord) -> Iterator[list[float]]:
+    """Iterate over x, y, x, y, ... of each object: of its mask as one ring, or else of its box."""
+    masks = boxes = MaskArrays.from_boxes(record.boxes)
+    if record.masks is not None:
+        cropped = move_masks(record.masks, lambda points: points, sides=record.sides)
+        joined = to_single_rings(cropped.select(~record.is_crowd)).spread(~record.is_crowd)
+        rows = np.arange(len(boxes))
+        masks = MaskArrays.concatenate([joined, boxes]).select(
+            np.where(joined.has_mask, rows, len(rows) + rows)
+        )
+    for ring in masks.to_coco():
+        points = ring[0]
+        if len(points) == _NUM_ORIENTED:
+            points = [*points[:2], (points[0] + points[2]) / 2, (points[1] + points[3]) / 2, *points[2:]]
+        yield points
 
 
 def _write_voc(writer: _Writer, splits: Mapping[str, Dataset]) -> None:
     _check_xml(writer.categories, splits)
+    covered: list[str] = []
+    crowded: list[str] = []
     used: set[str] = set()
     for split, dataset in splits.items():
         images = writer.name_images(dataset, is_flat=True, used=used)
         writer.transfer(images, image_folder(split, to="voc"))
         for image in images:
             root = _voc_element(image, dataset)
+            masks = image.record.masks
+            if masks is not None and masks.has_mask.any():
+                if len(masks) > MAX_OBJECTS:
+                    crowded.append(image.record.file_name)
+                else:
+                    numbers, hidden = draw_object_masks(masks, image.record.sides)
+                    writer.write_png(f"{MASK_FOLDER}/{image.stem}.png", numbers)
+                    covered += [image.record.file_name] * len(hidden)
+                    ElementTree.SubElement(root, "segmented").text = "1"
             ElementTree.indent(root)
             writer.write_text(
                 f"Annotations/{image.stem}.xml", ElementTree.tostring(root, encoding="unicode") + "\n"
             )
         if split:
             writer.write_text(f"ImageSets/Main/{split}.txt", "".join(f"{image.stem}\n" for image in images))
+    for files, problem in (
+        (crowded, f"images without their masks, as VOC numbers at most {MAX_OBJECTS} objects"),
+        (covered, "masks without the pixels that they share with others, as VOC has one object a pixel"),
+    ):
+        if files:
+            listed = count_and_list(list(dict.fromkeys(files)))
+            writer.warnings.append(f"{problem}: {len(files)} ({listed})")
     writer.finish()
 
 
@@ -330,6 +402,17 @@ def _voc_element(image: _Image, dataset: Dataset) -> ElementTree.Element:
         for key, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
             ElementTree.SubElement(bounds, key).text = _format(value, _PIXEL_DECIMALS)
     return root
+
+
+def _voc_palette() -> list[int]:
+    """Return VOC's colours of the numbers 0 to 255: their bits in turn are the high bits of red, green and blue."""
+    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1  # (256, 8)
+    weights = 1 << np.array([7, 6, 5])
+    return (
+        np.stack([bits[:, channel::3] @ weights[: bits[:, channel::3].shape[1]] for channel in range(3)], 1)
+        .ravel()
+        .tolist()
+    )
 
 
 def _check_xml(categories: Sequence[Category], splits: Mapping[str, Dataset]) -> None:

@@ -96,7 +96,7 @@ class EncodedImage:
         Raises:
             ImageError: if it cannot be opened or, later, decoded, or claims more pixels than the file can hold.
         """
-        with naming_errors(self.name), self.open() as file, _no_pillow_limit():
+        with naming_errors(self.name), self.open() as file, no_pillow_limit():
             num_bytes = file.seek(0, io.SEEK_END)
             if num_bytes == 0:
                 raise ImageError(f"{self.name}: cannot be read as an image (it is empty)")
@@ -224,7 +224,7 @@ _pillow_limit: list[int | None] = []  # Pillow's limit, once for each image that
 
 
 @contextmanager
-def _no_pillow_limit() -> Iterator[None]:
+def no_pillow_limit() -> Iterator[None]:
     """Open images of any size: `ReadSpec.max_pixels` replaces Pillow's limit, which warns of large images."""
     with _pillow_limit_lock:
         _pillow_limit.append(_pillow_limit[0] if _pillow_limit else Image.MAX_IMAGE_PIXELS)
