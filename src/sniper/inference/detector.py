@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 
 from sniper.chips import LevelSpec
-from sniper.config.experiment import ExperimentSpec, PredictSpec
+from sniper.config.experiment import ExperimentSpec, FocusSpec, PredictSpec
 from sniper.config.loading import load_experiment, merge_experiment, to_yaml
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec
@@ -231,7 +231,12 @@ class Detector:
             )
 
     def search(
-        self, images: Iterable[ImageSource], *, channels: Channels = "RGB", with_masks: bool = True
+        self,
+        images: Iterable[ImageSource],
+        *,
+        channels: Channels = "RGB",
+        with_masks: bool = True,
+        keeps_all_sizes: bool = False,
     ) -> Iterator[SearchResult | None]:
         """Detect objects in many images at all levels, without merging. See `predict_many`.
 
@@ -239,6 +244,7 @@ class Detector:
             images: as for `predict_many`.
             channels: as for `predict`.
             with_masks: whether to predict masks, if the detector does.
+            keeps_all_sizes: whether results have the detections of all sizes of each level, too.
         """
         search = Search(
             detect=self.detect,
@@ -250,6 +256,8 @@ class Detector:
             data=self.data,
             channels=channels,
             detect_masks=self.detect_masks if with_masks else None,
+            focus=self.spec.focus if isinstance(self.spec.focus, FocusSpec) else None,
+            keeps_all_sizes=keeps_all_sizes,
         )
         return search(images)
 
