@@ -22,6 +22,7 @@ from sniper.files import expand_path
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
 from sniper.inference.calibration import Calibration, load_calibration
+from sniper.inference.focus_choice import load_focus
 from sniper.inference.merging import merge
 from sniper.inference.search import Detect, DetectMasks, Search, SearchResult
 from sniper.inference.sources import Channels, ImageSource
@@ -119,8 +120,12 @@ class Detector:
         fill_module(model, tensors, source=source)
         detector = cls.from_model(model.to(device).eval(), spec=spec, categories=categories, device=device)
         folder = source.parent.name
-        calibration = load_calibration(opened, step=int(folder) if folder.isdigit() else None)
-        return detector if calibration is None else detector.calibrated(calibration)
+        step = int(folder) if folder.isdigit() else None
+        calibration = load_calibration(opened, step=step)
+        if calibration is not None:
+            detector = detector.calibrated(calibration)
+        choice = load_focus(opened) if detector.spec.focus == "auto" else None
+        return detector if choice is None else detector.with_focus(choice.resolve(detector.spec, step=step))
 
     @classmethod
     def from_model(
@@ -152,6 +157,10 @@ class Detector:
             min_score=calibration.min_score,
             scale=calibration.scale,
         )
+
+    def with_focus(self, focus: FocusSpec | None) -> "Detector":
+        """Return this detector with finer levels searched where a focus says, or everywhere."""
+        return replace(self, spec=replace(self.spec, focus=focus))
 
     def predict(
         self, image: ImageSource, *, min_score: float | None = None, channels: Channels = "RGB"

@@ -313,6 +313,15 @@ class WindowDetections:
             is_shared=is_shared[is_kept],
         )
 
+    def select(self, is_kept: Bool[np.ndarray, " n"]) -> "WindowDetections":
+        """Return some of the detections."""
+        return replace(
+            self,
+            detections=self.detections[is_kept],
+            is_truncated=self.is_truncated[is_kept],
+            is_shared=self.is_shared[is_kept],
+        )
+
 
 def _to_image(
     detections: Detections, convert: Callable[[Float[np.ndarray, "n 4"]], Float[np.ndarray, "n 4"]]
