@@ -107,18 +107,23 @@ def choose_windows(
         window.padded_sides.width * window.padded_sides.height for window in whole
     ):
         return whole
-    overlaps = (
-        (corners[:, None, :2] < corners[None, :, 2:]) & (corners[None, :, :2] < corners[:, None, 2:])
-    ).all(axis=2)  # (w, w)
-    np.fill_diagonal(overlaps, False)
     rows = [tuple(row) for row in corners.tolist()]
+    others = _overlapping(corners)
     return [
-        FocusWindow(
-            level=level,
-            corners=row,
-            others=tuple(rows[other] for other in np.flatnonzero(overlaps[i]).tolist()),
-        )
-        for i, row in enumerate(rows)
+        FocusWindow(level=level, corners=row, others=tuple(rows[other] for other in others[index]))
+        for index, row in enumerate(rows)
+    ]
+
+
+def _overlapping(corners: Int[np.ndarray, "w 4"]) -> list[list[int]]:
+    """Return for each window, (w, 4) xyxy, the indices of the others that overlap it."""
+    overlaps = np.logical_and.reduce(
+        [corners[:, None, side] < corners[None, :, side + 2] for side in (0, 1)]
+        + [corners[None, :, side] < corners[:, None, side + 2] for side in (0, 1)]
+    )  # (w, w)
+    return [
+        [other for other in np.flatnonzero(row).tolist() if other != index]
+        for index, row in enumerate(overlaps)
     ]
 
 
