@@ -192,7 +192,7 @@ def _table(points: "list[FocusPoint]", *, chosen: "FocusPoint") -> "Table":
         table.add_column(name, justify="right" if name else "left")
     for point in points:
         setting = (
-            ("everything", "")
+            ("all", "")
             if point.focus is None
             else (f"{point.focus.window} px", f"{point.focus.min_score:g}")
         )
