@@ -125,7 +125,7 @@ def _to_yaml_words(text: str) -> str:
 
 def _default(field: Field[Any]) -> str:
     if field.default is MISSING:
-        raise ValueError(f"{field.name} has no default")
+        return "required"
     if is_dataclass(field.default):
         return ""
     if isinstance(field.default, tuple) and field.default and is_dataclass(field.default[0]):

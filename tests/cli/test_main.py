@@ -24,6 +24,7 @@ COMMANDS = (
     "mine",
     "predict",
     "evaluate",
+    "focus",
     "merge",
     "report",
     "recipes",

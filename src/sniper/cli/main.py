@@ -35,6 +35,7 @@ from sniper.cli.chips import chips
 from sniper.cli.convert import convert
 from sniper.cli.demo import demo
 from sniper.cli.evaluate import evaluate
+from sniper.cli.focus import focus
 from sniper.cli.merge import merge
 from sniper.cli.mine import mine
 from sniper.cli.options import convert_argument
@@ -78,6 +79,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     mine: "RUN [ANNOTATIONS] | ANNOTATIONS --from FILE",
     predict: "RUN [FILES]... [--predict.FIELD VALUE]...",
     evaluate: "RUN [ANNOTATIONS] [--predict.FIELD VALUE]... | DETECTIONS ANNOTATIONS",
+    focus: "RUN [DATA]",
     merge: "DETECTIONS --manifest CHIPS -o FILE [--predict.FIELD VALUE]...",
     report: "RUN [RUN]...",
     recipes: "",

@@ -4,13 +4,13 @@ import math
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
 from pydantic import AllowInfNan, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sniper.chips import LevelSpec, PyramidSpec
 from sniper.chips.baselines import MAX_BATCH_MEGAPIXELS
 from sniper.chips.negatives import NegativeSpec
-from sniper.chips.pyramid import MAX_LEVELS
+from sniper.chips.pyramid import MAX_CHIP_SIZE, MAX_LEVELS
 from sniper.data.spec import DataSpec, SourceSpec
 from sniper.errors import counted
 from sniper.models.spec import DetectorSpec, Precision
@@ -177,6 +177,19 @@ def widened(levels: tuple[LevelSpec, ...]) -> tuple[LevelSpec, ...]:
 
 
 @spec_dataclass
+class FocusSpec:
+    """Where fine levels are searched: in windows with detections of coarser levels, unsure ones too.
+
+    Attributes:
+        min_score: sum of the scores of such detections from which on a window is searched.
+        window: side of a window, level pixels, a multiple of 64.
+    """
+
+    min_score: PositiveFloat
+    window: Annotated[int, Ge(128), MultipleOf(64), Le(MAX_CHIP_SIZE)]
+
+
+@spec_dataclass
 class PredictSpec:
     """How to detect objects in whole images; the defaults are those of the paper's code.
 
@@ -193,6 +206,8 @@ class PredictSpec:
             of this side, level pixels.
         batch_megapixels: millions of pixels of level images per batch; fewer where they do not fit into memory.
         precision: `bf16` autocast, `fp32`, or `auto`: bf16 where the device computes it natively.
+        focus: search the finer levels only where small objects are likely; `null` searches every level as a whole;
+            `auto` as `sniper focus` has chosen for the weights of the run, and as a whole where it has not.
     """
 
     levels: Annotated[tuple[LevelSpec, ...], MinLen(1), MaxLen(MAX_LEVELS)] = PAPER_TEST_LEVELS
@@ -204,6 +219,7 @@ class PredictSpec:
     window: Annotated[int, Ge(256)] = 4096
     batch_megapixels: Annotated[PositiveFloat, Le(MAX_BATCH_MEGAPIXELS)] = 8.0
     precision: Precision = "auto"
+    focus: FocusSpec | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
         if self.merge != "auto":

@@ -20,7 +20,7 @@ from sniper.geometry.boxes import Sides, area, clip, from_xywh, to_xywh
 from sniper.geometry.mask_frames import move_masks
 from sniper.geometry.masks import MaskArrays
 from sniper.inference.merging import merge
-from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
+from sniper.inference.windows import FreeWindow, Tiling, TilingWindow, Window, WindowDetections, join_windows
 
 CategoryIds = Literal["ids", "from-0", "from-1"]
 """How category ids of detections on chips stand for categories: as in the annotations of the chips, or counted."""
@@ -177,11 +177,14 @@ def _on_image(entry: ChipEntry, detections: Detections, *, in_valid_range: bool)
     """Return the detections on a chip in the frame of its image."""
     chip = entry.chip
     if entry.window is None:
-        return WindowDetections.of_chip(chip, detections, in_valid_range=in_valid_range)
+        sides = chip.visible
+        corners = (chip.x, chip.y, chip.x + sides.width, chip.y + sides.height)
+        window: Window = FreeWindow(level=chip.level, corners=corners)
+        return WindowDetections.of(window, detections, in_valid_range=in_valid_range)
     tiling = Tiling.of(chip.level, limit=entry.window)
     column = [start for start, _ in tiling.x_axis.spans].index(entry.x)
     row = [start for start, _ in tiling.y_axis.spans].index(entry.y)
-    window = Window(tiling=tiling, column=column, row=row)
+    window = TilingWindow.of(tiling, column=column, row=row)
     return WindowDetections.of(window, detections, in_valid_range=in_valid_range)
 
 

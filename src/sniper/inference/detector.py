@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 
 from sniper.chips import LevelSpec
-from sniper.config.experiment import ExperimentSpec, PredictSpec
+from sniper.config.experiment import ExperimentSpec, FocusSpec, PredictSpec
 from sniper.config.loading import load_experiment, merge_experiment, to_yaml
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec
@@ -22,6 +22,7 @@ from sniper.files import expand_path
 from sniper.geometry import Detections
 from sniper.geometry.boxes import to_xywh
 from sniper.inference.calibration import Calibration, load_calibration
+from sniper.inference.focus_choice import load_focus
 from sniper.inference.merging import merge
 from sniper.inference.search import Detect, DetectMasks, Search, SearchResult
 from sniper.inference.sources import Channels, ImageSource
@@ -119,8 +120,12 @@ class Detector:
         fill_module(model, tensors, source=source)
         detector = cls.from_model(model.to(device).eval(), spec=spec, categories=categories, device=device)
         folder = source.parent.name
-        calibration = load_calibration(opened, step=int(folder) if folder.isdigit() else None)
-        return detector if calibration is None else detector.calibrated(calibration)
+        step = int(folder) if folder.isdigit() else None
+        calibration = load_calibration(opened, step=step)
+        if calibration is not None:
+            detector = detector.calibrated(calibration)
+        choice = load_focus(opened) if detector.spec.focus == "auto" else None
+        return detector if choice is None else detector.with_focus(choice.resolve(detector.spec, step=step))
 
     @classmethod
     def from_model(
@@ -152,6 +157,10 @@ class Detector:
             min_score=calibration.min_score,
             scale=calibration.scale,
         )
+
+    def with_focus(self, focus: FocusSpec | None) -> "Detector":
+        """Return this detector with finer levels searched where a focus says, or everywhere."""
+        return replace(self, spec=replace(self.spec, focus=focus))
 
     def predict(
         self, image: ImageSource, *, min_score: float | None = None, channels: Channels = "RGB"
@@ -231,7 +240,12 @@ class Detector:
             )
 
     def search(
-        self, images: Iterable[ImageSource], *, channels: Channels = "RGB", with_masks: bool = True
+        self,
+        images: Iterable[ImageSource],
+        *,
+        channels: Channels = "RGB",
+        with_masks: bool = True,
+        keeps_all_sizes: bool = False,
     ) -> Iterator[SearchResult | None]:
         """Detect objects in many images at all levels, without merging. See `predict_many`.
 
@@ -239,6 +253,7 @@ class Detector:
             images: as for `predict_many`.
             channels: as for `predict`.
             with_masks: whether to predict masks, if the detector does.
+            keeps_all_sizes: whether results have the detections of all sizes of each level, too.
         """
         search = Search(
             detect=self.detect,
@@ -250,6 +265,8 @@ class Detector:
             data=self.data,
             channels=channels,
             detect_masks=self.detect_masks if with_masks else None,
+            focus=self.spec.focus if isinstance(self.spec.focus, FocusSpec) else None,
+            keeps_all_sizes=keeps_all_sizes,
         )
         return search(images)
 

@@ -1,6 +1,7 @@
 """Run a detector on every level of images: windows of equal padded sides are batched and prefetched.
 
-Images are searched in groups, and the windows of a group level by level. Windows in one batch are all padded to the
+Images are searched in groups, and the windows of a group level by level. With a focus, the windows of a level depend on
+what coarser levels have detected, so a batch waits for those before it. Windows in one batch are all padded to the
 same sides, so the detections of an image do not depend on the images beside it.
 """
 
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from sniper.chips import LevelSpec
+from sniper.chips import Level, LevelSpec
+from sniper.config.experiment import FocusSpec
 from sniper.data.images.files import ImageReader
 from sniper.data.images.regions import cut_window
 from sniper.data.images.tiff import TiffReader
@@ -23,6 +25,7 @@ from sniper.data.spec import DataSpec
 from sniper.errors import ImageError, OutOfMemory
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
+from sniper.inference.focus import choose_windows
 from sniper.inference.sources import Channels, ImageSource, open_source
 from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
 from sniper.models.protocol import SelectDetections
@@ -48,11 +51,16 @@ class SearchResult:
         width: of the image, pixels.
         height: of the image, pixels.
         detections: of all levels, image frame, not yet merged.
+        by_level: for each level that was searched, coarsest first, the detections of its windows, whatever their sizes;
+            none unless `Search.keeps_all_sizes`.
+        num_pixels: number of level pixels that were searched, padding included.
     """
 
     width: int
     height: int
     detections: Detections
+    by_level: Sequence[Sequence[WindowDetections]] = ()
+    num_pixels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,8 @@ class Search:
         data: how images are read, and whether those that cannot be are skipped.
         channels: order of the colours in arrays and tensors.
         detect_masks: used in place of `detect` if masks are wanted.
+        focus: where levels are searched, coarsest first; None searches every level as a whole.
+        keeps_all_sizes: return the detections of all sizes of each level, too.
     """
 
     detect: Detect
@@ -80,6 +90,8 @@ class Search:
     data: DataSpec
     channels: Channels = "RGB"
     detect_masks: DetectMasks | None = None
+    focus: FocusSpec | None = None
+    keeps_all_sizes: bool = False
 
     def __call__(self, sources: Iterable[ImageSource]) -> Iterator[SearchResult | None]:
         """Search images, and iterate the results in order: None for an image that cannot be read and is skipped.
@@ -93,6 +105,10 @@ class Search:
         try:
             batches: deque[_Batch] = deque()
             for batch in self._batches(sources, limit):
+                if batch is None:
+                    while batches:
+                        yield from self._search(batches.popleft(), limit)
+                    continue
                 batch.start_reading(readers)
                 batches.append(batch)
                 if len(batches) > _BATCHES_AHEAD:
@@ -117,6 +133,9 @@ class Search:
             task.image.windows.append(
                 WindowDetections.of(task.window, detections, in_valid_range=self.in_valid_range)
             )
+            if self.detect_masks is None:
+                self._keep_all_sizes(task, detections)
+            task.image.num_pixels += task.window.padded_sides.width * task.window.padded_sides.height
         if batch.is_last:
             for image in batch.group:
                 image.reader = None
@@ -135,7 +154,7 @@ class Search:
                 detected = self.detect(tensors)
             else:
                 detected = self.detect_masks(
-                    tensors, lambda index, detections: self._select(read[index][0].window, detections)
+                    tensors, lambda index, detections: self._select(read[index][0], detections)
                 )
         except torch.OutOfMemoryError as error:
             if len(images) == 1:
@@ -155,37 +174,71 @@ class Search:
         limit.pixels = min(limit.pixels, sum(pixels.shape[0] * pixels.shape[1] for pixels in images) / 2)
         return self._detect(read[:half], limit) + self._detect(read[half:], limit)
 
-    def _select(self, window: Window, detections: Detections) -> Detections:
+    def _keep_all_sizes(self, task: "_Task", detections: Detections) -> None:
+        """Keep the detections of a window whatever their sizes, where they are needed."""
+        if self._is_by_level:
+            task.of_level[task.window] = WindowDetections.of(task.window, detections, in_valid_range=False)
+
+    def _select(self, task: "_Task", detections: Detections) -> Detections:
         """Select the detections whose masks are predicted: those that can remain after merging.
 
         A mask is predicted while the features of its window are there. Features of all windows of a large image do not
         fit into memory, and computing them again after merging would double the time of the search. See
         docs/decisions/0024-masks.md.
         """
-        is_kept, _ = window.keeps(detections.boxes, in_valid_range=self.in_valid_range)
+        self._keep_all_sizes(task, detections)
+        is_kept, _ = task.window.keeps(detections.boxes, in_valid_range=self.in_valid_range)
         return detections[is_kept]
 
-    def _batches(self, sources: Iterable[ImageSource], limit: "_MemoryLimit") -> Iterator["_Batch"]:
+    @property
+    def _is_by_level(self) -> bool:
+        """Whether images are searched from the coarsest level to the finest."""
+        return self.focus is not None or self.keeps_all_sizes
+
+    def _batches(self, sources: Iterable[ImageSource], limit: "_MemoryLimit") -> Iterator["_Batch | None"]:
+        """Yield the batches of all images; None where the next ones depend on the results of those before."""
         for group in _groups(sources, self.data, self.channels):
             last = _Batch(group=group, tasks=[])
-            for index in range(len(self.levels)):
-                for tasks in _split(self._tasks(group, index), limit):
+            for step in range(len(self.levels)):
+                if self.focus is not None and step > 0:
+                    if last.tasks:
+                        yield last
+                        last = _Batch(group=group, tasks=[])
+                    yield None
+                for tasks in _split(self._tasks(group, step), limit):
                     if last.tasks:
                         yield last
                     last = _Batch(group=group, tasks=tasks)
             last.is_last = True
             yield last
 
-    def _tasks(self, group: Sequence["_Image"], index: int) -> list["_Task"]:
+    def _tasks(self, group: Sequence["_Image"], step: int) -> list["_Task"]:
         """Return the windows of one level of all images of a group, those of like shape next to each other."""
         tasks = []
         for image in group:
             if image.is_bad:
                 continue
-            level = self.levels[index].at(width=image.width, height=image.height, index=index)
-            tiling = Tiling.of(level, limit=self.window)
-            tasks += [_Task(image=image, window=window) for window in tiling.windows()]
+            levels = [
+                spec.at(width=image.width, height=image.height, index=index)
+                for index, spec in enumerate(self.levels)
+            ]
+            if self._is_by_level:
+                levels.sort(key=lambda level: level.scale)
+            level = levels[step]
+            of_level: dict[Window, WindowDetections] = {}
+            tasks += [
+                _Task(image=image, window=window, of_level=of_level)
+                for window in self._windows(level, image, scales=[each.scale for each in levels[:step]])
+            ]
+            image.by_level.append(of_level)
         return sorted(tasks, key=lambda task: task.window.padded_sides.hw)
+
+    def _windows(self, level: Level, image: "_Image", *, scales: Sequence[float]) -> Iterable[Window]:
+        """Return the windows of a level of an image that are searched."""
+        if self.focus is None:
+            return Tiling.of(level, limit=self.window).windows()
+        coarser = [found for of_level in image.by_level for found in of_level.values()]
+        return choose_windows(level, coarser, scales, focus=self.focus, limit=self.window)
 
 
 class _MemoryLimit:
@@ -203,6 +256,8 @@ class _Image:
         self.is_bad = False
         self.width = self.height = 0
         self.windows: list[WindowDetections] = []
+        self.by_level: list[dict[Window, WindowDetections]] = []
+        self.num_pixels = 0
         try:
             self.reader = open_source(source, data.read, channels=channels)
             self.width, self.height = self.reader.width, self.reader.height
@@ -227,15 +282,28 @@ class _Image:
         joined = join_windows(self.windows)
         if joined.masks is not None:
             joined = joined.with_masks(joined.masks.in_image(Sides(self.width, self.height)))
-        return SearchResult(width=self.width, height=self.height, detections=joined)
+        return SearchResult(
+            width=self.width,
+            height=self.height,
+            detections=joined,
+            by_level=[list(of_level.values()) for of_level in self.by_level if of_level],
+            num_pixels=self.num_pixels,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Task:
-    """A window of an image that is to be searched."""
+    """A window of an image that is to be searched.
+
+    Attributes:
+        image: the image.
+        window: the window.
+        of_level: the detections of all sizes of the windows of its level, where they are kept.
+    """
 
     image: _Image
     window: Window
+    of_level: dict[Window, WindowDetections]
 
     def read(self) -> UInt8[np.ndarray, "h w 3"]:
         """Read the pixels of the window."""

@@ -21,6 +21,7 @@ from sniper.geometry import Detections
 from sniper.inference.calibration import Calibration, MergeCandidate
 from sniper.inference.detector import Detector, finest_scale, round_detections
 from sniper.inference.merging import MergeMethod, merge, merge_method
+from sniper.inference.search import SearchResult
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 
 MAX_COMPARED = 500
@@ -81,34 +82,35 @@ def validate(
         OutOfMemory: if a window does not fit into the device's memory.
     """
     num_shared = len(range(processes.rank, len(images), processes.world_size))
-    numbers = itertools.count(1)
-    search = _SharedSearch(
+    search = SharedSearch(
         detector=detector,
         images=images,
         match=match,
         processes=processes,
-        on_image=lambda: on_image(min(next(numbers), num_shared), num_shared),
+        on_image=counting(on_image, num_shared),
     )
     specs = _merge_specs(detector.spec)
     if len(specs) == 1:
         compared, candidates, chosen = [], [], 0
-        detections = search(range(len(images)), specs)[0]
+        detections = search(range(len(images)), [_merging(specs[0])])[0]
     else:
         compared = spread(len(images), count=MAX_COMPARED)
-        tables = search(compared, specs)
+        tables = search(compared, [_merging(spec) for spec in specs])
         compared_truth = truth.select_images(np.array(compared, dtype=np.int64))
         candidates = [
             _to_candidate(
                 spec,
-                _pair({new: table[old] for new, old in enumerate(compared) if old in table}, compared_truth),
+                pair_detections(
+                    {new: table[old] for new, old in enumerate(compared) if old in table}, compared_truth
+                ),
             )
             for spec, table in zip(specs, tables, strict=True)
         ]
         chosen = choose(candidates)
         rest = sorted(set(range(len(images))) - set(compared))
-        detections = tables[chosen] | search(rest, specs[chosen : chosen + 1])[0]
+        detections = tables[chosen] | search(rest, [_merging(specs[chosen])])[0]
         del tables
-    pair = _pair(detections, truth)
+    pair = pair_detections(detections, truth)
     best = find_best_f1(without_duplicates(pair))
     calibration = Calibration(
         step=step,
@@ -160,30 +162,54 @@ def _merge_specs(spec: PredictSpec) -> list[PredictSpec]:
     ]
 
 
+def counting(on_image: Callable[[int, int], None], num_images: int) -> Callable[[], None]:
+    """Return a function to be called after each image, which passes on how many there were, and of how many."""
+    numbers = itertools.count(1)
+    return lambda: on_image(min(next(numbers), num_images), num_images)
+
+
+def _merging(spec: PredictSpec) -> Callable[[SearchResult], Detections]:
+    return lambda result: merge(result.detections, spec)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _SharedSearch:
-    """Searches images, each process its share, and merges their detections in several ways."""
+class SharedSearch:
+    """Searches images, each process its share, and takes their detections in several ways.
+
+    Attributes:
+        detector: the detector.
+        images: to search.
+        match: of the detector's classes with the categories of the images.
+        processes: those that search together.
+        on_image: called after each image of this process.
+        keeps_all_sizes: whether results have the detections of all sizes of each level, too.
+    """
 
     detector: Detector
     images: Dataset
     match: CategoryMatch
     processes: Processes
     on_image: Callable[[], None]
+    keeps_all_sizes: bool = False
 
-    def __call__(self, indices: Sequence[int], specs: Sequence[PredictSpec]) -> list[dict[int, Detections]]:
-        """Return for each way to merge the detections of all images that could be read, by index, in order."""
+    def __call__(
+        self, indices: Sequence[int], ways: Sequence[Callable[[SearchResult], Detections]]
+    ) -> list[dict[int, Detections]]:
+        """Return for each way the detections of all images that could be read, by index, in order."""
         share = indices[self.processes.rank :: self.processes.world_size]
         # Ways to merge and scores to show are chosen by boxes; masks for all ways would take gigabytes.
-        results = self.detector.search((self.images[index] for index in share), with_masks=False)
+        results = self.detector.search(
+            (self.images[index] for index in share), with_masks=False, keeps_all_sizes=self.keeps_all_sizes
+        )
         rows = []
         for index, result in zip(share, results, strict=True):
             if result is not None:
-                rows.append((index, [self._select(merge(result.detections, spec)) for spec in specs]))
+                rows.append((index, [self._select(way(result)) for way in ways]))
             self.on_image()
         gathered = sorted(
             (row for rows in self.processes.all_gather(rows) for row in rows), key=lambda row: row[0]
         )
-        return [{index: merged[way] for index, merged in gathered} for way in range(len(specs))]
+        return [{index: taken[way] for index, taken in gathered} for way in range(len(ways))]
 
     def _select(self, merged: Detections) -> Detections:
         """Return the detections of classes that the images have, with their labels."""
@@ -191,8 +217,13 @@ class _SharedSearch:
         return replace(matched, class_names=())[matched.labels < len(self.images.categories)]
 
 
-def _pair(detections: Mapping[int, Detections], truth: GroundTruth) -> EvaluationPair:
-    """Pair detections, by the index of their image, with the ground truth, rounded as results are."""
+def pair_detections(detections: Mapping[int, Detections], truth: GroundTruth) -> EvaluationPair:
+    """Pair detections, by the index of their image, with the ground truth, rounded as results are.
+
+    Args:
+        detections: of each image, by its index among those of the ground truth.
+        truth: the ground truth.
+    """
     joined = Detections.join(list(detections.values()))
     boxes, scores = round_detections(joined)
     counts = [len(each) for each in detections.values()]

@@ -7,13 +7,14 @@ dropped where another window or level has detected the whole object.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sniper.chips import Chip, ChipTable, ImageBoxes, Level, LevelSpec
+from sniper.chips import ChipTable, ImageBoxes, Level, LevelSpec
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.geometry.nms import is_mostly_contained, soft_nms
@@ -113,37 +114,24 @@ class Tiling:
             y_axis=Axis.of(level.height, limit=limit, overlap=overlap),
         )
 
-    def windows(self) -> Iterator["Window"]:
+    def windows(self) -> Iterator["TilingWindow"]:
         """Iterate the windows, row by row."""
         for row in range(len(self.y_axis.spans)):
             for column in range(len(self.x_axis.spans)):
-                yield Window(tiling=self, column=column, row=row)
+                yield TilingWindow.of(self, column=column, row=row)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class Window(ABC):
     """A part of a level image that is searched at once; the whole of a small one.
 
     Attributes:
-        tiling: all windows of the level.
-        column: index from the left.
-        row: index from the top.
+        level: the level.
+        corners: the window as xyxy, level frame, whole pixels.
     """
 
-    tiling: Tiling
-    column: int
-    row: int
-
-    @property
-    def level(self) -> Level:
-        """The level of the window."""
-        return self.tiling.level
-
-    @property
-    def corners(self) -> tuple[int, int, int, int]:
-        """The window as xyxy, level frame, whole pixels."""
-        (x1, x2), (y1, y2) = self.tiling.x_axis.spans[self.column], self.tiling.y_axis.spans[self.row]
-        return x1, y1, x2, y2
+    level: Level
+    corners: tuple[int, int, int, int]
 
     @property
     def sides(self) -> Sides:
@@ -161,22 +149,15 @@ class Window:
         """Convert (n, 4) xyxy boxes from the window's frame to the image frame."""
         return self.level.to_image(self._to_level(boxes))
 
+    @abstractmethod
     def is_truncated(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
         """Check which boxes, (n, 4) xyxy in the window's frame, end at an inner border of it."""
-        x1, y1, x2, y2 = self._to_level(boxes).T
-        return self.tiling.x_axis.is_truncated(self.column, x1, x2) | self.tiling.y_axis.is_truncated(
-            self.row, y1, y2
-        )
 
+    @abstractmethod
     def responsible(
         self, boxes: Float[np.ndarray, "n 4"]
     ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """Check for which boxes of its frame this window is responsible, and for which a neighbour is, too."""
-        x, y, _, _ = self.corners
-        in_x, shared_in_x = self.tiling.x_axis.responsible(self.column, x + (boxes[:, 0] + boxes[:, 2]) / 2)
-        in_y, shared_in_y = self.tiling.y_axis.responsible(self.row, y + (boxes[:, 1] + boxes[:, 3]) / 2)
-        is_responsible = in_x & in_y
-        return is_responsible, is_responsible & (shared_in_x | shared_in_y)
+        """Check for which boxes of its frame this window is responsible, and for which another is, too."""
 
     def keeps(
         self, boxes: Float[np.ndarray, "n 4"], *, in_valid_range: bool
@@ -188,7 +169,7 @@ class Window:
             in_valid_range: keep only boxes with a size in the valid range of the level.
 
         Returns:
-            (n,) which are kept, and for which a neighbouring window is responsible, too.
+            (n,) which are kept, and for which another window is responsible, too.
         """
         is_kept, is_shared = self.responsible(boxes)
         if in_valid_range:
@@ -198,6 +179,70 @@ class Window:
     def _to_level(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
         x, y, _, _ = self.corners
         return boxes + np.array([x, y, x, y])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilingWindow(Window):
+    """One of the windows into which a level image is divided.
+
+    Attributes:
+        tiling: all windows of the level.
+        column: index from the left.
+        row: index from the top.
+    """
+
+    tiling: Tiling
+    column: int
+    row: int
+
+    @classmethod
+    def of(cls, tiling: Tiling, *, column: int, row: int) -> "TilingWindow":
+        """Return the window in a column and a row."""
+        (x1, x2), (y1, y2) = tiling.x_axis.spans[column], tiling.y_axis.spans[row]
+        return cls(level=tiling.level, corners=(x1, y1, x2, y2), tiling=tiling, column=column, row=row)
+
+    def is_truncated(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+        """See `Window.is_truncated`."""
+        x1, y1, x2, y2 = self._to_level(boxes).T
+        return self.tiling.x_axis.is_truncated(self.column, x1, x2) | self.tiling.y_axis.is_truncated(
+            self.row, y1, y2
+        )
+
+    def responsible(
+        self, boxes: Float[np.ndarray, "n 4"]
+    ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """See `Window.responsible`: the window whose centre is nearest is responsible."""
+        x, y, _, _ = self.corners
+        in_x, shared_in_x = self.tiling.x_axis.responsible(self.column, x + (boxes[:, 0] + boxes[:, 2]) / 2)
+        in_y, shared_in_y = self.tiling.y_axis.responsible(self.row, y + (boxes[:, 1] + boxes[:, 3]) / 2)
+        is_responsible = in_x & in_y
+        return is_responsible, is_responsible & (shared_in_x | shared_in_y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeWindow(Window):
+    """A window at any place, such as a chip: all other windows may show the same objects."""
+
+    def is_truncated(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+        """See `Window.is_truncated`."""
+        left, top, right, bottom = self.corners
+        x1, y1, x2, y2 = self._to_level(boxes).T
+        is_truncated = np.zeros(len(boxes), dtype=np.bool_)
+        for is_inner, ends in (
+            (left > 0, x1 < left + _BORDER),
+            (top > 0, y1 < top + _BORDER),
+            (right < self.level.width, x2 > right - _BORDER),
+            (bottom < self.level.height, y2 > bottom - _BORDER),
+        ):
+            is_truncated |= ends & is_inner
+        return is_truncated
+
+    def responsible(
+        self, boxes: Float[np.ndarray, "n 4"]
+    ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """See `Window.responsible`: it is for all."""
+        is_responsible = np.ones(len(boxes), dtype=np.bool_)
+        return is_responsible, is_responsible
 
 
 def list_windows(levels: Sequence[LevelSpec], images: ImageBoxes, *, limit: int) -> ChipTable:
@@ -243,7 +288,7 @@ class WindowDetections:
         level: index of the window's level.
         detections: in the image frame.
         is_truncated: (n,) whether each ends at an inner border of the window.
-        is_shared: (n,) whether a neighbouring window is responsible for each, too.
+        is_shared: (n,) whether another window of the level is responsible for each, too.
     """
 
     level: int
@@ -268,34 +313,13 @@ class WindowDetections:
             is_shared=is_shared[is_kept],
         )
 
-    @classmethod
-    def of_chip(cls, chip: Chip, detections: Detections, *, in_valid_range: bool) -> "WindowDetections":
-        """Select the detections on a chip that is no window of a search: all other chips may have the same objects.
-
-        Args:
-            chip: the chip.
-            detections: all of its detections, in its frame.
-            in_valid_range: select only boxes with a size in the valid range of the level.
-        """
-        x1, y1, x2, y2 = detections.boxes.T
-        level, visible = chip.level, chip.visible
-        is_truncated = np.zeros(len(detections), dtype=np.bool_)
-        for is_inner, ends in (
-            (chip.x > 0, x1 < _BORDER),
-            (chip.y > 0, y1 < _BORDER),
-            (chip.x + visible.width < level.width, x2 > visible.width - _BORDER),
-            (chip.y + visible.height < level.height, y2 > visible.height - _BORDER),
-        ):
-            is_truncated |= ends & is_inner
-        in_image = _to_image(detections, chip.to_image)
-        is_kept = np.ones(len(detections), dtype=np.bool_)
-        if in_valid_range:
-            is_kept = level.valid_range.contains(in_image.boxes)
-        return cls(
-            level=level.index,
-            detections=in_image[is_kept],
-            is_truncated=is_truncated[is_kept],
-            is_shared=np.ones(int(is_kept.sum()), dtype=np.bool_),
+    def select(self, is_kept: Bool[np.ndarray, " n"]) -> "WindowDetections":
+        """Return some of the detections."""
+        return replace(
+            self,
+            detections=self.detections[is_kept],
+            is_truncated=self.is_truncated[is_kept],
+            is_shared=self.is_shared[is_kept],
         )
 
 

@@ -81,6 +81,11 @@ class Run:
         return self.folder / "calibration.json"
 
     @property
+    def focus_path(self) -> Path:
+        """Where fine levels are searched, as `sniper focus` has chosen, see `sniper.inference.focus_choice`."""
+        return self.folder / "focus.json"
+
+    @property
     def chips_path(self) -> Path:
         """The chips of every epoch, if the experiment names a chip table."""
         return self.folder / "chips.npz"
@@ -142,7 +147,13 @@ class Run:
             raise RunError(
                 f"{folder}: the folder of the run cannot be created ({describe_os_error(error)})"
             ) from error
-        for old in (run.metrics_path, run.calibration_path, run.report_path, *folder.glob("chips_*.npz")):
+        for old in (
+            run.metrics_path,
+            run.calibration_path,
+            run.focus_path,
+            run.report_path,
+            *folder.glob("chips_*.npz"),
+        ):
             old.unlink(missing_ok=True)
         if run.report_folder.is_dir():
             remove_folder(run.report_folder)

@@ -1,0 +1,207 @@
+"""`sniper focus`: choose where the fine levels of a run are searched."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter, validators
+
+from sniper.cli.inputs import load_images, load_split, scored_split
+from sniper.cli.locks import locking
+from sniper.cli.options import (
+    ANNOTATIONS_HELP,
+    Checkpoint,
+    Device,
+    FollowLinks,
+    Images,
+    Json,
+    Limit,
+    ScoredSplit,
+    default,
+)
+from sniper.cli.output import print_line, print_progress, print_result, print_table, print_warnings
+from sniper.cli.progress import show_progress
+from sniper.cli.search import describe_match, describe_weights, load_detector, match_classes, parse_checkpoint
+from sniper.errors import ConfigError, counted
+from sniper.runs.lock import lock_file
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sniper.config.experiment import ExperimentSpec
+    from sniper.data.datasets import Dataset
+    from sniper.inference.focus_curve import FocusPoint
+
+_LOSS = 0.005
+
+
+def _locks(run: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
+    if run.is_dir():
+        yield lock_file(run / "focus.json", option="RUN")
+
+
+@locking(_locks)
+def focus(
+    run: Annotated[Path, Parameter(help="Folder of the run.")],
+    annotations: Annotated[
+        Path | None,
+        Parameter(
+            help=f"Data set of images to choose on. {ANNOTATIONS_HELP}",
+            show_default=default("the validation images of the run"),
+        ),
+    ] = None,
+    /,
+    *,
+    images: Images = None,
+    split: ScoredSplit = None,
+    follow_links: FollowLinks = False,
+    loss: Annotated[
+        float | None,
+        Parameter(
+            validator=validators.Number(gte=0, lt=1),
+            help="The AP that may be lost; of the settings that lose no more, that with the fewest pixels is chosen.",
+            show_default=default(f"{_LOSS}, without --speed-up"),
+        ),
+    ] = None,
+    speed_up: Annotated[
+        float | None,
+        Parameter(
+            validator=validators.Number(gt=1),
+            help="How many times fewer pixels are to be searched; of the settings that search no more, that with the "
+            "best AP is chosen.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Limit = None,
+    checkpoint: Checkpoint = "best",
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Choose where the fine levels of a run are searched, by AP and pixels.
+
+    Images are searched once as a whole. For each setting, what it would have found is scored: a level is searched in
+    windows in which the detections of coarser levels, unsure ones too, have scores that sum to a minimum. The choice is
+    written to RUN/focus.json, and `sniper predict` and `sniper evaluate` use it with the same weights and levels;
+    `--predict.focus null` searches everything.
+    """
+    import numpy as np
+
+    from sniper.config.loading import load_experiment
+    from sniper.evaluation.pair import GroundTruth
+    from sniper.inference.focus_choice import FocusChoice, hash_levels, save_focus
+    from sniper.inference.focus_curve import candidates_for, choose_focus, measure_focus
+    from sniper.runs.processes import Processes, select_device
+    from sniper.runs.run import Run
+
+    if loss is not None and speed_up is not None:
+        raise ConfigError("expected either --loss or --speed-up, not both")
+    opened = Run.open(run)
+    spec = load_experiment(opened.config_path)
+    spec = replace(spec, data=replace(spec.data, follow_links=spec.data.follow_links or follow_links))
+    if len(spec.predict.levels) < 2:
+        raise ConfigError(
+            f"{run}: searches one level (predict.levels); a focus needs a coarser one beside it"
+        )
+    dataset = _load_images(spec, run, annotations, images=images, split=split)
+    dataset = dataset if limit is None else dataset.select(np.arange(min(limit, len(dataset))))
+    chosen_device = select_device(device)
+    loaded = load_detector(opened, chosen_device, spec=spec, checkpoint=parse_checkpoint(checkpoint))
+    match = match_classes(loaded.detector, dataset, run=run)
+    print_warnings(describe_match(match))
+    print_progress(describe_weights(opened, loaded.step))
+    with (
+        Processes.from_environment().process_group(chosen_device) as processes,
+        show_progress(is_shown=processes.is_first) as bars,
+    ):
+        points = measure_focus(
+            loaded.detector,
+            dataset,
+            truth=GroundTruth.of(dataset),
+            match=match,
+            candidates=candidates_for(spec.predict.levels),
+            processes=processes,
+            on_image=bars.predicting,
+        )
+    if not processes.is_first:
+        return
+    chosen = choose_focus(points, loss=_LOSS if loss is None else loss, speed_up=speed_up)
+    if chosen.focus is None:
+        opened.focus_path.unlink(missing_ok=True)
+    else:
+        choice = FocusChoice(
+            step=loaded.step,
+            levels=hash_levels(spec.predict.levels),
+            focus=chosen.focus,
+            num_images=len(dataset),
+            pixel_share=chosen.pixel_share,
+            ap=chosen.ap,
+            ap_whole=points[0].ap,
+        )
+        save_focus(opened, choice)
+    answer: dict[str, Any] = {
+        "run": str(run),
+        "num_images": len(dataset),
+        "chosen": None if chosen.focus is None else _as_dict(chosen),
+        "curve": [_as_dict(point) for point in points],
+    }
+    if json:
+        print_result(answer, is_json=True)
+        return
+    print_table(_table(points, chosen=chosen))
+    if chosen.focus is None:
+        print_line("no setting does; every level is searched as a whole")
+        return
+    print_line(
+        f"chosen on {counted(len(dataset), 'image')}: {1 / chosen.pixel_share:.1f} times fewer pixels, "
+        f"AP {chosen.ap:.3f} instead of {points[0].ap:.3f}; written to {opened.focus_path}"
+    )
+
+
+def _load_images(
+    spec: "ExperimentSpec", run: Path, annotations: Path | None, *, images: Path | None, split: str | None
+) -> "Dataset":
+    """Load the images to choose on: those given, or the validation images of the run."""
+    from sniper.pipeline import has_test_images
+
+    if annotations is not None:
+        return load_images(annotations, images=images, split=scored_split(annotations, split), data=spec.data)
+    for name, value in (("--images", images), ("--split", split)):
+        if value is not None:
+            raise ConfigError(f"{name} requires a data set")
+    if not has_test_images(spec):
+        raise ConfigError(
+            f"{run}: has no validation images; name a data set to choose on: sniper focus {run} DATA"
+        )
+    return load_split(spec, "test")
+
+
+def _as_dict(point: "FocusPoint") -> dict[str, Any]:
+    values = asdict(point)
+    of_focus = values.pop("focus") or {"min_score": None, "window": None}
+    return {**of_focus, **values}
+
+
+def _table(points: "list[FocusPoint]", *, chosen: "FocusPoint") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for name in ("window", "min_score", "pixels", "megapixels", "AP", "AP50", "AP small", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for point in points:
+        setting = (
+            ("all", "")
+            if point.focus is None
+            else (f"{point.focus.window} px", f"{point.focus.min_score:g}")
+        )
+        scores = (f"{value:.3f}" if value >= 0 else "–" for value in (point.ap, point.ap50, point.ap_small))
+        table.add_row(
+            *setting,
+            f"{point.pixel_share:.1%}",
+            f"{point.megapixels:.2f}",
+            *scores,
+            "chosen" if point is chosen else "",
+        )
+    return table

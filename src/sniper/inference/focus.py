@@ -1,0 +1,175 @@
+"""Search a fine level only where coarser levels have found, or suspect, objects of the sizes that it answers for.
+
+AutoFocus (Najibi et al. 2019) trains a branch that predicts such places. Here the detections themselves do: the unsure
+ones of a coarse level say where small objects are likely.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sniper.chips import ImageBoxes, Level, LevelSpec, PyramidSpec
+from sniper.chips.cover import cover_dense
+from sniper.config.experiment import FocusSpec
+from sniper.geometry import Detections
+from sniper.geometry.nms import soft_nms
+from sniper.inference.windows import GRID, FreeWindow, Tiling, Window, WindowDetections, join_windows
+
+MAX_RATIO = 4.0
+"""The largest ratio of scales at which objects of a level can still be seen at a coarser one."""
+
+_MARGIN = 32  # level pixels around an object that help to recognize it
+_SIZE_TOLERANCE = 1.25  # sizes of objects are not exact at a coarser level
+_UNITS = 20  # of which the minimum sum of scores consists: scores are counted in whole ones
+_TOLERANCE = 16.0  # level pixels; of the depth of one object as two windows detect it
+_DUPLICATE_IOU = 0.5  # of the detections that stand for one object
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocusWindow(FreeWindow):
+    """A window at a likely place. Of the windows that show an object, the one in which it is deepest is responsible.
+
+    Attributes:
+        others: (k, 4) xyxy, level frame, the windows of the level that overlap this one.
+    """
+
+    others: tuple[tuple[int, int, int, int], ...] = ()
+
+    def responsible(
+        self, boxes: Float[np.ndarray, "n 4"]
+    ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """See `Window.responsible`."""
+        own, *others = depths(
+            self._to_level(boxes), np.array([self.corners, *self.others], dtype=np.float64), self.level
+        )
+        deepest = np.max(others, axis=0) if others else np.full(len(boxes), -np.inf)
+        is_responsible = own >= deepest - _TOLERANCE
+        return is_responsible, is_responsible & (deepest >= own - _TOLERANCE)
+
+
+def depths(
+    boxes: Float[np.ndarray, "n 4"], windows: Float[np.ndarray, "w 4"], level: Level
+) -> Float[np.ndarray, "w n"]:
+    """Return how deep the centres of boxes lie inside windows: the distance from the nearest inner border.
+
+    Args:
+        boxes: (n, 4) xyxy, level frame.
+        windows: (w, 4) xyxy, level frame.
+        level: the level; its borders are no inner ones.
+
+    Returns:
+        (w, n) level pixels; negative outside.
+    """
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    left, top, right, bottom = (windows[:, [side]] for side in range(4))
+    return np.minimum.reduce(
+        [
+            np.where(left > 0, x - left, np.inf),
+            np.where(top > 0, y - top, np.inf),
+            np.where(right < level.width, right - x, np.inf),
+            np.where(bottom < level.height, bottom - y, np.inf),
+        ]
+    )
+
+
+def choose_windows(
+    level: Level,
+    coarser: Sequence[WindowDetections],
+    scales: Sequence[float],
+    *,
+    focus: FocusSpec,
+    limit: int,
+) -> Sequence[Window]:
+    """Choose the windows of a level that are searched.
+
+    Windows are taken greedily, each the one that contains the most detections of coarser levels that no other window
+    contains, weighted by their scores, as long as the scores sum to at least `focus.min_score`. The level is searched
+    as a whole if no coarser level can show its objects, or if the windows would have as many pixels.
+
+    Args:
+        level: the level, bound to an image.
+        coarser: the detections of the coarser levels, whatever their sizes.
+        scales: of the coarser levels, see `Level.scale`.
+        focus: where to search.
+        limit: longest side of a window of a level that is searched as a whole, level pixels.
+
+    Returns:
+        The windows, row by row; none if nothing is likely.
+    """
+    whole = list(Tiling.of(level, limit=limit).windows())
+    if not scales or level.scale > MAX_RATIO * max(scales):
+        return whole
+    cues = _select_cues(level, coarser)
+    corners = _cover(level, cues, focus)
+    if _num_pixels(corners) >= sum(
+        window.padded_sides.width * window.padded_sides.height for window in whole
+    ):
+        return whole
+    rows = [tuple(row) for row in corners.tolist()]
+    others = _overlapping(corners)
+    return [
+        FocusWindow(level=level, corners=row, others=tuple(rows[other] for other in others[index]))
+        for index, row in enumerate(rows)
+    ]
+
+
+def _overlapping(corners: Int[np.ndarray, "w 4"]) -> list[list[int]]:
+    """Return for each window, (w, 4) xyxy, the indices of the others that overlap it."""
+    overlaps = np.logical_and.reduce(
+        [corners[:, None, side] < corners[None, :, side + 2] for side in (0, 1)]
+        + [corners[None, :, side] < corners[:, None, side + 2] for side in (0, 1)]
+    )  # (w, w)
+    return [
+        [other for other in np.flatnonzero(row).tolist() if other != index]
+        for index, row in enumerate(overlaps)
+    ]
+
+
+def _select_cues(level: Level, coarser: Sequence[WindowDetections]) -> Detections:
+    """Return the detections, image frame, whose size the level answers for, one for each object."""
+    joined = join_windows(coarser)
+    low, high = level.valid_range.at_least, level.valid_range.below
+    sizes = np.sqrt(np.prod(joined.boxes[:, 2:] - joined.boxes[:, :2], axis=1))
+    is_in_range = (sizes * _SIZE_TOLERANCE >= low) & (sizes < high * _SIZE_TOLERANCE)
+    return soft_nms(joined[is_in_range], decay="hard", iou_threshold=_DUPLICATE_IOU, score_threshold=0.0)
+
+
+def _cover(level: Level, cues: Detections, focus: FocusSpec) -> Int[np.ndarray, "w 4"]:
+    """Return the windows, (w, 4) xyxy in the level frame, whose corners lie on the grid."""
+    padded = [max(-(-side // GRID) * GRID, focus.window) for side in (level.width, level.height)]
+    boxes = level.to_level(cues.boxes)
+    centres, halves = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    halves = np.minimum(halves + _MARGIN, (focus.window - GRID) / 2)  # what a window on the grid can contain
+    boxes = np.concatenate([centres - halves, centres + halves], axis=1)
+    boxes = boxes.clip(0, np.tile(np.array(padded, dtype=np.float64), 2))
+    units = np.rint(cues.scores * (_UNITS / focus.min_score)).astype(np.int64).clip(0, _UNITS)
+    boxes = np.repeat(boxes, units, axis=0)
+    count = len(boxes)
+    table, _ = cover_dense(
+        PyramidSpec(
+            chip_size=focus.window,
+            stride=GRID,
+            levels=(LevelSpec(factor=1.0), LevelSpec(long_side=focus.window)),
+        ),
+        ImageBoxes(
+            widths=np.array([padded[0]]),
+            heights=np.array([padded[1]]),
+            offsets=np.array([0, count]),
+            boxes=boxes,
+            is_required=np.ones(count, dtype=np.bool_),
+        ),
+        is_excluded=np.tile([False, True], (count, 1)),
+        min_boxes=np.array([_UNITS, _UNITS]),
+        generator=np.random.default_rng(0),
+    )
+    corners = np.stack([table.x, table.y, table.x + focus.window, table.y + focus.window], axis=1)
+    corners = corners.astype(np.int64)[np.lexsort([table.x, table.y])]
+    return corners.clip(0, [level.width, level.height] * 2)
+
+
+def _num_pixels(corners: Int[np.ndarray, "w 4"]) -> int:
+    """Return the number of pixels of windows that are padded to the grid."""
+    sides = -(-(corners[:, 2:] - corners[:, :2]) // GRID) * GRID
+    return int(sides.prod(axis=1).sum())

@@ -1,0 +1,200 @@
+"""Measure what a focus costs and finds, on images that are searched once as a whole.
+
+What a search with a focus would find is replayed from the detections of the whole search, for each candidate.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from sniper.chips import Level, LevelSpec
+from sniper.config.experiment import FocusSpec, PredictSpec
+from sniper.data.datasets import Dataset
+from sniper.data.datasets.categories import CategoryMatch
+from sniper.evaluation.coco import score
+from sniper.evaluation.pair import GroundTruth
+from sniper.geometry import Detections
+from sniper.inference.detector import Detector
+from sniper.inference.focus import choose_windows
+from sniper.inference.merging import merge
+from sniper.inference.search import SearchResult
+from sniper.inference.validation import SharedSearch, counting, pair_detections
+from sniper.inference.windows import FreeWindow, Window, WindowDetections, join_windows
+from sniper.runs.processes import SINGLE_PROCESS, Processes
+
+MIN_SCORES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Sums of scores that are compared."""
+
+WINDOWS = (128, 256, 512)
+"""Sides of windows that are compared, level pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocusPoint:
+    """A candidate, and what a search with it finds.
+
+    Attributes:
+        focus: None for a whole search.
+        megapixels: level pixels that are searched, padding included, mean over images.
+        pixel_share: of a whole search.
+        ap: COCO's AP; -1 without objects.
+        ap50: the same at IoU 0.5.
+        ap_small: the same of small objects.
+    """
+
+    focus: FocusSpec | None
+    megapixels: float
+    pixel_share: float
+    ap: float
+    ap50: float
+    ap_small: float
+
+
+def candidates_for(levels: Sequence[LevelSpec]) -> list[FocusSpec]:
+    """Return the candidates to compare: of windows that the objects of every level but the coarsest fit into.
+
+    Args:
+        levels: of inference. Those without a factor, or without an upper bound of their range, do not limit windows.
+    """
+    longest = max(
+        (
+            level.below * level.factor
+            for level in levels
+            if level.factor is not None and np.isfinite(level.below)
+        ),
+        default=0.0,
+    )
+    windows = [window for window in WINDOWS if window >= longest] or [WINDOWS[-1]]
+    return [FocusSpec(min_score=min_score, window=window) for window in windows for min_score in MIN_SCORES]
+
+
+def measure_focus(
+    detector: Detector,
+    images: Dataset,
+    *,
+    truth: GroundTruth,
+    match: CategoryMatch,
+    candidates: Sequence[FocusSpec],
+    processes: Processes = SINGLE_PROCESS,
+    on_image: Callable[[int, int], None] = lambda *_: None,
+) -> list[FocusPoint]:
+    """Search images as a whole, and replay what each candidate would find; all processes call this.
+
+    Args:
+        detector: the detector; its own focus is not used.
+        images: to search; each process takes its share.
+        truth: of the images.
+        match: of the detector's classes with the categories of the images.
+        candidates: to compare.
+        processes: those that search together.
+        on_image: called after each image with the number of images that this process has searched, and of all that it
+            is to search.
+
+    Returns:
+        The whole search, and the candidates in the order given.
+    """
+    whole = detector.with_focus(None)
+    ways = [Replay(spec=whole.spec, focus=focus) for focus in (None, *candidates)]
+    search = SharedSearch(
+        detector=whole,
+        images=images,
+        match=match,
+        processes=processes,
+        on_image=counting(on_image, len(range(processes.rank, len(images), processes.world_size))),
+        keeps_all_sizes=True,
+    )
+    tables = search(range(len(images)), ways)
+    counts = np.sum(processes.all_gather([way.num_pixels for way in ways]), axis=0)
+    points = []
+    for way, table, pixels in zip(ways, tables, counts.tolist(), strict=True):
+        scores = score(pair_detections(table, truth))
+        points.append(
+            FocusPoint(
+                focus=way.focus,
+                megapixels=pixels / 1e6 / max(len(table), 1),
+                pixel_share=pixels / max(counts[0], 1),
+                ap=scores.ap,
+                ap50=scores.ap50,
+                ap_small=scores.ap_small,
+            )
+        )
+    return points
+
+
+def choose_focus(points: Sequence[FocusPoint], *, loss: float, speed_up: float | None = None) -> FocusPoint:
+    """Choose a candidate.
+
+    Args:
+        points: the whole search first.
+        loss: of AP, at most: the fewest pixels with it are chosen. Not used with a speed-up.
+        speed_up: of the whole search, by pixels, at least: the best AP with it is chosen.
+
+    Returns:
+        The candidate; the whole search if no other will do.
+    """
+    whole, *others = points
+    if speed_up is None:
+        allowed = [point for point in others if point.ap >= whole.ap - loss]
+        return min(allowed, key=lambda point: point.pixel_share, default=whole)
+    allowed = [point for point in others if point.pixel_share * speed_up <= 1]
+    return max(allowed, key=lambda point: point.ap, default=whole)
+
+
+@dataclass(kw_only=True, eq=False)
+class Replay:
+    """Takes from the detections of a whole search those that a search with a focus would find.
+
+    Attributes:
+        spec: levels and merging.
+        focus: where levels are searched; None takes all.
+        num_pixels: level pixels that would have been searched in all images so far.
+    """
+
+    spec: PredictSpec
+    focus: FocusSpec | None
+    num_pixels: int = field(default=0, init=False)
+
+    def __call__(self, result: SearchResult) -> Detections:
+        """Return the merged detections of an image; `result` has those of all sizes."""
+        if self.focus is None:
+            self.num_pixels += result.num_pixels
+            return merge(result.detections, self.spec)
+        levels = [
+            spec.at(width=result.width, height=result.height, index=index)
+            for index, spec in enumerate(self.spec.levels)
+        ]
+        levels.sort(key=lambda level: level.scale)
+        found: list[WindowDetections] = []
+        for position, (level, windows) in enumerate(zip(levels, result.by_level, strict=True)):
+            scales = [coarser.scale for coarser in levels[:position]]
+            chosen = choose_windows(level, found, scales, focus=self.focus, limit=self.spec.window)
+            self.num_pixels += sum(
+                window.padded_sides.width * window.padded_sides.height for window in chosen
+            )
+            found += [_seen(each, level, chosen) for each in windows]
+        by_index = {level.index: level for level in levels}
+        kept = [
+            each.select(by_index[each.level].valid_range.contains(each.detections.boxes)) for each in found
+        ]
+        return merge(join_windows(kept), self.spec)
+
+
+def _seen(found: WindowDetections, level: Level, windows: Sequence[Window]) -> WindowDetections:
+    """Select the detections of a level that lie in one of the windows, and are not truncated by it."""
+    boxes = level.to_level(found.detections.boxes)
+    is_seen = np.zeros(len(boxes), dtype=np.bool_)
+    for window in windows:
+        if not isinstance(window, FreeWindow):  # the level is searched as a whole
+            return found
+        x1, y1, _, _ = window.corners
+        is_seen |= _contains(window, boxes) & ~window.is_truncated(boxes - np.array([x1, y1, x1, y1]))
+    return found.select(is_seen)
+
+
+def _contains(window: Window, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+    """Check which boxes, level frame, have their centre in a window."""
+    x1, y1, x2, y2 = window.corners
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    return (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)

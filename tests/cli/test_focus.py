@@ -1,0 +1,51 @@
+"""`sniper focus`: a table, a choice that the other commands use, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import CommandLine
+
+
+def test_a_choice_is_written_and_used(sniper: CommandLine, trained_folder: Path) -> None:
+    run = trained_folder / "run"
+    answer = sniper.json("focus", run, "--loss", "0.99")
+    whole, *others = answer["curve"]
+    assert (whole["window"], whole["pixel_share"]) == (None, 1.0)
+    assert all(point["pixel_share"] <= 1 for point in others)
+    chosen = json.loads((run / "focus.json").read_text())
+    assert chosen["focus"] == {name: answer["chosen"][name] for name in ("min_score", "window")}
+    assert chosen["num_images"] == answer["num_images"] == 4
+    with_focus = sniper.json("predict", run)
+    without = sniper.json("predict", run, "--predict.focus", "null")
+    given = sniper.json("predict", run, "--predict.focus", json.dumps(chosen["focus"]))
+    assert with_focus["num_detections"] == given["num_detections"] <= without["num_detections"]
+    text = sniper.text("focus", run, "--loss", "0.99", "--limit", "2").out
+    assert "chosen on 2 images" in text
+    assert re.search(r"^ +all +100\.0%", text, re.MULTILINE)
+    assert "chosen" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--loss", "0.1", "--speed-up", "2"), "either --loss or --speed-up"),
+        (("--split", "val"), "--split requires a data set"),
+        (("--speed-up", "1"), "must be > 1"),
+    ],
+)
+def test_mistakes_are_refused(
+    sniper: CommandLine, trained_folder: Path, options: tuple[str, ...], message: str
+) -> None:
+    assert message.lower() in sniper.error("focus", trained_folder / "run", *options).lower()
+
+
+def test_a_run_of_one_level_is_refused(sniper: CommandLine, trained_folder: Path) -> None:
+    config = trained_folder / "run" / "config.yaml"
+    text = config.read_text()
+    start = text.index("  levels:", text.index("\npredict:"))
+    end = text.index("  merge:", start)
+    config.write_text(text[:start] + "  levels:\n  - {factor: 1.0}\n" + text[end:])
+    assert "searches one level (predict.levels)" in sniper.error("focus", trained_folder / "run")
