@@ -192,9 +192,7 @@ def _table(points: "list[FocusPoint]", *, chosen: "FocusPoint") -> "Table":
         table.add_column(name, justify="right" if name else "left")
     for point in points:
         setting = (
-            ("all", "")
-            if point.focus is None
-            else (f"{point.focus.window} px", f"{point.focus.min_score:g}")
+            ("all", "") if point.focus is None else (f"{point.focus.window} px", f"{point.focus.min_score:g}")
         )
         scores = (f"{value:.3f}" if value >= 0 else "–" for value in (point.ap, point.ap50, point.ap_small))
         table.add_row(
