@@ -125,13 +125,14 @@ def load_detector(
 def load_library_detector(name: str, device: "torch.device", *, spec: "ExperimentSpec") -> LoadedDetector:
     """Load a detector of a library, such as `torchvision:fcos_resnet50_fpn`."""
     from sniper.files import sha256
-    from sniper.inference import detector
+    from sniper.inference import loading
+    from sniper.inference.detector import is_library
 
-    if not name.startswith(detector.LIBRARY_PREFIXES):
+    if not is_library(name):
         raise ConfigError(
             f"--detector {name}: expected torchvision:NAME, torchvision:NAME@FILE or transformers:NAME"
         )
-    loaded = detector.load_library_detector(name, device, spec=spec)
+    loaded = loading.load_library_detector(name, device, spec=spec)
     source = {"weights": sha256(loaded.weights), "model": asdict(loaded.model)}
     return LoadedDetector(detector=loaded.detector, step=0, source=source)
 
