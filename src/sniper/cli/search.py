@@ -132,9 +132,9 @@ def load_library_detector(name: str, device: "torch.device", *, spec: "Experimen
         raise ConfigError(
             f"--detector {name}: expected torchvision:NAME, torchvision:NAME@FILE or transformers:NAME"
         )
-    loaded = loading.load_library_detector(name, device, spec=spec)
-    source = {"weights": sha256(loaded.weights), "model": asdict(loaded.model)}
-    return LoadedDetector(detector=loaded.detector, step=0, source=source)
+    detector, loaded = loading.load_library_detector(name, device, spec=spec)
+    source = {"weights": sha256(loaded.weights), "model": asdict(loaded.model.spec)}
+    return LoadedDetector(detector=detector, step=0, source=source)
 
 
 def describe_weights(run: "Run", step: int) -> str:

@@ -248,7 +248,8 @@ def _load_library(
 
     if spec is not None or checkpoint != "best":
         raise ConfigError(f"{name}: is no run, and has neither an experiment nor checkpoints")
-    return load_library_detector(name, device, spec=with_predict(ExperimentSpec(), predict)).detector
+    detector, _ = load_library_detector(name, device, spec=with_predict(ExperimentSpec(), predict))
+    return detector
 
 
 def to_coco(

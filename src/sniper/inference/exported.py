@@ -7,7 +7,7 @@ it: classes, levels with their ranges, merging, how images are read. Search and 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -97,9 +97,16 @@ class ExportedSpec:
 
 
 class Graph(Protocol):
-    """A graph that has been loaded, and the text beside it."""
+    """A graph that has been read, and the text beside it."""
 
     metadata: str | None
+
+    def prepare(self, precision: Precision) -> None:
+        """Get ready to detect, in some precision.
+
+        Raises:
+            ConfigError: if the engine does not have it.
+        """
 
     def __call__(
         self, image: UInt8[np.ndarray, "1 3 h w"], sides: Int64[np.ndarray, "2"]
@@ -107,56 +114,72 @@ class Graph(Protocol):
         """Return boxes, scores and labels of an image, whose sides before padding are width and height."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportedFile:
+    """An exported detector that has been read.
+
+    Attributes:
+        graph: that detects in windows.
+        spec: what a search needs beside it.
+    """
+
+    graph: Graph
+    spec: ExportedSpec
+
+    @classmethod
+    def open(cls, path: Path, *, device: str | None = None) -> "ExportedFile":
+        """Read a file; see `load_exported`."""
+        if path.suffix not in EXPORTED_SUFFIXES:
+            raise ExportError(f"{path}: expected a file that ends with {', '.join(EXPORTED_SUFFIXES)}")
+        check_regular(path)
+        graph = _open(path, device=device or "cpu")
+        return cls(graph=graph, spec=_read_metadata(graph.metadata, path=path))
+
+    def detector(self, *, predict: PredictSpec | None = None, data: DataSpec | None = None) -> Detector:
+        """Return a detector of images of any size.
+
+        Args:
+            predict: how to search, in place of what the file says.
+            data: how images are read, likewise.
+
+        Raises:
+            ConfigError: if the engine does not have `predict.precision`.
+        """
+        spec = self.spec
+        predict = predict or spec.predict
+        self.graph.prepare(predict.precision)
+        return Detector(
+            detect=_InWindows(self.graph, spec),
+            spec=predict,
+            categories=spec.categories,
+            device=None,
+            min_score=spec.min_score,
+            data=data or DataSpec(read=spec.read),
+            window_sides=None if spec.sides is None else Sides(*spec.sides),
+        )
+
+
 def load_exported(
-    path: Path,
-    *,
-    device: str | None = None,
-    precision: Precision | None = None,
-    predict: Mapping[str, Any] | None = None,
+    path: Path, *, device: str | None = None, predict: Mapping[str, Any] | None = None
 ) -> Detector:
     """Load a detector that `sniper export` has written.
 
     Args:
-        path: an ONNX file for ONNX Runtime, an XML file, with its BIN file beside it, for OpenVINO, or a PT2 file for
+        path: an ONNX file for ONNX Runtime; an XML file, with its BIN file beside it, for OpenVINO; or a PT2 file for
             torch.
         device: `cpu` or `cuda`, or of OpenVINO another name of its own, such as `gpu`; by default the CPU. The number
             of threads is that of the environment variable OMP_NUM_THREADS, if it is set.
-        precision: as `predict.precision`, in place of that in the file. ONNX Runtime and torch compute as exported.
-        predict: other values of fields of `predict`; see `Detector.load`.
+        predict: other values of fields of `predict`; see `Detector.load`. OpenVINO alone has other values of
+            `precision` than that of the file.
 
     Raises:
         ExportError: if it cannot be read, or was not written by `sniper export`; or its engine is not installed, or
             has no such device.
+        ConfigError: if a field of `predict` cannot be used.
     """
-    if path.suffix not in EXPORTED_SUFFIXES:
-        raise ExportError(f"{path}: expected a file that ends with {', '.join(EXPORTED_SUFFIXES)}")
-    check_regular(path)
-    chosen = "auto" if precision is None else precision
-    if predict and "precision" in predict:
-        chosen = predict["precision"]
-    graph = _open(path, device=device or "cpu", precision=chosen)
-    spec = _read_metadata(graph.metadata, path=path)
-    experiment = with_predict(ExperimentSpec(predict=spec.predict), predict)
-    return to_detector(graph, spec, predict=experiment.predict)
-
-
-def to_detector(graph: Graph, spec: ExportedSpec, *, predict: PredictSpec) -> Detector:
-    """Return a detector of images of any size.
-
-    Args:
-        graph: that detects in windows.
-        spec: of the graph.
-        predict: how to search with it.
-    """
-    return Detector(
-        detect=_InWindows(graph, spec),
-        spec=predict,
-        categories=spec.categories,
-        device=None,
-        min_score=spec.min_score,
-        data=DataSpec(read=spec.read),
-        window_sides=None if spec.sides is None else Sides(*spec.sides),
-    )
+    opened = ExportedFile.open(path, device=device)
+    experiment = with_predict(ExperimentSpec(predict=opened.spec.predict), predict)
+    return opened.detector(predict=experiment.predict)
 
 
 def pad(pixels: UInt8[np.ndarray, "h w 3"], spec: ExportedSpec) -> UInt8[np.ndarray, "1 3 h w"]:
@@ -188,10 +211,15 @@ class _InWindows:
         )
 
 
+def open_graph(onnx: bytes) -> Graph:
+    """Open the content of an ONNX file in ONNX Runtime, on the CPU."""
+    return _OnnxGraph(onnx, device="cpu")
+
+
 class _OnnxGraph:
     """A graph in ONNX Runtime."""
 
-    def __init__(self, path: Path, *, device: str) -> None:
+    def __init__(self, source: Path | bytes, *, device: str) -> None:
         import onnxruntime
 
         known = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -203,8 +231,14 @@ class _OnnxGraph:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = _num_threads() or 0
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        self._session = onnxruntime.InferenceSession(
+            source if isinstance(source, bytes) else str(source), options, providers=[provider]
+        )
         self.metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
+
+    def prepare(self, precision: Precision) -> None:
+        """Check the precision."""
+        _check_precision(precision)
 
     def __call__(
         self, image: UInt8[np.ndarray, "1 3 h w"], sides: Int64[np.ndarray, "2"]
@@ -216,22 +250,26 @@ class _OnnxGraph:
 class _OpenvinoGraph:
     """A graph in OpenVINO."""
 
-    def __init__(self, path: Path, *, device: str, precision: Precision) -> None:
+    def __init__(self, path: Path, *, device: str) -> None:
         import openvino
 
-        core = openvino.Core()
-        name = device.upper()
+        self._core, self._device = openvino.Core(), device.upper()
+        devices = self._core.available_devices
+        if not any(name.partition(".")[0] == self._device.partition(".")[0] for name in devices):
+            raise ExportError(f"device {device}: this OpenVINO has {', '.join(devices)}")
+        self._model = self._core.read_model(path)
+        has_text = self._model.has_rt_info([METADATA])
+        self.metadata = str(self._model.get_rt_info([METADATA]).value) if has_text else None
+
+    def prepare(self, precision: Precision) -> None:
+        """Compile the graph."""
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if precision != "auto":
             options["INFERENCE_PRECISION_HINT"] = _OPENVINO_PRECISIONS[precision]
         threads = _num_threads()
-        if name == "CPU" and threads is not None:
+        if self._device == "CPU" and threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
-        if name.partition(".")[0] not in core.available_devices:
-            raise ExportError(f"device {device}: this OpenVINO has {', '.join(core.available_devices)}")
-        model = core.read_model(path)
-        self.metadata = str(model.get_rt_info([METADATA]).value) if model.has_rt_info([METADATA]) else None
-        self._compiled = core.compile_model(model, name, options)
+        self._compiled = self._core.compile_model(self._model, self._device, options)
 
     def __call__(
         self, image: UInt8[np.ndarray, "1 3 h w"], sides: Int64[np.ndarray, "2"]
@@ -254,6 +292,10 @@ class _TorchGraph:
         self._module = torch.export.load(path, extra_files=extra).module()
         self.metadata = extra[f"{METADATA}.json"] or None
 
+    def prepare(self, precision: Precision) -> None:
+        """Check the precision."""
+        _check_precision(precision)
+
     def __call__(
         self, image: UInt8[np.ndarray, "1 3 h w"], sides: Int64[np.ndarray, "2"]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -267,17 +309,20 @@ class _TorchGraph:
 _PACKAGES = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "torch"}
 
 
-def _open(path: Path, *, device: str, precision: Precision) -> Graph:
-    if path.suffix != ".xml" and precision not in ("auto", "fp32"):
+def _check_precision(precision: Precision) -> None:
+    if precision not in ("auto", "fp32"):
         raise ConfigError(
-            f"predict.precision: {path.suffix} files are computed in the precision that they were exported in, not in "
-            f"{precision}; OpenVINO (.xml) takes others"
+            f"predict.precision: ONNX Runtime and torch.export compute in the precision that was exported, not in "
+            f"{precision}; OpenVINO has others"
         )
+
+
+def _open(path: Path, *, device: str) -> Graph:
     try:
         if path.suffix == ".onnx":
             return _OnnxGraph(path, device=device)
         if path.suffix == ".xml":
-            return _OpenvinoGraph(path, device=device, precision=precision)
+            return _OpenvinoGraph(path, device=device)
         return _TorchGraph(path, device=device)
     except ModuleNotFoundError as error:
         package = _PACKAGES[path.suffix]

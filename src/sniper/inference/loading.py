@@ -10,10 +10,11 @@ import torch
 
 from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import load_experiment
+from sniper.data.datasets import Category
 from sniper.errors import ConfigError, WeightsError, count_and_list
 from sniper.files import expand_path
 from sniper.geometry import Detections, SelectDetections
-from sniper.inference.calibration import load_calibration
+from sniper.inference.calibration import Calibration, load_calibration
 from sniper.inference.detector import Detector, with_predict
 from sniper.models.build import autocast, build_detector, resolve
 from sniper.models.protocol import DetectorModel
@@ -32,6 +33,42 @@ def load_run(
     checkpoint: CheckpointChoice = "best",
 ) -> Detector:
     """Load the detector of a run; see `Detector.load`."""
+    device = _choose_device(device)
+    loaded = load_model(run, device, spec=spec, predict=predict, checkpoint=checkpoint)
+    detector = Detector.from_model(
+        loaded.model, spec=loaded.spec, categories=loaded.categories, device=device
+    )
+    return detector if loaded.calibration is None else detector.calibrated(loaded.calibration)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedModel:
+    """The model of a detector, and what it was loaded from.
+
+    Attributes:
+        model: in evaluation mode.
+        spec: the experiment.
+        categories: classes by label.
+        weights: file of its weights.
+        calibration: what was chosen on validation images, if anything.
+    """
+
+    model: DetectorModel
+    spec: ExperimentSpec
+    categories: tuple[Category, ...]
+    weights: Path
+    calibration: Calibration | None = None
+
+
+def load_model(
+    run: Run | str | os.PathLike[str],
+    device: torch.device | str,
+    *,
+    spec: ExperimentSpec | None = None,
+    predict: Mapping[str, Any] | None = None,
+    checkpoint: CheckpointChoice = "best",
+) -> LoadedModel:
+    """Load the model of a run; see `Detector.load`."""
     opened = run if isinstance(run, Run) else Run.open(expand_path(run))
     if spec is None:
         spec = load_experiment(opened.config_path)
@@ -40,34 +77,23 @@ def load_run(
         raise ConfigError(
             f"{opened.folder}: has trained the RPN only (train.rpn_only); use it with sniper mine"
         )
-    device = _choose_device(device)
     tensors, categories, source = opened.load_weights(checkpoint)
     model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
     fill_module(model, tensors, source=source)
-    detector = Detector.from_model(model.to(device).eval(), spec=spec, categories=categories, device=device)
     folder = source.parent.name
     calibration = load_calibration(opened, step=int(folder) if folder.isdigit() else None)
-    return detector if calibration is None else detector.calibrated(calibration)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LibraryDetector:
-    """A detector of a library, and what it was loaded from.
-
-    Attributes:
-        detector: the detector.
-        model: its configuration.
-        weights: file of its weights.
-    """
-
-    detector: Detector
-    model: DetectorSpec
-    weights: Path
+    return LoadedModel(
+        model=model.to(device).eval(),
+        spec=spec,
+        categories=categories,
+        weights=source,
+        calibration=calibration,
+    )
 
 
 def load_library_detector(
     name: str, device: torch.device | str | None = None, *, spec: ExperimentSpec
-) -> LibraryDetector:
+) -> tuple[Detector, LoadedModel]:
     """Load a detector of torchvision or transformers with its own weights.
 
     Args:
@@ -94,10 +120,11 @@ def load_library_detector(
     device = _choose_device(device)
     model = build_detector(model_spec, num_classes=len(initial.categories), has_weights=False)
     initial.load_into(model, initial.categories)
-    detector = Detector.from_model(
-        model.to(device).eval(), spec=spec, categories=initial.categories, device=device
+    loaded = LoadedModel(
+        model=model.to(device).eval(), spec=spec, categories=initial.categories, weights=initial.source
     )
-    return LibraryDetector(detector=detector, model=model_spec, weights=initial.source)
+    detector = Detector.from_model(loaded.model, spec=spec, categories=initial.categories, device=device)
+    return detector, loaded
 
 
 def _transformers_spec(name: str, rest: str) -> DetectorSpec:
