@@ -4,11 +4,13 @@ OpenVINO's file is converted from ONNX. Every graph is compared with torch befor
 a detector computes without an error.
 """
 
+import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from sniper.inference.exported import (
     INPUTS,
     METADATA,
     OUTPUTS,
+    SUFFIXES,
     VERSION,
     ExportedClass,
     ExportedFile,
@@ -103,6 +106,44 @@ def export_run(
         ExportError: if the detector, or with such options, cannot be exported.
     """
     return export_model(load_model(run, "cpu", spec=spec, checkpoint=checkpoint), path, options=options)
+
+
+def load_engine(
+    run: Run,
+    engine: Literal["onnx", "openvino"],
+    *,
+    spec: ExperimentSpec | None = None,
+    device: str | None = None,
+    checkpoint: CheckpointChoice = "best",
+    on_export: Callable[[Path], None] = lambda _: None,
+) -> Detector:
+    """Load the detector of a run for an engine other than torch, which is exported into the folder of the run first.
+
+    Args:
+        run: the run.
+        engine: what runs the detector.
+        spec: an experiment to use instead of the run's, with the same model.
+        device: see `load_exported`.
+        checkpoint: see `Detector.load`.
+        on_export: called with the file before it is written, which takes a minute; another time it is there.
+
+    Raises:
+        ExportError: if the detector cannot be exported, or the engine is not installed.
+    """
+    loaded = load_model(run, "cpu", spec=spec, checkpoint=checkpoint)
+    described = json.dumps([VERSION, sha256(loaded.weights), asdict(loaded.model.spec)], sort_keys=True)
+    key = hashlib.sha256(described.encode()).hexdigest()[:16]
+    path = run.exported_folder / f"{key}{SUFFIXES[engine]}"
+    if not path.exists():
+        check_path(path, ExportOptions())
+        check_exportable(loaded.model.spec)
+        on_export(path)
+        path.parent.mkdir(exist_ok=True)
+        export_model(loaded, path)
+    predict = loaded.spec.predict
+    if loaded.calibration is not None:
+        predict = loaded.calibration.resolve(predict)
+    return ExportedFile.open(path, device=device).detector(predict=predict, data=loaded.spec.data)
 
 
 def export_model(loaded: LoadedModel, path: Path, *, options: ExportOptions = ExportOptions()) -> ExportedSpec:

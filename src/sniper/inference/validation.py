@@ -100,7 +100,7 @@ def validate(
         candidates = [
             _to_candidate(
                 spec,
-                _pair({new: table[old] for new, old in enumerate(compared) if old in table}, compared_truth),
+                pair_detections({new: table[old] for new, old in enumerate(compared) if old in table}, compared_truth),
             )
             for spec, table in zip(specs, tables, strict=True)
         ]
@@ -108,7 +108,7 @@ def validate(
         rest = sorted(set(range(len(images))) - set(compared))
         detections = tables[chosen] | search(rest, specs[chosen : chosen + 1])[0]
         del tables
-    pair = _pair(detections, truth)
+    pair = pair_detections(detections, truth)
     best = find_best_f1(without_duplicates(pair))
     calibration = Calibration(
         step=step,
@@ -188,7 +188,7 @@ class _SharedSearch:
         return replace(matched, class_names=())[matched.labels < len(self.images.categories)]
 
 
-def _pair(detections: Mapping[int, Detections], truth: GroundTruth) -> EvaluationPair:
+def pair_detections(detections: Mapping[int, Detections], truth: GroundTruth) -> EvaluationPair:
     """Pair detections, by the index of their image, with the ground truth, rounded as results are."""
     joined = Detections.join(list(detections.values()))
     boxes, scores = round_detections(joined)
