@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("annotations", type=Path, help="data set to search and to score against")
     parser.add_argument("--limit", type=int, help="images")
-    parser.add_argument("--rounds", type=int, default=4, help="parts of the images, one for each turn of an engine")
+    parser.add_argument(
+        "--rounds", type=int, default=4, help="parts of the images, one for each turn of an engine"
+    )
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     run = Run.open(options.run)

@@ -35,6 +35,7 @@ from sniper.cli.chips import chips
 from sniper.cli.convert import convert
 from sniper.cli.demo import demo
 from sniper.cli.evaluate import evaluate
+from sniper.cli.export import export
 from sniper.cli.merge import merge
 from sniper.cli.mine import mine
 from sniper.cli.options import convert_argument
@@ -76,8 +77,9 @@ _COMMANDS: dict[Callable[..., None], str] = {
     chips: "ANNOTATIONS -o FILE | DATA --to FORMAT OUT [--pyramid.FIELD VALUE]... [--data.FIELD VALUE]...",
     train: "DATA [--SECTION.FIELD VALUE]...",
     mine: "RUN [ANNOTATIONS] | ANNOTATIONS --from FILE",
-    predict: "RUN [FILES]... [--predict.FIELD VALUE]...",
+    predict: "RUN|MODEL [FILES]... [--predict.FIELD VALUE]...",
     evaluate: "RUN [ANNOTATIONS] [--predict.FIELD VALUE]... | DETECTIONS ANNOTATIONS",
+    export: "RUN MODEL [--predict.FIELD VALUE]...",
     merge: "DETECTIONS --manifest CHIPS -o FILE [--predict.FIELD VALUE]...",
     report: "RUN [RUN]...",
     recipes: "",

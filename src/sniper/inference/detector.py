@@ -127,7 +127,7 @@ class Detector:
         device: "torch.device",
     ) -> "Detector":
         """Wrap a model that is in evaluation mode and on its device."""
-        from sniper.inference.loading import detect_with, detect_masks_with
+        from sniper.inference.loading import detect_masks_with, detect_with
 
         copy, precision = model.for_inference(), spec.predict.precision
         detect_masks = partial(detect_masks_with, copy, precision=precision, device=device)

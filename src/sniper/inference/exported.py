@@ -139,6 +139,11 @@ class ExportedFile:
         graph = _open(path, device=device or "cpu")
         return cls(graph=graph, spec=_read_metadata(graph.metadata, path=path))
 
+    @property
+    def experiment(self) -> ExperimentSpec:
+        """How to search, and how images are read, beside the defaults of everything else."""
+        return ExperimentSpec(predict=self.spec.predict, data=DataSpec(read=self.spec.read))
+
     def detector(self, *, predict: PredictSpec | None = None, data: DataSpec | None = None) -> Detector:
         """Return a detector of images of any size.
 
@@ -182,15 +187,16 @@ def load_exported(
         ConfigError: if a field of `predict` cannot be used.
     """
     opened = ExportedFile.open(path, device=device)
-    experiment = with_predict(ExperimentSpec(predict=opened.spec.predict), predict)
-    return opened.detector(predict=experiment.predict)
+    return opened.detector(predict=with_predict(opened.experiment, predict).predict)
 
 
 def pad(pixels: UInt8[np.ndarray, "h w 3"], spec: ExportedSpec) -> UInt8[np.ndarray, "1 3 h w"]:
     """Pad a window with black, right and below, to sides that its graph takes."""
     height, width = pixels.shape[:2]
     if spec.sides is None:
-        sides = Sides(*(-(-max(side, spec.min_side) // spec.multiple) * spec.multiple for side in (width, height)))
+        sides = Sides(
+            *(-(-max(side, spec.min_side) // spec.multiple) * spec.multiple for side in (width, height))
+        )
     else:
         sides = Sides(*spec.sides)
     padded = np.zeros((1, 3, sides.height, sides.width), dtype=np.uint8)
@@ -209,7 +215,9 @@ class _InWindows:
 
     def _detect(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Detections:
         height, width = pixels.shape[:2]
-        boxes, scores, labels = self._graph(pad(pixels, self._spec), np.array([width, height], dtype=np.int64))
+        boxes, scores, labels = self._graph(
+            pad(pixels, self._spec), np.array([width, height], dtype=np.int64)
+        )
         return Detections(
             boxes=boxes.astype(np.float64), scores=scores.astype(np.float64), labels=labels.astype(np.int64)
         )
@@ -285,7 +293,6 @@ class _OpenvinoGraph:
         boxes, scores, labels = (outputs[name] for name in OUTPUTS)
         return boxes, scores, labels
 
-
     def _choose(self, shape: tuple[int, ...]) -> Any:
         """Return the graph for images of a shape, which is compiled for this shape alone if that is frequent.
 
@@ -311,7 +318,9 @@ class _TorchGraph:
         import torchvision  # noqa: F401 - its operators are in the graph
 
         if device != "cpu":
-            raise ExportError(f"device {device}: a graph of torch.export is for the CPU; load the run instead")
+            raise ExportError(
+                f"device {device}: a graph of torch.export is for the CPU; load the run instead"
+            )
         extra: dict[str, str] = {f"{METADATA}.json": ""}
         self._module = torch.export.load(path, extra_files=extra).module()
         self.metadata = extra[f"{METADATA}.json"] or None
@@ -352,7 +361,9 @@ def _open(path: Path, *, device: str) -> Graph:
         package = _PACKAGES[path.suffix]
         if error.name not in (package, "torchvision"):
             raise
-        raise ExportError(f"{path}: needs {error.name}, which is not installed (pip install {error.name})") from error
+        raise ExportError(
+            f"{path}: needs {error.name}, which is not installed (pip install {error.name})"
+        ) from error
     except (RuntimeError, ValueError, OSError) as error:  # also those of ONNX Runtime
         raise ExportError(f"{path}: cannot be read ({' '.join(str(error).split())[:500]})") from error
 
@@ -366,7 +377,9 @@ def _read_metadata(text: str | None, *, path: Path) -> ExportedSpec:
             raise ExportError(f"{path}: is of version {version}, expected {VERSION}; export it again")
         return parse_json(text, ExportedSpec)
     except ValueError as error:
-        raise ExportError(f"{path}: what the search needs beside the graph cannot be read ({error})") from error
+        raise ExportError(
+            f"{path}: what the search needs beside the graph cannot be read ({error})"
+        ) from error
 
 
 def _num_threads() -> int | None:

@@ -19,12 +19,14 @@ import torch
 from jaxtyping import UInt8
 
 from sniper.config.experiment import ExperimentSpec, PredictSpec
-from sniper.data.datasets import Category, Dataset
+from sniper.data.datasets import Dataset
+from sniper.data.datasets.categories import CategoryMatch
 from sniper.errors import ExportError
+from sniper.evaluation.coco import score
+from sniper.evaluation.pair import GroundTruth
 from sniper.files import sha256, sync_folder, temporary_folder
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
-from sniper.inference.calibration import load_calibration
 from sniper.inference.detector import EXPORTED_SUFFIXES, Detector
 from sniper.inference.exported import (
     INPUTS,
@@ -40,7 +42,7 @@ from sniper.inference.exported import (
 )
 from sniper.inference.loading import LoadedModel, load_model
 from sniper.inference.merging import merge_method
-from sniper.inference.validation import spread
+from sniper.inference.validation import spread, validate
 from sniper.models.graphs import DetectionGraph, build_graph, check_exportable
 from sniper.runs.run import CheckpointChoice, Run
 
@@ -146,7 +148,9 @@ def load_engine(
     return ExportedFile.open(path, device=device).detector(predict=predict, data=loaded.spec.data)
 
 
-def export_model(loaded: LoadedModel, path: Path, *, options: ExportOptions = ExportOptions()) -> ExportedSpec:
+def export_model(
+    loaded: LoadedModel, path: Path, *, options: ExportOptions = ExportOptions()
+) -> ExportedSpec:
     """Write a detector; see `export_run`."""
     check_path(path, options)
     graph, spec = _build(loaded, options)
@@ -347,8 +351,8 @@ def _compare(graph: DetectionGraph, exported: ExportedModel) -> None:
         if share < _MIN_SHARE_EQUAL:
             hint = "; fixed sides (--sides 640x640) may work" if exported.spec.sides is None else ""
             raise ExportError(
-                f"{exported.spec.model}: the exported graph finds {share:.0%} of the detections of torch in an image of "
-                f"{sides.width}x{sides.height} pixels{hint}"
+                f"{exported.spec.model}: the exported graph finds {share:.0%} of the detections of torch in an image "
+                f"of {sides.width}x{sides.height} pixels{hint}"
             )
 
 
@@ -410,6 +414,18 @@ def quantize(exported: ExportedModel, images: Dataset, *, detector: Detector) ->
         )
         model = onnx.load(target)
     return ExportedModel(onnx=_with_metadata(model, spec).SerializeToString(), spec=spec)
+
+
+def measure_ap(detector: Detector, images: Dataset, *, match: CategoryMatch) -> float:
+    """Return the COCO AP of a detector on images.
+
+    Args:
+        detector: with a method to merge.
+        images: with their objects.
+        match: of the detector's classes with the categories of the images.
+    """
+    validated = validate(detector, images, truth=GroundTruth.of(images), match=match, step=0)
+    return score(validated.pair).ap
 
 
 def _windows_of(images: Dataset, detector: Detector, spec: ExportedSpec) -> list[dict[str, np.ndarray]]:

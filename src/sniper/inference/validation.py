@@ -100,7 +100,9 @@ def validate(
         candidates = [
             _to_candidate(
                 spec,
-                pair_detections({new: table[old] for new, old in enumerate(compared) if old in table}, compared_truth),
+                pair_detections(
+                    {new: table[old] for new, old in enumerate(compared) if old in table}, compared_truth
+                ),
             )
             for spec, table in zip(specs, tables, strict=True)
         ]

@@ -131,7 +131,10 @@ class DeformableRoIPool(nn.Module):
         deformed = [
             sample_cells(image_features, image_rois, output_size=size, offsets=image_offsets)
             for image_features, image_rois, image_offsets in zip(
-                features, scaled_rois, offsets.split([image_rois.shape[0] for image_rois in rois]), strict=True
+                features,
+                scaled_rois,
+                offsets.split([image_rois.shape[0] for image_rois in rois]),
+                strict=True,
             )
         ]
         return torch.cat(deformed)

@@ -7,7 +7,7 @@ before those of a low score are left out, and RoIs are grouped by the feature ma
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -15,12 +15,15 @@ from torch import nn
 from torchvision.ops import box_convert, nms, roi_align
 
 from sniper.errors import ConfigError
-from sniper.models.deformable import DeformableRoIPool
 from sniper.models.protocol import GRID, DetectorModel
 from sniper.models.spec import DetectorSpec
 from sniper.models.two_stage import TwoStageDetector
 
-_CANONICAL_SIZE, _CANONICAL_LEVEL, _LEVEL_EPSILON = 224, 4, 1e-6  # of RoIs (Lin et al. 2017, §4.2), as torchvision
+_CANONICAL_SIZE, _CANONICAL_LEVEL, _LEVEL_EPSILON = (
+    224,
+    4,
+    1e-6,
+)  # of RoIs (Lin et al. 2017, §4.2), as torchvision
 _MIN_BOX_SIDE = 1e-2  # of detections of Faster R-CNN of torchvision
 
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

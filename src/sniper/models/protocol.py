@@ -35,6 +35,7 @@ from sniper.models.spec import DetectorSpec
 
 GRID = 64  # pixels; a multiple of all strides
 
+
 @runtime_checkable
 class BatchLike(Protocol):
     """A batch of chips, as a detector reads it."""
