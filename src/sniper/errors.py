@@ -95,6 +95,10 @@ class WeightsError(SniperError):
     """Pretrained weights that cannot be loaded, or do not fit the backbone."""
 
 
+class ExportError(SniperError):
+    """A detector that cannot be exported, or an exported one that cannot be used."""
+
+
 class TrainingDiverged(SniperError):
     """A loss that is not finite; the message names the step and the chips."""
 

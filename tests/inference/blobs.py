@@ -10,10 +10,9 @@ import torch
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
 from sniper.data.datasets import Category
-from sniper.geometry import Detections
+from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.detection_masks import DetectionMasks
 from sniper.inference.detector import Detector
-from sniper.models.protocol import SelectDetections
 
 Merge = Literal["gaussian", "linear", "hard", "fusion"]
 

@@ -18,6 +18,7 @@ from sniper.cli.options import (
     Checkpoint,
     ClassProperty,
     Device,
+    Engine,
     FollowLinks,
     Images,
     Json,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from sniper.evaluation.diagnosis import Diagnosis
     from sniper.evaluation.operating_point import MatchCounts, OperatingPoint
     from sniper.evaluation.pair import EvaluationPair, GroundTruth
+    from sniper.inference.exported import Engine as EngineName
     from sniper.runs.run import CheckpointChoice
 
 _MAX_SIZE = 100_000  # pixels; the square root of COCO's largest area
@@ -177,6 +179,7 @@ def evaluate(
         ),
     ] = None,
     checkpoint: Checkpoint = "best",
+    engine: Engine = "torch",
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -208,6 +211,7 @@ def evaluate(
                 "--against": against,
                 "--output": output,
                 "--checkpoint": checkpoint != "best",
+                "--engine": engine != "torch",
                 "--device": device,
                 **overrides,
             }
@@ -224,6 +228,7 @@ def evaluate(
         limit=limit,
         overrides=overrides,
         checkpoint=parse_checkpoint(checkpoint),
+        engine=engine,
         device=device,
     )
     is_run = run.is_dir()
@@ -291,6 +296,7 @@ class _Options:
     limit: int | None
     overrides: Mapping[str, str]
     checkpoint: "CheckpointChoice"
+    engine: "EngineName"
     device: str | None
 
 
@@ -330,7 +336,13 @@ def _open(detections: Path, options: _Options) -> _Subject:
     """Load the ground truth of a results file."""
     from sniper.data.spec import DataSpec
     from sniper.evaluation.pair import GroundTruth
+    from sniper.inference.detector import EXPORTED_SUFFIXES
 
+    if detections.suffix in EXPORTED_SUFFIXES:
+        raise ConfigError(
+            f"{detections}: is a detector; search images with it first: sniper predict {detections} --annotations DATA "
+            "-o detections.json, then sniper evaluate detections.json DATA"
+        )
     if options.annotations is None:
         if not detections.exists():
             raise ConfigError(f"{detections}: no such file or folder")
@@ -343,6 +355,7 @@ def _open(detections: Path, options: _Options) -> _Subject:
     for name, value in (
         ("--images", options.images),
         ("--follow-links", options.follow_links),
+        ("--engine", options.engine != "torch"),
         ("--device", options.device),
         ("--checkpoint", options.checkpoint != "best"),
         *options.overrides.items(),
@@ -363,7 +376,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     from sniper.config.loading import load_experiment, merge_experiment
     from sniper.evaluation.pair import GroundTruth
     from sniper.inference.results import find_results, search_to_file
-    from sniper.runs.processes import Processes, select_device
+    from sniper.runs.processes import Processes
     from sniper.runs.run import Run
 
     opened = Run.open(run)
@@ -374,14 +387,15 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     spec = replace(spec, data=replace(data, crowds=options.crowds or data.crowds))
     dataset = _load_dataset(spec, options, run=run)
     sources = list_images(dataset)[: options.limit]
-    device = select_device(options.device)
-    loaded = load_detector(opened, device, spec=spec, checkpoint=options.checkpoint)
+    loaded = load_detector(
+        opened, options.device, spec=spec, checkpoint=options.checkpoint, engine=options.engine
+    )
     detector = loaded.detector
     match = match_classes(detector, dataset, run=run)
     if Processes.from_environment().is_first:
         print_progress(describe_weights(opened, loaded.step))
     with (
-        Processes.from_environment().process_group(device) as processes,
+        Processes.from_environment().process_group(detector.device) as processes,
         show_progress(is_shown=processes.is_first) as bars,
         naming_kept_images("the same command continues with the others"),
     ):

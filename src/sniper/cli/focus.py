@@ -107,7 +107,7 @@ def focus(
     dataset = _load_images(spec, run, annotations, images=images, split=split)
     dataset = dataset if limit is None else dataset.select(np.arange(min(limit, len(dataset))))
     chosen_device = select_device(device)
-    loaded = load_detector(opened, chosen_device, spec=spec, checkpoint=parse_checkpoint(checkpoint))
+    loaded = load_detector(opened, device, spec=spec, checkpoint=parse_checkpoint(checkpoint))
     match = match_classes(loaded.detector, dataset, run=run)
     print_warnings(describe_match(match))
     print_progress(describe_weights(opened, loaded.step))

@@ -35,6 +35,7 @@ from sniper.cli.chips import chips
 from sniper.cli.convert import convert
 from sniper.cli.demo import demo
 from sniper.cli.evaluate import evaluate
+from sniper.cli.export import export
 from sniper.cli.focus import focus
 from sniper.cli.merge import merge
 from sniper.cli.mine import mine
@@ -77,9 +78,10 @@ _COMMANDS: dict[Callable[..., None], str] = {
     chips: "ANNOTATIONS -o FILE | DATA --to FORMAT OUT [--pyramid.FIELD VALUE]... [--data.FIELD VALUE]...",
     train: "DATA [--SECTION.FIELD VALUE]...",
     mine: "RUN [ANNOTATIONS] | ANNOTATIONS --from FILE",
-    predict: "RUN [FILES]... [--predict.FIELD VALUE]...",
+    predict: "RUN|MODEL [FILES]... [--predict.FIELD VALUE]...",
     evaluate: "RUN [ANNOTATIONS] [--predict.FIELD VALUE]... | DETECTIONS ANNOTATIONS",
     focus: "RUN [DATA]",
+    export: "RUN MODEL [--predict.FIELD VALUE]...",
     merge: "DETECTIONS --manifest CHIPS -o FILE [--predict.FIELD VALUE]...",
     report: "RUN [RUN]...",
     recipes: "",

@@ -107,4 +107,11 @@ Device = Annotated[
         help="Device to compute on, such as cpu or cuda:0.", show_default=default("a GPU if there is one")
     ),
 ]
+Engine = Annotated[
+    Literal["torch", "onnx", "openvino"],
+    Parameter(
+        help="What runs the detector: torch, ONNX Runtime or OpenVINO. The others need an export of the run, which is "
+        "made once, in the folder of the run."
+    ),
+]
 Json = Annotated[bool, flag("Print one JSON object to standard output and nothing else.")]

@@ -18,6 +18,7 @@ from sniper.cli.options import (
     ANNOTATIONS_HELP,
     Checkpoint,
     Device,
+    Engine,
     FollowLinks,
     Images,
     Json,
@@ -35,6 +36,7 @@ from sniper.cli.search import (
     describe_weights,
     list_images,
     load_detector,
+    load_exported_detector,
     load_library_detector,
     match_classes,
     naming_kept_images,
@@ -45,8 +47,6 @@ from sniper.errors import ConfigError, ImageError, count_and_list, counted
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
-    import torch
-
     from sniper.cli.search import LoadedDetector
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from sniper.data.spec import ReadSpec
     from sniper.geometry import Detections
     from sniper.inference.detector import Detector
+    from sniper.inference.exported import Engine as EngineName
+    from sniper.inference.exported import ExportedFile
     from sniper.inference.georeferenced import GeoreferencedImages
     from sniper.inference.results import ImageToSearch
     from sniper.runs.run import Run
@@ -80,7 +82,7 @@ def predict(
         Path | None,
         Parameter(
             allow_leading_hyphen=True,  # with --detector, a field may come first
-            help="Folder of the run; not with --detector.",
+            help="Folder of the run, or a file of `sniper export`; not with --detector.",
             show_default=False,
         ),
     ] = None,
@@ -138,17 +140,18 @@ def predict(
     checkpoint: Checkpoint = "best",
     resume: Annotated[bool, flag("Continue a stopped search.")] = False,
     limit: Limit = None,
+    engine: Engine = "torch",
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Detect objects in images with the detector of a run, or with one of a library.
+    """Detect objects in images with the detector of a run, with an exported one, or with one of a library.
 
     Detections of georeferenced images are written as GeoJSON, too, beside the result file. Under torchrun, each process
     searches its share of the images.
     """
     from sniper.geometry.detections import DEFAULT_MIN_SCORE
     from sniper.inference.results import search_to_file
-    from sniper.runs.processes import Processes, select_device
+    from sniper.runs.processes import Processes
 
     given = () if run is None else (str(run),)
     paths, overrides = split_overrides((*given, *files))
@@ -156,15 +159,14 @@ def predict(
         if run is None or paths[:1] != [str(run)]:
             raise ConfigError("RUN is missing: expected the folder of a run first, or --detector")
         paths.pop(0)
-    searcher = _Searcher.of(run, detector, checkpoint=checkpoint)
+    searcher = _Searcher.of(run, detector, checkpoint=checkpoint, engine=engine, device=device)
     spec = searcher.experiment(overrides, follow_links=follow_links)
     truth = _load_truth(spec, paths, annotations, images, split, searcher=searcher)
     sources = list_images(_find_files(paths) if truth is None else truth)[:limit]
-    chosen = select_device(device)
     target = output or searcher.folder / _DEFAULT_OUTPUT
     _make_folders(target, draw)
     geo_files = _GeoFiles.find(sources, target, spec=spec, has_gpkg=gpkg)
-    loaded = searcher.load(chosen, spec=spec)
+    loaded = searcher.load(spec=spec)
     model = loaded.detector
     match = match_classes(model, truth, run=searcher.name)
     if Processes.from_environment().is_first:
@@ -181,7 +183,7 @@ def predict(
     )
     started = time.monotonic()
     with (
-        Processes.from_environment().process_group(chosen) as processes,
+        Processes.from_environment().process_group(model.device) as processes,
         show_progress(is_shown=processes.is_first) as bars,
         naming_kept_images("--resume continues with the others"),
         _naming_skip(searcher.run),
@@ -232,50 +234,86 @@ def predict(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Searcher:
-    """The detector that searches: of a run, or of a library.
+    """The detector that searches: of a run, of a library, or exported.
 
     Attributes:
-        name: as it was given: the folder of the run, or the name of the detector.
-        run: None for a detector of a library.
+        name: as it was given: the folder of the run, the name of the detector, or the exported file.
+        run: None for another detector.
+        exported: None for another detector.
         folder: of the run, or the working folder.
         checkpoint: of the run.
+        engine: that runs the detector of a run.
+        device: as it was given.
     """
 
     name: str
-    run: "Run | None"
-    folder: Path
-    checkpoint: str
+    run: "Run | None" = None
+    exported: "ExportedFile | None" = None
+    folder: Path = Path()
+    checkpoint: str = "best"
+    engine: "EngineName" = "torch"
+    device: str | None = None
 
     @classmethod
-    def of(cls, run: Path | None, detector: str | None, *, checkpoint: str) -> "_Searcher":
+    def of(
+        cls,
+        run: Path | None,
+        detector: str | None,
+        *,
+        checkpoint: str,
+        engine: "EngineName",
+        device: str | None,
+    ) -> "_Searcher":
         """Return the detector that the arguments of the command name.
 
         Raises:
-            ConfigError: if they name none, or a checkpoint of a library.
+            ConfigError: if they name none, or a checkpoint or an engine of another detector than a run.
         """
+        from sniper.inference.detector import EXPORTED_SUFFIXES
+
+        is_exported = run is not None and run.suffix in EXPORTED_SUFFIXES and not run.is_dir()
+        if detector is not None or is_exported:
+            kind = str(run) if is_exported else "--detector"
+            for option, is_given in (("--checkpoint", checkpoint != "best"), ("--engine", engine != "torch")):
+                if is_given:
+                    raise ConfigError(f"{option}: is of a run, and excludes {kind}")
+        if detector is not None:
+            return cls(name=detector, device=device)
+        assert run is not None  # one of the two was given
+        if is_exported:
+            from sniper.inference.exported import ExportedFile
+
+            return cls(name=str(run), exported=ExportedFile.open(run, device=device), device=device)
         from sniper.runs.run import Run
 
-        if detector is not None:
-            if checkpoint != "best":
-                raise ConfigError("--checkpoint: is of a run, and excludes --detector")
-            return cls(name=detector, run=None, folder=Path(), checkpoint=checkpoint)
-        assert run is not None  # one of the two was given
-        return cls(name=str(run), run=Run.open(run), folder=run, checkpoint=checkpoint)
+        opened = Run.open(run)
+        return cls(name=str(run), run=opened, folder=run, checkpoint=checkpoint, engine=engine, device=device)
 
     def experiment(self, overrides: Mapping[str, str], *, follow_links: bool) -> "ExperimentSpec":
         """Return the experiment to search with."""
         from sniper.config.experiment import ExperimentSpec
         from sniper.config.loading import load_experiment, merge_experiment
 
-        base = ExperimentSpec() if self.run is None else load_experiment(self.run.config_path)
+        if self.exported is not None:
+            base = self.exported.experiment
+        else:
+            base = ExperimentSpec() if self.run is None else load_experiment(self.run.config_path)
         spec = merge_experiment(base, None, overrides=overrides)
         return replace(spec, data=replace(spec.data, follow_links=True)) if follow_links else spec
 
-    def load(self, device: "torch.device", *, spec: "ExperimentSpec") -> "LoadedDetector":
+    def load(self, *, spec: "ExperimentSpec") -> "LoadedDetector":
         """Load the detector."""
+        if self.exported is not None:
+            return load_exported_detector(self.exported, Path(self.name), spec=spec)
         if self.run is None:
-            return load_library_detector(self.name, device, spec=spec)
-        return load_detector(self.run, device, spec=spec, checkpoint=parse_checkpoint(self.checkpoint))
+            return load_library_detector(self.name, self.device, spec=spec)
+        return load_detector(
+            self.run,
+            self.device,
+            spec=spec,
+            checkpoint=parse_checkpoint(self.checkpoint),
+            engine=self.engine,
+        )
 
     def print_checkpoint(self, loaded: "LoadedDetector") -> None:
         """Print which checkpoint of a run is used."""
@@ -366,7 +404,8 @@ def _load_truth(
     if annotations is not None:
         return load_images(annotations, images=images, split=scored_split(annotations, split), data=spec.data)
     if searcher.run is None:
-        raise ConfigError(f"--detector {searcher.name}: needs images: files, folders or --annotations")
+        option = "" if searcher.exported is not None else "--detector "
+        raise ConfigError(f"{option}{searcher.name}: needs images: files, folders or --annotations")
     return load_split(spec, "test")
 
 

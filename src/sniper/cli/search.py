@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sniper.cli.output import print_progress
 from sniper.cli.unknown import UnknownOption, parse_overrides
 from sniper.errors import ConfigError, counted
 from sniper.training.signals import Stopped
 
 if TYPE_CHECKING:
-    import torch
-
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
     from sniper.data.datasets.categories import CategoryMatch
     from sniper.inference.detector import Detector
+    from sniper.inference.exported import Engine, ExportedFile
     from sniper.inference.results import ImageToSearch
     from sniper.runs.run import CheckpointChoice, Run
 
@@ -96,7 +96,7 @@ class LoadedDetector:
 
     Attributes:
         detector: the detector.
-        step: of the checkpoint; 0 for a detector of a library.
+        step: of the checkpoint; 0 for a detector of a library, or an exported one.
         source: what detections depend on beside the settings of the detector: its weights and its model.
     """
 
@@ -106,34 +106,74 @@ class LoadedDetector:
 
 
 def load_detector(
-    run: "Run", device: "torch.device", *, spec: "ExperimentSpec", checkpoint: "CheckpointChoice"
+    run: "Run",
+    device: str | None,
+    *,
+    spec: "ExperimentSpec",
+    checkpoint: "CheckpointChoice",
+    engine: "Engine" = "torch",
 ) -> LoadedDetector:
-    """Load the detector of a run, which may be trained meanwhile."""
+    """Load the detector of a run, which may be trained meanwhile, in an engine.
+
+    Args:
+        run: the run.
+        device: name of the device, as given; None is a GPU if there is one for torch, and the CPU for the others.
+        spec: how to search.
+        checkpoint: see `Detector.load`.
+        engine: what runs the detector.
+    """
     from sniper.files import sha256
     from sniper.inference.detector import Detector
 
     def load(weights: Path) -> LoadedDetector:
         step = int(weights.parent.name)
-        source = {"weights": sha256(weights), "model": asdict(spec.model)}
-        return LoadedDetector(
-            detector=Detector.load(run, device, spec=spec, checkpoint=step), step=step, source=source
-        )
+        source: dict[str, Any] = {"weights": sha256(weights), "model": asdict(spec.model)}
+        if engine == "torch":
+            from sniper.runs.processes import select_device
+
+            detector = Detector.load(run, select_device(device), spec=spec, checkpoint=step)
+        else:
+            from sniper.inference.exporting import load_engine
+
+            source["engine"] = engine
+            detector = load_engine(
+                run,
+                engine,
+                spec=spec,
+                device=device,
+                checkpoint=step,
+                on_export=lambda path: print_progress(f"exporting to {path}, once for these weights"),
+            )
+        return LoadedDetector(detector=detector, step=step, source=source)
 
     return run.read_weights(checkpoint, load)
 
 
-def load_library_detector(name: str, device: "torch.device", *, spec: "ExperimentSpec") -> LoadedDetector:
+def load_library_detector(name: str, device: str | None, *, spec: "ExperimentSpec") -> LoadedDetector:
     """Load a detector of a library, such as `torchvision:fcos_resnet50_fpn`."""
     from sniper.files import sha256
-    from sniper.inference import detector
+    from sniper.inference import loading
+    from sniper.inference.detector import is_library
+    from sniper.runs.processes import select_device
 
-    if not name.startswith(detector.LIBRARY_PREFIXES):
+    if not is_library(name):
         raise ConfigError(
             f"--detector {name}: expected torchvision:NAME, torchvision:NAME@FILE or transformers:NAME"
         )
-    loaded = detector.load_library_detector(name, device, spec=spec)
-    source = {"weights": sha256(loaded.weights), "model": asdict(loaded.model)}
-    return LoadedDetector(detector=loaded.detector, step=0, source=source)
+    detector, loaded = loading.load_library_detector(name, select_device(device), spec=spec)
+    source = {"weights": sha256(loaded.weights), "model": asdict(loaded.model.spec)}
+    return LoadedDetector(detector=detector, step=0, source=source)
+
+
+def load_exported_detector(exported: "ExportedFile", path: Path, *, spec: "ExperimentSpec") -> LoadedDetector:
+    """Load a detector that `sniper export` has written."""
+    from sniper.files import sha256
+
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    source = {"weights": [sha256(file) for file in files], "model": exported.spec.model}
+    return LoadedDetector(
+        detector=exported.detector(predict=spec.predict, data=spec.data), step=0, source=source
+    )
 
 
 def describe_weights(run: "Run", step: int) -> str:

@@ -3,6 +3,6 @@
 `boxes` is box arithmetic, `nms` merges overlapping detections, `detections` is their value type.
 """
 
-from sniper.geometry.detections import Detections
+from sniper.geometry.detections import Detections, SelectDetections
 
-__all__ = ["Detections"]
+__all__ = ["Detections", "SelectDetections"]

@@ -1,6 +1,6 @@
 """Boxes, scores and labels of the objects in one image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -217,6 +217,10 @@ class Detections:
             class_names=detections[0].class_names,
             min_score=detections[0].min_score,
         )
+
+
+SelectDetections = Callable[[int, Detections], Detections]
+"""Returns some of the detections of an image, by its index; the frame of their boxes stays the same."""
 
 
 def _names_by_label(labels: Sequence[int], texts: Sequence[str]) -> list[str]:

@@ -1,40 +1,43 @@
-"""Detect objects in images of any size: run every level, keep its valid range, merge the levels (SNIPER §4)."""
+"""Detect objects in images of any size: run every level, keep its valid range, merge the levels (SNIPER §4).
+
+torch is imported where a detector of it is loaded: one that was exported does without.
+"""
 
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import ExperimentSpec, FocusSpec, PredictSpec
-from sniper.config.loading import load_experiment, merge_experiment, to_yaml
+from sniper.config.loading import merge_experiment, to_yaml
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec
-from sniper.errors import ConfigError, WeightsError, count_and_list
+from sniper.errors import ConfigError
 from sniper.files import expand_path
 from sniper.geometry import Detections
-from sniper.geometry.boxes import to_xywh
-from sniper.inference.calibration import Calibration, load_calibration
-from sniper.inference.focus_choice import load_focus
+from sniper.geometry.boxes import Sides, to_xywh
 from sniper.inference.merging import merge
-from sniper.inference.search import Detect, DetectMasks, Search, SearchResult
+from sniper.inference.search import AnyDetect, AnyDetectMasks, Search, SearchResult
 from sniper.inference.sources import Channels, ImageSource
-from sniper.models.build import autocast, build_detector, resolve
-from sniper.models.protocol import DetectorModel, SelectDetections
-from sniper.models.spec import ON_BACKBONE, BackboneSpec, DetectorSpec, Precision
-from sniper.models.weights import fill_module
-from sniper.runs.initial import InitialWeights
-from sniper.runs.run import CheckpointChoice, Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from sniper.inference.calibration import Calibration
+    from sniper.models.protocol import DetectorModel
+    from sniper.runs.run import CheckpointChoice, Run
 
 LIBRARY_PREFIXES = ("torchvision:", "transformers:")
 """What the name of a detector of a library begins with, where a run is expected otherwise."""
+
+EXPORTED_SUFFIXES = (".onnx", ".xml", ".pt2")
+"""What the name of a detector that `sniper export` has written ends with."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,14 +45,16 @@ class Detector:
     """A detector for images of any size: one trained by `sniper`, or any function that detects objects.
 
     Attributes:
-        detect: detects objects in (3, H, W) uint8 images on the device, whose sides may differ; returns the detections
-            of each in its own frame.
+        detect: detects objects in (3, H, W) uint8 tensors on the device, or in (h, w, 3) uint8 arrays if there is none;
+            sides may differ. Returns the detections of each image in its own frame.
         detect_masks: detects objects, and returns those that are selected, with masks; None if the detector predicts no
             masks.
+        window_sides: sides of windows, if the detector takes only images of these sides, to which it pads smaller ones;
+            None for those of `spec.window`.
         mask_side: side of the grids of masks, cells; None if the detector predicts no masks.
         spec: levels and merging.
         categories: classes by label.
-        device: device of the detector.
+        device: device of the detector; None for one that takes arrays instead of tensors.
         min_score: score from which detections are shown: where F1 was best on the validation images of the run. None if
             it is unknown.
         scale: the smallest scale at which the finest level has shown a validation image of the run. None if it is
@@ -62,33 +67,34 @@ class Detector:
         Detections(12: 9 car, 3 person)
     """
 
-    detect: Detect
+    detect: AnyDetect
     spec: PredictSpec
     categories: tuple[Category, ...]
-    device: torch.device
+    device: "torch.device | None"
     min_score: float | None = None
     scale: float | None = None
     data: DataSpec = field(default_factory=DataSpec)
-    detect_masks: DetectMasks | None = None
+    detect_masks: AnyDetectMasks | None = None
     mask_side: int | None = None
+    window_sides: Sides | None = None
 
     @classmethod
     def load(
         cls,
-        run: Run | str | os.PathLike[str],
-        device: torch.device | str | None = None,
+        run: "Run | str | os.PathLike[str]",
+        device: "torch.device | str | None" = None,
         *,
         spec: ExperimentSpec | None = None,
         predict: Mapping[str, Any] | None = None,
-        checkpoint: CheckpointChoice = "best",
+        checkpoint: "CheckpointChoice" = "best",
     ) -> "Detector":
-        """Load the weights of a run, and what it has chosen on its validation images; or a detector of a library.
+        """Load the weights of a run, and what it has chosen on its validation images; or another detector.
 
         Args:
             run: the run, or its folder; or `torchvision:NAME`, a detector with torchvision's newest weights, or
                 `torchvision:NAME@FILE`, with those of a file, such as `torchvision:fcos_resnet50_fpn`; or
                 `transformers:NAME`, a detector of the Hugging Face hub or of a folder that `save_pretrained` has
-                written.
+                written; or a file of `sniper export`, such as `model.onnx`.
             device: device to compute on; by default a GPU if there is one, else the CPU.
             spec: an experiment to use instead of the run's, with the same model.
             predict: other values of fields of `predict`, such as `{"merge": "hard", "max_detections": 500}`; text is
@@ -100,47 +106,38 @@ class Detector:
             RunError: if there is no such run, it has no such checkpoint, or what it has chosen cannot be read.
             ConfigError: if its experiment cannot be read, or has trained the RPN only.
             CheckpointError: if its weights cannot be read, or belong to another model.
+            ExportError: if an exported file cannot be read.
         """
-        if isinstance(run, str) and run.startswith(LIBRARY_PREFIXES):
-            if spec is not None or checkpoint != "best":
-                raise ConfigError(f"{run}: is no run, and has neither an experiment nor checkpoints")
-            chosen = _with_predict(ExperimentSpec(), predict)
-            return load_library_detector(run, device, spec=chosen).detector
-        opened = run if isinstance(run, Run) else Run.open(expand_path(run))
-        if spec is None:
-            spec = load_experiment(opened.config_path)
-        spec = _with_predict(spec, predict)
-        if spec.train.rpn_only:
-            raise ConfigError(
-                f"{opened.folder}: has trained the RPN only (train.rpn_only); use it with sniper mine"
-            )
-        device = _choose_device(device)
-        tensors, categories, source = opened.load_weights(checkpoint)
-        model = build_detector(spec.model, seed=spec.seed, num_classes=len(categories), has_weights=False)
-        fill_module(model, tensors, source=source)
-        detector = cls.from_model(model.to(device).eval(), spec=spec, categories=categories, device=device)
-        folder = source.parent.name
-        step = int(folder) if folder.isdigit() else None
-        calibration = load_calibration(opened, step=step)
-        if calibration is not None:
-            detector = detector.calibrated(calibration)
-        choice = load_focus(opened) if detector.spec.focus == "auto" else None
-        return detector if choice is None else detector.with_focus(choice.resolve(detector.spec, step=step))
+        if isinstance(run, str | os.PathLike):
+            if is_library(run):
+                return _load_library(str(run), device, spec=spec, predict=predict, checkpoint=checkpoint)
+            path = expand_path(run)
+            if path.suffix in EXPORTED_SUFFIXES and not path.is_dir():
+                from sniper.inference.exported import load_exported
+
+                if spec is not None or checkpoint != "best":
+                    raise ConfigError(f"{path}: is no run, and has neither an experiment nor checkpoints")
+                return load_exported(path, device=None if device is None else str(device), predict=predict)
+        from sniper.inference.loading import load_run
+
+        return load_run(run, device, spec=spec, predict=predict, checkpoint=checkpoint)
 
     @classmethod
     def from_model(
         cls,
-        model: DetectorModel,
+        model: "DetectorModel",
         *,
         spec: ExperimentSpec,
         categories: tuple[Category, ...],
-        device: torch.device,
+        device: "torch.device",
     ) -> "Detector":
         """Wrap a model that is in evaluation mode and on its device."""
+        from sniper.inference.loading import detect_masks_with, detect_with
+
         copy, precision = model.for_inference(), spec.predict.precision
-        detect_masks = partial(_detect_masks, copy, precision=precision, device=device)
+        detect_masks = partial(detect_masks_with, copy, precision=precision, device=device)
         return cls(
-            detect=partial(_detect, copy, precision=precision, device=device),
+            detect=partial(detect_with, copy, precision=precision, device=device),
             detect_masks=None if model.spec.mask_side is None else detect_masks,
             mask_side=model.spec.mask_side,
             spec=spec.predict,
@@ -149,7 +146,7 @@ class Detector:
             data=spec.data,
         )
 
-    def calibrated(self, calibration: Calibration) -> "Detector":
+    def calibrated(self, calibration: "Calibration") -> "Detector":
         """Return this detector with what was chosen on validation images."""
         return replace(
             self,
@@ -259,93 +256,23 @@ class Detector:
             detect=self.detect,
             levels=self.spec.levels,
             in_valid_range=True,
-            window=self.spec.window,
+            window=self.window_sides or self.spec.window,
             batch_megapixels=self.spec.batch_megapixels,
             device=self.device,
             data=self.data,
             channels=channels,
             detect_masks=self.detect_masks if with_masks else None,
-            focus=self.spec.focus if isinstance(self.spec.focus, FocusSpec) else None,
+            focus=self.spec.focus
+            if isinstance(self.spec.focus, FocusSpec) and self.window_sides is None
+            else None,
             keeps_all_sizes=keeps_all_sizes,
         )
         return search(images)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LibraryDetector:
-    """A detector of a library, and what it was loaded from.
-
-    Attributes:
-        detector: the detector.
-        model: its configuration.
-        weights: file of its weights.
-    """
-
-    detector: Detector
-    model: DetectorSpec
-    weights: Path
-
-
-def load_library_detector(
-    name: str, device: torch.device | str | None = None, *, spec: ExperimentSpec
-) -> LibraryDetector:
-    """Load a detector of torchvision or transformers with its own weights.
-
-    Args:
-        name: see `Detector.load`.
-        device: see `Detector.load`.
-        spec: how to search, and how images are read.
-
-    Raises:
-        ConfigError: if there is no such detector or file.
-        WeightsError: if the weights cannot be downloaded, read, or belong to another detector.
-    """
-    kind, _, rest = name.partition(":")
-    model_spec = _transformers_spec(name, rest) if kind == "transformers" else _torchvision_spec(name, rest)
-    initial = InitialWeights.of_library(model_spec)
-    if not initial.categories:
-        raise WeightsError(
-            f"{initial.source}: has other classes than torchvision's weights for {model_spec.name}, so their names are "
-            "unknown; it can be trained from (model.weights)"
-        )
-    if initial.lacking:
-        raise WeightsError(
-            f"{initial.source}: is not complete: {count_and_list(initial.lacking)} are missing"
-        )
-    device = _choose_device(device)
-    model = build_detector(model_spec, num_classes=len(initial.categories), has_weights=False)
-    initial.load_into(model, initial.categories)
-    detector = Detector.from_model(
-        model.to(device).eval(), spec=spec, categories=initial.categories, device=device
-    )
-    return LibraryDetector(detector=detector, model=model_spec, weights=initial.source)
-
-
-def _transformers_spec(name: str, rest: str) -> DetectorSpec:
-    """Return the configuration of a detector of transformers, with its architecture."""
-    if not rest:
-        raise ConfigError(
-            f"{name}: expected transformers:NAME, with a name on the Hugging Face hub or a folder, such as "
-            "transformers:PekingU/rtdetr_v2_r18vd"
-        )
-    folder = expand_path(rest)
-    return resolve(DetectorSpec(kind="transformers", name=str(folder) if folder.is_dir() else rest))
-
-
-def _torchvision_spec(name: str, rest: str) -> DetectorSpec:
-    """Return the configuration of a detector of torchvision."""
-    builder, _, file = rest.partition("@")
-    if not builder or builder in ON_BACKBONE:
-        raise ConfigError(
-            f"{name}: expected torchvision:NAME or torchvision:NAME@FILE, with the name of a builder, such as "
-            "torchvision:fcos_resnet50_fpn"
-        )
-    return DetectorSpec(
-        kind="torchvision",
-        name=builder,
-        weights=str(expand_path(file)) if file else "DEFAULT",
-        backbone=BackboneSpec(pretrained=False, batch_norm="frozen"),
-    )
+def is_library(name: object) -> bool:
+    """Check whether a name is that of a detector of a library."""
+    return isinstance(name, str) and name.startswith(LIBRARY_PREFIXES)
 
 
 def finest_scale(levels: Sequence[LevelSpec], width: int, height: int) -> float:
@@ -359,7 +286,7 @@ def finest_scale(levels: Sequence[LevelSpec], width: int, height: int) -> float:
     return max(level.at(width=width, height=height).scale for level in levels)
 
 
-def _with_predict(spec: ExperimentSpec, predict: Mapping[str, Any] | None) -> ExperimentSpec:
+def with_predict(spec: ExperimentSpec, predict: Mapping[str, Any] | None) -> ExperimentSpec:
     """Return an experiment with other values of fields of `predict`."""
     if not predict:
         return spec
@@ -367,29 +294,20 @@ def _with_predict(spec: ExperimentSpec, predict: Mapping[str, Any] | None) -> Ex
     return merge_experiment(spec, None, overrides=changes)
 
 
-def _choose_device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def _detect(
-    model: DetectorModel, images: Sequence[torch.Tensor], *, precision: Precision, device: torch.device
-) -> Sequence[Detections]:
-    with torch.inference_mode(), autocast(precision, device):
-        return model.detect(images)
-
-
-def _detect_masks(
-    model: DetectorModel,
-    images: Sequence[torch.Tensor],
-    select: SelectDetections,
+def _load_library(
+    name: str,
+    device: "torch.device | str | None",
     *,
-    precision: Precision,
-    device: torch.device,
-) -> Sequence[Detections]:
-    with torch.inference_mode(), autocast(precision, device):
-        return model.detect_masks(images, select)
+    spec: ExperimentSpec | None,
+    predict: Mapping[str, Any] | None,
+    checkpoint: "CheckpointChoice",
+) -> Detector:
+    from sniper.inference.loading import load_library_detector
+
+    if spec is not None or checkpoint != "best":
+        raise ConfigError(f"{name}: is no run, and has neither an experiment nor checkpoints")
+    detector, _ = load_library_detector(name, device, spec=with_predict(ExperimentSpec(), predict))
+    return detector
 
 
 def to_coco(

@@ -14,6 +14,7 @@ from sniper.chips import ImageBoxes, Level, LevelSpec, PyramidSpec
 from sniper.chips.cover import cover_dense
 from sniper.config.experiment import FocusSpec
 from sniper.geometry import Detections
+from sniper.geometry.boxes import Sides
 from sniper.geometry.nms import soft_nms
 from sniper.inference.windows import GRID, FreeWindow, Tiling, Window, WindowDetections, join_windows
 
@@ -93,7 +94,7 @@ def choose_windows(
         coarser: the detections of the coarser levels, whatever their sizes.
         scales: of the coarser levels, see `Level.scale`.
         focus: where to search.
-        limit: longest side of a window of a level that is searched as a whole, level pixels.
+        limit: longest side of a window of a level that is searched as a whole, or both sides, level pixels.
 
     Returns:
         The windows, row by row; none if nothing is likely.

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from sniper.chips import Level, LevelSpec
@@ -23,24 +23,31 @@ from sniper.data.images.regions import cut_window
 from sniper.data.images.tiff import TiffReader
 from sniper.data.spec import DataSpec
 from sniper.errors import ImageError, OutOfMemory
-from sniper.geometry import Detections
+from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.boxes import Sides
 from sniper.inference.focus import choose_windows
 from sniper.inference.sources import Channels, ImageSource, open_source
 from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
-from sniper.models.protocol import SelectDetections
+
+if TYPE_CHECKING:
+    import torch
 
 _GROUP_PIXELS = 64_000_000  # of decoded images searched together
 _GROUP_IMAGES = 32
 _BATCHES_AHEAD = 2
 _THREADS = min(os.cpu_count() or 1, 8)
 
-Detect = Callable[[Sequence[torch.Tensor]], Sequence[Detections]]
+Detect = Callable[[Sequence["torch.Tensor"]], Sequence[Detections]]
 """Detects objects in (3, H, W) uint8 images on a device, whose sides may differ; returns those of each in its frame."""
 
+DetectInArrays = Callable[[Sequence[np.ndarray]], Sequence[Detections]]
+"""Detects objects as `Detect` does, in (h, w, 3) uint8 arrays."""
 
-DetectMasks = Callable[[Sequence[torch.Tensor], SelectDetections], Sequence[Detections]]
+DetectMasks = Callable[[Sequence["torch.Tensor"], SelectDetections], Sequence[Detections]]
 """Detects objects as `Detect` does, and returns those that are selected, with masks."""
+
+AnyDetect = Detect | DetectInArrays
+AnyDetectMasks = DetectMasks | Callable[[Sequence[np.ndarray], SelectDetections], Sequence[Detections]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,12 +75,12 @@ class Search:
     """A detector, and how images are searched with it.
 
     Attributes:
-        detect: the detector.
+        detect: the detector, of tensors if there is a device, else of arrays.
         levels: the scales at which it sees every image.
         in_valid_range: keep only detections with a size in the valid range of their level.
-        window: longest side of a window, level pixels.
+        window: longest side of a window, level pixels; or the sides that windows have at most.
         batch_megapixels: maximum level pixels in a batch; it shrinks where a batch does not fit into memory.
-        device: device of the detector.
+        device: device of the detector; None for one of arrays.
         data: how images are read, and whether those that cannot be are skipped.
         channels: order of the colours in arrays and tensors.
         detect_masks: used in place of `detect` if masks are wanted.
@@ -81,15 +88,15 @@ class Search:
         keeps_all_sizes: return the detections of all sizes of each level, too.
     """
 
-    detect: Detect
+    detect: AnyDetect
     levels: Sequence[LevelSpec]
     in_valid_range: bool
-    window: int
+    window: int | Sides
     batch_megapixels: float
-    device: torch.device
+    device: "torch.device | None"
     data: DataSpec
     channels: Channels = "RGB"
-    detect_masks: DetectMasks | None = None
+    detect_masks: AnyDetectMasks | None = None
     focus: FocusSpec | None = None
     keeps_all_sizes: bool = False
 
@@ -149,14 +156,16 @@ class Search:
             return []
         images = [pixels for _, pixels in read]
         try:
-            tensors = [torch.from_numpy(pixels).permute(2, 0, 1).to(self.device) for pixels in images]
+            inputs: Any = images if self.device is None else _to_tensors(images, self.device)
             if self.detect_masks is None:
-                detected = self.detect(tensors)
+                detected = self.detect(inputs)
             else:
                 detected = self.detect_masks(
-                    tensors, lambda index, detections: self._select(read[index][0], detections)
+                    inputs, lambda index, detections: self._select(read[index][0], detections)
                 )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if self.device is None or not _is_out_of_memory(error):
+                raise
             if len(images) == 1:
                 height, width = images[0].shape[:2]
                 raise OutOfMemory(
@@ -169,7 +178,7 @@ class Search:
                     f"the detector returned detections of {len(detected)} images, expected {len(images)}"
                 )
             return list(detected)
-        torch.cuda.empty_cache()
+        _empty_cache()
         half = len(images) // 2
         limit.pixels = min(limit.pixels, sum(pixels.shape[0] * pixels.shape[1] for pixels in images) / 2)
         return self._detect(read[:half], limit) + self._detect(read[half:], limit)
@@ -239,6 +248,26 @@ class Search:
             return Tiling.of(level, limit=self.window).windows()
         coarser = [found for of_level in image.by_level for found in of_level.values()]
         return choose_windows(level, coarser, scales, focus=self.focus, limit=self.window)
+
+
+def _to_tensors(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], device: "torch.device") -> list["torch.Tensor"]:
+    """Return arrays as tensors on a device, channels first."""
+    import torch
+
+    return [torch.from_numpy(pixels).permute(2, 0, 1).to(device) for pixels in images]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def _empty_cache() -> None:
+    """Return the memory that torch keeps to the device."""
+    import torch
+
+    torch.cuda.empty_cache()
 
 
 class _MemoryLimit:

@@ -1,10 +1,10 @@
 """Images in any form that a caller has them in, opened for reading."""
 
 import os
-from typing import Literal, get_args
+import sys
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -15,9 +15,12 @@ from sniper.data.reader import open_record
 from sniper.data.spec import ReadSpec
 from sniper.files import expand_path
 
-ImageSource = (
-    str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor | ImageReader | ImageRecord
-)
+if TYPE_CHECKING:
+    import torch
+
+ImageSource = Union[
+    str, os.PathLike[str], bytes, Image.Image, np.ndarray, "torch.Tensor", ImageReader, ImageRecord
+]
 """Path of an image file, content of one, Pillow image, array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), tensor (h, w),
 (1, h, w), (3, h, w) or (4, h, w), or record of a data set."""
 
@@ -54,7 +57,7 @@ def open_source(source: ImageSource, spec: ReadSpec, *, channels: Channels = "RG
         return open_record(source, spec)
     if isinstance(source, Image.Image):
         return ArrayImageReader(load_pillow_image(source, spec))
-    if isinstance(source, torch.Tensor | np.ndarray):
+    if isinstance(source, np.ndarray) or _is_tensor(source):
         return ArrayImageReader(_convert(source, spec, channels))
     if isinstance(source, ImageReader):
         return source
@@ -64,12 +67,17 @@ def open_source(source: ImageSource, spec: ReadSpec, *, channels: Channels = "RG
     )
 
 
-def _convert(
-    source: torch.Tensor | np.ndarray, spec: ReadSpec, channels: Channels
-) -> UInt8[np.ndarray, "h w 3"]:
+def _is_tensor(source: object) -> bool:
+    """Check for a tensor without importing torch: where there is one, it is imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def _convert(source: Any, spec: ReadSpec, channels: Channels) -> UInt8[np.ndarray, "h w 3"]:
     """Convert an array, or a tensor with its channels first, to RGB."""
-    noun = "tensor" if isinstance(source, torch.Tensor) else "array"
-    pixels = _to_array(source) if isinstance(source, torch.Tensor) else source
+    is_tensor = _is_tensor(source)
+    noun = "tensor" if is_tensor else "array"
+    pixels = _to_array(source) if is_tensor else source
     image = pixels[..., None] if pixels.ndim == 2 else pixels
     has_channels = image.ndim == 3 and (spec.bands is not None or image.shape[2] in (1, 3, 4))
     if not has_channels or pixels.dtype.kind not in "uif":
@@ -89,8 +97,10 @@ def _convert(
     return rgb
 
 
-def _to_array(tensor: torch.Tensor) -> np.ndarray:
+def _to_array(tensor: "torch.Tensor") -> np.ndarray:
     """Return the values of a tensor, channels last."""
+    import torch
+
     if tensor.is_meta or tensor.layout != torch.strided:
         raise ValueError(
             f"an image tensor must be dense and have values, not {tensor.layout} on {tensor.device}"

@@ -100,18 +100,19 @@ class Tiling:
     y_axis: Axis
 
     @classmethod
-    def of(cls, level: Level, *, limit: int) -> "Tiling":
+    def of(cls, level: Level, *, limit: int | Sides) -> "Tiling":
         """Divide a level image into windows whose overlap contains the largest objects of the level.
 
         Args:
             level: the level.
-            limit: maximum side of a window, level pixels.
+            limit: maximum side of a window, or maximum width and height, level pixels.
         """
+        width, height = (limit, limit) if isinstance(limit, int) else limit
         overlap = _MAX_ELONGATION * level.valid_sizes[1] + _CONTEXT
         return cls(
             level=level,
-            x_axis=Axis.of(level.width, limit=limit, overlap=overlap),
-            y_axis=Axis.of(level.height, limit=limit, overlap=overlap),
+            x_axis=Axis.of(level.width, limit=width, overlap=overlap),
+            y_axis=Axis.of(level.height, limit=height, overlap=overlap),
         )
 
     def windows(self) -> Iterator["TilingWindow"]:

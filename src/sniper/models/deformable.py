@@ -131,7 +131,10 @@ class DeformableRoIPool(nn.Module):
         deformed = [
             sample_cells(image_features, image_rois, output_size=size, offsets=image_offsets)
             for image_features, image_rois, image_offsets in zip(
-                features, scaled_rois, offsets.split([len(image_rois) for image_rois in rois]), strict=True
+                features,
+                scaled_rois,
+                offsets.split([image_rois.shape[0] for image_rois in rois]),
+                strict=True,
             )
         ]
         return torch.cat(deformed)
@@ -160,7 +163,7 @@ def sample_cells(
     num_points = 2 * output_size
     steps = (torch.arange(num_points, device=rois.device, dtype=rois.dtype) + 0.5) / num_points
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)  # (2s, 2s, 2) as x, y
-    points = grid[None].expand(len(rois), -1, -1, -1)
+    points = grid[None].expand(rois.shape[0], -1, -1, -1)  # len() would fix the number in an exported graph
     if offsets is not None:
         points = points + offsets.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     points = low[:, None, None] + points * extent[:, None, None]  # (n, 2s, 2s, 2)
@@ -172,5 +175,5 @@ def sample_cells(
         sampled = functional.grid_sample(
             features[None].to(flat.dtype), flat, mode="bilinear", padding_mode="border", align_corners=True
         )
-    sampled = sampled.reshape(features.shape[0], len(rois), num_points, num_points).transpose(0, 1)
+    sampled = sampled.reshape(features.shape[0], rois.shape[0], num_points, num_points).transpose(0, 1)
     return functional.avg_pool2d(sampled * is_near[:, None], 2).to(features.dtype)  # (n, c, s, s)

@@ -20,7 +20,7 @@ Chips and search know nothing else of a detector. An adapter for the detectors o
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self, runtime_checkable
 
@@ -29,14 +29,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import nn
 
 from sniper.chips import BoxStatus, ChipTargets
-from sniper.geometry import Detections
+from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.boxes import Sides
 from sniper.models.spec import DetectorSpec
 
 GRID = 64  # pixels; a multiple of all strides
-
-SelectDetections = Callable[[int, Detections], Detections]
-"""Returns some of the detections of an image, by its index; the frame of their boxes stays the same."""
 
 
 @runtime_checkable

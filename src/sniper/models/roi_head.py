@@ -82,10 +82,21 @@ class RoIHead(nn.Module):
         Returns:
             (r, C + 1) class logits, background last, and (r, 4) class-agnostic deltas, in the order given.
         """
-        pooled = self.pool(maps, list(proposals))  # (r, c, s, s)
+        return self.classify(self.pool(maps, list(proposals)))
+
+    def classify(
+        self, pooled: Float[torch.Tensor, "r c s s"]
+    ) -> tuple[Float[torch.Tensor, "r k"], Float[torch.Tensor, "r 4"]]:
+        """Predict the classes and box deltas of proposals from their pooled features; see `forward`."""
         hidden = functional.relu(self.first(pooled.flatten(1)))
         hidden = functional.relu(self.second(hidden))
         return self.classes(hidden).float(), self.deltas(hidden).float()
+
+    def decode(
+        self, deltas: Float[torch.Tensor, "r 4"], proposals: Float[torch.Tensor, "r 4"]
+    ) -> Float[torch.Tensor, "r 4"]:
+        """Return the boxes of deltas against proposals, both (r, 4), in the frame of the proposals."""
+        return self._coder.decode(deltas, proposals)
 
     def losses(
         self,
@@ -154,7 +165,7 @@ class RoIHead(nn.Module):
         """Return for each image (n, 4) regressed boxes and (n, C) class probabilities, without background."""
         logits, deltas = self(maps, proposals)
         scores = logits.softmax(dim=1)[:, :-1]
-        boxes = self._coder.decode(deltas, torch.cat(list(proposals)))
+        boxes = self.decode(deltas, torch.cat(list(proposals)))
         counts = [len(of_image) for of_image in proposals]
         return list(zip(torch.split(boxes, counts), torch.split(scores, counts), strict=True))
 

@@ -108,6 +108,10 @@ class RPN(nn.Module):
         strides = [[stride, stride] for stride in self._strides]
         return torch.cat(self._anchor_generator.grid_anchors(grids, strides))
 
+    def decode(self, predictions: AnchorPredictions) -> Float[torch.Tensor, "b n 4"]:
+        """Return the box of every anchor, (B, n, 4) xyxy in the frame of the images, not clipped."""
+        return self._coder.decode(predictions.deltas, predictions.anchors)
+
     @torch.no_grad()
     def propose(
         self,
@@ -126,7 +130,7 @@ class RPN(nn.Module):
             valid_sizes: (B, 2) keep only proposals whose size lies in this half-open range, pixels.
         """
         spec = self.spec
-        boxes = self._coder.decode(predictions.deltas, predictions.anchors)
+        boxes = self.decode(predictions)
         boxes = torch.stack(
             [
                 clip_boxes_to_image(image_boxes, sides.hw)

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
-from sniper.geometry import Detections
+from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.boxes import Sides
 from sniper.models.backbone import Backbone
 from sniper.models.folding import fold_batch_norm
@@ -19,7 +19,6 @@ from sniper.models.protocol import (
     ClassLayout,
     Proposals,
     ProposingModel,
-    SelectDetections,
     count_chips,
     pad_images,
     to_detections,

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 from sniper.chips import BoxStatus
-from sniper.data.batches import ChipDataset, ChipSample
 from sniper.data.datasets import Category, ImageRecord
 from sniper.data.images.files import ImageReader
 from sniper.errors import counted
@@ -24,6 +24,9 @@ from sniper.geometry.boxes import size
 from sniper.reports.fonts import load_font, picture_names
 from sniper.reports.labels import place_labels
 from sniper.reports.palette import CLASS_COLORS, GREY, ORANGE, PURPLE, SKY_BLUE, text_color
+
+if TYPE_CHECKING:
+    from sniper.data.batches import ChipDataset, ChipSample
 
 _STATUS = {
     BoxStatus.VALID: (SKY_BLUE, "valid"),
@@ -51,7 +54,7 @@ _MAX_LEGEND_CLASSES = 20
 _QUALITY = 90  # of JPEG
 
 
-def draw_chips(chips: ChipDataset, path: Path, *, count: int = 12, side: int = 384) -> None:
+def draw_chips(chips: "ChipDataset", path: Path, *, count: int = 12, side: int = 384) -> None:
     """Write one picture of the first chips of an epoch, with boxes coloured by status.
 
     Args:
@@ -285,7 +288,7 @@ def _resize_for_viewing(image: ImageReader) -> tuple[Image.Image, float]:
     return Image.fromarray(pixels).resize(sides), zoom
 
 
-def _draw_chip(sample: ChipSample, *, side: int) -> Image.Image:
+def _draw_chip(sample: "ChipSample", *, side: int) -> Image.Image:
     height, width = sample.pixels.shape[:2]
     zoom = side / max(height, width)
     cell = Image.new("RGB", (side, side), _BACKGROUND)

@@ -1,7 +1,7 @@
 """The processes of a distributed run: rank, world size, device, and the collectives that the package uses.
 
 Each process has its own device, computes its share of every batch, and keeps the same weights. `torchrun` starts the
-processes and sets their ranks; without it there is one.
+processes and sets their ranks; without it there is one, which needs no torch.
 """
 
 import os
@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
-
-import torch
-from torch import distributed
+from typing import TYPE_CHECKING, Any
 
 from sniper.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    import torch
 
 _TIMEOUT = timedelta(hours=6)  # one process may take long to mine or score its share of the images
 _LOST = re.compile(
@@ -46,11 +46,11 @@ class Processes:
         return self.rank == 0
 
     @contextmanager
-    def process_group(self, device: torch.device) -> Iterator["Processes"]:
+    def process_group(self, device: "torch.device | None") -> Iterator["Processes"]:
         """Initialize torch's process group for the duration of a block; a no-op with one process.
 
         Args:
-            device: of this process.
+            device: of this process; None for a detector that runs without torch.
 
         Raises:
             RunError: if another process ends inside the block.
@@ -58,8 +58,10 @@ class Processes:
         if self.world_size == 1:
             yield self
             return
+        from torch import distributed
+
         # CPU tensors are exchanged by gloo, so that a collective on them never waits for the GPU.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device is not None and device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=_TIMEOUT)
         try:
             yield self
@@ -76,12 +78,17 @@ class Processes:
     def barrier(self) -> None:
         """Wait until all processes have reached this call."""
         if self.world_size > 1:
+            import torch
+            from torch import distributed
+
             distributed.all_reduce(torch.zeros(1))  # distributed.barrier would use NCCL and wait for the GPU
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
+    def mean(self, values: "torch.Tensor") -> "torch.Tensor":
         """Return the mean of a tensor over all processes, in each of them."""
         if self.world_size == 1:
             return values
+        from torch import distributed
+
         total = values.clone()
         distributed.all_reduce(total)
         return total / self.world_size
@@ -90,6 +97,8 @@ class Processes:
         """Return the values of all processes by rank, in each of them; plain data only."""
         if self.world_size == 1:
             return [value]
+        from torch import distributed
+
         gathered: list[Any] = [None] * self.world_size
         distributed.all_gather_object(gathered, value)
         return gathered
@@ -98,7 +107,7 @@ class Processes:
 SINGLE_PROCESS = Processes()
 
 
-def select_device(name: str | torch.device | None = None) -> torch.device:
+def select_device(name: "str | torch.device | None" = None) -> "torch.device":
     """Return the device to compute on, and make it torch's current one.
 
     Args:
@@ -108,6 +117,8 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
     Raises:
         ConfigError: if the device cannot be used.
     """
+    import torch
+
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if str(name) == "cuda":
@@ -129,5 +140,7 @@ def select_device(name: str | torch.device | None = None) -> torch.device:
 
 def available_devices() -> list[str]:
     """Return the names of the devices that torch can compute on."""
+    import torch
+
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     return [*devices, "mps"] if torch.backends.mps.is_available() else devices

@@ -91,6 +91,11 @@ class Run:
         return self.folder / "chips.npz"
 
     @property
+    def exported_folder(self) -> Path:
+        """The detector for engines other than torch, see `sniper.inference.exporting`."""
+        return self.folder / "exported"
+
+    @property
     def report_path(self) -> Path:
         """The page of the run, see `sniper.reports.run_page`."""
         return self.folder / "report.html"

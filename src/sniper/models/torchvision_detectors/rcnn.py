@@ -16,7 +16,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from sniper.chips import ChipTargets
-from sniper.geometry import Detections
+from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.boxes import Sides
 from sniper.models.chip_boxes import ChipBoxes
 from sniper.models.mask_head import choose_masked, predict_masks, rasterize_targets
@@ -26,7 +26,6 @@ from sniper.models.protocol import (
     ClassLayout,
     Proposals,
     ProposingModel,
-    SelectDetections,
     count_chips,
     is_taught,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
@@ -119,6 +119,17 @@ class TransformersModel(DetectorModel):
         mask = torch.zeros((len(padded), *padded.shape[2:]), dtype=torch.int64, device=padded.device)
         for index, sides in enumerate(image_sides):
             mask[index, : sides.height, : sides.width] = 1
+        return self.inputs(padded, mask)
+
+    def inputs(
+        self, padded: UInt8[torch.Tensor, "b 3 h w"], mask: Int[torch.Tensor, "b h w"]
+    ) -> dict[str, torch.Tensor]:
+        """Return what transformers' detector takes.
+
+        Args:
+            padded: RGB values.
+            mask: 1 where an image has pixels, 0 in its padding.
+        """
         pixels = (padded.float() / 255 - self.mean) / self.std * mask[:, None]
         inputs = {"pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
         return inputs | ({"pixel_mask": mask} if self.family.has_mask else {})
@@ -155,19 +166,24 @@ class TransformersModel(DetectorModel):
         sides: Sides,
     ) -> Detections:
         """Return the best detections of an image, clipped to it."""
-        options = self.spec.transformers
+        best, scores, labels = self.best(logits, boxes)
+        clipped = clip_boxes_to_image(box_convert(best, "cxcywh", "xyxy") * frame, sides.hw)
+        is_kept = (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
+        is_kept &= scores >= self.spec.transformers.score_threshold
+        return to_detections(clipped[is_kept], scores[is_kept], labels[is_kept])
+
+    def best(
+        self, logits: Float[torch.Tensor, "q c"], boxes: Float[torch.Tensor, "q 4"]
+    ) -> tuple[Float[torch.Tensor, "n 4"], Float[torch.Tensor, " n"], Int[torch.Tensor, " n"]]:
+        """Return boxes, scores and labels of the best queries of an image, or of the best classes of queries."""
+        limit = self.spec.transformers.detections_per_window
         if self.family.is_softmax:
             all_scores, all_labels = logits.softmax(-1)[:, :-1].max(-1)  # one class of each query
-            scores, queries = all_scores.topk(min(options.detections_per_window, len(all_scores)))
-            labels = all_labels[queries]
-        else:
-            all_scores = logits.sigmoid().flatten()
-            scores, indices = all_scores.topk(min(options.detections_per_window, len(all_scores)))
-            queries, labels = indices // logits.shape[1], indices % logits.shape[1]
-        corners = box_convert(boxes[queries], "cxcywh", "xyxy") * frame
-        clipped = clip_boxes_to_image(corners, sides.hw)
-        is_kept = (clipped[:, 2:] > clipped[:, :2]).all(dim=1) & (scores >= options.score_threshold)
-        return to_detections(clipped[is_kept], scores[is_kept], labels[is_kept])
+            scores, queries = all_scores.topk(min(limit, len(all_scores)))
+            return boxes[queries], scores, all_labels[queries]
+        all_scores = logits.sigmoid().flatten()
+        scores, indices = all_scores.topk(min(limit, len(all_scores)))
+        return boxes[indices // logits.shape[1]], scores, indices % logits.shape[1]
 
     def _touch_parameters(self) -> Float[torch.Tensor, ""]:
         """Return 0, to which all parameters contribute: those of noisy objects are not used without objects."""
