@@ -20,6 +20,7 @@ from sniper.data.datasets.text_files import (
 )
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
+from sniper.remote import read_ahead
 
 _ANNOTATION_FOLDERS = ("Annotations", "annotations", "annotations/xmls", "xmls", "xml", "labels", ".")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
@@ -91,8 +92,9 @@ def read_voc(source: VocSource, *, image_root: Path | None, split: str | None, d
         source.files
     )
     reader = _Reader(source, image_root)
-    for stem, (file, images) in source.files.items():
-        reader.read(file, images, is_used=stem in stems)
+    files = read_ahead(file for file, _ in source.files.values())
+    for stem, file in zip(source.files, files, strict=True):
+        reader.read(file, source.files[stem][1], is_used=stem in stems)
     if not source.splits:
         reader.note_unlabelled()
     reader.add_unlabelled(stem for stem in stems if stem not in source.files)
