@@ -22,7 +22,7 @@ class Server:
         requests: number of requests by method and path.
         queries: of all requests.
         latency: seconds before each answer.
-        password: `user:password` that requests need, if any.
+        authorization: header that requests need, if any.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,10 +37,7 @@ class Server:
         class Handler(_Handler):
             state = server
 
-        self._http = ThreadingHTTPServer(
-            ("127.0.0.1", 0), lambda *arguments: Handler(*arguments, directory=str(folder))
-        )
-        self._http.daemon_threads = True
+        self._http = _Http(("127.0.0.1", 0), lambda *arguments: Handler(*arguments, directory=str(folder)))
         self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -54,6 +51,11 @@ class Server:
     @property
     def num_gets(self) -> int:
         return sum(count for name, count in self.requests.items() if name.startswith("GET"))
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # connections at a time
 
 
 class _Handler(SimpleHTTPRequestHandler):

@@ -20,6 +20,7 @@ from typing import IO
 
 _LOCK = "bytes"  # has the number of reserved bytes
 _UNFINISHED = ".unfinished-"
+_NUM_DIGITS = 20  # of that number
 _SECONDS_KEPT = 86_400.0  # since the last use, before a file makes room for another
 _SECONDS_FULL = 60.0  # before a full cache is searched for old files again
 _SECONDS_UNTOUCHED = 3_600.0  # before a use is noted again
@@ -159,19 +160,16 @@ class FileCache:
 
     @contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
-        with (self.folder / _LOCK).open("a+b") as lock:
+        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        with open(descriptor, "r+b", buffering=0) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield lock
 
 
 def _read_count(lock: IO[bytes]) -> int:
-    lock.seek(0)
-    digits = lock.read(32)
+    digits = os.pread(lock.fileno(), _NUM_DIGITS, 0)
     return int(digits) if digits.isdigit() else 0
 
 
 def _write_count(lock: IO[bytes], count: int) -> None:
-    lock.seek(0)
-    lock.truncate()  # in append mode, what is written goes to the end
-    lock.write(b"%d" % count)
-    lock.flush()
+    os.pwrite(lock.fileno(), b"%0*d" % (_NUM_DIGITS, count), 0)  # of one length: it is never half a number

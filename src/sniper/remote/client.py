@@ -455,16 +455,12 @@ def _to_os_error(error: Exception, url: str) -> OSError:
 
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status of an error of a file system; fsspec hides some behind a `FileNotFoundError`."""
-    current: BaseException | None = error
-    while current is not None:
-        for name in ("status", "code"):
-            value = getattr(current, name, None)
-            if isinstance(value, int | str) and str(value).isdigit():
-                return int(value)
-        if "InvalidRange" in str(current):
-            return 416
-        current = current.__cause__
-    return None
+    if "InvalidRange" in str(error):
+        return 416
+    is_hidden = isinstance(error, FileNotFoundError) and error.__cause__ is not None
+    answered = error.__cause__ if is_hidden else error
+    values = (str(getattr(answered, name, "")) for name in ("status", "code"))
+    return next((int(value) for value in values if value.isdigit()), None)
 
 
 def _is_permanent(error: Exception) -> bool:
@@ -491,7 +487,8 @@ def _warn_of(url: str, problem: str | None) -> None:
     if problem is not None:
         _warn_once(
             _FAILED,
-            f"{url}: {problem}; it was tried again, as others will be, up to {_state.settings.tries} times (reported once)",
+            f"{url}: {problem}; it was tried again, as others will be, up to {_state.settings.tries} times (reported "
+            "once)",
         )
 
 

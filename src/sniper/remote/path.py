@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
 from typing import Any, Self, TypeGuard
@@ -104,15 +105,12 @@ class RemotePath(PosixPath):
         """Iterate over what is in this folder, in no order."""
         yield from [self / name for name in client.list_folder(str(self))]
 
-    def glob(self, pattern: str, **_: Any) -> Iterator[Self]:
+    def glob(self, pattern: str) -> Generator[Self, None, None]:
         """Iterate over what is in this folder and matches a pattern of names."""
         if "/" in pattern:
             raise NotImplementedError(f"a pattern of several parts in a remote folder: {pattern}")
-        try:
-            names = client.list_folder(str(self))
-        except (FileNotFoundError, NotADirectoryError):
-            return iter(())
-        return iter([self / name for name in names if fnmatchcase(name, pattern)])
+        with suppress(FileNotFoundError, NotADirectoryError):
+            yield from [self / name for name in client.list_folder(str(self)) if fnmatchcase(name, pattern)]
 
     def walk_files(self) -> Iterator[Self]:
         """Iterate over all files below this folder, sorted within each folder."""

@@ -88,8 +88,7 @@ def _redact_match(match: re.Match[str]) -> str:
         rest = host + rest[len(login) + 1 + len(host) :]
     if scheme.lower() in _WEB and "?" in rest:
         rest, _, query = rest.partition("?")
-        end = re.search(r"[,;:.)\]]*$", query)  # of a sentence
-        rest += f"?...{end[0] if end else ''}"
+        rest += f"?...{query[len(query.rstrip(',;:.')) :]}"  # and what ends a sentence
     return f"{scheme}://{rest}"
 
 
