@@ -59,10 +59,15 @@ def test_files_that_are_not_used_for_a_day_make_room(tmp_path: Path, monkeypatch
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     cache = FileCache(tmp_path, limit=1000)
-    with pytest.raises(KeyboardInterrupt), cache.adding("ab12", 600) as file:
-        assert file is not None
-        file.write(b"part")
-        raise KeyboardInterrupt
+
+    def write() -> None:
+        with cache.adding("ab12", 600) as file:
+            assert file is not None
+            file.write(b"part")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert cache.find("ab12") is None
     assert size_of(tmp_path) == 0
     assert cache.add("ab13", bytes(1000)) is not None

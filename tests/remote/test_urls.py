@@ -18,6 +18,7 @@ from sniper.remote import is_url, redact, to_path, urls
         ("ftp://me:pw@host/a", "ftp://host/a", "ftp://me:pw@host/a"),
         ("abfs://box@account.net/a", "abfs://box@account.net/a", "abfs://box@account.net/a"),
         ("memory://a", "memory://a", "memory://a"),
+        ("s3://bucket/a/../b/../../c.jpg", "s3://bucket/a/../b/../../c.jpg", "s3://bucket/c.jpg"),
     ],
 )
 def test_credentials_are_in_requests_and_nowhere_else(given: str, clean: str, requested: str) -> None:

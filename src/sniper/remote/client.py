@@ -214,6 +214,8 @@ def read_ahead(urls: Iterable[str], *, is_fixed: bool) -> None:
     with _state.lock:
         for url in urls:
             key = url, is_fixed
+            if "/../" in url:  # may be outside the image root, which is checked when it is opened
+                continue
             if len(_state.ahead) >= MAX_AHEAD:
                 for old in [old for old, future in _state.ahead.items() if future.done()][: MAX_AHEAD // 2]:
                     del _state.ahead[old]  # whoever wanted it does no longer

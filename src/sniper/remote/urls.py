@@ -4,6 +4,7 @@ What a program prints, records or compares is the clean URL: no user, no passwor
 a signature. The credentials are added again when a request is sent.
 """
 
+import posixpath
 import re
 from urllib.parse import quote, unquote, urlsplit
 
@@ -47,6 +48,8 @@ def request_url(clean: str) -> str:
     """Return the URL to send a request to: quoted for http, with the credentials that were given."""
     scheme, _, rest = clean.partition("://")
     host, slash, path = rest.partition("/")
+    if "/../" in f"{slash}{path}/":
+        path = posixpath.normpath(f"/{path}").lstrip("/")
     login = _logins.get(f"{scheme}://{host}")
     if login is not None:
         host = f"{login}@{host}"

@@ -99,10 +99,14 @@ def _locate_remote(path: Path, place: RemotePath, file_names: Sequence[str], *, 
 
     A server is asked about each file, or lists a thousand at a time; that there are all would take too long to find.
     """
-    sample = file_names[:: max(len(file_names) // _REMOTE_SAMPLE, 1)]
+    sample = _remote_sample(file_names)
     roots = [place] if is_given else _usual_folders(path)
     root = next((root for root in roots if sample and all(has_file(root, name) for name in sample)), place)
     return ImageFiles(root=root, names=file_names)
+
+
+def _remote_sample(names: Sequence[str]) -> Sequence[str]:
+    return names[:: max(len(names) // _REMOTE_SAMPLE, 1)][:_REMOTE_SAMPLE]
 
 
 def _candidates(path: Path) -> list[Path]:
@@ -251,7 +255,7 @@ def find_bad_files(
 
 def _find_remote_problem(files: ImageFiles, read: ReadSpec) -> list[tuple[int | None, str]]:
     """Return a problem of the image root if none of a few remote images can be read; else none."""
-    paths = [files.root / name for name in files.names[:: max(len(files.names) // _REMOTE_SAMPLE, 1)]]
+    paths = [files.root / name for name in _remote_sample(files.names)]
     problems = []
     for path in read_ahead(paths, is_fixed=True):
         problem = find_path_problem(path, files.root, follow_links=False) or _find_content_problem(
