@@ -3,13 +3,13 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from sniper.remote import cache as module
 from sniper.remote.cache import FileCache
 
 
@@ -83,8 +83,8 @@ def test_the_same_file_stored_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_the_bound_is_half_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = module.shutil.disk_usage(tmp_path)._replace(free=1_000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     cache = FileCache(tmp_path)
     assert cache.limit == 500
     cache.add("ab12", bytes(400))
