@@ -137,9 +137,10 @@ class ClusterPlan:
         """Return the plan as sentences, and which figures are assumed."""
         cluster, reading = self.cluster, self.reading
         lines = [
-            f"{counted(cluster.num_machines, 'machine')} of {counted(cluster.gpus, 'GPU')}: {_duration(self.hours)} for "
-            f"{counted(self.epochs, 'epoch')}, {_duration(self.hours_per_epoch)} each, at {self.chips_per_second:.3g} "
-            f"chips a second and GPU ({self.source}) and {counted(self.batch_size, 'chip')} a step"
+            f"{counted(cluster.num_machines, 'machine')} of {counted(cluster.gpus, 'GPU')}: {_duration(self.hours)} "
+            f"for {counted(self.epochs, 'epoch')}, {_duration(self.hours_per_epoch)} each, at "
+            f"{self.chips_per_second:.3g} chips a second and GPU ({self.source}) and "
+            f"{counted(self.batch_size, 'chip')} a step"
         ]
         if reading is None:
             lines.append("cores and cache are not known without the image files (--images)")

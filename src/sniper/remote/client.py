@@ -286,7 +286,7 @@ async def _cat(url: str, start: int, stop: int) -> tuple[bytes, str | None]:
     async def read() -> bytes:
         system, name = _system(url)
         try:
-            content: bytes = await _call(system, "cat_file", name, start, stop)
+            content: bytes = await _call(system, "cat_file", name, start=start, end=stop)
         except Exception as error:
             if _status(error) == 416 and start == 0:  # an empty file has no first byte
                 return b""
