@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sniper.errors import CacheError
 from sniper.remote import RemotePath, Settings, client, configure, read_ahead, to_path
 from tests.remote.server import Fault, Server
 
@@ -178,6 +179,25 @@ def test_files_are_read_ahead_in_order(server: Server, served: Path) -> None:
     assert contents == [name.encode() for name in names]
     assert time.monotonic() - started < 0.5 * 40 * 0.05
     assert server.num_gets == 40
+
+
+def test_files_that_are_soon_used_are_not_forgotten(server: Server, served: Path) -> None:
+    names = [f"{number}.jpg" for number in range(3 * client.MAX_AHEAD)]
+    for name in names:
+        (served / name).write_bytes(name.encode())
+    for start in range(0, len(names), 8):  # as batches of 8 images, with the next two
+        client.read_ahead([f"{server.url}/{name}" for name in names[start : start + 24]], is_fixed=True)
+        time.sleep(0.05)
+        for name in names[start : start + 8]:
+            assert read(remote(server, name)) == name.encode()
+    assert max(server.requests.values()) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    configure(Settings(folder=tmp_path / "file"))
+    with pytest.raises(CacheError, match=rf"^{tmp_path}/file: cannot be used as the cache of remote files"):
+        read(remote(server, "a"))
 
 
 def test_a_fork_reads_files_that_its_parent_reads_ahead(server: Server, served: Path) -> None:

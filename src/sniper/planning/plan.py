@@ -3,7 +3,6 @@
 import os
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -250,7 +249,7 @@ def _source(
     """Return the planned data set as the training set of an experiment, with image root and split as given."""
     path = dataset.path.absolute()
     root = images
-    if images is None and Path(experiment.data.train.annotations) == path:
+    if images is None and expand_path(experiment.data.train.annotations) == path:
         root = experiment.data.train.images
     return SourceSpec(
         annotations=str(path),

@@ -7,6 +7,7 @@ that keeps the first images has those of its share in each epoch, while one that
 almost none (docs/decisions/0022-remote.md).
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -76,11 +77,16 @@ class FileCache:
         return path
 
     def add(self, key: str, content: bytes) -> Path | None:
-        """Store a file, and return its path; None if there is no room for it."""
-        with self.adding(key, len(content)) as file:
-            if file is None:
+        """Store a file, and return its path; None if there is no room for it, in the cache or on the disk."""
+        try:
+            with self.adding(key, len(content)) as file:
+                if file is None:
+                    return None
+                file.write(content)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return None
-            file.write(content)
+            raise
         return self._path(key)
 
     @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from sniper.errors import CacheError, describe_os_error
 from sniper.remote.cache import FileCache
 from sniper.remote.urls import keep_secrets, redact, request_url, secrets
 
@@ -29,6 +30,7 @@ _T = TypeVar("_T")
 _CHUNK = 4_194_304  # bytes of a request; one that takes longer than the timeout has stalled
 _MAX_HELD = 4  # files without room in the cache that stay in memory for another reader of them
 _SECONDS_KNOWN = 60.0  # for which listings and what is known of a file are not asked for again
+_SECONDS_AHEAD = 120.0  # after which a file that was read ahead is not wanted any more
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds before another try
 _RETRIED_STATUS = (408, 425, 429)  # of the 4xx; and all 5xx
 _PERMANENT = (
@@ -110,6 +112,7 @@ class _State:
         self.infos: dict[str, tuple[float, Info]] = {}
         self.listings: dict[str, tuple[float, dict[str, Info]]] = {}
         self.ahead: OrderedDict[tuple[str, bool], Future[_Loaded]] = OrderedDict()
+        self.ahead_since: dict[tuple[str, bool], float] = {}
         self.held: OrderedDict[str, bytes] = OrderedDict()
 
 
@@ -143,13 +146,19 @@ def cache() -> FileCache:
     """Return the cache of this process.
 
     Raises:
-        OSError: if its folder cannot be written.
+        CacheError: if its folder cannot be written.
     """
     folder = _state.settings.folder or default_folder()
     with _state.lock:
         key = folder, _state.settings.limit
         if key not in _state.caches:
-            _state.caches[key] = FileCache(folder / "files", limit=_state.settings.limit)
+            try:
+                _state.caches[key] = FileCache(folder / "files", limit=_state.settings.limit)
+            except OSError as error:
+                raise CacheError(
+                    f"{folder}: cannot be used as the cache of remote files ({describe_os_error(error)}); "
+                    "data.cache.folder names another"
+                ) from error
         return _state.caches[key]
 
 
@@ -184,6 +193,7 @@ def fetch(url: str, *, is_fixed: bool = False) -> Path | bytes:
     with _state.lock:
         held = _state.held.get(url)
         future = _state.ahead.pop((url, is_fixed), None)
+        _state.ahead_since.pop((url, is_fixed), None)
     if held is not None:
         return held
     if future is None:
@@ -216,12 +226,21 @@ def read_ahead(urls: Iterable[str], *, is_fixed: bool) -> None:
             key = url, is_fixed
             if "/../" in url:  # may be outside the image root, which is checked when it is opened
                 continue
-            if len(_state.ahead) >= MAX_AHEAD:
-                for old in [old for old, future in _state.ahead.items() if future.done()][: MAX_AHEAD // 2]:
-                    del _state.ahead[old]  # whoever wanted it does no longer
+            if len(_state.ahead) >= MAX_AHEAD and not _drop_unused():
                 return
             if key not in _state.ahead and url not in _state.held:
                 _state.ahead[key] = _submit(_load(url, is_fixed, cache()))
+                _state.ahead_since[key] = time.monotonic()
+
+
+def _drop_unused() -> bool:
+    """Forget files that were read ahead long ago, and return whether there were any."""
+    limit = time.monotonic() - _SECONDS_AHEAD
+    unused = [key for key, started in _state.ahead_since.items() if started < limit]
+    for key in unused:
+        del _state.ahead_since[key]
+        _state.ahead.pop(key, None)
+    return bool(unused)
 
 
 def info(url: str) -> Info:
