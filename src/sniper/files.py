@@ -17,12 +17,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import msgspec
 
 from sniper.errors import ConfigError, SniperError, describe_os_error
+from sniper.remote import RemotePath, is_remote, is_url, to_path
 
 _T = TypeVar("_T")
 
@@ -58,7 +60,8 @@ _KINDS = (
 def expand_path(path: str | os.PathLike[str], *, folder: Path = Path()) -> Path:
     """Replace `~`, `~user`, `$NAME` and `${NAME}` in a path, as a shell does.
 
-    A part of the path that exists as it is written is kept, so that files with `$` in their names can be named.
+    A part of the path that exists as it is written is kept, so that files with `$` in their names can be named. A URL
+    becomes the path of a remote file.
 
     Args:
         path: as a user wrote it.
@@ -68,6 +71,8 @@ def expand_path(path: str | os.PathLike[str], *, folder: Path = Path()) -> Path:
         ConfigError: if an environment variable is not defined, or empty.
     """
     text = os.fspath(path)
+    if is_url(text):
+        return to_path(path)
     if not text.startswith("~") and "$" not in text:
         return Path(path)
     start, *rest = Path(text).parts
@@ -106,11 +111,15 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a regular file for reading. Nothing else is opened: to open a pipe waits for a writer, perhaps forever.
+    """Open a regular or a remote file for reading.
+
+    Nothing else is opened: to open a pipe waits for a writer, perhaps forever.
 
     Raises:
         OSError: if it is not a regular file, or cannot be read; `strerror` is the reason.
     """
+    if is_remote(path):
+        return path.open_binary()
     check_regular(path)  # before it is opened, since opening a device may change it
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
     try:
@@ -130,6 +139,52 @@ def _refuse_special(mode: int, path: str | os.PathLike[str]) -> None:
     raise OSError(errno.EINVAL, f"{kind}, not a regular file", os.fspath(path))
 
 
+def list_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of the other files in a local or remote folder, sorted.
+
+    Raises:
+        OSError: if it cannot be listed.
+    """
+    path = to_path(folder)
+    if is_remote(path):
+        return path.list_folders_and_files()
+    with os.scandir(path) as entries:
+        are_folders = {entry.name: entry.is_dir() for entry in entries}
+    names = sorted(are_folders)
+    return [name for name in names if are_folders[name]], [name for name in names if not are_folders[name]]
+
+
+def list_names(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the names in a local or remote folder, in no order.
+
+    Raises:
+        OSError: if it cannot be listed.
+    """
+    path = to_path(folder)
+    return [each.name for each in path.iterdir()] if is_remote(path) else os.listdir(path)
+
+
+def absolute_text(path: str | os.PathLike[str]) -> str:
+    """Return a path as absolute text, without `.` and `..`; a URL as it is."""
+    text = os.fspath(path)
+    return text if is_url(text) else os.path.abspath(text)
+
+
+def real_text(path: str | os.PathLike[str]) -> str:
+    """Return a path as text with all links followed; a URL as it is."""
+    text = os.fspath(path)
+    return text if is_url(text) else os.path.realpath(text)
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Check whether there is anything under a path, be it a broken link.
+
+    Raises:
+        OSError: if a server does not answer.
+    """
+    return path.exists() if is_remote(path) else os.path.lexists(path)
+
+
 def matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """Check whether the parts of a path match those of a glob pattern; `**` stands for any number of folders."""
     if not pattern:
@@ -137,6 +192,19 @@ def matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return any(matches_pattern(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and matches_pattern(parts[1:], pattern[1:])
+
+
+def match_remote(pattern: RemotePath) -> list[RemotePath]:
+    """Return the remote files and folders that match a glob pattern, sorted."""
+    parts = pattern.parts
+    start = next((index for index, part in enumerate(parts) if has_magic(part)), len(parts))
+    base, rest = RemotePath(*parts[:start]), parts[start:]
+    if "**" in rest:
+        return sorted(file for file in base.walk_files() if matches_pattern(file.parts[start:], rest))
+    found = [base]
+    for part in rest:
+        found = [inner for folder in found for inner in folder.glob(part)]
+    return sorted(found)
 
 
 def is_ignored(name: str) -> bool:

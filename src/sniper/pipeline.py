@@ -55,6 +55,8 @@ from sniper.models.protocol import DetectorModel
 from sniper.planning.auto import Given, choose_validation, derive, parse_time
 from sniper.planning.cost import levels_megapixels
 from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
+from sniper.remote import is_remote
+from sniper.remote.client import cache as remote_cache
 from sniper.reports.reporter import RunReporter
 from sniper.reports.scored import Subject
 from sniper.runs.default import default_run
@@ -332,6 +334,13 @@ def load_split(
     if spec.data.holdout:
         trained, held_out = hold_out(dataset, share=spec.data.holdout, seed=spec.seed)
         dataset = trained if split == "train" else held_out
+    if split == "train" and is_remote(dataset.image_root):
+        cache = remote_cache()
+        bound = "half of what its disk has free" if spec.data.cache.gigabytes is None else "as given"
+        callbacks.on_notice(
+            f"remote images: kept in {cache.folder}, up to {cache.limit / 1e9:.3g} GB, {bound} "
+            "(data.cache.gigabytes, data.cache.folder)"
+        )
     for warning in dataset.warnings:
         callbacks.on_warning(warning)
     return dataset

@@ -15,7 +15,7 @@ from sniper.cli import run
 
 ANNOUNCEMENTS = (
     *("compiling kernels", "download: ", "training: ", "evaluation: ", "checkpoint: "),
-    *("pyramid: ", "val: "),
+    *("pyramid: ", "val: ", "remote images: "),
 )
 SNIPER = str(Path(sys.executable).parent / "sniper")
 

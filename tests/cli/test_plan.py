@@ -97,3 +97,19 @@ def test_a_plan_of_images_without_boxes_gives_the_reason(folder: Path, sniper: C
     (folder / "empty.json").write_text(json.dumps(content | {"annotations": []}))
     out = sniper.text("plan", folder / "empty.json", "-o", folder / "plan").out
     assert "no pyramid is suggested: there are no boxes to learn from" in out
+
+
+def test_a_plan_for_a_cluster_is_printed_and_on_the_page(folder: Path, sniper: CommandLine) -> None:
+    given = ("--gpus", "8x8", "--chips-per-second", "200", "-o", folder / "plan")
+    out = sniper.text("plan", folder / "train.json", *given).out
+    assert "8 machines of 8 GPUs: " in out
+    assert "at 200 chips a second and GPU (given)" in out
+    assert "On a cluster" in (folder / "plan" / "plan.html").read_text()
+    cluster = sniper.json("plan", folder / "train.json", *given)["cluster"]
+    assert (cluster["gpus"], cluster["source"]) == (64, "given")
+    assert cluster["cores_per_machine"] >= 1
+
+
+def test_a_speed_without_gpus_is_refused(folder: Path, sniper: CommandLine) -> None:
+    message = sniper.error("plan", folder / "train.json", "--chips-per-second", "200")
+    assert "--chips-per-second: is of the GPUs of --gpus, which is missing" in message

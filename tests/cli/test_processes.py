@@ -369,6 +369,36 @@ def test_launchers_on_two_machines_share_a_run(folder: Path, sniper: CommandLine
         torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_two_machines_train_mine_and_predict_though_one_is_killed(folder: Path, sniper: CommandLine) -> None:
+    options = (
+        *("--train.epochs", "6", "--train.checkpoint_minutes", "1e-9", "--train.evaluate_every", "6"),
+        *("--model.backbone.batch_norm", "frozen", "--negatives.source", "rpn", "--mine.rpn_epochs", "1"),
+    )
+    run = Run(folder / "together")
+    machines = start_machines(*training(folder, "together", *options))
+    wait_until(machines[0], lambda: run.checkpoints)
+    assert (run.folder / "mined").is_dir()
+    os.killpg(machines[1].pid, signal.SIGKILL)
+    ended = [end_of(machine) for machine in machines]
+    assert all(each.code != 0 for each in ended)
+    step = int(run.checkpoints[-1].name)
+    machines = start_machines(*training(folder, "together", *options, "--resume"))
+    num_steps = sniper.json(*training(folder, "alone", *options, "--device", "cpu"))["step"]
+    (printed,) = filter(None, map(finish, machines))
+    assert json.loads(printed)["step"] == num_steps > step
+    weights, others = weights_of(folder / "alone"), weights_of(folder / "together")
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
+
+    searching = ("predict", folder / "together", "-o")
+    machines = start_machines(*searching, folder / "together.json")
+    sniper.json(*searching, folder / "one.json", "--device", "cpu")
+    (printed,) = filter(None, map(finish, machines))
+    assert json.loads(printed)["num_images"] == 4
+    check_alike(folder / "together.json", folder / "one.json")
+
+
 def test_two_processes_detect_what_one_detects(trained_folder: Path, sniper: CommandLine) -> None:
     together = start_two("predict", trained_folder / "run", "-o", trained_folder / "together.json")
     alone = sniper.json(

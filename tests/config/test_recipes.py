@@ -137,6 +137,7 @@ LEFT_OUT = {
     "data.test": "a path",
     "data.chips": "a path",
     "data.cache": "a path and its size; the pixels are the same",
+    "data.remote": "how a server behaves",
     "model.weights_from": "a path",
     "model.kind": "two_stage, the only kind with these fields",
     "model.name": "not used by two_stage",

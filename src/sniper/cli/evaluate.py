@@ -323,7 +323,7 @@ def _only(paths: Sequence[str]) -> Path | None:
     """Return the path of the data set that is given, if any."""
     if len(paths) > 1:
         raise ConfigError(f"{paths[1]}: expected one data set, after {paths[0]}")
-    return expand_path(Path(paths[0])) if paths else None
+    return expand_path(paths[0]) if paths else None
 
 
 def _refuse_with_proposals(options: Mapping[str, Any]) -> None:

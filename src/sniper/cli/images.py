@@ -3,14 +3,15 @@
 import codecs
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 
 from sniper.errors import ConfigError, count_and_list, describe_os_error, printable
-from sniper.files import expand_path, is_ignored, matches_pattern, read_bytes
+from sniper.files import expand_path, is_ignored, match_remote, matches_pattern, read_bytes
+from sniper.remote import RemotePath, is_remote
 
 _HIDDEN, _UNREADABLE = "hidden with images", "folders that cannot be read"
 _BROKEN, _SPECIAL, _BARE = "broken links", "pipes, sockets or devices", "without a suffix"
@@ -64,6 +65,8 @@ def find_image_files(arguments: Sequence[str]) -> SearchedFiles:
 
 
 def _expand(path: Path, walk: "_Walk") -> list[Path]:
+    if is_remote(path):
+        return _expand_remote(path)
     if path.is_dir():
         return sorted(Path(entry.path) for entry in walk.files(path) if walk.is_image(entry))
     if not os.path.lexists(path) and has_magic(str(path)):
@@ -74,6 +77,21 @@ def _expand(path: Path, walk: "_Walk") -> list[Path]:
         # An absent file of an image is reported as a bad image instead.
         raise ConfigError(f"{path}: no such file or folder")
     return [path]
+
+
+def _expand_remote(path: RemotePath) -> list[Path]:
+    """Return the images that a URL stands for: a folder or a pattern, by their suffixes, a list, or a file."""
+    from sniper.data.images.formats import image_suffixes
+
+    if has_magic(str(path)):
+        found: Iterable[Path] = match_remote(path)
+    elif path.suffix.lower() == ".txt":
+        return _read_list(path)
+    elif path.suffix.lower() not in image_suffixes() and path.is_dir():
+        found = sorted(path.walk_files())
+    else:
+        return [path]
+    return [each for each in found if each.suffix.lower() in image_suffixes() and not is_ignored(each.name)]
 
 
 class _Walk:
@@ -227,7 +245,7 @@ def _read_list(path: Path) -> list[Path]:
         raise ConfigError(f"{path}: cannot be read as a list of images ({error})") from error
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     paths = [path.parent / expand_path(line, folder=path.parent) for line in lines]
-    if paths and not any(map(os.path.lexists, paths)):
+    if paths and not any(is_remote(each) or os.path.lexists(each) for each in paths):
         raise ConfigError(
             f"{path}: is read as a list of images, one path per line, but no file of it is there, such as "
             f"{printable(lines[0])!r}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sniper.cli.output import print_warnings
 from sniper.errors import ConfigError
+from sniper.remote import is_remote
 
 if TYPE_CHECKING:
     from sniper.config.experiment import ExperimentSpec
@@ -37,7 +38,7 @@ def load_annotations(
     from sniper.data.datasets.collect import LEFT_OUT
     from sniper.data.spec import DataSpec
 
-    if images is not None and not images.is_dir():
+    if images is not None and not is_remote(images) and not images.is_dir():
         raise ConfigError(f"--images {images}: no such folder")
     dataset = load_dataset(
         annotations, image_root=images, split=split, has_images=has_images, data=data or DataSpec()

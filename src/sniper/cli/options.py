@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter, Token, convert, validators
 
 from sniper.files import expand_path
+from sniper.remote import is_url, to_path
 
 
 def default(text: str) -> Callable[[Any], str]:
@@ -30,8 +31,10 @@ def flag(text: str) -> Parameter:
 
 
 def convert_argument(kind: Any, tokens: Sequence[Token]) -> Any:
-    """Convert the text of an argument to its type, with `~` and `$NAME` expanded in paths."""
+    """Convert the text of an argument to its type, with `~` and `$NAME` expanded in paths, and URLs taken for paths."""
     value = convert(kind, tokens)
+    if isinstance(value, Path) and len(tokens) == 1 and is_url(tokens[0].value):
+        return to_path(tokens[0].value)
     return expand_path(value) if isinstance(value, Path) else value
 
 

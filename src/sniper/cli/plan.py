@@ -97,6 +97,22 @@ def plan(
         ),
     ] = None,
     measure: Annotated[bool, flag("Train three steps, and report minutes and memory.")] = False,
+    gpus: Annotated[
+        str | None,
+        Parameter(
+            help="Report hours, cores and cache for a cluster: machines x GPUs of each, such as 8x8. The speed of a "
+            "GPU is measured on --device, or given by --chips-per-second.",
+            show_default=False,
+        ),
+    ] = None,
+    chips_per_second: Annotated[
+        float | None,
+        Parameter(
+            validator=validators.Number(gt=0),
+            help="Chips that one GPU trains on in a second, for a GPU that is not here; with --gpus.",
+            show_default=default("measured"),
+        ),
+    ] = None,
     device: Device = None,
     seed: Seed = 0,
     json: Json = False,
@@ -110,12 +126,18 @@ def plan(
     started = time.monotonic()
     from sniper.data.epoch import to_image_boxes
     from sniper.planning import plan as planning
+    from sniper.planning.cluster import Cluster
     from sniper.planning.tools import plan_tool
 
     if useful_sizes is not None and not 0 < useful_sizes[0] < useful_sizes[1]:
         raise ConfigError(
             f"--useful-sizes: expected two sizes, the smaller first, not {useful_sizes[0]:g} {useful_sizes[1]:g}"
         )
+    if chips_per_second is not None and gpus is None:
+        raise ConfigError("--chips-per-second: is of the GPUs of --gpus, which is missing")
+    if gpus is not None:
+        Cluster.parse(gpus)
+        measure = measure or chips_per_second is None
     spec = load_config(config)
     if follow_links:
         spec = replace(spec, data=replace(spec.data, follow_links=True))
@@ -138,6 +160,8 @@ def plan(
             crowded_above=crowded_above,
             is_measured=measure,
             device=device,
+            gpus=gpus,
+            chips_per_second=chips_per_second,
             seed=seed,
         )
     page.save(folder)
@@ -176,6 +200,8 @@ def _show(page: "PlanPage", folder: Path) -> None:
             f"{page.measurement.peak_memory / 1e9:.1f} GB on {page.measurement.device}"
         )
     print_paragraph("; ".join(parts))
+    for line in page.cluster.describe() if page.cluster else ():
+        print_paragraph(line)
     for table in (draw_levels(cost), draw_pixels(cost), draw_suggestions(page)):
         print_table(table)
     if page.suggestion is not None:

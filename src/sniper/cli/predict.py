@@ -161,6 +161,7 @@ def predict(
         paths.pop(0)
     searcher = _Searcher.of(run, detector, checkpoint=checkpoint, engine=engine, device=device)
     spec = searcher.experiment(overrides, follow_links=follow_links)
+    spec.data.configure_remote()
     truth = _load_truth(spec, paths, annotations, images, split, searcher=searcher)
     sources = list_images(_find_files(paths) if truth is None else truth)[:limit]
     target = output or searcher.folder / _DEFAULT_OUTPUT

@@ -23,6 +23,7 @@ from sniper.config.recipes import find_recipe
 from sniper.errors import ConfigError, describe_os_error
 from sniper.files import expand_path, read_bytes
 from sniper.models.spec import ON_BACKBONE
+from sniper.remote import is_url
 
 _VALIDATOR = TypeAdapter(ExperimentSpec)
 
@@ -97,6 +98,7 @@ _FREE_TO_CHANGE = (
     "data.on_bad_image",
     "data.follow_links",
     "data.cache.gigabytes",
+    "data.remote",
     "predict",
     "mine.batch_megapixels",
 )
@@ -464,7 +466,12 @@ def check_resumable(old: ExperimentSpec, new: ExperimentSpec, *, source: Path) -
     free = [name for name in _FREE_TO_CHANGE if name != "predict" or new.mine.every_epochs is None]
     if old.train.schedule == "cosine":
         free.remove("train.epochs")  # on which all learning rates after the warm-up depend
-    if new.data.cache.format == "png" or None not in (old.data.cache.folder, new.data.cache.folder):
+    is_remote = is_url(new.data.train.images or new.data.train.annotations)
+    if (
+        is_remote
+        or new.data.cache.format == "png"
+        or None not in (old.data.cache.folder, new.data.cache.folder)
+    ):
         free.append("data.cache.folder")  # the pixels are the same
     differing = [
         f"{name} was {before.get(name)}, not {after.get(name)}"

@@ -2,9 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import cv2
@@ -19,6 +20,7 @@ from sniper.data.reader import ChipReader
 from sniper.data.spec import ColorJitterSpec, DataSpec
 from sniper.errors import ImageError, TransformError
 from sniper.geometry.masks import MaskArrays
+from sniper.remote import is_remote
 
 ChipTransform = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 """A function of an image and its target, such as one of torchvision's `transforms.v2`."""
@@ -139,6 +141,19 @@ class Batch:
         return replace(self, images=function(self.images), targets=self.targets.map(function))
 
 
+class Part(list[int]):
+    """Indices of the chips of a batch that one process reads, and of those that it reads after them.
+
+    Args:
+        indices: of the chips.
+        ahead: of the chips after them.
+    """
+
+    def __init__(self, indices: Iterable[int] = (), *, ahead: Iterable[int] = ()) -> None:
+        super().__init__(indices)
+        self.ahead = tuple(ahead)
+
+
 class ChipDataset(torch.utils.data.Dataset[ChipSample]):
     """The chips of one epoch, for torch's `DataLoader` with `collate` as its `collate_fn`.
 
@@ -171,6 +186,7 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
         self._jitter = _build_jitter(spec.color_jitter)
         self._transform = transform
         self._image_indices = order.table.image_indices
+        self._is_remote = is_remote(order.dataset.image_root)
 
     def __len__(self) -> int:
         return len(self._order.chip_indices)
@@ -196,6 +212,18 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
             else:
                 return replace(sample, skipped=skipped)
         raise last
+
+    def __getitems__(self, indices: Sequence[int]) -> list[ChipSample]:
+        """Read chips, while remote images that these and later ones need are read ahead."""
+        if self._is_remote:
+            later = indices.ahead if isinstance(indices, Part) else ()
+            self._reader.read_ahead(map(self._path_of, (*indices, *later)))
+        return [self[index] for index in indices]
+
+    def _path_of(self, index: int) -> Path:
+        dataset = self._order.dataset
+        _, image_index = self._chip_at(index)
+        return dataset.image_root / str(dataset.image_paths[image_index])
 
     def _same_size(self, index: int) -> Iterator[int]:
         """Iterate over an index and all others, wrapping around, whose chips have the same size."""

@@ -8,6 +8,7 @@ Workers live as long as the iterator. They ignore SIGINT, SIGTERM and SIGHUP, wh
 all processes of a command, and end by themselves when the training process is gone.
 """
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -26,7 +27,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, collate
+from sniper import remote
+from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, Part, collate
 from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec
 from sniper.errors import LoaderError, SniperError
@@ -75,6 +77,10 @@ def load_batches(
         for indices in batches
         for part in range(num_parts)
     ]
+    parts = [
+        Part(part, ahead=itertools.chain(*parts[k + num_parts : k + 3 * num_parts : num_parts]))
+        for k, part in enumerate(parts)
+    ]
     num_workers = spec.num_workers if num_parts == 1 else num_parts
     has_started = multiprocessing.RawArray("b", num_workers)
     loader = DataLoader(
@@ -83,7 +89,7 @@ def load_batches(
         num_workers=num_workers,
         prefetch_factor=_PREFETCH_FACTOR if spec.num_workers else None,
         collate_fn=_collate,
-        worker_init_fn=partial(_start_worker, has_started),
+        worker_init_fn=partial(_start_worker, has_started, remote.share()),
         pin_memory=pin_memory and num_parts == 1,
     )
     with _Parts(loader, has_started).closed_at_end() as loaded:
@@ -252,8 +258,9 @@ _FAILED: list[Any] = []
 """Iterators of torch whose workers were killed. To end them, torch would wait for locks that these may have held."""
 
 
-def _start_worker(has_started: "Array[c_byte]", number: int) -> None:
+def _start_worker(has_started: "Array[c_byte]", shared: remote.Shared, number: int) -> None:
     """Make a worker end with the training process, and when that asks for it; called in the worker."""
+    remote.use_shared(shared)
     has_started[number] = 1
     sys.excepthook = _ignore_lost_connection
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()

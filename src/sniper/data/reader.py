@@ -6,7 +6,7 @@ An image that cannot be read raises an error that names the file.
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sniper.data.images.regions import cut_chip, read_source_pixels, render_chip
 from sniper.data.spec import CacheSpec, ReadSpec
 from sniper.errors import ImageError, describe_os_error
 from sniper.geometry.boxes import Sides
+from sniper.remote import fetch_ahead, is_remote, read_ahead
 
 _CHECK_WINDOW = 4096  # pixels a side that are read at a time while an image is checked
 _CHECK_AHEAD = 256  # images that are checked before their results are yielded
@@ -73,12 +74,16 @@ class ChipReader:
         if path in self._errors:
             raise ImageError(self._errors[path])
         try:
-            if self._cache is None:
+            if self._cache is None or is_remote(path):
                 return cut_chip(self._open(path, chip), chip)
             return self._read_cached(self._cache, path, chip)
         except ImageError as error:
             self._errors[path] = str(error)
             raise
+
+    def read_ahead(self, paths: Iterable[Path]) -> None:
+        """Start to read the remote ones of some image files that are read soon, unless they are decoded already."""
+        fetch_ahead([path for path in paths if path not in self._images and path not in self._errors])
 
     def _read_cached(self, cache: ChipCache, path: Path, chip: Chip) -> UInt8[np.ndarray, "h w 3"]:
         try:
@@ -167,4 +172,7 @@ def find_bad_images(dataset: Dataset, spec: ReadSpec) -> Iterator[str | None]:
 
     with ThreadPoolExecutor(os.cpu_count()) as executor:
         for start in range(0, len(dataset), _CHECK_AHEAD):
-            yield from executor.map(check, range(start, min(start + _CHECK_AHEAD, len(dataset))))
+            indices = range(start, min(start + _CHECK_AHEAD, len(dataset)))
+            paths = (dataset.image_root / str(dataset.image_paths[index]) for index in indices)
+            ahead = zip(indices, read_ahead(paths, is_fixed=True), strict=True)
+            yield from executor.map(check, (index for index, _ in ahead))

@@ -1,11 +1,13 @@
 """The data part of an experiment: its data sets, how images are read, and how chips are fed to training."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from sniper.chips.baselines import TileSpec, WholeSpec
+from sniper.remote import Settings, configure
 from sniper.specs import Fraction, spec_dataclass
 
 _MAX_GIGABYTES = 70_000.0  # SQLite counts 2^32 pages
@@ -60,19 +62,35 @@ class ReadSpec:
 
 @spec_dataclass
 class CacheSpec:
-    """A cache of cut chips on disk, for images that are slow to read.
+    """A cache on the local disk for images that are slow to read: of cut chips or, for remote images, of their files.
 
     Attributes:
-        folder: of the cache; runs that name the same folder share it. None uses no cache.
-        gigabytes: size limit; chips that do not fit are cut again each time.
+        folder: of the cache; runs that name the same folder share it. None keeps no chips, and remote files in the
+            cache folder of the user.
+        gigabytes: size limit; what does not fit is cut or read again each time. None is half of what the disk has free
+            with what is in the cache.
         format: `jpeg`, or `png`, which is lossless, larger and slower.
         quality: of JPEG, from 1 to 100.
     """
 
     folder: str | None = None
-    gigabytes: Annotated[float, Ge(0.01), Le(_MAX_GIGABYTES)] = 50.0
+    gigabytes: Annotated[float, Ge(0.01), Le(_MAX_GIGABYTES)] | None = None
     format: Literal["jpeg", "png"] = "jpeg"
     quality: Annotated[int, Ge(1), Le(100)] = 95
+
+
+@spec_dataclass
+class RemoteSpec:
+    """How files behind URLs are read.
+
+    Attributes:
+        timeout: seconds for a request of up to 4 MB; after these the server counts as stalled.
+        tries: how often a request that stalls or fails is sent, after growing pauses, before the file is one that
+            cannot be read.
+    """
+
+    timeout: Annotated[float, Gt(0), Le(3600)] = 30.0
+    tries: Annotated[int, Ge(1), Le(100)] = 5
 
 
 @spec_dataclass
@@ -123,7 +141,8 @@ class DataSpec:
             decoded once for all its chips. Rounded down to a multiple or a divisor of the batch size. None uses 256, or
             fewer if those would take more than 2 GB of memory. 0 samples chips of all images, and decodes an image for
             each.
-        cache: cut chips on disk.
+        cache: cut chips, or remote files, on the local disk.
+        remote: how files behind URLs are read.
         flip: fraction of chips that are flipped horizontally.
         scale_jitter: chips are enlarged or reduced about their centres by a random factor of up to 1 + `scale_jitter`;
             those that show the whole image are reduced only.
@@ -148,11 +167,24 @@ class DataSpec:
     class_property: str | None = None
     images_at_once: NonNegativeInt | None = None
     cache: CacheSpec = CacheSpec()
+    remote: RemoteSpec = RemoteSpec()
     flip: Fraction = 0.5
     scale_jitter: Fraction = 0.0
     color_jitter: ColorJitterSpec = ColorJitterSpec()
     min_visible_side: NonNegativeFloat = 10.0
     num_workers: Annotated[NonNegativeInt, Le(_MAX_WORKERS)] = 1
+
+    def configure_remote(self) -> None:
+        """Read remote files in this process as these fields say, from now on."""
+        cache = self.cache
+        configure(
+            Settings(
+                folder=None if cache.folder is None else Path(cache.folder),
+                limit=None if cache.gigabytes is None else int(cache.gigabytes * 1e9),
+                timeout=self.remote.timeout,
+                tries=self.remote.tries,
+            )
+        )
 
     def __post_init__(self) -> None:
         if self.holdout and (self.test.annotations or self.test.split):

@@ -14,7 +14,6 @@ from sniper.chips import ImageBoxes, Level, LevelSpec, PyramidSpec
 from sniper.chips.cover import cover_dense
 from sniper.config.experiment import FocusSpec
 from sniper.geometry import Detections
-from sniper.geometry.boxes import Sides
 from sniper.geometry.nms import soft_nms
 from sniper.inference.windows import GRID, FreeWindow, Tiling, Window, WindowDetections, join_windows
 

@@ -21,6 +21,7 @@ from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError, counted
 from sniper.files import atomic_write
 from sniper.geometry.boxes import size
+from sniper.planning.cluster import ClusterPlan
 from sniper.planning.cost import CostPlan
 from sniper.planning.suggest import Suggestion
 from sniper.reports.crops import Crop, Picture, read_thumbnail
@@ -55,6 +56,7 @@ class PlanPage:
         source: the data set as it was named, if `sniper train` derives the same settings from it; None if options of
             the plan decide something, so that the suggested experiment has to be trained.
         measurement: of a few training steps of the experiment, if they were measured.
+        cluster: what the training takes on a cluster, if that was asked for.
     """
 
     dataset: Dataset
@@ -67,6 +69,7 @@ class PlanPage:
     suggested_yaml: str
     source: Path | None = None
     measurement: "Measurement | None" = None
+    cluster: ClusterPlan | None = None
 
     @property
     def batch_size(self) -> int:
@@ -203,6 +206,7 @@ class PlanPage:
             ],
             "reason": self.suggestion.reason if self.suggestion else None,
             **({"measured": self._measured()} if self.measurement else {}),
+            **({"cluster": self.cluster.as_dict()} if self.cluster else {}),
         }
 
     def _measured(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import os
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +17,16 @@ from sniper.data.epoch import choose_positive_chips, to_image_boxes
 from sniper.data.spec import SourceSpec
 from sniper.errors import AnnotationError
 from sniper.files import expand_path
-from sniper.planning.cost import USEFUL_SIZES, compute_cost, levels_megapixels
+from sniper.planning.cluster import Cluster, ClusterPlan, measure_reading
+from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment
 from sniper.planning.page import PlanPage
 from sniper.planning.suggest import Suggestion, suggest_pyramid
 
 if TYPE_CHECKING:
     import torch
+
+    from sniper.planning.measure import Measurement
 
 
 def plan(
@@ -42,6 +44,8 @@ def plan(
     crowded_above: int = 100,
     is_measured: bool = False,
     device: "str | torch.device | None" = None,
+    gpus: str | None = None,
+    chips_per_second: float | None = None,
     seed: int = 0,
 ) -> PlanPage:
     """Suggest a pyramid, and compute what training on its chips costs, or on those of a given experiment.
@@ -62,6 +66,9 @@ def plan(
         crowded_above: chips that show more boxes are counted as crowded.
         is_measured: whether to train for a few steps, to measure minutes and memory.
         device: where to measure; by default a GPU if there is one.
+        gpus: also plan for a cluster: machines x GPUs of each, such as `8x8`. The speed of a GPU is measured here if
+            `chips_per_second` is not given.
+        chips_per_second: of one GPU, for a GPU that is not here.
         seed: breaks ties between equally good chips.
 
     Returns:
@@ -78,6 +85,8 @@ def plan(
         >>> page.cost.mean_chips_per_image  # doctest: +SKIP
         >>> page.save(Path("plans/train"))  # doctest: +SKIP
     """
+    cluster = None if gpus is None else Cluster.parse(gpus)
+    is_measured = is_measured or (cluster is not None and chips_per_second is None)
     if experiment is not None and not isinstance(experiment, ExperimentSpec):
         experiment = load_experiment(os.fspath(experiment))
     if experiment is not None and batch_size is not None:
@@ -154,6 +163,37 @@ def plan(
         suggested_yaml=_to_yaml(suggested, suggestion, is_scored=is_scored),
         source=data.path if is_derived else None,
         measurement=measurement,
+        cluster=None
+        if cluster is None
+        else _plan_cluster(cluster, planned, data, cost, measurement=measurement, given=chips_per_second),
+    )
+
+
+def _plan_cluster(
+    cluster: Cluster,
+    experiment: ExperimentSpec,
+    dataset: Dataset,
+    cost: CostPlan,
+    *,
+    measurement: "Measurement | None",
+    given: float | None,
+) -> ClusterPlan:
+    """Compute what a training takes on a cluster on which each GPU has the batch of the experiment."""
+    batch_size = experiment.train.batch_size
+    if given is not None:
+        speed, source = given, "given"
+    else:
+        assert measurement is not None
+        speed, source = batch_size / measurement.seconds_per_step, f"measured on {measurement.device} here"
+    return ClusterPlan(
+        cluster=cluster,
+        chips_per_second=speed,
+        source=source,
+        batch_size=batch_size * cluster.num_gpus,
+        chips_per_epoch=cost.num_chips + cost.num_negatives_per_epoch,
+        epochs=experiment.train.epochs,
+        num_images=cost.num_images,
+        reading=measure_reading(experiment, dataset) if cost.num_required else None,
     )
 
 
@@ -209,7 +249,7 @@ def _source(
     """Return the planned data set as the training set of an experiment, with image root and split as given."""
     path = dataset.path.absolute()
     root = images
-    if images is None and Path(experiment.data.train.annotations) == path:
+    if images is None and expand_path(experiment.data.train.annotations) == path:
         root = experiment.data.train.images
     return SourceSpec(
         annotations=str(path),

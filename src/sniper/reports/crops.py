@@ -1,6 +1,5 @@
 """Cut pictures for pages: an object with its surroundings at the scale of a level, or a whole image made small."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from sniper.data.images.files import ImageReader
 from sniper.data.images.regions import cut_chip
 from sniper.data.reader import open_record
 from sniper.data.spec import ReadSpec
+from sniper.files import is_there
 from sniper.geometry.boxes import size
 from sniper.reports.page import to_jpeg
 
@@ -97,7 +97,7 @@ def read_thumbnail(record: ImageRecord, spec: ReadSpec, *, max_side: int) -> Pic
     Raises:
         ImageError: if it cannot be read.
     """
-    if not os.path.lexists(record.path):
+    if not is_there(record.path):
         return None
     return read_reduced(open_record(record, spec), max_side=max_side)
 

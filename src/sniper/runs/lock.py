@@ -21,6 +21,7 @@ from typing import Any
 
 from sniper.errors import InUseError
 from sniper.files import FileLock, read_bytes
+from sniper.remote import redact
 
 FOLDER_LOCK = ".sniper.lock"
 """Name of the lock of a folder, in it."""
@@ -129,7 +130,7 @@ def _announce(lock: FileLock, subject: Path) -> None:
 
 
 def _describe_this_process() -> bytes:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     fields = {
         "command": command if len(command) <= _MAX_COMMAND else f"{command[:_MAX_COMMAND]} ...",
         "pid": os.getpid(),

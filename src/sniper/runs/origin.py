@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sniper.remote import redact
 from sniper.runs.environment import Environment
 
 _SECONDS = 5.0  # for git, which may wait for a network disk
@@ -23,7 +24,7 @@ def describe_origin(environment: Environment) -> dict[str, str]:
     """
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     origin = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "folder": os.fspath(Path.cwd()),
         "host": socket.gethostname(),
         "device": environment.device_name,

@@ -15,6 +15,7 @@ from sniper.data.datasets.raw import RawDataset
 from sniper.data.datasets.splits import by_split, canonical, find_split_folders
 from sniper.data.datasets.text_files import read_start
 from sniper.errors import AnnotationError
+from sniper.files import open_regular
 from sniper.geometry.masks import MaskArrays
 
 _SINGLE = (
@@ -90,7 +91,8 @@ def _is_coco(file: Path) -> bool:
         start = read_start(file, num_bytes=_NUM_START_BYTES)
     except AnnotationError:
         return False
-    is_whole = file.stat().st_size <= _NUM_START_BYTES
+    with open_regular(file) as opened:
+        is_whole = opened.seek(0, os.SEEK_END) <= _NUM_START_BYTES
     keys = (b'"images"', b'"annotations"', *([] if is_whole else [b'"categories"']))
     return any(key in start for key in keys)
 

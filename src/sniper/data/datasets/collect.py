@@ -16,10 +16,11 @@ from sniper.data.datasets.raw import MAX_LISTED, Findings, RawDataset, raise_for
 from sniper.data.images.files import read_image_sides
 from sniper.data.images.formats import EXTRAS, image_suffixes
 from sniper.data.spec import DataSpec
-from sniper.errors import ImageError
-from sniper.files import is_ignored
+from sniper.errors import AnnotationError, ImageError
+from sniper.files import absolute_text, is_ignored, list_names, real_text
 from sniper.geometry.boxes import Sides
 from sniper.geometry.masks import MaskArrays
+from sniper.remote import is_remote, is_url, read_ahead, to_path
 
 LEFT_OUT = "that cannot be read, left out with their boxes"
 """Part of the warning that lists images that are not in the data set, as their file cannot be read."""
@@ -327,6 +328,8 @@ def read_sides(files: Sequence[Path], root: Path, data: DataSpec) -> list[Sides 
     def read_some(first: int) -> list[Sides | str]:
         return [read_one(file) for file in files[first : first + _FILES_AT_ONCE]]
 
+    if any(map(is_remote, files)):
+        return [read_one(file) for file in read_ahead(files, is_fixed=True)]
     firsts = range(0, len(files), _FILES_AT_ONCE)
     if len(firsts) <= 1:
         return [read_one(file) for file in files]
@@ -354,13 +357,31 @@ def relative_names(files: Sequence[Path], root: Path) -> tuple[Path, list[str]]:
     """
     if not files:
         return root, []
-    texts = [os.path.abspath(file) for file in files]
-    closest = os.path.commonpath([os.path.dirname(text) for text in texts])
-    base = os.path.abspath(root)
-    if not _is_inside(closest, base) or not _is_inside(os.path.realpath(closest), os.path.realpath(base)):
-        root, base = Path(closest), closest
+    texts = [absolute_text(file) for file in files]
+    closest = _closest_folder(texts)
+    base = absolute_text(root)
+    if not _is_inside(closest, base) or not _is_inside(real_text(closest), real_text(base)):
+        root, base = to_path(closest), closest
     prefix = os.path.join(base, "")
     return root, [text[len(prefix) :].replace(os.sep, "/") for text in texts]
+
+
+def _closest_folder(texts: Sequence[str]) -> str:
+    """Return the closest folder that all files are in, local or remote.
+
+    Raises:
+        AnnotationError: if there is none.
+    """
+    servers = {text[: text.index("/", text.index("://") + 3)] if is_url(text) else "" for text in texts}
+    if len(servers) > 1:
+        raise AnnotationError(
+            f"the images of a data set are in {' and '.join(sorted(server or 'local folders' for server in servers))}, "
+            "expected one place"
+        )
+    (server,) = servers
+    return server + os.path.commonpath([os.path.dirname(text[len(server) :]) for text in texts]).rstrip(
+        "/" * bool(server)
+    )
 
 
 def _is_inside(folder: str, root: str) -> bool:
@@ -411,7 +432,7 @@ class ImageIndex:
         self._by_name: dict[str, Path] = {}
         self._by_stem: dict[str, Path] = {}
         for folder in self._folders:
-            for name in sorted(os.listdir(folder)):
+            for name in sorted(list_names(folder)):
                 if has_image_suffix(name):
                     self._by_name.setdefault(name, folder / name)
                     self._by_stem.setdefault(os.path.splitext(name)[0], folder / name)
@@ -443,7 +464,7 @@ def names_by_stem(folder: str | Path, suffix: str) -> dict[str, str]:
     They are sorted. Hidden files are passed over; a folder that does not exist has none.
     """
     try:
-        names = sorted(os.listdir(folder))  # a.txt after a.TXT
+        names = sorted(list_names(folder))  # a.txt after a.TXT
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return {

@@ -11,6 +11,7 @@ from sniper.data.datasets.splits import choose_splits, find_split_folders
 from sniper.data.datasets.text_files import read_text
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
+from sniper.remote import read_ahead
 
 _IMAGE_FOLDERS = ("images", "Images", "JPEGImages")
 _HEADERS = ("imagesource:", "gsd:")
@@ -51,8 +52,10 @@ class LabelFolders:
         for name in names:
             labels, folders = self.splits[name]
             images = ImageIndex([image_root] if image_root is not None else folders)
-            for stem, file in names_by_stem(labels, ".txt").items():
-                read_file(labels / file, images.find(stem))
+            names_of = names_by_stem(labels, ".txt")
+            files = read_ahead(labels / file for file in names_of.values())
+            for stem, file in zip(names_of, files, strict=True):
+                read_file(file, images.find(stem))
             collector.note_unused(images, kind="without a label file, not used")
 
 

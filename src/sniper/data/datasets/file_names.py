@@ -5,7 +5,6 @@ Names are written on one system and read on another: `images\a.jpg`, `/home/me/i
 """
 
 import difflib
-import os
 import posixpath
 import re
 import unicodedata
@@ -18,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from sniper.data.images.formats import image_suffixes
+from sniper.files import list_names
 
 _DRIVE = re.compile(r"[A-Za-z]:(?=/)")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts it before the names of uploaded files
@@ -88,7 +88,7 @@ class FileNames:
                 actual, kind = similar
             path = posixpath.join(path, actual)
             differences += [kind] if kind else []
-        return None if os.path.isdir(self._root / path) else (path, differences)
+        return None if (self._root / path).is_dir() else (path, differences)
 
     def _list(self, folder: str) -> "_Listing":
         if folder not in self._listings:
@@ -101,7 +101,7 @@ class _Listing:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self.names = set(os.listdir(folder))
+            self.names = set(list_names(folder))
         except OSError:
             self.names = set()
         self._folded: dict[str, list[str]] = defaultdict(list)

@@ -3,7 +3,6 @@
 `docs/georeferenced.md` describes how the image, the class and the box of a feature are found.
 """
 
-import os
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from sniper.data.images.georeference import (
 from sniper.data.images.tiff import has_rasterio
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError, ImageError, count_and_list
-from sniper.files import is_ignored, read_json, read_typed_json
+from sniper.files import is_ignored, list_folder, list_names, read_json, read_typed_json
 from sniper.geometry.boxes import Sides
 from sniper.geometry.polygons import clip_to_window
 
@@ -191,18 +190,17 @@ def find_geojson_files(folder: Path) -> list[Path]:
 def _walk(folder: Path, depth: int = _DEPTH) -> Iterator[tuple[Path, list[str]]]:
     """Yield a folder and those in it down to some depth, without hidden ones, and the names of the files in each."""
     try:
-        with os.scandir(folder) as entries:
-            are_folders = {entry.name: entry.is_dir() for entry in entries}
+        folders, names = list_folder(folder)
     except PermissionError:
         return
-    yield folder, sorted(name for name, is_folder in are_folders.items() if not is_folder)
-    for name in sorted(name for name, is_folder in are_folders.items() if is_folder and depth):
+    yield folder, names
+    for name in folders if depth else ():
         if not is_ignored(name):
             yield from _walk(folder / name, depth - 1)
 
 
 def _has_images(folder: Path) -> bool:
-    return folder.is_dir() and any(map(has_image_suffix, os.listdir(folder)))
+    return folder.is_dir() and any(map(has_image_suffix, list_names(folder)))
 
 
 def _find_image_folders(folder: Path, split: str) -> list[Path]:

@@ -15,6 +15,7 @@ from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError, count_and_list, counted, describe_os_error
 from sniper.files import check_regular
 from sniper.geometry.boxes import Sides
+from sniper.remote import RemotePath, is_remote, read_ahead
 
 AS_STORED = ", which are its sides as stored, before its EXIF orientation is applied"
 """End of the problem of an image file that has the annotated sides before it is oriented."""
@@ -23,6 +24,7 @@ _ANNOTATION_FOLDERS = frozenset({"annotations", "labels"})
 _SAMPLE = 64  # file names by which an image root is recognized
 _MAX_EXPLAINED = 20  # missing files for which similar names are searched
 _MAX_EXAMPLES = 3  # listed in a warning
+_REMOTE_SAMPLE = 8  # remote files that are read before others, to see whether they are there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,11 @@ def locate_image_files(
             after; and if none of these has all files, the other folders beside the annotations. The first that has all
             files is used, or else the one that has the most.
         is_complete: whether every name is looked up; else only as many as recognize the folder, if all of these are
-            there, or none.
+            there, or none. Of remote files no more are looked up.
     """
+    place = path.parent if image_root is None else image_root
+    if is_remote(place):
+        return _locate_remote(path, place, file_names, is_given=image_root is not None)
     roots = _candidates(path) if image_root is None else [image_root]
     sample = file_names[:: max(len(file_names) // _SAMPLE, 1)]
     complete = _with_all(roots, sample)
@@ -89,17 +94,39 @@ def locate_image_files(
     )
 
 
+def _locate_remote(path: Path, place: RemotePath, file_names: Sequence[str], *, is_given: bool) -> ImageFiles:
+    """Find the remote folder of images by some of their names, which are not corrected.
+
+    A server is asked about each file, or lists a thousand at a time; that there are all would take too long to find.
+    """
+    sample = _remote_sample(file_names)
+    roots = [place] if is_given else _usual_folders(path)
+    root = next((root for root in roots if sample and all(has_file(root, name) for name in sample)), place)
+    return ImageFiles(root=root, names=file_names)
+
+
+def _remote_sample(names: Sequence[str]) -> Sequence[str]:
+    return names[:: max(len(names) // _REMOTE_SAMPLE, 1)][:_REMOTE_SAMPLE]
+
+
 def _candidates(path: Path) -> list[Path]:
+    """Return the folders that the images of an annotation file may be in and that exist, the usual one first."""
+    folders = _usual_folders(path)
+    existing = {os.path.realpath(folder): folder for folder in reversed(folders) if folder.is_dir()}
+    return sorted(existing.values(), key=folders.index) or [path.parent]
+
+
+def _usual_folders(path: Path) -> list[Path]:
     """Return the folders that the images of an annotation file may be in, the usual one first."""
     beside = path.parent
     stem = path.name.partition(".")[0]
     splits = [stem, stem.rpartition("_")[2]]  # such as val2017 of instances_val2017.json
     folders = []
-    for folder in (beside, Path(os.path.normpath(beside.absolute().parent))):
+    above = beside.parent if is_remote(beside) else Path(os.path.normpath(beside.absolute().parent))
+    for folder in (beside, above):
         inner = [folder / "images", folder] if folder == beside else [folder, folder / "images"]
         folders += [*inner, *(root / split for root in inner for split in splits)]
-    existing = {os.path.realpath(folder): folder for folder in reversed(folders) if folder.is_dir()}
-    return sorted(existing.values(), key=folders.index) or [beside]
+    return list(dict.fromkeys(folders))
 
 
 def _folders_beside(path: Path, candidates: Sequence[Path]) -> Iterator[Path]:
@@ -127,6 +154,8 @@ def _with_all(roots: Sequence[Path], names: Sequence[str]) -> list[Path]:
 
 def has_file(root: Path, name: str) -> bool:
     """Check whether there is anything but a folder under a name, be it a broken link."""
+    if is_remote(root):
+        return not leaves_root(name) and (root / name).is_file()
     try:
         return not leaves_root(name) and not stat.S_ISDIR(os.lstat(os.path.join(root, name)).st_mode)
     except (OSError, ValueError):
@@ -192,6 +221,8 @@ def find_bad_files(
 ) -> list[tuple[int | None, str]]:
     """Compare the image files with the annotations, reading only headers.
 
+    Remote files are compared when they are read; here only whether a few are there at all.
+
     Args:
         files: where they are.
         file_names: as in the annotations.
@@ -203,6 +234,8 @@ def find_bad_files(
         For each bad file the index of its image, and the problem as a phrase that starts with the file name. The index
         is None for a problem of the image root.
     """
+    if is_remote(files.root):
+        return _find_remote_problem(files, read)
     if not files.root.is_dir():
         return [(None, f"the image root {files.root} is not a folder")]
     known = FileNames(files.root, names=file_names)
@@ -218,6 +251,22 @@ def find_bad_files(
             num_missing += 1
         problems.append((index, f"{file_name} {problem}"))
     return problems
+
+
+def _find_remote_problem(files: ImageFiles, read: ReadSpec) -> list[tuple[int | None, str]]:
+    """Return a problem of the image root if none of a few remote images can be read; else none."""
+    paths = [files.root / name for name in _remote_sample(files.names)]
+    problems = []
+    for path in read_ahead(paths, is_fixed=True):
+        problem = find_path_problem(path, files.root, follow_links=False) or _find_content_problem(
+            path, read, expected=None
+        )
+        if problem is None:
+            return []
+        problems.append(f"{path} {problem}")
+    if not problems:
+        return []
+    return [(None, f"none of {counted(len(problems), 'image')} that were tried can be read: {problems[0]}")]
 
 
 def find_file_problem(
@@ -250,6 +299,9 @@ def find_path_problem(path: Path, root: Path, *, follow_links: bool) -> str | No
     Returns:
         The problem as a phrase; None if it is a regular file under the image root, or an allowed link to one.
     """
+    if is_remote(path):
+        is_inside = path.is_relative_to(root) and not leaves_root(path.relative_to(root).as_posix())
+        return None if is_inside else f"leaves the image root {root}"
     if leaves_root(os.path.relpath(path, root)):
         return f"leaves the image root {root}"
     try:

@@ -81,6 +81,7 @@ def load_dataset(
     Raises:
         AnnotationError: listing the problems of the data set, one a line; the first 20 in words, the rest as a count.
     """
+    data.configure_remote()
     root = None if image_root is None else expand_path(image_root)
     raw = _open(expand_path(path), root).read(split, data)
     return check_dataset(raw, has_images=has_images, data=data)
@@ -109,6 +110,7 @@ def load_splits(
     Raises:
         AnnotationError: if one cannot be used.
     """
+    data.configure_remote()
     path, root = expand_path(path), None if image_root is None else expand_path(image_root)
     source = _open(path, root)
     available = list(source.list_splits())
@@ -159,7 +161,7 @@ def find_scored_split(path: str | os.PathLike[str]) -> str | None:
 
 
 def _open(path: Path, image_root: Path | None) -> _Source:
-    if os.path.isdir(path):
+    if path.is_dir():
         return _open_folder(path, image_root)
     try:
         suffix = path.suffix.lower()

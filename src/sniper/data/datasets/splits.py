@@ -1,10 +1,10 @@
 """The splits of a data set: their names, and which of them are read."""
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sniper.errors import AnnotationError
+from sniper.files import list_folder
 
 ALL = "all"
 """Stands for all splits together."""
@@ -66,8 +66,7 @@ def scored_split(available: Sequence[str]) -> str | None:
 
 def find_split_folders(folder: Path) -> dict[str, Path]:
     """Return the folders in a folder that are named after a split, by canonical name: train, val, test."""
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
+    names, _ = list_folder(folder)
     return by_split((name, folder / name) for name in names)
 
 

@@ -24,6 +24,7 @@ from sniper.data.datasets.voc_masks import MASK_FOLDER, read_object_masks
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError, counted
 from sniper.geometry.boxes import Sides
+from sniper.remote import read_ahead
 
 _ANNOTATION_FOLDERS = ("Annotations", "annotations", "annotations/xmls", "xmls", "xml", "labels", ".")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
@@ -98,7 +99,8 @@ def read_voc(source: VocSource, *, image_root: Path | None, split: str | None, d
         source.files
     )
     reader = _Reader(source, image_root, data)
-    for stem, (file, images, masks) in source.files.items():
+    files = read_ahead(file for file, _, _ in source.files.values())
+    for (stem, (_, images, masks)), file in zip(source.files.items(), files, strict=True):
         reader.read(file, images, masks, is_used=stem in stems)
     if not source.splits:
         reader.note_unlabelled()

@@ -20,9 +20,10 @@ from sniper.data.datasets.dataset import Category, Dataset, ImageRecord
 from sniper.data.datasets.rings import to_single_rings
 from sniper.data.datasets.voc_masks import MASK_FOLDER, MAX_OBJECTS, draw_object_masks
 from sniper.errors import AnnotationError, ConfigError, count_and_list, describe_os_error
-from sniper.files import atomic_folder, check_regular, naming_path
+from sniper.files import atomic_folder, check_regular, naming_path, open_regular
 from sniper.geometry.mask_frames import move_masks
 from sniper.geometry.masks import MaskArrays
+from sniper.remote import is_remote
 
 FormatName = Literal["coco", "yolo", "voc"]
 ImageTransfer = Literal["copy", "link", "none"]
@@ -203,6 +204,10 @@ class _Writer:
             file = target / image.name
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
+                if is_remote(image.record.path):
+                    with open_regular(image.record.path) as source, file.open("wb") as copy:
+                        shutil.copyfileobj(source, copy)
+                    continue
                 check_regular(image.record.path)
                 if self._images == "link":
                     os.link(os.path.realpath(image.record.path), file)

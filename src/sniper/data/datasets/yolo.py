@@ -18,7 +18,8 @@ from sniper.data.datasets.splits import ALL, by_split, canonical, choose_splits,
 from sniper.data.datasets.text_files import read_text
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError
-from sniper.files import expand_path, is_ignored, matches_pattern
+from sniper.files import absolute_text, expand_path, is_ignored, is_there, match_remote, matches_pattern
+from sniper.remote import is_remote, read_ahead, to_path
 
 YAML_SUFFIXES = (".yaml", ".yml")
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")
@@ -111,7 +112,7 @@ def read_yolo(source: YoloSource, *, split: str | None, data: DataSpec) -> RawDa
         collector.warnings += source.list_missing()
     images = _list_images(source, chosen or list(source.splits), collector)
     labels = _Labels(source, collector)
-    for image in images:
+    for image, _ in zip(images, read_ahead(map(labels.find, images)), strict=True):
         labels.read(image)
     labels.note_unused([entry for name in chosen or source.splits for entry in source.splits[name]])
     categories = labels.finish()
@@ -211,9 +212,7 @@ def _parse(path: Path, content: Mapping[str, Any], *, base: Path | None) -> Yolo
     if any(moved.values()):
         base = folder
     splits = {name: [moved[name].get(file, file) for file in files] for name, files in splits.items()}
-    missing = {
-        name: files[0] for name, files in splits.items() if files and not any(map(os.path.lexists, files))
-    }
+    missing = {name: files[0] for name, files in splits.items() if files and not any(map(is_there, files))}
     return YoloSource(
         path=path,
         base=base,
@@ -310,7 +309,7 @@ def _find_moved(file: Path, folder: Path, *, split: str | None = None) -> Path |
         folder: searched.
         split: canonical name, whose folder or list the path is; None for an image.
     """
-    if os.path.lexists(file):
+    if is_there(file):
         return None
     parts = Path(os.path.normpath(file)).parts
     for end in (parts[first:] for first in range(1, len(parts))):
@@ -323,6 +322,8 @@ def _find_moved(file: Path, folder: Path, *, split: str | None = None) -> Path |
 
 def _match(pattern: Path) -> list[Path]:
     """Return what matches a pattern; with `**` the image files, each folder searched once, however it is linked."""
+    if is_remote(pattern):
+        return list(match_remote(pattern))
     if "**" not in pattern.parts:
         return [Path(name) for name in sorted(glob.glob(str(pattern)))]
     start = pattern.parts.index("**")
@@ -395,7 +396,7 @@ def _list_images(source: YoloSource, splits: Sequence[str], collector: Collector
         if not expanded:
             listed = ", ".join(map(str, source.splits[split])) or "a pattern"
             raise AnnotationError(f"{source.path}: {split or 'images'}: no image is in {listed}")
-    return [Path(file) for file in sorted(files)]
+    return [to_path(file) for file in sorted(files)]
 
 
 def _expand(source: YoloSource, split: str, entry: Path, collector: Collector) -> list[str]:
@@ -432,12 +433,16 @@ def _read_list(path: Path, *, base: Path, collector: Collector) -> list[str]:
         file = next((file for file in candidates if file.exists()), None)
         if file is None and (file := _find_moved(candidates[0], base)) is not None:
             collector.note("image", "listed under a path that is not there", f"{name}, {file} is used")
-        files.append(os.path.normpath(file or candidates[0]))
+        found = file or candidates[0]
+        files.append(str(found) if is_remote(found) else os.path.normpath(found))
     return files
 
 
 def _walk(folder: Path) -> Iterator[str]:
     """Yield the image files in a folder and the folders in it; links are followed, but not in circles."""
+    if is_remote(folder):
+        yield from (str(file) for file in folder.walk_files() if has_image_suffix(file.name))
+        return
     visited = set()
     for directory, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(directory)
@@ -462,7 +467,7 @@ class _Labels:
         self._segments: list[tuple[int, int]] = []
         self._are_oriented = True  # whether all segments have 4 corners
 
-        self._base = os.path.join(os.path.abspath(source.base), "")
+        self._base = os.path.join(absolute_text(source.base), "")
 
     def read(self, image: Path) -> None:
         """Read the labels of an image."""
@@ -478,7 +483,7 @@ class _Labels:
         name = self._shorten(file)
         index = self._collector.add_image(image, source=name)
         try:
-            text = read_text(Path(file))
+            text = read_text(to_path(file))
         except AnnotationError as error:
             self._collector.problems.append(str(error))
             return
@@ -589,6 +594,10 @@ class _Labels:
                         "label file", "without an image, not used", self._shorten(os.path.join(folder, name))
                     )
 
+    def find(self, image: Path) -> Path:
+        """Return the label file of an image; an empty path where there is none."""
+        return to_path(self._find(image) or "")
+
     def _find(self, image: Path) -> str | None:
         for folder, names in self._candidates(str(image.parent)):
             if image.stem in names:
@@ -602,16 +611,16 @@ class _Labels:
         They are in `labels` where the path has `images`, the last one, or else beside the images.
         """
         if folder not in self._folders:
-            head, images, tail = f"{os.path.abspath(folder)}/".rpartition("/images/")
-            folders = [os.path.normpath(f"{head}/labels/{tail}")] if images else []
+            head, images, tail = f"{absolute_text(folder)}/".rpartition("/images/")
+            folders = [f"{head}/labels/{tail}".rstrip("/")] if images else []
             self._used |= {path: self._used.get(path, set()) for path in folders}
             self._folders[folder] = [
-                (path, names_by_stem(path, ".txt")) for path in (*folders, os.path.abspath(folder))
+                (path, names_by_stem(path, ".txt")) for path in (*folders, absolute_text(folder))
             ]
         return self._folders[folder]
 
     def _shorten(self, file: str) -> str:
-        return os.path.abspath(file).removeprefix(self._base)
+        return absolute_text(file).removeprefix(self._base)
 
 
 def _shorten(value: Any) -> str:

@@ -24,6 +24,7 @@ from sniper.chips import Chip
 from sniper.data.spec import CacheSpec, ReadSpec
 from sniper.errors import CacheError, describe_os_error
 from sniper.files import check_regular
+from sniper.remote.cache import free_share
 
 _VERSION = 2  # changes where the same file gives other pixels
 _FILE_NAME = "chips.sqlite"
@@ -135,7 +136,7 @@ class ChipCache:
                     raise
                 self._is_full = True
                 warnings.warn(
-                    f"{self._path}: is full (data.cache.gigabytes: {self._spec.gigabytes:g}, or the disk); "
+                    f"{self._path}: is full ({self._limit() / 1e9:.3g} GB, data.cache.gigabytes, or the disk); "
                     "chips that do not fit are cut again each time",
                     stacklevel=2,
                 )
@@ -170,7 +171,7 @@ class ChipCache:
                 self._connection = sqlite3.connect(
                     self._path, timeout=_TIMEOUT, isolation_level=None, check_same_thread=False
                 )
-                max_pages = int(self._spec.gigabytes * 1e9) // _PAGE_SIZE
+                max_pages = self._limit() // _PAGE_SIZE
                 for setting in (
                     f"PRAGMA page_size = {_PAGE_SIZE}",
                     "PRAGMA journal_mode = WAL",
@@ -185,6 +186,13 @@ class ChipCache:
             raise CacheError(f"{self._path}: cannot be used as a chip cache ({reason})") from error
         _OPEN_CACHES.add(self)
         return self._connection
+
+    def _limit(self) -> int:
+        """Return the bytes that the file may take."""
+        if self._spec.gigabytes is not None:
+            return int(self._spec.gigabytes * 1e9)
+        held = self._path.stat().st_size if self._path.exists() else 0
+        return max(free_share(self._path.parent, held=held), _PAGE_SIZE)
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without the open file, which cannot be sent to another process."""

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from sniper.data.images.formats import FORMATS, has_heif
 from sniper.errors import ImageError, describe_os_error
 from sniper.files import describe_other_content, open_regular
+from sniper.remote import is_remote
 
 _MAX_NAME = 240  # characters of a file name in an error
 _MAX_REASON = 300  # characters of a decoder's error in ours
@@ -53,10 +54,19 @@ class EncodedImage:
     """The content of an image file.
 
     Attributes:
-        data: path of the file, or its content.
+        data: path of the file, perhaps remote, or its content.
     """
 
     data: Path | bytes
+
+    @property
+    def local_data(self) -> Path | bytes:
+        """The path of the file on disk, for a remote one in the cache, or its content.
+
+        Raises:
+            OSError: if a remote file cannot be read.
+        """
+        return self.data.fetch(is_fixed=True) if is_remote(self.data) else self.data
 
     @property
     def name(self) -> str:
@@ -76,6 +86,8 @@ class EncodedImage:
         """
         if isinstance(self.data, bytes):
             return io.BytesIO(self.data)
+        if is_remote(self.data):
+            return self.data.open_binary(is_fixed=True)
         return open_regular(self.data)
 
     def read(self) -> bytes:

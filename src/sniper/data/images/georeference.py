@@ -23,6 +23,7 @@ from sniper.data.images.tiff import SIDE_SWAPPING, has_rasterio, open_tiff, read
 from sniper.data.spec import ReadSpec
 from sniper.errors import ImageError
 from sniper.geometry.boxes import Sides
+from sniper.remote import to_path
 
 WGS84 = "EPSG:4326"
 """The CRS of GeoJSON: longitude and latitude in degrees."""
@@ -195,7 +196,7 @@ def read_georeference(path: Path, read: ReadSpec = ReadSpec()) -> Georeference |
     with naming_errors(name), EncodedImage(path).open() as file:
         start = file.read(8)
     driver = next((driver for first, driver in _DRIVERS.items() if start.startswith(first)), None)
-    if driver is None or (driver in _HAVE_CRS_BESIDE and not Path(f"{path}.aux.xml").is_file()):
+    if driver is None or (driver in _HAVE_CRS_BESIDE and not to_path(f"{path}.aux.xml").is_file()):
         return None
     if not has_rasterio():
         header = read_tiff_header(EncodedImage(path))
@@ -257,7 +258,12 @@ def _opened(path: Path, driver: str) -> Iterator[Any]:
         return
     with warnings.catch_warnings(), rasterio.Env():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path, driver=driver) as file:
+        data = EncodedImage(path).local_data
+        if isinstance(data, bytes):
+            with rasterio.MemoryFile(data) as memory, memory.open(driver=driver) as file:
+                yield file
+            return
+        with rasterio.open(data, driver=driver) as file:
             yield file
 
 

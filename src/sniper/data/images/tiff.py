@@ -422,9 +422,10 @@ def open_tiff(image: EncodedImage) -> Iterator[Any]:
     _ignore_undecodable_messages()
     # GDAL's own errors say more than those that its libtiff would print.
     with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE), collect_errors():
-        if isinstance(image.data, Path) and _is_utf_8(image.data):
-            stat = image.data.stat()
-            yield _cached_tiff((os.getpid(), get_ident()), image.data, stat.st_size, stat.st_mtime_ns)
+        data = image.local_data
+        if isinstance(data, Path) and _is_utf_8(data):
+            stat = data.stat()
+            yield _cached_tiff((os.getpid(), get_ident()), data, stat.st_size, stat.st_mtime_ns)
         else:
             with MemoryFile(image.read(), filename="image.tif") as memory, _opened(memory.name) as file:
                 yield file
