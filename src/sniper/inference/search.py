@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
 from sniper.chips import LevelSpec
+from sniper.data.datasets import ImageRecord
 from sniper.data.images.files import ImageReader
 from sniper.data.images.regions import cut_window
 from sniper.data.images.tiff import TiffReader
@@ -26,6 +28,7 @@ from sniper.geometry.boxes import Sides
 from sniper.inference.sources import Channels, ImageSource, open_source
 from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
 from sniper.models.protocol import SelectDetections
+from sniper.remote import read_ahead, to_path
 
 _GROUP_PIXELS = 64_000_000  # of decoded images searched together
 _GROUP_IMAGES = 32
@@ -92,7 +95,7 @@ class Search:
         readers, is_interrupted = ThreadPoolExecutor(_THREADS), False
         try:
             batches: deque[_Batch] = deque()
-            for batch in self._batches(sources, limit):
+            for batch in self._batches(read_ahead(sources, is_fixed=True, path_of=_path_of), limit):
                 batch.start_reading(readers)
                 batches.append(batch)
                 if len(batches) > _BATCHES_AHEAD:
@@ -248,6 +251,13 @@ class _Task:
             reads_smaller=isinstance(self.image.reader, TiffReader),
         )
         return np.require(pixels, requirements=["C", "W"])
+
+
+def _path_of(source: ImageSource) -> Path | None:
+    """Return the path of an image that is read from a file; None for others."""
+    if isinstance(source, ImageRecord):
+        return source.path
+    return to_path(source) if isinstance(source, str | os.PathLike) else None
 
 
 class _Batch:
