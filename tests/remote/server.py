@@ -22,6 +22,7 @@ class Server:
         requests: number of requests by method and path.
         queries: of all requests.
         latency: seconds before each answer.
+        most_at_once: largest number of requests that were answered at the same time.
         authorization: header that requests need, if any.
     """
 
@@ -30,6 +31,7 @@ class Server:
         self.requests: Counter[str] = Counter()
         self.queries: set[str] = set()
         self.latency = 0.0
+        self.at_once = self.most_at_once = 0
         self.authorization: str | None = None
         self.stopped = Event()
         server = self
@@ -91,7 +93,10 @@ class _Handler(SimpleHTTPRequestHandler):
         path = unquote(path)
         self.state.requests[f"{self.command} {path}"] += 1
         self.state.queries.add(query)
+        self.state.at_once += 1
+        self.state.most_at_once = max(self.state.most_at_once, self.state.at_once)
         time.sleep(self.state.latency)
+        self.state.at_once -= 1
         expected = self.state.authorization
         if expected is not None and self.headers.get("Authorization") != expected:
             self.send_error(401)

@@ -14,6 +14,7 @@ from sniper.chips import ImageBoxes, Level, LevelSpec, PyramidSpec
 from sniper.chips.cover import cover_dense
 from sniper.config.experiment import FocusSpec
 from sniper.geometry import Detections
+from sniper.geometry.boxes import Sides
 from sniper.geometry.nms import soft_nms
 from sniper.inference.windows import GRID, FreeWindow, Tiling, Window, WindowDetections, join_windows
 
@@ -80,7 +81,7 @@ def choose_windows(
     scales: Sequence[float],
     *,
     focus: FocusSpec,
-    limit: int,
+    limit: int | Sides,
 ) -> Sequence[Window]:
     """Choose the windows of a level that are searched.
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxtyping import UInt8
 
 from sniper.chips import Level, LevelSpec
 from sniper.config.experiment import FocusSpec
+from sniper.data.datasets import ImageRecord
 from sniper.data.images.files import ImageReader
 from sniper.data.images.regions import cut_window
 from sniper.data.images.tiff import TiffReader
@@ -28,6 +30,7 @@ from sniper.geometry.boxes import Sides
 from sniper.inference.focus import choose_windows
 from sniper.inference.sources import Channels, ImageSource, open_source
 from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
+from sniper.remote import read_ahead, to_path
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +114,7 @@ class Search:
         readers, is_interrupted = ThreadPoolExecutor(_THREADS), False
         try:
             batches: deque[_Batch] = deque()
-            for batch in self._batches(sources, limit):
+            for batch in self._batches(read_ahead(sources, is_fixed=True, path_of=_path_of), limit):
                 if batch is None:
                     while batches:
                         yield from self._search(batches.popleft(), limit)
@@ -345,6 +348,13 @@ class _Task:
             reads_smaller=isinstance(self.image.reader, TiffReader),
         )
         return np.require(pixels, requirements=["C", "W"])
+
+
+def _path_of(source: ImageSource) -> Path | None:
+    """Return the path of an image that is read from a file; None for others."""
+    if isinstance(source, ImageRecord):
+        return source.path
+    return to_path(source) if isinstance(source, str | os.PathLike) else None
 
 
 class _Batch:

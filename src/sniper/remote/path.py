@@ -2,14 +2,17 @@
 
 import io
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
-from typing import Any, Self, TypeGuard
+from typing import Any, Self, TypeGuard, TypeVar
 
 from sniper.remote import client
 from sniper.remote.urls import clean_url, is_url
+
+_T = TypeVar("_T")
 
 
 class RemotePath(PosixPath):
@@ -151,13 +154,22 @@ def fetch_ahead(paths: Iterable[Path]) -> None:
     client.read_ahead(urls, is_fixed=True)
 
 
-def read_ahead(paths: Iterable[Path], *, is_fixed: bool = False) -> Iterator[Path]:
-    """Iterate over paths, while the next remote files are read."""
-    waiting: list[Path] = []
-    for path in paths:
-        waiting.append(path)
+def read_ahead(
+    items: Iterable[_T], *, is_fixed: bool = False, path_of: Callable[[_T], object] = lambda item: item
+) -> Iterator[_T]:
+    """Iterate over paths, or things that have paths, while the next remote files are read.
+
+    Args:
+        items: to iterate over; remote ones are taken from it a few ahead of their use.
+        is_fixed: see `client.open_file`.
+        path_of: returns the path of an item, or something else.
+    """
+    waiting: deque[_T] = deque()
+    for item in items:
+        waiting.append(item)
+        path = path_of(item)
         if is_remote(path):
             client.read_ahead([str(path)], is_fixed=is_fixed)
-        if len(waiting) > client.MAX_AHEAD or not is_remote(path):
-            yield waiting.pop(0)
+        if not is_remote(path) or len(waiting) > client.MAX_AHEAD:
+            yield waiting.popleft()
     yield from waiting
