@@ -191,7 +191,6 @@ def evaluate(
     searches its share of the images.
     """
     from sniper.files import no_garbage_collection
-    from sniper.runs.run import Run
 
     _check_sizes(sizes, details=details)
     if curve is not None:
@@ -264,6 +263,8 @@ def evaluate(
     if output is not None:
         answer["output"] = str(output)
         if subject.searched is not None and output.parent.absolute() == run.absolute():
+            from sniper.runs.run import Run
+
             loaded, dataset = subject.searched
             opened = Run.open(run)
             update_scored_page(

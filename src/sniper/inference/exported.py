@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from annotated_types import Ge
@@ -100,6 +100,7 @@ class ExportedSpec:
         return tuple(Category(category_id=each.category_id, name=each.name) for each in self.classes)
 
 
+@runtime_checkable
 class Graph(Protocol):
     """A graph that has been read, and the text beside it."""
 
@@ -241,7 +242,7 @@ class _OnnxGraph:
                 f"device {device}: this ONNX Runtime has {', '.join(onnxruntime.get_available_providers())}"
             )
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised, too
         options.intra_op_num_threads = _num_threads() or 0
         self._session = onnxruntime.InferenceSession(
             source if isinstance(source, bytes) else str(source), options, providers=[provider]

@@ -277,9 +277,13 @@ def _trace(graph: DetectionGraph, spec: ExportedSpec) -> Any:
 
 
 def _explain(error: Exception, spec: ExportedSpec) -> str:
-    reason = " ".join(str(error).split())[:300]
+    reason = _one_line(error)
     hint = "; fixed sides (--sides 640x640) may work" if spec.sides is None else ""
     return f"{spec.model}: torch cannot export this detector ({type(error).__name__}: {reason}){hint}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _to_onnx(graph: DetectionGraph, spec: ExportedSpec) -> ExportedModel:
@@ -491,8 +495,15 @@ def _halved(content: bytes) -> bytes:
 def _write_openvino(source: Path, path: Path, spec: ExportedSpec, *, folder: Path, half: bool) -> None:
     import openvino
 
-    with _quietly():
-        model = openvino.convert_model(source)
+    try:
+        with _quietly():
+            model = openvino.convert_model(source)
+    except RuntimeError as error:
+        lines = [line.strip("- ") for line in str(error).splitlines() if "No conversion rule" in line]
+        raise ExportError(
+            f"{spec.model}: OpenVINO cannot run this detector ({'; '.join(lines) or _one_line(error)}); export it as "
+            ".onnx"
+        ) from error
     model.set_rt_info(spec.to_json(), [METADATA])
     unfinished = folder / path.name
     openvino.save_model(model, unfinished, compress_to_fp16=half)

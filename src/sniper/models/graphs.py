@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import nn
 from torchvision.ops import box_convert, nms, roi_align
 
-from sniper.errors import ConfigError
+from sniper.errors import ExportError
 from sniper.models.protocol import GRID, DetectorModel
 from sniper.models.spec import DetectorSpec
 from sniper.models.two_stage import TwoStageDetector
@@ -63,25 +63,27 @@ def build_graph(model: DetectorModel) -> DetectionGraph:
     """Return the graph of a detector; see `DetectionGraph`.
 
     Raises:
-        ConfigError: if the detector predicts masks, which are no part of a graph.
+        ExportError: if the detector predicts masks, which are no part of a graph.
     """
     check_exportable(model.spec)
     if isinstance(model, TwoStageDetector):
         return _TwoStageGraph(model)
     if model.spec.kind == "transformers":
         return _TransformersGraph(model)
-    return _FasterRCNNGraph(model) if model.spec.has_rpn else _OneStageGraph(model)
+    if model.spec.has_rpn:
+        return _FasterRCNNGraph(model)
+    return _SSDGraph(model) if str(model.spec.name).startswith("ssd") else _OneStageGraph(model)
 
 
 def check_exportable(spec: DetectorSpec) -> None:
     """Check that a detector can be exported.
 
     Raises:
-        ConfigError: if it predicts masks.
+        ExportError: if it predicts masks.
     """
     if spec.mask_side is not None:
         name = "model.mask_head" if spec.kind == "two_stage" else f"model.name: {spec.name}"
-        raise ConfigError(
+        raise ExportError(
             f"{name}: a detector that predicts masks cannot be exported; detect with torch, or train one of boxes"
         )
 
@@ -165,31 +167,49 @@ class _OneStageGraph(DetectionGraph):
 
     def forward(self, image: UInt8[torch.Tensor, "1 3 h w"], sides: Int[torch.Tensor, "2"]) -> Outputs:
         net = self.model.net
-        outputs, anchors, map_sizes = self.model._predict(image)
-        scores, is_ssd = _class_scores({name: values[0] for name, values in outputs.items()}), False
-        if "bbox_ctrness" not in outputs and self.model.first_label:  # SSD
-            scores, is_ssd = outputs["cls_logits"][0].softmax(-1)[:, 1:], True
+        batch, anchors, map_sizes = self.model._predict(image)
+        outputs = {name: values[0] for name, values in batch.items()}
         decode = getattr(net.box_coder, "decode_single", net.box_coder.decode)
-        boxes = _clip(decode(outputs["bbox_regression"][0], anchors), sides)
-        if is_ssd:
-            best, rows = scores.topk(torch.sym_min(net.topk_candidates, scores.shape[0]), dim=0)  # (k, c)
-            labels = torch.arange(scores.shape[1]).expand_as(best).flatten()
-            candidates = boxes[rows.flatten()], best.flatten(), labels
-        else:
-            num_anchors = [scores.shape[0] // sum(map_sizes) * size for size in map_sizes]
-            candidates = _best_of_maps(boxes, scores, num_anchors, count=net.topk_candidates)
-        boxes, best, labels = candidates
-        is_kept = best > net.score_thresh
+        boxes = _clip(decode(outputs["bbox_regression"], anchors), sides)
+        boxes, scores, labels = self._best(boxes, outputs, map_sizes)
+        is_kept = scores > net.score_thresh
         return suppress(
-            boxes[is_kept], best[is_kept], labels[is_kept], iou=net.nms_thresh, limit=net.detections_per_img
+            boxes[is_kept],
+            scores[is_kept],
+            labels[is_kept],
+            iou=net.nms_thresh,
+            limit=net.detections_per_img,
         )
 
+    def _best(
+        self,
+        boxes: Float[torch.Tensor, "n 4"],
+        outputs: Mapping[str, torch.Tensor],
+        map_sizes: Sequence[int],
+    ) -> Outputs:
+        """Return the best candidates of each map."""
+        scores = outputs["cls_logits"].sigmoid()
+        if "bbox_ctrness" in outputs:
+            scores = (scores * outputs["bbox_ctrness"].sigmoid()).sqrt()
+        num_anchors = [scores.shape[0] // sum(map_sizes) * size for size in map_sizes]
+        return _best_of_maps(boxes, scores, num_anchors, count=self.model.net.topk_candidates)
 
-def _class_scores(outputs: Mapping[str, torch.Tensor]) -> Float[torch.Tensor, "n c"]:
-    scores = outputs["cls_logits"].sigmoid()
-    if "bbox_ctrness" in outputs:
-        scores = (scores * outputs["bbox_ctrness"].sigmoid()).sqrt()
-    return scores
+
+class _SSDGraph(_OneStageGraph):
+    """SSD of torchvision."""
+
+    def _best(
+        self,
+        boxes: Float[torch.Tensor, "n 4"],
+        outputs: Mapping[str, torch.Tensor],
+        map_sizes: Sequence[int],
+    ) -> Outputs:
+        """Return the best candidates of each class."""
+        scores = outputs["cls_logits"].softmax(-1)[:, 1:]
+        count = torch.sym_min(self.model.net.topk_candidates, scores.shape[0])
+        best, rows = scores.topk(count, dim=0)  # (k, c)
+        labels = torch.arange(scores.shape[1]) + torch.zeros_like(rows)
+        return boxes[rows.flatten()], best.flatten(), labels.flatten()
 
 
 def _best_of_maps(
@@ -271,7 +291,7 @@ class _TransformersGraph(DetectionGraph):
     def forward(self, image: UInt8[torch.Tensor, "1 3 h w"], sides: Int[torch.Tensor, "2"]) -> Outputs:
         height, width = image.shape[2:]
         is_image = (torch.arange(height)[:, None] < sides[1]) & (torch.arange(width) < sides[0])
-        outputs = self.model.net(**self.model.inputs(image, is_image[None]))
+        outputs = self.model.net(**self.model.inputs(image, is_image[None].long()))
         frame = torch.cat([sides, sides])
         if not self.model.family.has_mask:
             frame = torch.tensor([1, 0, 1, 0]) * width + torch.tensor([0, 1, 0, 1]) * height
