@@ -247,7 +247,10 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     [
         (lambda text: None, "was not written by sniper export"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "of version 2, expected 1"),
-        (lambda text: text.replace('"multiple": 64', '"multiple": 0'), "multiple: Input should be greater than 0"),
+        (
+            lambda text: text.replace('"multiple": 64', '"multiple": 0'),
+            "multiple: Input should be greater than 0",
+        ),
         (lambda text: "{", "cannot be read"),
     ],
 )
@@ -278,7 +281,7 @@ def test_detections_are_compared_by_box_score_and_label() -> None:
     boxes = np.array([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0]])
     one = Detections(boxes=boxes, scores=np.array([0.9, 0.5]), labels=np.array([0, 1]))
     assert share_equal(one, one) == 1.0
-    assert share_equal(one, replace(one, boxes=boxes + [[0, 0, 0, 0], [1, 0, 0, 0]])) == 0.5
+    assert share_equal(one, replace(one, boxes=boxes + np.array([[0, 0, 0, 0], [1, 0, 0, 0]]))) == 0.5
     assert share_equal(one, replace(one, scores=one.scores + 0.1)) == 0.0
     assert share_equal(one, replace(one, labels=one.labels[::-1])) == 0.0
     assert share_equal(one, Detections.empty()) == 0.0

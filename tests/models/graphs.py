@@ -78,6 +78,4 @@ def detect_in_graph(graph: DetectionGraph, image: np.ndarray) -> Detections:
     sides = torch.tensor([image.shape[1], image.shape[0]])
     with torch.inference_mode():
         boxes, scores, labels = graph.eval()(torch.from_numpy(pad_for(graph, image)), sides)
-    return Detections(
-        boxes=boxes.double().numpy(), scores=scores.double().numpy(), labels=labels.numpy()
-    )
+    return Detections(boxes=boxes.double().numpy(), scores=scores.double().numpy(), labels=labels.numpy())

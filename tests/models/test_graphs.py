@@ -45,7 +45,9 @@ def test_rois_are_pooled_from_the_maps_that_torchvision_chooses(count: int) -> N
     "spec",
     [
         DetectorSpec(mask_head=MaskHeadSpec()),
-        DetectorSpec(kind="torchvision", name="maskrcnn_resnet50_fpn", backbone=BackboneSpec(pretrained=False)),
+        DetectorSpec(
+            kind="torchvision", name="maskrcnn_resnet50_fpn", backbone=BackboneSpec(pretrained=False)
+        ),
     ],
     ids=lambda spec: spec.kind,
 )
