@@ -25,6 +25,7 @@ COMMANDS = (
     "predict",
     "evaluate",
     "focus",
+    "export",
     "merge",
     "report",
     "recipes",
