@@ -10,7 +10,6 @@ Times are those of the processor, of all threads. The first round, which compile
 import argparse
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch
 
 from sniper.config.experiment import ExperimentSpec
 from sniper.config.loading import load_experiment
-from sniper.data.datasets import load_dataset
+from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.datasets.categories import match_categories
 from sniper.evaluation.coco import score
 from sniper.evaluation.pair import GroundTruth
@@ -100,10 +99,10 @@ def load(run: Run, spec: ExperimentSpec, engine: str, precision: Precision) -> D
     return load_engine(run, "onnx" if engine == "onnx" else "openvino", spec=spec)
 
 
-def search(measured: Measured, images: "Sequence[object] | object", indices: range) -> None:
+def search(measured: Measured, images: Dataset, indices: range) -> None:
     """Search some images, and add what that took."""
     started = time.process_time()
-    found = measured.detector.predict_many(images[index] for index in indices)  # type: ignore[index]
+    found = measured.detector.predict_many(images[index] for index in indices)
     for index, detections in zip(indices, found, strict=True):
         assert detections is not None
         measured.found[index] = detections

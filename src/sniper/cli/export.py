@@ -178,7 +178,7 @@ def _quantize(
     exported = to_onnx(loaded, options=options)
     detector = detector_of(exported)
     match = match_classes(detector, truth, run=run.folder)
-    print_progress(f"calibrating on windows of {counted(min(len(data), 100), 'image')}")
+    print_progress(f"calibrating on the windows of {counted(min(len(data), 100), 'image')}")
     quantized = quantize(exported, data, detector=detector)
     print_progress(f"measuring AP on {counted(len(truth), 'validation image')}, in float32 and in 8 bits")
     before = measure_ap(detector, truth, match=match)

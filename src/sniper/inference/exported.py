@@ -191,7 +191,7 @@ def load_exported(
     return opened.detector(predict=with_predict(opened.experiment, predict).predict)
 
 
-def pad(pixels: UInt8[np.ndarray, "h w 3"], spec: ExportedSpec) -> UInt8[np.ndarray, "1 3 h w"]:
+def pad(pixels: UInt8[np.ndarray, "h w 3"], spec: ExportedSpec) -> UInt8[np.ndarray, "1 3 _ _"]:
     """Pad a window with black, right and below, to sides that its graph takes."""
     height, width = pixels.shape[:2]
     if spec.sides is None:

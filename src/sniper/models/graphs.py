@@ -221,7 +221,8 @@ def _best_of_maps(
 ) -> Outputs:
     """Return the best candidates of each map."""
     found = []
-    for of_boxes, of_map in zip(boxes.split(num_anchors), scores.split(num_anchors), strict=True):
+    parts = torch.split(boxes, list(num_anchors)), torch.split(scores, list(num_anchors))
+    for of_boxes, of_map in zip(*parts, strict=True):
         flat = of_map.flatten()
         best, indices = flat.topk(torch.sym_min(count, flat.shape[0]))
         rows, labels = indices // scores.shape[1], indices % scores.shape[1]
