@@ -190,7 +190,7 @@ def check_overfitting(model: DetectorModel, sample: ChipSample) -> None:
     for box, label in zip(sample.target.boxes, sample.target.labels.tolist(), strict=True):
         of_label = detections[detections.labels == label]
         best = of_label.boxes[of_label.scores.argmax()]
-        assert np.abs(best - box).max() < 4
+        assert np.abs(best - box).max() < 6  # processors round differently: 2 to 4.4 were seen
         assert of_label.scores.max() > 0.5
 
 

@@ -78,7 +78,7 @@ _COMMANDS: dict[Callable[..., None], str] = {
     chips: "ANNOTATIONS -o FILE | DATA --to FORMAT OUT [--pyramid.FIELD VALUE]... [--data.FIELD VALUE]...",
     train: "DATA [--SECTION.FIELD VALUE]...",
     mine: "RUN [ANNOTATIONS] | ANNOTATIONS --from FILE",
-    predict: "RUN|MODEL [FILES]... [--predict.FIELD VALUE]...",
+    predict: "RUN [FILES]... [--predict.FIELD VALUE]...",
     evaluate: "RUN [ANNOTATIONS] [--predict.FIELD VALUE]... | DETECTIONS ANNOTATIONS",
     focus: "RUN [DATA]",
     export: "RUN MODEL [--predict.FIELD VALUE]...",

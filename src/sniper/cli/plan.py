@@ -101,7 +101,7 @@ def plan(
         str | None,
         Parameter(
             help="Report hours, cores and cache for a cluster: machines x GPUs of each, such as 8x8. The speed of a "
-            "GPU is measured on --device, or given by --chips-per-second.",
+            "GPU is measured on --device, unless it is given (--chips-per-second).",
             show_default=False,
         ),
     ] = None,

@@ -87,7 +87,8 @@ def load_model(
     if spec.predict.focus == "auto":
         choice = load_focus(opened)
         focus = None if choice is None else choice.resolve(spec.predict, step=step)
-        spec = replace(spec, predict=replace(spec.predict, focus=focus))
+        if focus is not None:
+            spec = replace(spec, predict=replace(spec.predict, focus=focus))
     return LoadedModel(
         model=model.to(device).eval(),
         spec=spec,

@@ -132,7 +132,7 @@ def pool_pyramid(
     *,
     strides: Sequence[int],
     side: int,
-) -> tuple[Float[torch.Tensor, "n 4"], Float[torch.Tensor, "n c s s"]]:
+) -> tuple[Float[torch.Tensor, "m 4"], Float[torch.Tensor, "m c s s"]]:
     """Pool each RoI from the map that fits its size, as `MultiScaleRoIAlign` of torchvision does with 2×2 samples.
 
     Args:
