@@ -529,9 +529,15 @@ def _write_openvino(source: Path, path: Path, spec: ExportedSpec, *, folder: Pat
 
 
 def _write_torch(path: Path, program: Any, spec: ExportedSpec) -> None:
-    with temporary_folder(path.parent) as folder, _quietly():
+    with temporary_folder(path.parent) as folder:
         unfinished = folder / path.name
-        torch.export.save(program, unfinished, extra_files={f"{METADATA}.json": spec.to_json()})
+        try:
+            with _quietly():
+                torch.export.save(program, unfinished, extra_files={f"{METADATA}.json": spec.to_json()})
+        except OSError:
+            raise
+        except Exception as error:  # torch raises unrelated exceptions
+            raise ExportError(_explain(error, spec)) from error
         unfinished.replace(path)
         sync_folder(path.parent)
 
