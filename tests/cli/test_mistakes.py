@@ -108,7 +108,10 @@ MISTAKES = [
     ("evaluate train.json train.json extra", "extra: expected one data set, after train.json"),
     ("evaluate train.json train.json --device cpu", "--device requires the folder of a run, not detections"),
     ("check train.json extra", "extra: is one argument too many; usage: sniper check ANNOTATIONS"),
-    ("check train.json --device cpu", "; sniper plan, train, mine, predict, evaluate, focus and demo have it"),
+    (
+        "check train.json --device cpu",
+        "; sniper plan, train, mine, predict, evaluate, focus and demo have it",
+    ),
     ("plan train.json --imgsz 512", "it is pyramid.chip_size in an experiment file (--config FILE)"),
     ("plan train.json --conf 0.5", "--conf: sniper plan has no such option; "),
     ("plan train.json --batch 8", "--batch: no such option; use --batch-size"),

@@ -20,7 +20,7 @@ from pydantic import PositiveInt
 from sniper.config.experiment import ExperimentSpec, PredictSpec
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec, ReadSpec
-from sniper.errors import ConfigError, ExportError
+from sniper.errors import ConfigError, ExportError, SniperError
 from sniper.files import check_regular
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
@@ -365,7 +365,9 @@ def _open(path: Path, *, device: str) -> Graph:
         raise ExportError(
             f"{path}: needs {error.name}, which is not installed (pip install {error.name})"
         ) from error
-    except (RuntimeError, ValueError, OSError) as error:  # also those of ONNX Runtime
+    except SniperError:
+        raise
+    except Exception as error:  # engines have exceptions of their own
         raise ExportError(f"{path}: cannot be read ({' '.join(str(error).split())[:500]})") from error
 
 
