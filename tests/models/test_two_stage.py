@@ -142,7 +142,8 @@ def test_the_head_is_trained_on_all_proposals_and_valid_boxes(monkeypatch: pytes
     monkeypatch.setattr(model.roi_head, "forward", spy)
     model.losses(build_batch(build_sample([[10, 10, 40, 40], [50, 50, 90, 90]], [V, OUT], largest=60.0)))
     ((proposals,),) = calls
-    assert proposals[-1].tolist() == [10, 10, 40, 40]
+    limit = TINY.rpn.post_nms_top_n_train
+    assert proposals[limit:].tolist() == [[10, 10, 40, 40], [50, 50, 90, 90], *[[0.0] * 4] * 6]
     assert len(proposals) == TINY.rpn.post_nms_top_n_train + 1
     sizes = (proposals[:, 2:] - proposals[:, :2]).prod(dim=1).sqrt()
     assert sizes.max() < 60

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torchvision.ops import box_area, box_iou
 
 from sniper.chips import BoxStatus, ChipTargets
+from sniper.chips.targets import padded_count
 
 _MAX_PAIRS = 2**24  # pairs of candidate and box compared at once
+_UINT64 = 2**64 - 1
+_INDEX_BITS = 31  # of an anchor; those of the hash are above
+_LAST = 2**63 - 1  # after all priorities
 
 
 class Match(IntEnum):
@@ -64,7 +69,7 @@ def match_anchors(
     """
 
     def match(chips: ChipTargets[torch.Tensor]) -> Matches:
-        num_boxes = max(1, *chips.num_boxes)
+        num_boxes = max(1, *chips.num_boxes) if len(chips) == 1 else padded_count(max(chips.num_boxes))
         boxes, status = chips.boxes[:, :num_boxes], chips.status[:, :num_boxes]
         iou = box_iou(anchors, boxes)  # (b, n, m)
         is_valid = (status == BoxStatus.VALID)[:, None]  # (b, 1, m)
@@ -145,23 +150,40 @@ def sample_anchors(
         (B, n) whether each anchor is sampled.
     """
     device, num_anchors = state.device, state.shape[1]
-    priority = torch.stack(
-        [
-            torch.rand(num_anchors, device=device, generator=torch.Generator(device).manual_seed(seed))
-            for seed in seeds
-        ]
-    )  # (b, n) in [0, 1); lowest first
+    priority = _draw_priorities(seeds, num_anchors, device)  # (b, n); lowest first
     is_sampled = torch.zeros_like(state, dtype=torch.bool)
     remaining = torch.full((len(state), 1), count, device=device)
     limits = {Match.POSITIVE: int(count * positive_fraction), Match.NEGATIVE: count}
     for kind, limit in limits.items():
-        first, indices = priority.masked_fill(state != kind, 2.0).topk(
+        first, indices = priority.masked_fill(state != kind, _LAST).topk(
             min(limit, num_anchors), dim=1, largest=False, sorted=True
         )  # (b, limit)
-        is_selected = (first < 2.0) & (torch.arange(first.shape[1], device=device) < remaining)
+        is_selected = (first < _LAST) & (torch.arange(first.shape[1], device=device) < remaining)
         is_sampled |= torch.zeros_like(is_sampled).scatter(1, indices, is_selected)
         remaining = remaining - is_selected.sum(dim=1, keepdim=True)
     return is_sampled
+
+
+def _draw_priorities(
+    seeds: Sequence[int], num_anchors: int, device: torch.device
+) -> Int[torch.Tensor, "b n"]:
+    """Draw a number for each anchor of each chip, all different within a chip, by hashing seed and index.
+
+    Unlike a generator's, the draws are the same on every device, and those of a batch take no loop over its chips. The
+    hash is the finalizer of MurmurHash3, applied to the index and once more with the other half of the seed.
+    """
+    halves = np.array([divmod(seed & _UINT64, 2**32) for seed in seeds], dtype=np.uint32).view(np.int32)
+    high, low = torch.from_numpy(halves).to(device)[:, None].unbind(dim=2)  # (b, 1)
+    index = torch.arange(num_anchors, dtype=torch.int32, device=device)
+    mixed = _mix(_mix(index ^ low) ^ high)
+    return mixed.long() << _INDEX_BITS | index  # never equal
+
+
+def _mix(values: Int[torch.Tensor, "b n"]) -> Int[torch.Tensor, "b n"]:
+    """Hash int32 numbers; products overflow, and shifts leave no sign."""
+    for shift, factor in ((16, -0x7A143595), (13, -0x3D4D51CB)):  # 0x85EBCA6B and 0xC2B2AE35
+        values = (values ^ (values >> shift & (1 << 32 - shift) - 1)) * factor
+    return values ^ (values >> 16 & 0xFFFF)
 
 
 def is_half_in_ignored(

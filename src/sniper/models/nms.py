@@ -7,7 +7,7 @@ from torchvision.ops import nms
 
 from sniper.geometry.nms import first_boxes
 
-_FIRST = 2000  # candidates that a GPU suppresses first; most images need no more
+_FIRST = 3000  # candidates that a GPU suppresses first; most images need no more
 
 
 def padded_nms(
