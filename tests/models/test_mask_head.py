@@ -264,7 +264,7 @@ def test_a_detector_overfits_to_the_masks_of_one_chip() -> None:
     assert found.masks is not None
     grid = found.masks.grids[0] >= 128
     x1, y1, x2, y2 = found.boxes[0].tolist()
-    np.testing.assert_allclose([x1, y1, x2, y2], [20, 20, 60, 60], atol=6)
+    np.testing.assert_allclose([x1, y1, x2, y2], [20, 20, 60, 60], atol=8)
     assert not grid[1, 6]  # the corner without an object
     assert grid[6, 1]
     assert grid[6, 6]

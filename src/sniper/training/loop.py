@@ -585,7 +585,7 @@ class _Loop:
             self._spec.data,
             steps=steps,
             share=(self._processes.rank, self._processes.world_size),
-            pin_memory=self._learner.device.type == "cuda",
+            device=self._learner.device,
             transform=self._transform,
         )
 
