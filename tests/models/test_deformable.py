@@ -67,7 +67,9 @@ def test_a_stage_without_plain_convolutions_is_refused() -> None:
 @given(st.integers(0, 1000), st.integers(0, 6))
 def test_sampling_without_offsets_equals_roi_align(seed: int, count: int) -> None:
     features = random_tensor(2, 5, 13, 9, seed=seed)
-    rois = [random_boxes(9 * 1.2, 13 * 1.2, count=count, seed=seed + i) for i in range(2)]  # some over the border
+    rois = [
+        random_boxes(9 * 1.2, 13 * 1.2, count=count, seed=seed + i) for i in range(2)
+    ]  # some over the border
     expected = roi_align(features, rois, output_size=7, sampling_ratio=2, aligned=True)
     sampled = sample_cells(features, torch.stack(rois), output_size=7)
     torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=1e-4)

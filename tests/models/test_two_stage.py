@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest

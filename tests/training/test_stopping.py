@@ -132,11 +132,13 @@ def test_a_killed_loader_is_explained(
     }
     with pytest.raises(
         LoaderError,
-        match=rf"\(SIGKILL\), probably since the machine ran out of memory; {advice[num_workers]}; step 3 is saved",
-    ):
+        match=rf"\(SIGKILL\), probably since the machine ran out of memory; {advice[num_workers]}; step [34] is saved",
+    ) as error:
         train_run(run, spec, dataset, callbacks=at_step(3, kill_loader))
     assert multiprocessing.active_children() == []
-    check_continues(run, spec, dataset, saved=3, unbroken=unbroken)
+    # The next batch may be there before the signal is.
+    saved = 3 if "step 3 is saved" in str(error.value) else 4
+    check_continues(run, spec, dataset, saved=saved, unbroken=unbroken)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -60,7 +60,7 @@ def load_batches(
 
     Args:
         order: the chips of the epoch.
-        spec: how chips are read.
+        spec: how chips are read; without `num_workers` by one process.
         steps: which batches.
         share: (rank, world size) of this training process; the batch size must be divisible by the world size.
         device: that the batches are copied to, while the training computes.
@@ -75,17 +75,16 @@ def load_batches(
     rank, world_size = share
     # Streams that every training process reads from cannot be divided among workers.
     num_streams = order.num_streams // world_size if order.num_streams % world_size == 0 else 1
-    num_parts = max(min(spec.num_workers, num_streams), 1)
+    num_workers = 1 if spec.num_workers is None else spec.num_workers
+    num_parts = max(min(num_workers, num_streams), 1)
     batches = [order.positions(step)[rank::world_size] for step in steps]
-    chips = ChipDataset(
-        order, spec=spec, transform=transform, kept_images=math.ceil(num_streams / num_parts)
-    )
+    chips = ChipDataset(order, spec=spec, transform=transform, kept_images=math.ceil(num_streams / num_parts))
     copier = _Copier(device)
-    if spec.num_workers == 0:
+    if num_workers == 0:
         for indices in batches:
             yield copier.receive(copier.send(collate([chips[index] for index in indices])))
         return
-    num_workers = spec.num_workers if num_parts == 1 else num_parts
+    num_workers = num_workers if num_parts == 1 else num_parts
     parts = [
         _Part(
             number=number,
