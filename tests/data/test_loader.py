@@ -163,9 +163,7 @@ def test_streams_are_divided_among_training_processes(dataset: Dataset, world_si
 
 @pytest.mark.parametrize("device", [GPU])
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_batches_are_copied_to_a_gpu_unchanged(
-    dataset: Dataset, num_workers: int, device: str
-) -> None:
+def test_batches_are_copied_to_a_gpu_unchanged(dataset: Dataset, num_workers: int, device: str) -> None:
     order, spec = order_epoch(dataset, 4), DataSpec(num_workers=num_workers)
     steps = range(order.num_steps)
     copied = list(load_batches(order, spec, steps=steps, device=torch.device(device)))

@@ -165,5 +165,6 @@ def sample_cells(
         sampled = functional.grid_sample(
             features.to(flat.dtype), flat, mode="bilinear", padding_mode="border", align_corners=True
         )
-    sampled = sampled.unflatten(2, (num_rois, num_points)).transpose(1, 2).flatten(0, 1)  # (r, c, 2s, 2s)
+    sampled = sampled.reshape(*features.shape[:2], num_rois, num_points, num_points)
+    sampled = sampled.transpose(1, 2).flatten(0, 1)  # (r, c, 2s, 2s)
     return functional.avg_pool2d(sampled * is_near[:, None], 2).to(features.dtype)  # (r, c, s, s)
