@@ -3,8 +3,8 @@
     python benchmarks/parts.py --annotations person/train.json
 
 - `suppression`: proposals of a chip, 300 kept, with the kernel of a CPU and with torchvision's `nms`. Candidates are
-  the best of the paper's anchors of a chip of 512×512: those near one of twelve objects are drawn towards it and score by
-  their overlap with it, all with noise.
+  the best of the paper's anchors of a chip of 512×512: those near one of twelve objects are drawn towards it and score
+  by their overlap with it, all with noise.
 - `sampling`: the anchors of a batch, drawn by a hash, and by one generator for each chip.
 - `decoding`: photographs of the data set as JPEG, side by side: `load_image`, Pillow and OpenCV. Memory is the peak of
   a process of its own above that after its imports, relative to the decoded pixels.

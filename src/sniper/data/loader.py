@@ -171,7 +171,7 @@ class _Slots:
     def pixels(self, number: int) -> UInt8[np.ndarray, "b h w 3"]:
         """Return the pixels of a batch."""
         shape = self._shapes[number]
-        memory = np.frombuffer(self._memory[number % len(self._memory)], dtype=np.uint8)  # type: ignore[call-overload]
+        memory = np.frombuffer(self._memory[number % len(self._memory)], dtype=np.uint8)
         return memory[: math.prod(shape)].reshape(shape)
 
     def mark_read(self, part: _Part) -> None:
@@ -212,7 +212,7 @@ class _PartDataset(Dataset[dict[int, ChipSample]]):
         return samples
 
 
-def _keep(samples: dict[int, ChipSample]) -> dict[int, ChipSample]:
+def _keep(samples: Any) -> Any:
     return samples
 
 
@@ -229,7 +229,7 @@ class _Copier:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def copy(self, samples: Sequence[ChipSample], pixels: UInt8[np.ndarray, "b h w 3"]) -> _Sent:
         """Copy a batch out of shared memory, and begin to copy it to the device."""
