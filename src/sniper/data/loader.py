@@ -151,8 +151,8 @@ class _Part:
 class _Slots:
     """Memory shared with the workers, for the pixels of the batches that are read at a time.
 
-    Workers write pixels to their place in a batch. As tensors, each part would take a file descriptor, which its worker
-    hands over while it reads the next one, and memory that is new to both processes.
+    Workers write pixels to their place in a batch. As tensors, each part would take memory that is new to both
+    processes, and would be copied once more where parts are joined.
 
     Args:
         shapes: (b, h, w, 3) of each batch.
