@@ -229,7 +229,7 @@ class Hanging:
         self.num_started = multiprocessing.Value("i", 0)
         self.num_hanging = num_hanging
 
-    def __call__(self, has_started: Any, number: int) -> None:
+    def __call__(self, has_started: Any, _: object, number: int) -> None:
         with self.num_started.get_lock():
             self.num_started.value += 1
             is_hanging = self.num_started.value <= self.num_hanging
