@@ -176,6 +176,15 @@ def real_text(path: str | os.PathLike[str]) -> str:
     return text if is_url(text) else os.path.realpath(text)
 
 
+def is_folder(path: Path) -> bool:
+    """Check whether there is a local or remote folder under a path, whatever characters its name has.
+
+    Raises:
+        OSError: if a server does not answer.
+    """
+    return path.is_dir() if is_remote(path) else os.path.isdir(path)
+
+
 def is_there(path: str | os.PathLike[str]) -> bool:
     """Check whether there is anything under a path, be it a broken link.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from sniper.data.images.formats import image_suffixes
-from sniper.files import list_names
+from sniper.files import is_folder, list_names
 
 _DRIVE = re.compile(r"[A-Za-z]:(?=/)")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts it before the names of uploaded files
@@ -88,7 +88,7 @@ class FileNames:
                 actual, kind = similar
             path = posixpath.join(path, actual)
             differences += [kind] if kind else []
-        return None if (self._root / path).is_dir() else (path, differences)
+        return None if is_folder(self._root / path) else (path, differences)
 
     def _list(self, folder: str) -> "_Listing":
         if folder not in self._listings:

@@ -26,8 +26,7 @@ from sniper.data.datasets.voc import find_voc, read_voc, root_tag
 from sniper.data.datasets.yolo import find_yolo, read_yolo
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError, describe_os_error
-from sniper.files import expand_path
-from sniper.remote import is_remote
+from sniper.files import expand_path, is_folder
 
 _VECTOR_SUFFIXES = (".gpkg", ".shp", ".fgb", ".kmz")
 _MAX_LISTED = 12  # names of a folder's content, in an error
@@ -162,8 +161,7 @@ def find_scored_split(path: str | os.PathLike[str]) -> str | None:
 
 
 def _open(path: Path, image_root: Path | None) -> _Source:
-    # Path.is_dir raises on a name that is too long.
-    if path.is_dir() if is_remote(path) else os.path.isdir(path):
+    if is_folder(path):
         return _open_folder(path, image_root)
     try:
         suffix = path.suffix.lower()

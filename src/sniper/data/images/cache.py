@@ -136,7 +136,7 @@ class ChipCache:
                     raise
                 self._is_full = True
                 warnings.warn(
-                    f"{self._path}: is full ({self._limit() / 1e9:.3g} GB, data.cache.gigabytes, or the disk); "
+                    f"{self._path}: is full (data.cache.gigabytes: {self._limit() / 1e9:.3g}, or the disk); "
                     "chips that do not fit are cut again each time",
                     stacklevel=2,
                 )
