@@ -129,9 +129,7 @@ def test_a_full_cache_warns_once_and_chips_are_cut_again(tmp_path: Path) -> None
     level = LevelSpec(factor=1.0).at(width=200, height=160)
     reader, plain = ChipReader(cache=spec), ChipReader()
     chips = [Chip(level=level, x=x, y=0, width=160, height=160) for x in range(200)]
-    with pytest.warns(
-        UserWarning, match=r"chips\.sqlite: is full \(data\.cache\.gigabytes: 0\.01"
-    ) as warned:
+    with pytest.warns(UserWarning, match=r"chips\.sqlite: is full \(data\.cache\.gigabytes: 0\.01") as warned:
         read = [reader.read(tmp_path / "image.png", chip) for chip in chips]
     assert len(warned) == 1
     for index in (0, 100, 199):
