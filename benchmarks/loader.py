@@ -150,7 +150,7 @@ def build_setup(options: argparse.Namespace) -> Setup:
 
 def build_cells(setup: Setup, counts: Sequence[int], *, folder: Path) -> dict[str, Cell]:
     is_gpu = setup.device.type == "cuda"
-    preferred = (counts[0], setup.spec.data.num_workers, counts[len(counts) // 2])
+    preferred = (counts[0], setup.spec.data.num_workers or 4, counts[len(counts) // 2])
     some = [count for count in dict.fromkeys(preferred) if count in counts][:2]
     cells: dict[str, Cell] = {}
     for count in some:

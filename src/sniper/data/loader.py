@@ -55,7 +55,7 @@ def load_batches(
 
     Args:
         order: the chips of the epoch.
-        spec: how chips are read.
+        spec: how chips are read; without `num_workers` by one process.
         steps: which batches.
         share: (rank, world size) of this training process; the batch size must be divisible by the world size.
         pin_memory: whether to return batches in page-locked memory.
@@ -70,7 +70,8 @@ def load_batches(
     rank, world_size = share
     # Streams that every training process reads from cannot be divided among workers.
     num_streams = order.num_streams // world_size if order.num_streams % world_size == 0 else 1
-    num_parts = max(min(spec.num_workers, num_streams), 1)
+    num_workers = 1 if spec.num_workers is None else spec.num_workers
+    num_parts = max(min(num_workers, num_streams), 1)
     batches = [order.positions(step)[rank::world_size] for step in steps]
     parts = [
         [index for index in indices if index % order.num_streams // world_size % num_parts == part]
@@ -81,13 +82,13 @@ def load_batches(
         Part(part, ahead=itertools.chain(*parts[k + num_parts : k + 3 * num_parts : num_parts]))
         for k, part in enumerate(parts)
     ]
-    num_workers = spec.num_workers if num_parts == 1 else num_parts
+    num_workers = num_workers if num_parts == 1 else num_parts
     has_started = multiprocessing.RawArray("b", num_workers)
     loader = DataLoader(
         ChipDataset(order, spec=spec, transform=transform, kept_images=math.ceil(num_streams / num_parts)),
         batch_sampler=parts,
         num_workers=num_workers,
-        prefetch_factor=_PREFETCH_FACTOR if spec.num_workers else None,
+        prefetch_factor=_PREFETCH_FACTOR if num_workers else None,
         collate_fn=_collate,
         worker_init_fn=partial(_start_worker, has_started, remote.share()),
         pin_memory=pin_memory and num_parts == 1,
