@@ -591,7 +591,7 @@ class _Loop:
             replace(self._spec.data, num_workers=self._workers.count),
             steps=steps,
             share=(self._processes.rank, self._processes.world_size),
-            pin_memory=self._learner.device.type == "cuda",
+            device=self._learner.device,
             transform=self._transform,
         )
 
