@@ -55,7 +55,7 @@ MARKERS = {
     "platform_machine": "x86_64",
     "extra": "",
 }
-SCRIPTS = ("gpu", "gpu_report", "train", "suppression", "loader", "inference", "proof")
+SCRIPTS = ("gpu", "gpu_report", "train", "loader", "inference", "proof")
 """The benchmarks that run on a GPU, and the report."""
 
 

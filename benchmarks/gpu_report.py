@@ -15,7 +15,6 @@ from typing import Any
 
 import loader
 import proof
-import suppression
 import train
 from cells import read_lines
 from gpu import PARTS
@@ -26,7 +25,6 @@ from sniper.evaluation.pair import GroundTruth
 Lines = list[dict[str, Any]]
 TABLES: dict[str, tuple[str, Callable[[Lines], str]]] = {
     "train": ("A training step", train.to_table),
-    "suppression": ("Suppression of proposals", suppression.to_table),
     "loader": ("Loader and training step", loader.to_table),
     "inference": ("Prediction", inference.to_table),
 }

@@ -8,13 +8,16 @@ The cells, the most important first:
 - `train`: a short training of MobileNetV2, `coco_mobilenetv2_paper`, on the device by the loop of `sniper train`, with
   positive chips. `chips/s` is that of the loop, `step alone` without the waits for data. The first steps are left out.
 - `read`: one epoch of the same chips with some number of workers, and nothing else. `cold` also fills a new chip cache,
-  `warm` reads from it. On a GPU batches are in page-locked memory, except with `pageable`.
+  `warm` reads from it. On a GPU batches are copied to it. `trainer, ms/chip` is the processor time of the training
+  process, all threads together.
+- `ready`: how long the training waits for a batch that all workers have read, while they have nothing to do.
 - `assemble`: one batch made from chips in memory, as they are and mirrored, in this process.
 
 Chips are counted from the moment that the workers have started and decoded their first images.
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import shutil
@@ -149,8 +152,7 @@ def build_setup(options: argparse.Namespace) -> Setup:
 
 
 def build_cells(setup: Setup, counts: Sequence[int], *, folder: Path) -> dict[str, Cell]:
-    is_gpu = setup.device.type == "cuda"
-    preferred = (counts[0], setup.spec.data.num_workers, counts[len(counts) // 2])
+    preferred = (counts[0], setup.spec.data.num_workers or 4, counts[len(counts) // 2])
     some = [count for count in dict.fromkeys(preferred) if count in counts][:2]
     cells: dict[str, Cell] = {}
     for count in some:
@@ -171,10 +173,9 @@ def build_cells(setup: Setup, counts: Sequence[int], *, folder: Path) -> dict[st
         cells[f"assemble:{name}"] = functools.partial(measure_assembly, setup, is_flipped=name == "flipped")
     for count in counts[1:]:
         add_reading(count, "none")
-    if is_gpu:
-        cells[f"read:{counts[0]}:pageable"] = functools.partial(
-            measure_reading, setup, counts[0], is_pinned=False
-        )
+    for count in dict.fromkeys((counts[0], *some)):
+        if count:
+            cells[f"ready:{count}"] = functools.partial(measure_ready, setup, count)
     for count in some:
         add_reading(count, "cold", "warm")
     return cells
@@ -219,7 +220,6 @@ def measure_reading(
     *,
     cache: Cache = "none",
     folder: Path | None = None,
-    is_pinned: bool = True,
 ) -> Mapping[str, Any]:
     """Read batches for some seconds; what fills a cache reads one epoch."""
     if cache == "warm" and not (folder and folder.exists()):
@@ -228,35 +228,61 @@ def measure_reading(
     order = setup.order
     if cache != "cold":
         order = repeated(order, chips=10_000 * max(num_workers, 1))
-    is_pinned = is_pinned and setup.device.type == "cuda"
     batch_size = len(order.positions(0))
     # At first every stream decodes an image at once; later their decodes are spread over the batches.
     warmup = min(max(order.num_streams // batch_size, 2), order.num_steps // 2)
     limit = float("inf") if cache == "cold" else setup.read_seconds
-    batches = load_batches(order, spec.data, steps=range(order.num_steps), pin_memory=is_pinned)
+    batches = load_batches(order, spec.data, steps=range(order.num_steps), device=setup.device)
     began = time.perf_counter()
-    started, chips, first = began, 0, None
+    started, chips, first, processor = began, 0, None, time.process_time()
     for number, batch in enumerate(batches):
         now = time.perf_counter()
         first = now - began if first is None else first
         if number < warmup:
-            started = now
+            started, processor = now, time.process_time()
             continue
         chips += len(batch)
         if now - started > limit:
             break
     seconds = time.perf_counter() - started
+    processor = time.process_time() - processor
     return {
         "kind": "read",
         "workers": num_workers,
         "cache": cache,
-        "is_pinned": is_pinned,
         "device": device_name(setup.device),
         "cores": os.cpu_count(),
         "batch": batch_size,
         "chips": chips,
         "chips_per_second": chips / seconds,
+        "trainer_milliseconds_per_chip": processor / chips * 1e3,
         "first_batch_seconds": first,
+    }
+
+
+def measure_ready(setup: Setup, num_workers: int) -> Mapping[str, Any]:
+    """Wait until the workers are idle, again and again, and measure how long the next batch takes."""
+    spec = setup.with_workers(num_workers)
+    order = repeated(setup.order, chips=40 * len(setup.order.positions(0)))
+    batches = load_batches(order, spec.data, steps=range(order.num_steps), device=setup.device)
+    times = []
+    with contextlib.closing(batches):
+        next(batches)  # starts the workers
+        for _ in range(3 if setup.read_seconds < 1 else 13):
+            time.sleep(setup.read_seconds / 2)
+            started = time.perf_counter()
+            batch = next(batches)
+            times.append(time.perf_counter() - started)
+    wait = statistics.median(times[3:] or times)
+    return {
+        "kind": "ready",
+        "workers": num_workers,
+        "cache": "none",
+        "device": device_name(setup.device),
+        "cores": os.cpu_count(),
+        "batch": len(batch),
+        "milliseconds_per_batch": wait * 1e3,
+        "chips_per_second": len(batch) / wait,
     }
 
 
@@ -311,7 +337,16 @@ def measure_assembly(setup: Setup, *, is_flipped: bool, repeats: int = 25) -> Ma
 
 
 def to_table(results: Sequence[Mapping[str, Any]]) -> str:
-    header = ["", "workers", "cache", "chips/s", "step alone, chips/s", "waiting for data", "ms/chip"]
+    header = [
+        "",
+        "workers",
+        "cache",
+        "chips/s",
+        "step alone, chips/s",
+        "waiting for data",
+        "ms/chip",
+        "trainer, ms/chip",
+    ]
     rows = []
     for line in results:
         if "error" in line:
@@ -320,10 +355,9 @@ def to_table(results: Sequence[Mapping[str, Any]]) -> str:
         name = line["kind"]
         if line.get("is_flipped"):
             name += ", mirrored"
-        if line["cell"].endswith("pageable"):
-            name += ", pageable"
         step = line.get("step_chips_per_second")
         wait = line.get("data_wait")
+        trainer = line.get("trainer_milliseconds_per_chip")
         rows.append(
             [
                 name,
@@ -333,6 +367,7 @@ def to_table(results: Sequence[Mapping[str, Any]]) -> str:
                 "" if step is None else f"{step:.4g}",
                 "" if wait is None else f"{wait:.1%}",
                 f"{1e3 / line['chips_per_second']:.3g}",
+                "" if trainer is None else f"{trainer:.3g}",
             ]
         )
     return markdown(header, rows)

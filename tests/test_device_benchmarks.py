@@ -35,7 +35,7 @@ def run(name: str, *arguments: object) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["suppression", "train", "loader", "inference"])
+@pytest.mark.parametrize("name", ["train", "loader", "inference"])
 def test_every_cell_has_a_result_and_is_not_repeated(name: str, tmp_path: Path) -> None:
     lines = tmp_path / "lines.jsonl"
     arguments: list[object] = ["--lines", lines]

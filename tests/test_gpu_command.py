@@ -93,7 +93,7 @@ def outcomes(lines: list[dict[str, Any]]) -> dict[str, str]:
 def test_a_rehearsal_measures_every_part_once_and_survives_failures(benchmark: Any, tmp_path: Path) -> None:
     write_pack(benchmark("gpu_pack"), tmp_path / "pack", has_weights=False)
     first = rehearse(tmp_path)
-    measured = dict.fromkeys(("tests", "train", "suppression", "loader", "inference"), "complete")
+    measured = dict.fromkeys(("tests", "train", "loader", "inference"), "complete")
     assert outcomes(first) == {**measured, "proof": "failed"}
     (error,) = [line["error"] for line in first if "error" in line]
     assert "needs weights of mobilenetv2_100" in error
@@ -105,7 +105,7 @@ def test_a_rehearsal_measures_every_part_once_and_survives_failures(benchmark: A
     third = rehearse(tmp_path)
     assert [line["cell"].split()[0] for line in third] == ["call"]
     report = benchmark("gpu_report").to_report([*first, *second, *third])
-    for title in ("A training step", "Suppression", "Loader", "Prediction", "first, 0.1 megapixels"):
+    for title in ("A training step", "Loader", "Prediction", "first, 0.1 megapixels"):
         assert title in report
     assert (tmp_path / "out" / "cells.tar.gz").stat().st_size > 1000
 
@@ -196,7 +196,7 @@ def test_failed_parts_are_repeated_last_and_complete_ones_not_at_all(
     for name, outcome in (("tests", "complete"), ("train", "failed"), ("loader", "cut short")):
         lines.add(name, {"outcome": outcome})
     parts = gpu.parts_to_run(Namespace(parts=None), lines)
-    assert [part.name for part in parts] == ["suppression", "loader", "inference", "proof", "train"]
+    assert [part.name for part in parts] == ["loader", "inference", "proof", "train"]
 
 
 def test_results_of_a_rehearsal_are_not_taken_for_those_of_a_gpu(benchmark: Any, folders: Namespace) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniper.chips import BoxStatus, Chip, ChipTarget, ChipTargets, LevelSpec, assign_targets
-from sniper.chips.targets import stack_targets, unstack_targets
+from sniper.chips.targets import stack_targets
 
 CHIP = Chip(
     level=LevelSpec(factor=2.0, at_least=10, below=50).at(width=400, height=400),
@@ -122,16 +122,6 @@ def test_stacked_targets_start_with_the_valid_boxes_and_end_with_padding(
         assert not (status[num_valid:] == BoxStatus.VALID).any()
         assert not (status[:num_boxes] == BoxStatus.PADDING).any()
         assert (status[num_boxes:] == BoxStatus.PADDING).all()
-
-
-@given(counts=COUNTS, seed=st.integers(0, 100))
-def test_unstacking_returns_the_targets_of_each_chip(counts: list[int], seed: int) -> None:
-    targets, stacked = stack_random(counts, seed=seed)
-    for target, unstacked in zip(targets, unstack_targets(stacked), strict=True):
-        order = np.argsort(target.status != BoxStatus.VALID, kind="stable")
-        np.testing.assert_array_equal(unstacked.boxes, target.boxes[order])
-        np.testing.assert_array_equal(unstacked.labels, target.labels[order])
-        np.testing.assert_array_equal(unstacked.status, target.status[order])
 
 
 def test_a_part_of_the_targets_contains_the_chips_of_its_range() -> None:

@@ -183,13 +183,6 @@ def test_a_part_of_a_batch_contains_the_chips_of_its_range(dataset: Dataset) -> 
     assert torch.equal(part.targets.boxes, batch.targets.boxes[1:3])
 
 
-def test_a_joined_batch_equals_the_whole(dataset: Dataset) -> None:
-    chips = ChipDataset(order_epoch(dataset))
-    samples = [chips[index] for index in range(6)]
-    parts = [collate([samples[4], samples[1]]), collate([samples[0], samples[5], samples[3], samples[2]])]
-    assert_equal_batches(Batch.join(parts, [[4, 1], [0, 5, 3, 2]]), collate(samples))
-
-
 def truncate_image(dataset: Dataset, index: int) -> str:
     """Truncate an image file, and return its name."""
     path = dataset[index].path

@@ -1,6 +1,8 @@
 """Batches read by worker processes: the same for any number of workers, each image decoded once."""
 
 import dataclasses
+import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,7 +27,7 @@ from sniper.data.epoch import EpochOrder, order_chips
 from sniper.data.images.files import ImageReader, open_image
 from sniper.data.loader import load_batches
 from sniper.data.spec import DataSpec
-from sniper.errors import LoaderError
+from sniper.errors import ImageError, LoaderError
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.assertions import assert_equal_batches
 from tests.data.tiny import write_dataset
@@ -163,21 +166,78 @@ def test_streams_are_divided_among_training_processes(dataset: Dataset, world_si
 
 @pytest.mark.parametrize("device", [GPU])
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_batches_in_page_locked_memory_are_copied_to_a_gpu_unchanged(
-    dataset: Dataset, num_workers: int, device: str
-) -> None:
+def test_batches_are_copied_to_a_gpu_unchanged(dataset: Dataset, num_workers: int, device: str) -> None:
     order, spec = order_epoch(dataset, 4), DataSpec(num_workers=num_workers)
     steps = range(order.num_steps)
-    pinned = list(load_batches(order, spec, steps=steps, pin_memory=True))
-    pageable = list(load_batches(order, spec, steps=steps))
-    assert len(pinned) == len(pageable) == order.num_steps
-    for batch, expected in zip(pinned, pageable, strict=True):
-        assert batch.images.is_pinned()
-        assert batch.targets.boxes.is_pinned()
-        on_gpu = batch.to(torch.device(device))
+    copied = list(load_batches(order, spec, steps=steps, device=torch.device(device)))
+    expected = list(load_batches(order, spec, steps=steps))
+    assert len(copied) == len(expected) == order.num_steps
+    for batch, on_cpu in zip(copied, expected, strict=True):
+        assert batch.images.device.type == batch.targets.boxes.device.type == "cuda"
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        moved = batch.to(torch.device("cpu"))
         torch.cuda.synchronize()
-        assert on_gpu.images.is_contiguous(memory_format=torch.channels_last)
-        assert_equal_batches(on_gpu.to(torch.device("cpu")), expected)
+        assert_equal_batches(moved, on_cpu)
+
+
+def test_batches_that_are_read_ahead_do_not_change_those_before(dataset: Dataset) -> None:
+    order = order_epoch(dataset, 4)
+    batches = []
+    with closing(load_batches(order, DataSpec(num_workers=2), steps=range(order.num_steps))) as loaded:
+        for batch in loaded:
+            batches.append(batch)
+            time.sleep(0.1)  # the workers read as many as they may
+    assert len(batches) > 4
+    for batch, expected in zip(batches, read_all(order), strict=True):
+        assert_equal_batches(batch, expected)
+
+
+def test_an_image_that_is_read_ahead_and_is_bad_stops_after_the_batch_before_it(
+    dataset: Dataset,
+) -> None:
+    order = order_epoch(dataset, 1)
+    images = order.table.image_indices[order.chip_indices]
+    bad = int(images[-1])
+    path = dataset[bad].path
+    path.write_bytes(path.read_bytes()[:200])
+    num_good = int(np.flatnonzero(images == bad)[0]) // len(order.positions(0))
+    batches = load_batches(order, DataSpec(num_workers=1), steps=range(order.num_steps))
+    for _ in range(num_good):
+        next(batches)
+        time.sleep(0.1)
+    with pytest.raises(ImageError, match=path.name):
+        next(batches)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_remote_images_of_the_next_two_batches_are_read_ahead(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    asked: Any = multiprocessing.SimpleQueue()
+    monkeypatch.setattr(ChipDataset, "read_ahead", lambda _, indices: asked.put(list(indices)))
+    order = order_epoch(dataset, 4)
+    list(load_batches(order, DataSpec(num_workers=num_workers), steps=range(5)))
+    calls: list[list[int]] = []
+    while not asked.empty():
+        calls.append(asked.get())
+    assert Counter(itertools.chain(*calls)) == {index: min(index // 4, 2) + 1 for index in range(20)}
+    for call in calls:  # a process asks for what it reads itself
+        assert len({index % 4 % max(num_workers, 1) for index in call}) == 1
+
+
+def test_memory_that_cannot_be_shared_is_an_error_with_advice(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    batches = load_batches(order_epoch(dataset, 4), DataSpec(num_workers=2), steps=range(2))
+    with pytest.raises(
+        LoaderError, match=r"MB of memory for .* \(No space left on device.*; enlarge /dev/shm"
+    ):
+        next(batches)
+    assert multiprocessing.active_children() == []
 
 
 def read_all(order: EpochOrder) -> list[Batch]:

@@ -21,6 +21,7 @@ from sniper.errors import CheckpointError, ConfigError, TrainingDiverged
 from sniper.models.build import autocast, build_detector
 from sniper.models.protocol import DetectorModel
 from sniper.runs.run import Run
+from sniper.training import workers
 from sniper.training.callbacks import Callbacks, EpochReport, StepReport
 from sniper.training.epochs import order_epoch
 from sniper.training.learner import Learner, Update
@@ -113,6 +114,22 @@ def test_loader_processes_do_not_change_the_weights(trained: TrainedRun, tmp_pat
     run = Run.create(tmp_path / "run", config="")
     train_run(run, with_data(trained.spec, num_workers=1), trained.dataset)
     assert have_equal_weights(run, trained.run)
+
+
+def test_more_loader_processes_from_a_step_on_do_not_change_the_weights(
+    trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_NUM_SKIPPED", 1)
+    monkeypatch.setattr(workers, "_NUM_STEPS", 1)
+    monkeypatch.setattr(workers, "_WAITING_SHARE", -1.0)
+    monkeypatch.setattr(workers, "_usable_cores", lambda: 3)
+    run = Run.create(tmp_path / "run", config="")
+    notices: list[str] = []
+    spec = with_data(trained.spec, num_workers=None)
+    train_run(run, spec, trained.dataset, callbacks=Callbacks(on_notice=notices.append))
+    assert [notice.partition(" ")[0] for notice in notices] == ["2", "3"]
+    assert have_equal_weights(run, trained.run)
+    assert deterministic_metrics(run) == deterministic_metrics(trained.run)
 
 
 def test_a_fraction_of_an_epoch_makes_a_fraction_of_its_steps(trained: TrainedRun) -> None:

@@ -122,7 +122,9 @@ def test_a_killed_loader_is_explained(
     dataset: Dataset, spec: ExperimentSpec, unbroken: Run, tmp_path: Path, num_workers: int
 ) -> None:
     def kill_loader() -> None:
-        multiprocessing.active_children()[-1].kill()
+        worker = multiprocessing.active_children()[-1]
+        worker.kill()
+        worker.join()  # the next batch may be read already, and would be used until the loader has ended
 
     spec = with_data(spec, num_workers=num_workers)
     run = Run.create(tmp_path / "run", config="")

@@ -259,29 +259,3 @@ def _stack_masks(
         of_chip[: len(each), 1] = joined.offsets[first + 1 : first + len(each) + 1]
         first += len(each)
     return ChipMasks(points=joined.points, ring_offsets=joined.ring_offsets, rings=rings)
-
-
-def unstack_targets(targets: ChipTargets[np.ndarray]) -> list[ChipTarget]:
-    """Return the targets of each chip without padding, valid boxes first."""
-    return [
-        ChipTarget(
-            boxes=targets.boxes[i, :count],
-            labels=targets.labels[i, :count],
-            status=targets.status[i, :count],
-            masks=None
-            if targets.masks is None
-            else _unstack_masks(targets.masks, targets.masks.rings[i, :count]),
-        )
-        for i, count in enumerate(targets.num_boxes)
-    ]
-
-
-def _unstack_masks(masks: ChipMasks[np.ndarray], rings: Int[np.ndarray, "n 2"]) -> MaskArrays:
-    first, stop = (int(rings[0, 0]), int(rings[-1, 1])) if len(rings) else (0, 0)  # consecutive
-    ring_offsets = masks.ring_offsets[first : stop + 1]
-    return replace(
-        MaskArrays.none(len(rings)),
-        points=masks.points[ring_offsets[0] : ring_offsets[-1]],
-        ring_offsets=ring_offsets - ring_offsets[0],
-        offsets=np.append(rings[:, 0], stop) - first,
-    )

@@ -29,6 +29,7 @@ from sniper.cli.options import (
     output_option,
 )
 from sniper.cli.output import (
+    announce_compilation,
     console,
     fits,
     print_line,
@@ -398,6 +399,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     with (
         Processes.from_environment().process_group(detector.device) as processes,
         show_progress(is_shown=processes.is_first) as bars,
+        announce_compilation(is_shown=processes.is_first),
         naming_kept_images("the same command continues with the others"),
     ):
         stored = find_results(

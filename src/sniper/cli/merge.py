@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from sniper.cli.inputs import check_parent
 from sniper.cli.locks import locking
 from sniper.cli.options import Json, default, output_option
-from sniper.cli.output import print_result, print_warnings
+from sniper.cli.output import announce_compilation, print_result, print_warnings
 from sniper.cli.progress import show_progress
 from sniper.cli.search import split_overrides
 from sniper.errors import ConfigError
@@ -101,7 +101,7 @@ def merge(
     ).predict
     found, categories = load_chip_detections(detections, chips, category_ids=category_ids)
     num_merged = num_images = num_cut = 0
-    with show_progress() as bars, atomic_write(output) as file:
+    with show_progress() as bars, announce_compilation(), atomic_write(output) as file:
         separator = b"[\n"
         for image in merge_chips(
             found, chips, spec, in_valid_range=ranges == "keep", on_progress=bars.merging

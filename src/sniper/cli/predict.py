@@ -28,7 +28,7 @@ from sniper.cli.options import (
     flag,
     output_option,
 )
-from sniper.cli.output import print_line, print_progress, print_result, print_warnings
+from sniper.cli.output import announce_compilation, print_line, print_progress, print_result, print_warnings
 from sniper.cli.progress import show_progress
 from sniper.cli.report_page import page_reporter, update_scored_page
 from sniper.cli.search import (
@@ -186,6 +186,7 @@ def predict(
     with (
         Processes.from_environment().process_group(model.device) as processes,
         show_progress(is_shown=processes.is_first) as bars,
+        announce_compilation(is_shown=processes.is_first),
         naming_kept_images("--resume continues with the others"),
         _naming_skip(searcher.run),
     ):

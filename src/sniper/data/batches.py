@@ -14,7 +14,7 @@ import torch
 from jaxtyping import UInt8
 
 from sniper.chips import BoxStatus, Chip, ChipTarget, ChipTargets, assign_targets
-from sniper.chips.targets import stack_targets, unstack_targets
+from sniper.chips.targets import stack_targets
 from sniper.data.epoch import EpochOrder
 from sniper.data.reader import ChipReader
 from sniper.data.spec import ColorJitterSpec, DataSpec
@@ -68,11 +68,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """Copy the batch to a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """Copy the batch to page-locked memory, for asynchronous copies to a GPU. Called by torch's `DataLoader`."""
-        return self._map(torch.Tensor.pin_memory)
+        """Copy the batch to page-locked memory, for asynchronous copies to a GPU."""
+        return self.map(torch.Tensor.pin_memory)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """Apply a function to every tensor."""
+        return replace(self, images=function(self.images), targets=self.targets.map(function))
 
     def part(self, start: int, stop: int) -> Self:
         """Return the chips from `start` up to, but not including, `stop`."""
@@ -85,39 +89,23 @@ class Batch:
         )
 
     @classmethod
-    def join(
-        cls, parts: Sequence["Batch"], indices: Sequence[Sequence[int]], *, pin_memory: bool = False
-    ) -> "Batch":
-        """Join parts of a batch.
+    def of(cls, samples: Sequence[ChipSample], images: UInt8[torch.Tensor, "b 3 h w"]) -> "Batch":
+        """Build a batch of chips whose pixels are stacked already.
 
         Args:
-            parts: with chips of one size, in CPU memory.
-            indices: for each part, the index of each of its chips in the whole batch.
-            pin_memory: whether to join them in page-locked memory.
+            samples: the B chips; their own pixels are not used.
+            images: (B, 3, H, W) uint8 RGB values.
         """
-        order = np.argsort([index for part in indices for index in part]).tolist()
-        height, width = parts[0].images.shape[2:]
-        images = torch.empty((len(order), height, width, 3), dtype=torch.uint8, pin_memory=pin_memory)
-        images = images.permute(0, 3, 1, 2)
-        for part, chip_indices in zip(parts, indices, strict=True):
-            for image, index in zip(part.images, chip_indices, strict=True):
-                images[index] = image
-        arrays = [part.targets.map(torch.Tensor.numpy) for part in parts]
-        chips = [chip for part in arrays for chip in unstack_targets(part)]
-        valid_sizes = [sizes for part in arrays for sizes in part.valid_sizes.tolist()]
-        seeds = [seed for part in arrays for seed in part.seeds]
-        names = [name for part in parts for name in part.names]
-        skipped = [count for part in parts for count in part.skipped]
         targets = stack_targets(
-            [chips[i] for i in order],
-            valid_sizes=[valid_sizes[i] for i in order],
-            seeds=[seeds[i] for i in order],
-        ).map(torch.from_numpy)
+            [sample.target for sample in samples],
+            valid_sizes=[sample.valid_sizes for sample in samples],
+            seeds=[sample.seed for sample in samples],
+        )
         return cls(
             images=images,
-            targets=targets.map(torch.Tensor.pin_memory) if pin_memory else targets,
-            names=tuple(names[i] for i in order),
-            skipped=tuple(skipped[i] for i in order),
+            targets=targets.map(torch.from_numpy),
+            names=tuple(sample.name for sample in samples),
+            skipped=tuple(sample.skipped for sample in samples),
         )
 
     def to_torchvision(self) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
@@ -136,22 +124,6 @@ class Batch:
             is_object = (status != BoxStatus.IGNORE) & (status != BoxStatus.PADDING)
             targets.append({"boxes": boxes[is_object], "labels": labels[is_object] + 1})
         return images, targets
-
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        return replace(self, images=function(self.images), targets=self.targets.map(function))
-
-
-class Part(list[int]):
-    """Indices of the chips of a batch that one process reads, and of those that it reads after them.
-
-    Args:
-        indices: of the chips.
-        ahead: of the chips after them.
-    """
-
-    def __init__(self, indices: Iterable[int] = (), *, ahead: Iterable[int] = ()) -> None:
-        super().__init__(indices)
-        self.ahead = tuple(ahead)
 
 
 class ChipDataset(torch.utils.data.Dataset[ChipSample]):
@@ -214,11 +186,14 @@ class ChipDataset(torch.utils.data.Dataset[ChipSample]):
         raise last
 
     def __getitems__(self, indices: Sequence[int]) -> list[ChipSample]:
-        """Read chips, while remote images that these and later ones need are read ahead."""
-        if self._is_remote:
-            later = indices.ahead if isinstance(indices, Part) else ()
-            self._reader.read_ahead(map(self._path_of, (*indices, *later)))
+        """Read chips, while remote images that they need are read ahead."""
+        self.read_ahead(indices)
         return [self[index] for index in indices]
+
+    def read_ahead(self, indices: Iterable[int]) -> None:
+        """Start to read the remote images of chips that are read soon."""
+        if self._is_remote:
+            self._reader.read_ahead(map(self._path_of, indices))
 
     def _path_of(self, index: int) -> Path:
         dataset = self._order.dataset
@@ -437,20 +412,19 @@ def collate(samples: Sequence[ChipSample]) -> Batch:
     """Stack chips of one size to a batch of torch tensors."""
     pixels = np.empty((len(samples), *samples[0].pixels.shape), dtype=np.uint8)  # (b, h, w, 3)
     for copy, sample in zip(pixels, samples, strict=True):
-        if sample.pixels.shape != copy.shape:
-            raise ValueError(f"chips of {copy.shape} and {sample.pixels.shape} cannot share a batch")
-        if sample.pixels.strides[1] < 0:  # mirrored: NumPy would copy it pixel by pixel
-            cv2.flip(sample.pixels[:, ::-1], 1, dst=copy)
-        else:
-            copy[:] = sample.pixels
-    targets = stack_targets(
-        [sample.target for sample in samples],
-        valid_sizes=[sample.valid_sizes for sample in samples],
-        seeds=[sample.seed for sample in samples],
-    )
-    return Batch(
-        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        targets=targets.map(torch.from_numpy),
-        names=tuple(sample.name for sample in samples),
-        skipped=tuple(sample.skipped for sample in samples),
-    )
+        copy_pixels(sample, to=copy)
+    return Batch.of(samples, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+
+def copy_pixels(sample: ChipSample, *, to: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Copy the pixels of a chip to its place in a batch.
+
+    Raises:
+        ValueError: if the chip is of another size.
+    """
+    if sample.pixels.shape != to.shape:
+        raise ValueError(f"chips of {to.shape} and {sample.pixels.shape} cannot share a batch")
+    if sample.pixels.strides[1] < 0:  # mirrored: NumPy would copy it pixel by pixel
+        cv2.flip(sample.pixels[:, ::-1], 1, dst=to)
+    else:
+        to[:] = sample.pixels

@@ -2,7 +2,7 @@
 
 The order of an epoch interleaves streams of chips (`EpochOrder.num_streams`). Every batch is read in parts, one by each
 worker, and all chips of a stream by the same worker, so that an image is decoded once. The parts are joined here in the
-order of the epoch: batches do not depend on the number of workers.
+order of the epoch: batches do not depend on the number of workers. Pixels travel in shared memory.
 
 Workers live as long as the iterator. They ignore SIGINT, SIGTERM and SIGHUP, which reach them too if they are sent to
 all processes of a command, and end by themselves when the training process is gone.
@@ -18,21 +18,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from ctypes import Array, c_byte
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
+from multiprocessing.heap import Arena
 from typing import Any
 
-from torch.utils.data import DataLoader
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from sniper import remote
-from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, Part, collate
+from sniper.data.batches import Batch, ChipDataset, ChipSample, ChipTransform, collate, copy_pixels
 from sniper.data.epoch import EpochOrder
 from sniper.data.spec import DataSpec
-from sniper.errors import LoaderError, SniperError
+from sniper.errors import LoaderError, SniperError, describe_os_error
 
+_CPU = torch.device("cpu")
+_NO_PIXELS = np.zeros((0, 0, 3), dtype=np.uint8)
+_NUM_AHEAD = 2  # batches after the one being read whose remote images are read ahead
 _PREFETCH_FACTOR = 2  # batches, or parts of them, that a worker reads ahead
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_START, _NUM_STARTS = 60.0, 3
@@ -46,7 +55,7 @@ def load_batches(
     *,
     steps: range,
     share: tuple[int, int] = (0, 1),
-    pin_memory: bool = False,
+    device: torch.device = _CPU,
     transform: ChipTransform | None = None,
 ) -> Generator[Batch, None, None]:
     """Iterate over this training process's share of each batch.
@@ -55,10 +64,10 @@ def load_batches(
 
     Args:
         order: the chips of the epoch.
-        spec: how chips are read.
+        spec: how chips are read; without `num_workers` by one process.
         steps: which batches.
         share: (rank, world size) of this training process; the batch size must be divisible by the world size.
-        pin_memory: whether to return batches in page-locked memory.
+        device: a GPU that the batches are copied to while the training computes; they stay in memory for others.
         transform: see `ChipDataset`.
 
     Raises:
@@ -70,45 +79,230 @@ def load_batches(
     rank, world_size = share
     # Streams that every training process reads from cannot be divided among workers.
     num_streams = order.num_streams // world_size if order.num_streams % world_size == 0 else 1
-    num_parts = max(min(spec.num_workers, num_streams), 1)
+    num_workers = 1 if spec.num_workers is None else spec.num_workers
+    num_parts = max(min(num_workers, num_streams), 1)
     batches = [order.positions(step)[rank::world_size] for step in steps]
-    parts = [
-        [index for index in indices if index % order.num_streams // world_size % num_parts == part]
+    chips = ChipDataset(order, spec=spec, transform=transform, kept_images=math.ceil(num_streams / num_parts))
+    copier = _Copier(device)
+    if num_workers == 0:
+        for number, indices in enumerate(batches):
+            chips.read_ahead(itertools.chain(*batches[number : number + 1 + _NUM_AHEAD]))
+            yield copier.receive(copier.send(collate([chips[index] for index in indices])))
+        return
+    num_workers = num_workers if num_parts == 1 else num_parts
+    rows = [
+        {
+            row: index
+            for row, index in enumerate(indices)
+            if index % order.num_streams // world_size % num_parts == part
+        }
         for indices in batches
         for part in range(num_parts)
     ]
     parts = [
-        Part(part, ahead=itertools.chain(*parts[k + num_parts : k + 3 * num_parts : num_parts]))
-        for k, part in enumerate(parts)
+        _Part(
+            number=k // num_parts,
+            part=k % num_parts,
+            rows=of_part,
+            ahead=tuple(
+                index
+                for later in rows[k + num_parts : k + 1 + _NUM_AHEAD * num_parts : num_parts]
+                for index in later.values()
+            ),
+        )
+        for k, of_part in enumerate(rows)
     ]
-    num_workers = spec.num_workers if num_parts == 1 else num_parts
+    # A slot for each batch that is being read, for one that is copied, and for the next, which is complete.
+    num_slots = min(_PREFETCH_FACTOR * num_workers // num_parts + 2, len(batches))
+    slots = _Slots([_shape_of(order, indices) for indices in batches], num_slots, num_parts=num_parts)
     has_started = multiprocessing.RawArray("b", num_workers)
     loader = DataLoader(
-        ChipDataset(order, spec=spec, transform=transform, kept_images=math.ceil(num_streams / num_parts)),
-        batch_sampler=parts,
+        _PartDataset(chips, slots),
+        batch_sampler=parts,  # type: ignore[arg-type]  # `_PartDataset` takes parts, not lists of indices
         num_workers=num_workers,
-        prefetch_factor=_PREFETCH_FACTOR if spec.num_workers else None,
-        collate_fn=_collate,
+        prefetch_factor=_PREFETCH_FACTOR,
+        collate_fn=_keep,
         worker_init_fn=partial(_start_worker, has_started, remote.share()),
-        pin_memory=pin_memory and num_parts == 1,
     )
-    with _Parts(loader, has_started).closed_at_end() as loaded:
-        for number, indices in enumerate(batches):
-            batch_parts = [loaded.next() for _ in range(num_parts)]
-            if num_parts == 1:
-                yield batch_parts[0]
-                continue
-            part_indices = parts[number * num_parts : (number + 1) * num_parts]
-            yield Batch.join(
-                [part for part in batch_parts if part is not None],
-                [[(i - indices.start) // world_size for i in part] for part in part_indices if part],
-                pin_memory=pin_memory,
-            )
+    with _Parts(loader, has_started).closed_at_end() as loaded, ThreadPoolExecutor(1) as executor:
+
+        def copy(number: int) -> "Future[_Sent]":
+            samples: dict[int, ChipSample] = {}
+            for _ in range(num_parts):
+                samples |= loaded.next()
+            ordered = [samples[row] for row in range(len(samples))]
+            return executor.submit(copier.copy, ordered, slots.pixels(number))
+
+        following: Future[_Sent] | None = None
+        for number in range(len(batches)):
+            loaded.check()
+            current = following or copy(number)
+            following = None
+            if number + 1 < len(batches) and slots.is_read(number + 1):
+                try:
+                    following = copy(number + 1)
+                except Exception:  # raised after the batch before it
+                    yield copier.receive(current.result())
+                    raise
+            yield copier.receive(current.result())
 
 
-def _collate(samples: Sequence[ChipSample]) -> Batch | None:
-    """Collate the part of a batch that one worker reads, which may be empty."""
-    return collate(samples) if samples else None
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """The part of a batch that one worker reads.
+
+    Attributes:
+        number: of the batch, 0 the first that is loaded.
+        part: of the batch.
+        rows: the position in the epoch of each of its chips, by its row in the batch. May be empty.
+        ahead: the positions of chips that are read after them, whose remote images are read ahead.
+    """
+
+    number: int
+    part: int
+    rows: dict[int, int]
+    ahead: tuple[int, ...]
+
+
+class _Slots:
+    """Memory shared with the workers, for the pixels of the batches that are read at a time.
+
+    Workers write pixels to their place in a batch. As tensors, each part would take memory that is new to both
+    processes, and would be copied once more where parts are joined.
+
+    Args:
+        shapes: (b, h, w, 3) of each batch.
+        num_slots: batches that are in memory at a time.
+        num_parts: of a batch.
+
+    Raises:
+        LoaderError: if there is not enough memory.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, int, int, int]], num_slots: int, *, num_parts: int
+    ) -> None:
+        self._shapes = shapes
+        num_bytes = max(map(math.prod, shapes), default=0)
+        self._memory = [_share_memory(num_bytes) for _ in range(num_slots)]
+        self._read = [multiprocessing.RawArray("q", num_parts) for _ in range(num_slots)]
+
+    def pixels(self, number: int) -> UInt8[np.ndarray, "b h w 3"]:
+        """Return the pixels of a batch."""
+        shape = self._shapes[number]
+        memory = np.frombuffer(self._memory[number % len(self._memory)].buffer, dtype=np.uint8)
+        return memory[: math.prod(shape)].reshape(shape)
+
+    def mark_read(self, part: _Part) -> None:
+        """Note that a part is read."""
+        self._read[part.number % len(self._read)][part.part] = part.number + 1
+
+    def is_read(self, number: int) -> bool:
+        """Check whether all parts of a batch are read; they can then be received at once."""
+        return all(read == number + 1 for read in self._read[number % len(self._read)])
+
+
+def _share_memory(num_bytes: int) -> Arena:
+    """Reserve memory that workers share: in /dev/shm, or in the temporary folder if there is not enough.
+
+    Raises:
+        LoaderError: if there is not enough in either.
+    """
+    try:
+        arena = Arena(num_bytes)
+        if hasattr(
+            os, "posix_fallocate"
+        ):  # not on macOS; without it, writing to memory that is full ends the process
+            os.posix_fallocate(arena.fd, 0, num_bytes)
+    except OSError as error:
+        raise LoaderError(
+            f"{num_bytes / 1e6:,.0f} MB of memory for the processes that read images cannot be reserved "
+            f"({describe_os_error(error)}); enlarge /dev/shm (docker run --shm-size 2g), use fewer of them "
+            "(data.num_workers), or read in the training process (data.num_workers: 0)"
+        ) from error
+    return arena
+
+
+def _shape_of(order: EpochOrder, indices: range) -> tuple[int, int, int, int]:
+    """Return the shape of a batch of chips, which are all of one size."""
+    first = order.chip_indices[indices.start]
+    return len(indices), int(order.table.heights[first]), int(order.table.widths[first]), 3
+
+
+class _PartDataset(Dataset[dict[int, ChipSample]]):
+    """Reads parts of batches in a worker.
+
+    Args:
+        chips: of the epoch.
+        slots: that their pixels are written to.
+    """
+
+    def __init__(self, chips: ChipDataset, slots: _Slots) -> None:
+        self._chips, self._slots = chips, slots
+
+    def __getitems__(self, part: _Part) -> dict[int, ChipSample]:
+        """Read a part, and return its chips by row, without pixels; called by torch."""
+        self._chips.read_ahead((*part.rows.values(), *part.ahead))
+        pixels = self._slots.pixels(part.number)
+        samples = {}
+        for row, index in part.rows.items():
+            sample = self._chips[index]
+            copy_pixels(sample, to=pixels[row])
+            samples[row] = replace(sample, pixels=_NO_PIXELS)
+        self._slots.mark_read(part)
+        return samples
+
+
+def _keep(samples: Any) -> Any:
+    return samples
+
+
+_Sent = tuple[Batch, "torch.cuda.Event | None"]
+"""A batch, and what has to happen before it is used: the end of its copy to a GPU."""
+
+
+class _Copier:
+    """Copies batches out of shared memory and on to a GPU, in a stream and a thread beside those of the training.
+
+    Args:
+        device: of the training.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def copy(self, samples: Sequence[ChipSample], pixels: UInt8[np.ndarray, "b h w 3"]) -> _Sent:
+        """Copy a batch out of shared memory, and begin to copy it to the device."""
+        with self._in_stream():
+            images = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self._stream is not None)
+            np.copyto(images.numpy(), pixels)  # torch would start threads for it
+            return self.send(Batch.of(samples, images.permute(0, 3, 1, 2)))
+
+    def send(self, batch: Batch) -> _Sent:
+        """Begin to copy a batch to the device, if that is a GPU."""
+        if self._stream is None:
+            return batch, None
+        with self._in_stream():
+            return batch.pin_memory().to(self._device), self._stream.record_event()
+
+    def receive(self, sent: _Sent) -> Batch:
+        """Make the current stream wait for a batch, and return it."""
+        batch, event = sent
+        if event is not None:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(event)
+            batch.map(partial(_record_use, stream=stream))
+        return batch
+
+    def _in_stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+def _record_use(tensor: torch.Tensor, *, stream: torch.cuda.Stream) -> torch.Tensor:
+    """Note that a stream uses a tensor, so that its memory is not used again before that."""
+    tensor.record_stream(stream)
+    return tensor
 
 
 class _Parts:
@@ -182,8 +376,18 @@ class _Parts:
             finally:
                 self._close()
 
-    def next(self) -> Batch:
-        """Return the next part.
+    def check(self) -> None:
+        """Check that no worker was killed.
+
+        Raises:
+            LoaderError: if one was.
+        """
+        self._has_failed = True
+        self._check_workers()
+        self._has_failed = False
+
+    def next(self) -> dict[int, ChipSample]:
+        """Return the chips of the next part by row, without pixels.
 
         Raises:
             SniperError: what a worker raised; its traceback is in the cause.
@@ -193,7 +397,7 @@ class _Parts:
         self._has_failed, self._is_awaited = True, True
         try:
             self._check_workers()
-            part: Batch = next(self._parts)
+            part: dict[int, ChipSample] = next(self._parts)
         except LoaderError:
             raise
         except Exception as error:

@@ -148,7 +148,9 @@ class DataSpec:
             those that show the whole image are reduced only.
         color_jitter: random changes of colours.
         min_visible_side: chip pixels that a clipped box must show along both axes; other clipped boxes are ignored.
-        num_workers: processes that read chips in parallel to the training; 0 reads them in the training process.
+        num_workers: processes that read chips in parallel to the training; 0 reads them in the training process. None
+            starts with 1 on a CPU and 4 on a GPU, and doubles the number while steps spend a tenth of their time
+            waiting for chips, up to the number of cores.
     """
 
     train: SourceSpec = SourceSpec()
@@ -172,7 +174,7 @@ class DataSpec:
     scale_jitter: Fraction = 0.0
     color_jitter: ColorJitterSpec = ColorJitterSpec()
     min_visible_side: NonNegativeFloat = 10.0
-    num_workers: Annotated[NonNegativeInt, Le(_MAX_WORKERS)] = 1
+    num_workers: Annotated[NonNegativeInt, Le(_MAX_WORKERS)] | None = None
 
     def configure_remote(self) -> None:
         """Read remote files in this process as these fields say, from now on."""

@@ -138,6 +138,49 @@ def _nms(
     )
 
 
+@kernel
+def first_boxes(boxes: np.ndarray, iou_threshold: float, limit: int) -> np.ndarray:
+    """Return the first boxes that NMS keeps, and stop once there are enough.
+
+    Args:
+        boxes: (n, 4) xyxy in any one frame, best first, contiguous. May be empty.
+        iou_threshold: a box is dropped if its IoU with a better one that is kept is above this.
+        limit: maximum number of boxes to keep.
+
+    Returns:
+        (k,) int64 indices of the boxes kept, best first. In float32 they are those of torchvision's `nms`.
+
+    Example:
+        >>> boxes = np.array([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0], [0.0, 0.0, 5.0, 5.0]], dtype=np.float32)
+        >>> first_boxes(boxes, 0.7, 2).tolist()
+        [0, 2]
+    """
+    limit = min(limit, len(boxes))
+    kept = np.empty(limit, dtype=np.int64)
+    corners = np.empty((5, limit), dtype=boxes.dtype)  # x1, y1, x2, y2 and area of those kept
+    count = 0
+    for i in range(len(boxes)):
+        if count == limit:
+            break
+        x1, y1, x2, y2 = boxes[i]
+        area = (x2 - x1) * (y2 - y1)
+        is_kept = True
+        for k in range(count):
+            width = min(corners[2, k], x2) - max(corners[0, k], x1)
+            height = min(corners[3, k], y2) - max(corners[1, k], y1)
+            if width > 0 and height > 0:
+                shared = width * height
+                if shared / (corners[4, k] + area - shared) > iou_threshold:
+                    is_kept = False
+                    break
+        if is_kept:
+            corners[0, count], corners[1, count], corners[2, count], corners[3, count] = x1, y1, x2, y2
+            corners[4, count] = area
+            kept[count] = i
+            count += 1
+    return kept[:count]
+
+
 def weighted_box_fusion(
     detections: Detections,
     *,

@@ -145,7 +145,7 @@ class RPN(nn.Module):
         objectness = predictions.objectness.masked_fill(~is_candidate, -torch.inf)
         scores, best = objectness.topk(min(spec.pre_nms_top_n, objectness.shape[1]), dim=1)
         boxes = _gather_boxes(boxes, best)
-        kept, is_real = padded_nms(boxes, scores, iou=spec.nms_iou, limit=limit, may_sync=not self.training)
+        kept, is_real = padded_nms(boxes, scores, iou=spec.nms_iou, limit=limit)
         return ProposalBatch(
             boxes=_gather_boxes(boxes, kept).masked_fill(~is_real[..., None], 0),  # padding may be NaN
             scores=scores.gather(1, kept).sigmoid().masked_fill(~is_real, 0),

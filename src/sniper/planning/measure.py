@@ -62,9 +62,7 @@ def measure(
     learner = Learner(experiment, num_classes=len(dataset.categories), device=chosen, has_weights=False)
     order = order_epoch(experiment, dataset, epoch=0)
     steps = range(min(num_steps + 1, order.num_steps))
-    batches = load_batches(
-        order, replace(experiment.data, num_workers=0), steps=steps, pin_memory=chosen.type == "cuda"
-    )
+    batches = load_batches(order, replace(experiment.data, num_workers=0), steps=steps, device=chosen)
     seconds = []
     first = started = time.monotonic()
     for step, batch in enumerate(batches):

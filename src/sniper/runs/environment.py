@@ -15,6 +15,7 @@ import torch
 import torchvision
 from pydantic import PositiveInt
 
+from sniper.data.images.formats import has_simplejpeg
 from sniper.models.build import choose_precision
 from sniper.models.spec import Precision
 from sniper.specs import spec_dataclass
@@ -77,6 +78,7 @@ class Environment:
             libraries: names of installed packages that compute, beside those that always do.
         """
         is_cpu = device.type == "cpu"
+        decoders = ("simplejpeg",) if has_simplejpeg() else ()
         return cls(
             device=device.type,
             device_name=_cpu_name() if is_cpu else _gpu_name(device),
@@ -86,7 +88,7 @@ class Environment:
             precision=choose_precision(precision, device),
             compile=compile,
             versions={name: str(package.__version__) for name, package in _PACKAGES.items()}
-            | {name: version(name) for name in libraries},
+            | {name: version(name) for name in (*decoders, *libraries)},
         )
 
     def differences(self, now: "Environment") -> list[str]:

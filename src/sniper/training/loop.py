@@ -43,6 +43,7 @@ from sniper.training.length import (
 from sniper.training.optimizer import learning_rate_at
 from sniper.training.pace import Pace, Part
 from sniper.training.signals import SignalHandler
+from sniper.training.workers import Workers
 
 OrderOfEpoch = Callable[[int], EpochOrder]
 """Returns the chips of an epoch, 0 the first, in their order; equal epochs must give equal orders."""
@@ -235,6 +236,7 @@ class _Loop:
         self._processes = learner.processes
         self._pace = pace
         self._limit = limit
+        self._workers = Workers(spec.data.num_workers, device=learner.device)
         self._last_checkpoint = time.monotonic()
         self._saved_step = 0
         self._corrected_at = -1.0
@@ -278,8 +280,9 @@ class _Loop:
         return max(round(order.num_steps * min(self._spec.train.epochs - epoch, 1.0)), 1)
 
     def _train_steps(self, order: EpochOrder, progress: Progress) -> Progress:
-        """Make the remaining steps of an epoch, or those until the length of the training is changed."""
+        """Make the remaining steps of an epoch, or those until its length or the number of loaders is changed."""
         num_steps = self._num_steps(order, progress.epoch)
+        self._workers.restart()
         started = ready = time.monotonic()
         with closing(self._batches(order, steps=range(progress.step_in_epoch, num_steps))) as batches:
             while progress.step_in_epoch < num_steps:
@@ -317,7 +320,6 @@ class _Loop:
                         self._log_epoch(order, progress)
                 except Exception as problem:  # such as a full disk; the other processes must hear of it first
                     error = problem
-                started = now
                 is_last = progress.step_in_epoch >= self._num_steps(order, progress.epoch)
                 if progress.step_in_epoch == order.num_steps:
                     progress = progress.next_epoch()
@@ -332,8 +334,12 @@ class _Loop:
                     self._save(progress)
                 if num_stopping or ((is_last or num_late) and self._is_stopping()):
                     self._stop(progress)
-                if is_last or num_steps != self._num_steps(order, progress.epoch):
-                    break  # other steps are to be loaded
+                is_grown = self._workers.grow(seconds=now - started, data_wait=data_wait)
+                if is_grown and self._processes.is_first:
+                    self._callbacks.on_notice(self._workers.describe())
+                started = now
+                if is_last or is_grown or num_steps != self._num_steps(order, progress.epoch):
+                    break  # other steps are to be loaded, or by more processes
                 ready = time.monotonic()
         return progress
 
@@ -582,10 +588,10 @@ class _Loop:
         """Load this process's share of each batch."""
         return load_batches(
             order,
-            self._spec.data,
+            replace(self._spec.data, num_workers=self._workers.count),
             steps=steps,
             share=(self._processes.rank, self._processes.world_size),
-            pin_memory=self._learner.device.type == "cuda",
+            device=self._learner.device,
             transform=self._transform,
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, JpegImagePlugin
 
 from sniper.data.images.files import (
     load_image,
@@ -194,6 +194,49 @@ def test_a_truncated_file_is_refused_by_name_or_complete(tmp_path: Path, name: s
         else:
             np.testing.assert_array_equal(pixels, whole)
     assert refused >= 0.9 * len(content) / 10
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 20}])
+def test_a_jpeg_has_the_pixels_that_pillow_decodes(
+    tmp_path: Path, mode: str, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "image.jpg"
+    image = Image.fromarray(smooth(75, 101)).convert(mode)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(path, exif=exif, **options)
+    stored = np.asarray(Image.open(path).convert("RGB"))
+    np.testing.assert_array_equal(load_image(path), np.rot90(stored, -1))
+    np.testing.assert_array_equal(load_image(path, ReadSpec(exif_orientation="ignore")), stored)
+    red = ReadSpec(exif_orientation="ignore", bands=(1,))
+    np.testing.assert_array_equal(load_image(path, red), stored[..., [0, 0, 0]])
+
+
+def test_an_intact_jpeg_is_decoded_by_simplejpeg_where_the_extra_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("simplejpeg")
+    file = io.BytesIO()
+    Image.fromarray(smooth(75, 101)).save(file, format="JPEG")
+    expected = np.asarray(Image.open(file))
+
+    def load(self: Image.Image) -> None:
+        raise AssertionError("decoded by Pillow")
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", load)
+    np.testing.assert_array_equal(load_image(file.getvalue()), expected)
+    with pytest.raises(ImageError, match="decoded by Pillow"):
+        load_image(file.getvalue()[:-200])  # truncated
+
+
+def test_damage_that_pillow_accepts_gives_the_pixels_that_pillow_decodes() -> None:
+    file = io.BytesIO()
+    Image.fromarray(smooth(75, 101)).save(file, format="JPEG")
+    content = file.getvalue()
+    for damaged in (content + b"appended", content[:-2] + b"\0" * 9 + content[-2:]):
+        expected = np.asarray(Image.open(io.BytesIO(damaged)).convert("RGB"))
+        np.testing.assert_array_equal(load_image(damaged), expected)
 
 
 def test_a_file_that_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageFile
 
 from sniper.data.images.encoded import EncodedImage, naming_errors
+from sniper.data.images.formats import has_simplejpeg
 from sniper.data.images.libtiff import collect_errors
 from sniper.data.images.pixels import orient, range_required, select_bands, to_rgb
 from sniper.data.images.tiff import (
@@ -192,7 +193,8 @@ def load_image(
             _check_sides(image.name, _oriented_sides(opened, orientation), sides)
         if reduction > 1:
             opened.draft(None, (max(opened.width // reduction, 1), max(opened.height // reduction, 1)))
-        return orient(_decode(opened, spec, name=image.name, encoded=image), orientation)
+        whole = image if reduction == 1 else None
+        return orient(_decode(opened, spec, name=image.name, encoded=whole), orientation)
 
 
 def load_pillow_image(image: Image.Image, spec: ReadSpec = _DEFAULT) -> UInt8[np.ndarray, "h w 3"]:
@@ -344,16 +346,19 @@ def _decode(
         image: to decode; left as it is if it is decoded already.
         spec: how image files become pixels.
         name: of the image, for errors.
-        encoded: its file, from which OpenCV decodes the bits that Pillow drops.
+        encoded: its file, from which simplejpeg decodes JPEG, and OpenCV the bits that Pillow drops; None if the image
+            is decoded already, or at a fraction of its sides.
     """
     if not _is_deep(image):
-        _load(image)
-        rgb = _to_pillow_rgb(image)
-        is_grey = len(image.getbands()) == 1 and image.mode != "P"
+        pixels = None if encoded is None else _decode_jpeg(image, encoded)
+        if pixels is None:
+            _load(image)
+            pixels = np.asarray(_to_pillow_rgb(image))
         if spec.bands is None:
-            return np.asarray(rgb)
+            return pixels
+        is_grey = len(image.getbands()) == 1 and image.mode != "P"
         bands = select_bands(1 if is_grey else 3, spec, name=name)
-        return to_rgb(np.asarray(rgb)[..., bands], ReadSpec(), name=name)
+        return to_rgb(pixels[..., bands], ReadSpec(), name=name)
     if spec.intensity_range is None:
         raise range_required(name, f"mode {image.mode}")
     is_inverted = image.format == "TIFF" and _tiff_tag(image, _PHOTOMETRIC, 1) == _MIN_IS_WHITE
@@ -364,6 +369,21 @@ def _decode(
         pixels = _decode_with_opencv(image, name=name, encoded=encoded)
     levels = to_rgb(pixels, spec, name=name)
     return 255 - levels if is_inverted else levels
+
+
+def _decode_jpeg(image: Image.Image, encoded: EncodedImage) -> UInt8[np.ndarray, "h w 3"] | None:
+    """Decode a JPEG with simplejpeg, to the pixels of Pillow in less time and a third of the memory.
+
+    None if it is not installed, or the file is not intact: Pillow then decodes the image, or refuses it.
+    """
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not has_simplejpeg():
+        return None
+    from simplejpeg import decode_jpeg
+
+    try:
+        return np.asarray(decode_jpeg(encoded.read(), fastdct=False, fastupsample=False), dtype=np.uint8)
+    except ValueError:
+        return None
 
 
 def _load(image: Image.Image) -> None:

@@ -1,5 +1,6 @@
 """The image formats that are decoded, and the suffixes of their files."""
 
+from functools import cache
 from importlib.util import find_spec
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -25,6 +26,12 @@ EXTRAS = dict.fromkeys(FORMATS["HEIF"], "heic")
 def has_heif() -> bool:
     """Check whether HEIC files can be decoded (the extra `heic`)."""
     return find_spec("pi_heif") is not None
+
+
+@cache
+def has_simplejpeg() -> bool:
+    """Check whether JPEG files are decoded by simplejpeg, the extra `jpeg`."""
+    return find_spec("simplejpeg") is not None
 
 
 def image_suffixes() -> frozenset[str]:
