@@ -302,6 +302,19 @@ def test_training_without_chips_needs_an_experiment(dataset: Dataset, field: str
         choose_validation(give(dataset, None, **{f"data__{field}": {}}))
 
 
+@pytest.mark.parametrize("field", ["whole", "tiles"])
+def test_derived_settings_have_no_negative_chips_without_chips(dataset: Dataset, field: str) -> None:
+    """For benchmarks, which compare them with chips; `choose_validation` refuses them."""
+    given = give(dataset, None, **{f"data__{field}": {}, "train__epochs": 20.0})
+    assert derive_from(dataset, given).negatives.source == "none"
+    assert derive_from(dataset, give(dataset, None, train__epochs=20.0)).negatives.source == "self"
+
+
+def derive_from(dataset: Dataset, given: Given) -> ExperimentSpec:
+    data = given.spec.data
+    return derive(dataset, given, data=data, validation="", device=torch.device("cpu")).experiment
+
+
 def test_a_data_set_without_boxes_is_refused(tmp_path: Path) -> None:
     dataset = load_dataset(write_dataset(tmp_path, boxes_per_image=0))
     with pytest.raises(AnnotationError, match="has no box to learn from"):

@@ -66,7 +66,8 @@ def suggest_experiment(
     if epochs is None:
         fewest, most = _EPOCHS
         epochs = min(max(math.ceil(_MIN_STEPS / steps), fewest), most)
-    negatives, mine = suggest_negatives(cost, epochs=epochs)
+    has_chips = data.whole is None and data.tiles is None
+    negatives, mine = suggest_negatives(cost, epochs=epochs) if has_chips else (NegativeSpec(), MineSpec())
     return ExperimentSpec(
         data=data,
         negatives=negatives,
