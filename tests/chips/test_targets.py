@@ -114,7 +114,7 @@ def test_stacked_targets_start_with_the_valid_boxes_and_end_with_padding(
     counts: list[int], seed: int
 ) -> None:
     _, stacked = stack_random(counts, seed=seed)
-    assert stacked.boxes.shape == (len(counts), max(1, *counts), 4)
+    assert stacked.boxes.shape == (len(counts), 8, 4)
     for status, num_boxes, num_valid in zip(
         stacked.status, stacked.num_boxes, stacked.num_valid, strict=True
     ):

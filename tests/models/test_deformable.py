@@ -66,15 +66,18 @@ def test_a_stage_without_plain_convolutions_is_refused() -> None:
 
 @given(st.integers(0, 1000), st.integers(0, 6))
 def test_sampling_without_offsets_equals_roi_align(seed: int, count: int) -> None:
-    features = random_tensor(5, 13, 9, seed=seed)
-    rois = random_boxes(9 * 1.2, 13 * 1.2, count=count, seed=seed)  # some reach over the border
-    expected = roi_align(features[None], [rois], output_size=7, sampling_ratio=2, aligned=True)
-    torch.testing.assert_close(sample_cells(features, rois, output_size=7), expected, atol=1e-4, rtol=1e-4)
+    features = random_tensor(2, 5, 13, 9, seed=seed)
+    rois = [
+        random_boxes(9 * 1.2, 13 * 1.2, count=count, seed=seed + i) for i in range(2)
+    ]  # some over the border
+    expected = roi_align(features, rois, output_size=7, sampling_ratio=2, aligned=True)
+    sampled = sample_cells(features, torch.stack(rois), output_size=7)
+    torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_offsets_move_the_sampled_cells() -> None:
-    features = random_tensor(3, 20, 20)
-    rois = torch.tensor([[4.0, 6.0, 11.0, 13.0]])
+    features = random_tensor(1, 3, 20, 20)
+    rois = torch.tensor([[[4.0, 6.0, 11.0, 13.0]]])
     offsets = torch.zeros(1, 7, 7, 2)
     offsets[..., 0], offsets[..., 1] = 1 / 7, 2 / 7  # by one cell to the right and two down
     moved = sample_cells(features, rois, output_size=7, offsets=offsets)
@@ -83,8 +86,8 @@ def test_offsets_move_the_sampled_cells() -> None:
 
 
 def test_gradients_of_offsets_equal_finite_differences() -> None:
-    features = random_tensor(2, 6, 6, dtype=torch.float64).requires_grad_()
-    rois = torch.tensor([[0.7, 1.1, 4.9, 5.3]], dtype=torch.float64)
+    features = random_tensor(1, 2, 6, 6, dtype=torch.float64).requires_grad_()
+    rois = torch.tensor([[[0.7, 1.1, 4.9, 5.3]]], dtype=torch.float64)
     offsets = (0.05 * random_tensor(1, 2, 2, 2, seed=1, dtype=torch.float64)).requires_grad_()
 
     def sample(features: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -96,7 +99,7 @@ def test_gradients_of_offsets_equal_finite_differences() -> None:
 def test_deformable_pooling_initially_equals_roi_align_and_trains_its_offsets() -> None:
     pool = DeformableRoIPool(4, output_size=7, spatial_scale=1 / 16)
     features = random_tensor(2, 4, 12, 12)
-    rois = [random_boxes(192, 192, count=3, seed=1), random_boxes(192, 192, count=0, seed=2)]
+    rois = [random_boxes(192, 192, count=3, seed=seed) for seed in (1, 2)]
     expected = roi_align(features, rois, output_size=7, spatial_scale=1 / 16, sampling_ratio=2, aligned=True)
     pooled = pool(features, rois)
     torch.testing.assert_close(pooled, expected, atol=1e-4, rtol=1e-4)

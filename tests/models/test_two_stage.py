@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,20 +130,19 @@ def test_losses_are_finite_for_nine_hundred_boxes_in_a_chip() -> None:
 
 def test_the_head_is_trained_on_all_proposals_and_valid_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_tiny().train()
-    calls: list[Sequence[torch.Tensor]] = []
-    forward = model.roi_head.forward
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    losses = model.roi_head.losses
 
-    def spy(
-        maps: Sequence[torch.Tensor], proposals: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        calls.append(proposals)
-        return forward(maps, proposals)
+    def spy(maps: Any, proposals: torch.Tensor, *, is_real: torch.Tensor, **others: Any) -> Any:
+        calls.append((proposals[0], is_real[0]))
+        return losses(maps, proposals, is_real=is_real, **others)
 
-    monkeypatch.setattr(model.roi_head, "forward", spy)
+    monkeypatch.setattr(model.roi_head, "losses", spy)
     model.losses(build_batch(build_sample([[10, 10, 40, 40], [50, 50, 90, 90]], [V, OUT], largest=60.0)))
-    ((proposals,),) = calls
+    ((proposals, is_real),) = calls
+    assert is_real.tolist() == [True] * (TINY.rpn.post_nms_top_n_train + 1) + [False] * 7
+    proposals = proposals[is_real]
     assert proposals[-1].tolist() == [10, 10, 40, 40]
-    assert len(proposals) == TINY.rpn.post_nms_top_n_train + 1
     sizes = (proposals[:, 2:] - proposals[:, :2]).prod(dim=1).sqrt()
     assert sizes.max() < 60
 
@@ -288,7 +287,7 @@ def test_padding_does_not_change_the_losses() -> None:
     alone = build_batch(build_sample([[20, 20, 60, 60]], [V], largest=24.0))
     many_boxes = build_sample([[float(i), 5.0, i + 30.0, 40.0] for i in range(40)], [OUT] * 40)
     padded = build_batch(build_sample([[20, 20, 60, 60]], [V], largest=24.0), many_boxes).part(0, 1)
-    assert padded.targets.boxes.shape == (1, 40, 4)
+    assert padded.targets.boxes.shape == (1, 64, 4)
     losses = model.losses(padded)
     for name, loss in model.losses(alone).items():
         torch.testing.assert_close(losses[name], loss)

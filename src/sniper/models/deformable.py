@@ -115,65 +115,56 @@ class DeformableRoIPool(nn.Module):
 
         Args:
             features: (B, C, y, x).
-            rois: for each of the B images (n, 4) xyxy, image frame; r in total.
+            rois: for each of the B images (n, 4) xyxy, image frame, as many for each; r in total.
 
         Returns:
             (r, C, output_size, output_size), in the order given.
         """
         size = self.output_size
-        scaled_rois = [image_rois * self.spatial_scale for image_rois in rois]
-        plain = [
-            sample_cells(image_features, image_rois, output_size=size)
-            for image_features, image_rois in zip(features, scaled_rois, strict=True)
-        ]
-        hidden = functional.relu(self.hidden(torch.cat(plain).flatten(1)))
+        scaled_rois = torch.stack(list(rois)) * self.spatial_scale  # (b, n, 4)
+        plain = sample_cells(features, scaled_rois, output_size=size)
+        hidden = functional.relu(self.hidden(plain.flatten(1)))
         offsets = self.offsets(hidden).reshape(-1, size, size, 2).float() * self.gamma
-        deformed = [
-            sample_cells(image_features, image_rois, output_size=size, offsets=image_offsets)
-            for image_features, image_rois, image_offsets in zip(
-                features,
-                scaled_rois,
-                offsets.split([image_rois.shape[0] for image_rois in rois]),
-                strict=True,
-            )
-        ]
-        return torch.cat(deformed)
+        return sample_cells(features, scaled_rois, output_size=size, offsets=offsets)
 
 
 def sample_cells(
-    features: Float[torch.Tensor, "c y x"],
-    rois: Float[torch.Tensor, "n 4"],
+    features: Float[torch.Tensor, "b c y x"],
+    rois: Float[torch.Tensor, "b n 4"],
     *,
     output_size: int,
-    offsets: Float[torch.Tensor, "n s s 2"] | None = None,
-) -> Float[torch.Tensor, "n c s s"]:
+    offsets: Float[torch.Tensor, "r s s 2"] | None = None,
+) -> Float[torch.Tensor, "r c s s"]:
     """Average each cell of each RoI over 2×2 points, like torchvision's `RoIAlign(sampling_ratio=2, aligned=True)`.
 
     Args:
-        features: (C, y, x) of one image.
-        rois: (n, 4) xyxy, frame of the features. May be empty.
+        features: (B, C, y, x).
+        rois: (B, n, 4) xyxy, frame of the features. May be empty; r in total.
         output_size: cells along each axis of a RoI.
-        offsets: (n, output_size, output_size, 2) added to the x and y of each cell, in widths and heights of its RoI.
+        offsets: (r, output_size, output_size, 2) added to the x and y of each cell, in widths and heights of its RoI.
 
     Returns:
-        (n, C, output_size, output_size).
+        (r, C, output_size, output_size), image by image.
     """
-    rows, columns = features.shape[1:]
-    low, extent = rois[:, :2] - 0.5, rois[:, 2:] - rois[:, :2]  # (n, 2); pixel centres at integers
+    num_images, num_rois = rois.shape[:2]
+    rows, columns = features.shape[2:]
+    rois = rois.flatten(0, 1)
+    low, extent = rois[:, :2] - 0.5, rois[:, 2:] - rois[:, :2]  # (r, 2); pixel centres at integers
     num_points = 2 * output_size
     steps = (torch.arange(num_points, device=rois.device, dtype=rois.dtype) + 0.5) / num_points
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)  # (2s, 2s, 2) as x, y
     points = grid[None].expand(rois.shape[0], -1, -1, -1)  # len() would fix the number in an exported graph
     if offsets is not None:
         points = points + offsets.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    points = low[:, None, None] + points * extent[:, None, None]  # (n, 2s, 2s, 2)
+    points = low[:, None, None] + points * extent[:, None, None]  # (r, 2s, 2s, 2)
     x, y = points.unbind(dim=-1)
     is_near = (x >= -1) & (x <= columns) & (y >= -1) & (y <= rows)  # RoIAlign samples zeros elsewhere
     normalized = torch.stack([2 * x / max(columns - 1, 1) - 1, 2 * y / max(rows - 1, 1) - 1], dim=-1)
-    flat = normalized.reshape(1, -1, num_points, 2)  # (1, n * 2s, 2s, 2)
+    flat = normalized.reshape(num_images, num_rois * num_points, num_points, 2)  # (b, n * 2s, 2s, 2)
     with torch.autocast(features.device.type, enabled=False):
         sampled = functional.grid_sample(
-            features[None].to(flat.dtype), flat, mode="bilinear", padding_mode="border", align_corners=True
+            features.to(flat.dtype), flat, mode="bilinear", padding_mode="border", align_corners=True
         )
-    sampled = sampled.reshape(features.shape[0], rois.shape[0], num_points, num_points).transpose(0, 1)
-    return functional.avg_pool2d(sampled * is_near[:, None], 2).to(features.dtype)  # (n, c, s, s)
+    sampled = sampled.reshape(*features.shape[:2], num_rois, num_points, num_points)
+    sampled = sampled.transpose(1, 2).flatten(0, 1)  # (r, c, 2s, 2s)
+    return functional.avg_pool2d(sampled * is_near[:, None], 2).to(features.dtype)  # (r, c, s, s)

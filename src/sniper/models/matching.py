@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torchvision.ops import box_area, box_iou
 
 from sniper.chips import BoxStatus, ChipTargets
+from sniper.chips.targets import padded_count
 
 _MAX_PAIRS = 2**24  # pairs of candidate and box compared at once
 
@@ -64,7 +65,7 @@ def match_anchors(
     """
 
     def match(chips: ChipTargets[torch.Tensor]) -> Matches:
-        num_boxes = max(1, *chips.num_boxes)
+        num_boxes = max(1, *chips.num_boxes) if len(chips) == 1 else padded_count(max(chips.num_boxes))
         boxes, status = chips.boxes[:, :num_boxes], chips.status[:, :num_boxes]
         iou = box_iou(anchors, boxes)  # (b, n, m)
         is_valid = (status == BoxStatus.VALID)[:, None]  # (b, 1, m)

@@ -71,16 +71,16 @@ class RoIHead(nn.Module):
             nn.init.zeros_(output.bias)
 
     def forward(
-        self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Sequence[torch.Tensor]
+        self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Float[torch.Tensor, "b n 4"]
     ) -> tuple[Float[torch.Tensor, "r k"], Float[torch.Tensor, "r 4"]]:
         """Predict the classes and box deltas of the proposals of all images.
 
         Args:
             maps: feature maps, (B, C, y, x) each.
-            proposals: for each of the B images (n, 4) xyxy, image frame; r in total.
+            proposals: (B, n, 4) xyxy, image frame; r in total.
 
         Returns:
-            (r, C + 1) class logits, background last, and (r, 4) class-agnostic deltas, in the order given.
+            (r, C + 1) class logits, background last, and (r, 4) class-agnostic deltas, image by image.
         """
         return self.classify(self.pool(maps, list(proposals)))
 
@@ -101,9 +101,9 @@ class RoIHead(nn.Module):
     def losses(
         self,
         maps: Sequence[Float[torch.Tensor, "b c _ _"]],
-        proposals: Sequence[torch.Tensor],
+        proposals: Float[torch.Tensor, "b n 4"],
         *,
-        is_real: Sequence[Bool[torch.Tensor, " _"]],
+        is_real: Bool[torch.Tensor, "b n"],
         targets: ChipTargets[torch.Tensor],
     ) -> tuple[
         dict[str, Float[torch.Tensor, ""]],
@@ -115,8 +115,8 @@ class RoIHead(nn.Module):
 
         Args:
             maps: feature maps, (B, C, y, x) each.
-            proposals: for each of the B chips (n, 4) xyxy, chip frame.
-            is_real: for each chip (n,) False for padding.
+            proposals: (B, n, 4) xyxy, chip frame.
+            is_real: (B, n) False for padding.
             targets: the ground truth of the chips.
 
         Returns:
@@ -127,11 +127,11 @@ class RoIHead(nn.Module):
         """
         logits, deltas = self(maps, proposals)
         boxes, labels = targets.boxes, targets.labels
-        all_proposals = torch.cat(list(proposals))
-        chips = torch.cat([labels.new_full((len(of_chip),), i) for i, of_chip in enumerate(proposals)])
+        all_proposals = proposals.flatten(0, 1)  # (r, 4)
+        chips = torch.arange(len(targets), device=boxes.device).repeat_interleave(proposals.shape[1])
         matches = match_proposals(all_proposals, targets, chips=chips, positive_iou=self.spec.positive_iou)
         is_positive = matches.state == Match.POSITIVE
-        is_counted = (matches.state != Match.IGNORED) & torch.cat(list(is_real))
+        is_counted = (matches.state != Match.IGNORED) & is_real.flatten()
         num_counted = torch.zeros(len(targets), device=boxes.device).index_add_(0, chips, is_counted.float())
         weights = is_counted / num_counted.clamp(min=1)[chips] / len(targets)  # (r,)
 
@@ -160,14 +160,13 @@ class RoIHead(nn.Module):
         return losses, counts, of_chips, positives
 
     def detect(
-        self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Sequence[torch.Tensor]
-    ) -> list[tuple[Float[torch.Tensor, "_ 4"], Float[torch.Tensor, "_ k"]]]:
-        """Return for each image (n, 4) regressed boxes and (n, C) class probabilities, without background."""
+        self, maps: Sequence[Float[torch.Tensor, "b c _ _"]], proposals: Float[torch.Tensor, "b n 4"]
+    ) -> tuple[Float[torch.Tensor, "b n 4"], Float[torch.Tensor, "b n k"]]:
+        """Return (B, n, 4) regressed boxes and (B, n, C) class probabilities, without background."""
         logits, deltas = self(maps, proposals)
+        boxes = self.decode(deltas, proposals.flatten(0, 1))
         scores = logits.softmax(dim=1)[:, :-1]
-        boxes = self.decode(deltas, torch.cat(list(proposals)))
-        counts = [len(of_image) for of_image in proposals]
-        return list(zip(torch.split(boxes, counts), torch.split(scores, counts), strict=True))
+        return boxes.view_as(proposals), scores.view(*proposals.shape[:2], -1)
 
 
 class _SingleMapPool(nn.Module):

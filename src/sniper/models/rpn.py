@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import clip_boxes_to_image
 
 from sniper.chips import ChipTargets
 from sniper.geometry.boxes import Sides
@@ -131,12 +130,8 @@ class RPN(nn.Module):
         """
         spec = self.spec
         boxes = self.decode(predictions)
-        boxes = torch.stack(
-            [
-                clip_boxes_to_image(image_boxes, sides.hw)
-                for image_boxes, sides in zip(boxes, image_sides, strict=True)
-            ]
-        )
+        ends = boxes.new_tensor([(width, height) * 2 for width, height in image_sides])  # (b, 4)
+        boxes = torch.minimum(boxes.clamp(min=0), ends[:, None])
         extents = boxes[..., 2:] - boxes[..., :2]  # (b, n, 2)
         is_candidate = extents.amin(dim=2) > 0
         if valid_sizes is not None:

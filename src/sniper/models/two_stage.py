@@ -9,6 +9,8 @@ from jaxtyping import Float, UInt8
 from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
+from sniper.chips import BoxStatus
+from sniper.chips.targets import padded_count
 from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.boxes import Sides
 from sniper.models.backbone import Backbone
@@ -24,7 +26,7 @@ from sniper.models.protocol import (
     to_detections,
 )
 from sniper.models.roi_head import RoIHead
-from sniper.models.rpn import RPN
+from sniper.models.rpn import RPN, ProposalBatch
 from sniper.models.spec import DetectorSpec
 
 CLASS_TENSORS = ("roi_head.classes.weight", "roi_head.classes.bias")
@@ -118,14 +120,12 @@ class TwoStageDetector(ProposingModel):
             limit=self.spec.rpn.post_nms_top_n_train,
             valid_sizes=targets.valid_sizes,
         )
-        valid_boxes = [boxes[:count] for boxes, count in zip(targets.boxes, targets.num_valid, strict=True)]
+        num_valid = padded_count(max(targets.num_valid))  # so that few shapes occur
+        is_valid = targets.status[:, :num_valid] == BoxStatus.VALID
         head_losses, counts, class_of_chips, positives = self.roi_head.losses(
             maps,
-            [torch.cat(boxes) for boxes in zip(proposals.boxes, valid_boxes, strict=True)],
-            is_real=[
-                torch.cat([is_real, is_real.new_ones(len(boxes))])
-                for is_real, boxes in zip(proposals.is_real, valid_boxes, strict=True)
-            ],
+            torch.cat([proposals.boxes, targets.boxes[:, :num_valid]], dim=1),
+            is_real=torch.cat([proposals.is_real, is_valid], dim=1),
             targets=targets,
         )
         if self.mask_head is not None:
@@ -141,7 +141,7 @@ class TwoStageDetector(ProposingModel):
     def propose(self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]) -> list[Proposals]:
         """Return the class-less proposals of each image, in its own frame."""
         maps, image_sides = self._features(images)
-        return self._propose(maps, image_sides)
+        return self._propose(maps, image_sides).split()
 
     @torch.no_grad()
     def detect(self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]) -> list[Detections]:
@@ -168,18 +168,22 @@ class TwoStageDetector(ProposingModel):
         return self.mask_head.predict(maps, [select(index, each) for index, each in enumerate(detections)])
 
     def _detect(self, maps: Sequence[torch.Tensor], image_sides: Sequence[Sides]) -> list[Detections]:
-        proposals = [proposals.boxes for proposals in self._propose(maps, image_sides)]
+        proposals = self._propose(maps, image_sides)
+        num_proposals = int(proposals.is_real.sum(dim=1).amax())
+        boxes_and_scores = self.roi_head.detect(maps, proposals.boxes[:, :num_proposals])
         detections = []
-        for (boxes, scores), sides in zip(self.roi_head.detect(maps, proposals), image_sides, strict=True):
+        for boxes, scores, is_real, sides in zip(
+            *boxes_and_scores, proposals.is_real[:, :num_proposals], image_sides, strict=True
+        ):
             clipped = clip_boxes_to_image(boxes, sides.hw)
-            has_area = (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
-            rows, labels = torch.where((scores >= self.spec.roi_head.score_threshold) & has_area[:, None])
+            is_box = (clipped[:, 2:] > clipped[:, :2]).all(dim=1) & is_real
+            rows, labels = torch.where((scores >= self.spec.roi_head.score_threshold) & is_box[:, None])
             detections.append(to_detections(clipped[rows], scores[rows, labels], labels))
         return detections
 
-    def _propose(self, maps: Sequence[torch.Tensor], image_sides: Sequence[Sides]) -> list[Proposals]:
+    def _propose(self, maps: Sequence[torch.Tensor], image_sides: Sequence[Sides]) -> ProposalBatch:
         limit = self.spec.rpn.post_nms_top_n
-        return self.rpn.propose(self.rpn(maps), image_sides=image_sides, limit=limit).split()
+        return self.rpn.propose(self.rpn(maps), image_sides=image_sides, limit=limit)
 
     def _features(
         self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]]

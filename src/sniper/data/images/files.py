@@ -372,7 +372,7 @@ def _decode(
 
 
 def _decode_jpeg(image: Image.Image, encoded: EncodedImage) -> UInt8[np.ndarray, "h w 3"] | None:
-    """Decode a JPEG with simplejpeg, to the pixels of Pillow in less time and a third of the memory.
+    """Decode a JPEG with simplejpeg, to the pixels of Pillow with a third of the memory.
 
     None if it is not installed, or the file is not intact: Pillow then decodes the image, or refuses it.
     """
