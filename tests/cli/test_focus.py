@@ -28,9 +28,27 @@ def test_a_choice_is_written_and_used(sniper: CommandLine, trained_folder: Path)
     assert "chosen" in text
 
 
+def test_a_run_with_a_focus_head_is_searched_by_it(sniper: CommandLine, folder: Path) -> None:
+    run = folder / "run"
+    sniper.json(
+        *("train", folder / "experiment.yaml", "--run", run, "--train.epochs", "0.2", "--model.focus", "true")
+    )
+    answer = sniper.json("focus", run, "--loss", "0.99")
+    assert {point["cues"] for point in answer["curve"][1:]} == {"detections", "head"}
+    answer = sniper.json("focus", run, "--loss", "0.99", "--cues", "head")
+    assert {point["cues"] for point in answer["curve"][1:]} == {"head"}
+    assert json.loads((run / "focus.json").read_text())["focus"]["cues"] == "head"
+    assert sniper.json("predict", run)["num_images"] == 4
+    for command in (("export", run, folder / "model.onnx"), ("predict", run, "--engine", "onnx")):
+        error = sniper.error(*command)
+        assert "the focus head is no part of an exported graph" in error
+        assert "--cues detections" in error
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--cues", "head"), "was trained without a focus head (model.focus)"),
         (("--loss", "0.1", "--speed-up", "2"), "either --loss or --speed-up"),
         (("--split", "val"), "--split requires a data set"),
         (("--speed-up", "1"), "must be > 1"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -74,6 +74,14 @@ def focus(
             show_default=False,
         ),
     ] = None,
+    cues: Annotated[
+        Literal["detections", "head"] | None,
+        Parameter(
+            help="What says where to search: the detections of coarser levels, or the focus head of a run that was "
+            "trained with model.focus.",
+            show_default=default("whichever is better"),
+        ),
+    ] = None,
     limit: Limit = None,
     checkpoint: Checkpoint = "best",
     device: Device = None,
@@ -82,7 +90,8 @@ def focus(
     """Choose where the fine levels of a run are searched, by AP and pixels.
 
     Images are searched once as a whole. For each setting, what it would have found is scored: a level is searched in
-    windows in which the detections of coarser levels, unsure ones too, have scores that sum to a minimum. The choice is
+    windows in which the detections of coarser levels, unsure ones too, or the cells of a focus head (model.focus), have
+    scores that sum to a minimum. The choice is
     written to RUN/focus.json, and `sniper predict` and `sniper evaluate` use it with the same weights and levels;
     `--predict.focus null` searches everything.
     """
@@ -91,7 +100,7 @@ def focus(
     from sniper.config.loading import load_experiment
     from sniper.evaluation.pair import GroundTruth
     from sniper.inference.focus_choice import FocusChoice, hash_levels, save_focus
-    from sniper.inference.focus_curve import candidates_for, choose_focus, measure_focus
+    from sniper.inference.focus_curve import CUES, candidates_for, choose_focus, measure_focus
     from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
 
@@ -104,6 +113,9 @@ def focus(
         raise ConfigError(
             f"{run}: searches one level (predict.levels); a focus needs a coarser one beside it"
         )
+    if cues == "head" and not spec.model.focus:
+        raise ConfigError(f"--cues head: {run} was trained without a focus head (model.focus)")
+    sources = (cues,) if cues else CUES if spec.model.focus else CUES[:1]
     dataset = _load_images(spec, run, annotations, images=images, split=split)
     dataset = dataset if limit is None else dataset.select(np.arange(min(limit, len(dataset))))
     chosen_device = select_device(device)
@@ -120,7 +132,7 @@ def focus(
             dataset,
             truth=GroundTruth.of(dataset),
             match=match,
-            candidates=candidates_for(spec.predict.levels),
+            candidates=candidates_for(spec.predict.levels, cues=sources),
             processes=processes,
             on_image=bars.predicting,
         )
@@ -179,7 +191,7 @@ def _load_images(
 
 def _as_dict(point: "FocusPoint") -> dict[str, Any]:
     values = asdict(point)
-    of_focus = values.pop("focus") or {"min_score": None, "window": None}
+    of_focus = values.pop("focus") or {"min_score": None, "window": None, "cues": None}
     return {**of_focus, **values}
 
 
@@ -188,11 +200,13 @@ def _table(points: "list[FocusPoint]", *, chosen: "FocusPoint") -> "Table":
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for name in ("window", "min_score", "pixels", "megapixels", "AP", "AP50", "AP small", ""):
+    for name in ("cues", "window", "min_score", "pixels", "megapixels", "AP", "AP50", "AP small", ""):
         table.add_column(name, justify="right" if name else "left")
     for point in points:
         setting = (
-            ("all", "") if point.focus is None else (f"{point.focus.window} px", f"{point.focus.min_score:g}")
+            ("all", "", "")
+            if point.focus is None
+            else (point.focus.cues, f"{point.focus.window} px", f"{point.focus.min_score:g}")
         )
         scores = (f"{value:.3f}" if value >= 0 else "–" for value in (point.ap, point.ap50, point.ap_small))
         table.add_row(
