@@ -32,9 +32,12 @@ if TYPE_CHECKING:
 
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
+    from sniper.data.datasets.categories import CategoryMatch
+    from sniper.inference.detector import Detector
     from sniper.inference.focus_curve import FocusPoint
 
 _LOSS = 0.005
+_MAX_PICTURES = 24
 
 
 def _locks(run: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
@@ -82,6 +85,12 @@ def focus(
             show_default=default("whichever is better"),
         ),
     ] = None,
+    draw: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder for pictures: the curve, and of up to 24 images what was searched, found and missed.",
+        ),
+    ] = None,
     limit: Limit = None,
     checkpoint: Checkpoint = "best",
     device: Device = None,
@@ -118,6 +127,8 @@ def focus(
     sources = (cues,) if cues else CUES if spec.model.focus else CUES[:1]
     dataset = _load_images(spec, run, annotations, images=images, split=split)
     dataset = dataset if limit is None else dataset.select(np.arange(min(limit, len(dataset))))
+    if draw is not None:
+        draw.mkdir(parents=True, exist_ok=True)
     chosen_device = select_device(device)
     loaded = load_detector(opened, device, spec=spec, checkpoint=parse_checkpoint(checkpoint))
     match = match_classes(loaded.detector, dataset, run=run)
@@ -152,12 +163,16 @@ def focus(
             ap_whole=points[0].ap,
         )
         save_focus(opened, choice)
+    if draw is not None:
+        _draw(draw, points, chosen, dataset, detector=loaded.detector, match=match)
     answer: dict[str, Any] = {
         "run": str(run),
         "num_images": len(dataset),
         "chosen": None if chosen.focus is None else _as_dict(chosen),
         "curve": [_as_dict(point) for point in points],
     }
+    if draw is not None:
+        answer["pictures"] = str(draw)
     if json:
         print_result(answer, is_json=True)
         return
@@ -187,6 +202,47 @@ def _load_images(
             f"{run}: has no validation images; name a data set to choose on: sniper focus {run} DATA"
         )
     return load_split(spec, "test")
+
+
+def _draw(
+    folder: Path,
+    points: "list[FocusPoint]",
+    chosen: "FocusPoint",
+    dataset: "Dataset",
+    *,
+    detector: "Detector",
+    match: "CategoryMatch",
+) -> None:
+    """Draw the curve, and what a search with the chosen focus shows of some images, spread evenly."""
+    import numpy as np
+
+    from sniper.cli.predict import picture_name
+    from sniper.inference.results import ImageToSearch
+    from sniper.inference.merging import merge
+    from sniper.inference.sources import open_source
+    from sniper.inference.validation import spread
+    from sniper.reports.focus import draw_curve
+    from sniper.reports.pictures import draw_focus
+
+    draw_curve(points, chosen, folder / "curve.png")
+    if chosen.focus is None:
+        return
+    focused = detector.with_focus(chosen.focus)
+    indices = spread(len(dataset), count=_MAX_PICTURES)
+    results = focused.search((dataset[index] for index in indices), with_masks=False)
+    for index, result in zip(indices, results, strict=True):
+        if result is None:
+            continue
+        record = dataset[index]
+        draw_focus(
+            open_source(record, detector.data.read),
+            match.relabel(merge(result.detections, focused.spec)),
+            folder / picture_name(index, ImageToSearch(image_id=record.image_id, path=record.path)),
+            ground_truth=record,
+            searched=np.concatenate([level.searched_boxes for level in result.by_level[1:]]),
+            is_shown=np.any([level.has_shown(record.boxes) for level in result.by_level], axis=0),
+            min_score=detector.min_score,
+        )
 
 
 def _as_dict(point: "FocusPoint") -> dict[str, Any]:

@@ -265,8 +265,8 @@ class Detector:
         )
         if focus is not None and focus.cues == "head" and self.detect_focused is None:
             raise ConfigError(
-                "predict.focus.cues: head needs a detector with a focus head; this one was trained without (model.focus), "
-                "or is exported"
+                "predict.focus.cues: head needs a detector with a focus head; this one was trained without "
+                "(model.focus), or is exported"
             )
         search = Search(
             detect=self.detect,

@@ -83,16 +83,19 @@ class LevelResult:
 
     Attributes:
         level: the level.
-        windows: the detections of the windows that were searched.
+        searched: the windows that were searched.
+        windows: the detections of each of them.
         cells: of the focus head, of the whole level; 0 where it was not searched. None if there are none.
     """
 
     level: Level
+    searched: list[Window] = field(default_factory=list)
     windows: list[WindowDetections] = field(default_factory=list)
     cells: FocusCells | None = None
 
     def add(self, window: Window, detections: Detections) -> None:
         """Add the detections of a window, in its frame."""
+        self.searched.append(window)
         self.windows.append(WindowDetections.of(window, detections, in_valid_range=False))
 
     def add_cells(self, window: Window, cells: FocusCells) -> None:
@@ -102,6 +105,19 @@ class LevelResult:
             self.cells = FocusCells.none(sides, stride=cells.stride)
         x, y, _, _ = window.corners
         self.cells = self.cells.joined(cells, x=x, y=y)
+
+    @property
+    def searched_boxes(self) -> Float[np.ndarray, "w 4"]:
+        """The windows that were searched, xyxy, image frame."""
+        corners = [window.corners for window in self.searched]
+        return self.level.to_image(np.array(corners, dtype=np.float64).reshape(-1, 4))
+
+    def has_shown(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+        """Check which boxes, (n, 4) xyxy in the image frame, the level answers for and has shown in a window."""
+        x, y = ((boxes[:, axis, None] + boxes[:, axis + 2, None]) / 2 for axis in (0, 1))
+        x1, y1, x2, y2 = self.searched_boxes.T
+        is_inside = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)  # (n, w)
+        return is_inside.any(axis=1) & self.level.valid_range.contains(boxes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

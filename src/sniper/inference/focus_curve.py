@@ -118,24 +118,49 @@ def measure_focus(
     Returns:
         The whole search, and the candidates in the order given.
     """
-    whole = detector.with_focus(None)
-    ways = [Replay(spec=whole.spec, focus=focus) for focus in (None, *candidates)]
+    ways = [Replay(spec=detector.spec, focus=focus) for focus in (None, *candidates)]
+    return measure_replays(
+        detector, images, truth=truth, match=match, replays=ways, processes=processes, on_image=on_image
+    )
+
+
+def measure_replays(
+    detector: Detector,
+    images: Dataset,
+    *,
+    truth: GroundTruth,
+    match: CategoryMatch,
+    replays: Sequence["Replay"],
+    processes: Processes = SINGLE_PROCESS,
+    on_image: Callable[[int, int], None] = lambda *_: None,
+) -> list[FocusPoint]:
+    """Search images as a whole, and measure what each replay takes of it; see `measure_focus`.
+
+    Args:
+        detector: see `measure_focus`.
+        images: likewise.
+        truth: likewise.
+        match: likewise.
+        replays: the first of the whole search.
+        processes: see `measure_focus`.
+        on_image: likewise.
+    """
     search = SharedSearch(
-        detector=whole,
+        detector=detector.with_focus(None),
         images=images,
         match=match,
         processes=processes,
         on_image=counting(on_image, len(range(processes.rank, len(images), processes.world_size))),
         keeps_all_sizes=True,
     )
-    tables = search(range(len(images)), ways)
-    counts = np.sum(processes.all_gather([way.num_pixels for way in ways]), axis=0)
+    tables = search(range(len(images)), replays)
+    counts = np.sum(processes.all_gather([replay.num_pixels for replay in replays]), axis=0)
     points = []
-    for way, table, pixels in zip(ways, tables, counts.tolist(), strict=True):
+    for replay, table, pixels in zip(replays, tables, counts.tolist(), strict=True):
         scores = score(pair_detections(table, truth))
         points.append(
             FocusPoint(
-                focus=way.focus,
+                focus=replay.focus,
                 megapixels=pixels / 1e6 / max(len(table), 1),
                 pixel_share=pixels / max(counts[0], 1),
                 ap=scores.ap,
@@ -215,6 +240,7 @@ def _seen(found: LevelResult, windows: Sequence[Window]) -> LevelResult:
         selected.append(each.select(is_seen))
     return replace(
         found,
+        searched=list(windows),
         windows=selected,
         cells=None if found.cells is None else _seen_cells(found.cells, windows),
     )
