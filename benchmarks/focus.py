@@ -8,9 +8,9 @@
 range are searched, and 64 pixels around them: the share of the finest level, and how many times as much a whole search
 costs. The levels are those that `sniper plan` suggests, or `--levels`.
 
-`curve` searches the images of even index, on which settings are chosen, and scores them on the others: by the detections
-of coarser levels and by the focus head (`model.focus`), as many windows of the same side at random, and one level, whose
-scale costs as many pixels. `pixels` are shares of the whole search.
+`curve` searches the images of even index, on which settings are chosen, and scores them on the others: by the
+detections of coarser levels and by the focus head (`model.focus`), as many windows of the same side at random, and one
+level, whose scale costs as many pixels. `pixels` are shares of the whole search.
 
 `seconds` searches with and without a focus in turn, on one thread.
 """
@@ -35,6 +35,7 @@ from sniper.chips import ImageBoxes, Level, LevelSpec
 from sniper.config.experiment import FocusSpec, widened
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.datasets.categories import CategoryMatch, match_categories
+from sniper.data.epoch import to_image_boxes
 from sniper.evaluation.pair import GroundTruth
 from sniper.geometry.boxes import Sides
 from sniper.inference.detector import Detector
@@ -84,7 +85,7 @@ def main() -> None:
 def measure_oracle(options: argparse.Namespace) -> None:
     """Print for each data set what a search costs that knows where the objects are."""
     for path in options.files:
-        images = load_dataset(path, has_images=False).image_boxes()
+        images = to_image_boxes(load_dataset(path, has_images=False))
         levels = parse_levels(options.levels) if options.levels else suggest_levels(images)
         result = {"benchmark": "focus", "file": "/".join(path.parts[-2:]), **cost_with_truth(levels, images)}
         print(json.dumps(result), flush=True)

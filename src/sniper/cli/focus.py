@@ -217,8 +217,8 @@ def _draw(
     import numpy as np
 
     from sniper.cli.predict import picture_name
-    from sniper.inference.results import ImageToSearch
     from sniper.inference.merging import merge
+    from sniper.inference.results import ImageToSearch
     from sniper.inference.sources import open_source
     from sniper.inference.validation import spread
     from sniper.reports.focus import draw_curve
