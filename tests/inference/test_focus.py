@@ -136,7 +136,6 @@ def test_a_head_says_where_to_search_without_any_detection() -> None:
             find_blob_cells(images, select)[1],
         ),
     )
-    assert len(focused(blind).predict(image)) == 0
     np.testing.assert_array_equal(in_order(focused(blind, BY_HEAD).predict(image).boxes), in_order(boxes))
     assert num_pixels(focused(blind, BY_HEAD), image) < 0.6 * num_pixels(blind, image)
 

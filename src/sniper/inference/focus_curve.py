@@ -5,7 +5,7 @@ What a search with a focus would find is replayed from the detections of the who
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -37,6 +37,7 @@ WINDOWS = (128, 256, 512)
 """Sides of windows that are compared, level pixels."""
 
 
+@runtime_checkable
 class ChooseWindows(Protocol):
     """Chooses the windows of a level as `choose_windows` does."""
 
