@@ -109,7 +109,8 @@ def cost_with_truth(levels: Sequence[LevelSpec], images: ImageBoxes) -> dict[str
     whole = np.zeros(len(levels))
     focused = np.zeros(len(levels))
     for index in range(len(images.widths)):
-        boxes = images.boxes[images.offsets[index] : images.offsets[index + 1]]
+        rows = slice(images.offsets[index], images.offsets[index + 1])
+        boxes = images.boxes[rows][images.is_required[rows]]
         for number, spec in enumerate(levels):
             level = spec.at(width=int(images.widths[index]), height=int(images.heights[index]), index=number)
             of_level = boxes[level.valid_range.contains(boxes)]

@@ -22,7 +22,10 @@ def test_a_choice_is_written_and_used(sniper: CommandLine, trained_folder: Path)
     without = sniper.json("predict", run, "--predict.focus", "null")
     given = sniper.json("predict", run, "--predict.focus", json.dumps(chosen["focus"]))
     assert with_focus["num_detections"] == given["num_detections"] <= without["num_detections"]
-    text = sniper.text("focus", run, "--loss", "0.99", "--limit", "2").out
+    pictures = trained_folder / "pictures"
+    text = sniper.text("focus", run, "--loss", "0.99", "--limit", "2", "--draw", pictures).out
+    assert len([*pictures.glob("*.jpg")]) == 2
+    assert (pictures / "curve.png").exists()
     assert "chosen on 2 images" in text
     assert re.search(r"^ +all +100\.0%", text, re.MULTILINE)
     assert "chosen" in text
