@@ -83,20 +83,17 @@ class LevelResult:
 
     Attributes:
         level: the level.
-        searched: the windows that were searched.
-        windows: the detections of each of them.
+        windows: the detections of each window that was searched.
         cells: of the focus head, of the whole level; 0 where it was not searched. None if there are none.
     """
 
     level: Level
-    searched: list[Window] = field(default_factory=list)
-    windows: list[WindowDetections] = field(default_factory=list)
+    windows: dict[Window, WindowDetections] = field(default_factory=dict)
     cells: FocusCells | None = None
 
     def add(self, window: Window, detections: Detections) -> None:
-        """Add the detections of a window, in its frame."""
-        self.searched.append(window)
-        self.windows.append(WindowDetections.of(window, detections, in_valid_range=False))
+        """Add the detections of a window, in its frame; in place of earlier ones, where a search of it is repeated."""
+        self.windows[window] = WindowDetections.of(window, detections, in_valid_range=False)
 
     def add_cells(self, window: Window, cells: FocusCells) -> None:
         """Add the cells of a window; where windows overlap, the higher probability counts."""
@@ -109,7 +106,7 @@ class LevelResult:
     @property
     def searched_boxes(self) -> Float[np.ndarray, "w 4"]:
         """The windows that were searched, xyxy, image frame."""
-        corners = [window.corners for window in self.searched]
+        corners = [window.corners for window in self.windows]
         return self.level.to_image(np.array(corners, dtype=np.float64).reshape(-1, 4))
 
     def has_shown(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
@@ -182,7 +179,7 @@ def _overlapping(corners: Int[np.ndarray, "w 4"]) -> list[list[int]]:
 
 def _detections_of(coarser: Sequence[LevelResult], level: Level) -> Cues:
     """Return the detections whose size a level answers for, one for each object."""
-    joined = join_windows([window for of_level in coarser for window in of_level.windows])
+    joined = join_windows([window for of_level in coarser for window in of_level.windows.values()])
     low, high = level.valid_range.at_least, level.valid_range.below
     sizes = np.sqrt(np.prod(joined.boxes[:, 2:] - joined.boxes[:, :2], axis=1))
     is_in_range = (sizes * _SIZE_TOLERANCE >= low) & (sizes < high * _SIZE_TOLERANCE)

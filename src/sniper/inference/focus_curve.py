@@ -222,7 +222,7 @@ class Replay:
         kept = [
             each.select(of_level.level.valid_range.contains(each.detections.boxes))
             for of_level in found
-            for each in of_level.windows
+            for each in of_level.windows.values()
         ]
         return merge(join_windows(kept), self.spec)
 
@@ -231,17 +231,16 @@ def _seen(found: LevelResult, windows: Sequence[Window]) -> LevelResult:
     """Select what lies in one of the windows; detections that are not truncated by it."""
     if not all(isinstance(window, FreeWindow) for window in windows):  # the level is searched as a whole
         return found
-    selected = []
-    for each in found.windows:
+    selected = {}
+    for searched, each in found.windows.items():
         boxes = found.level.to_level(each.detections.boxes)
         is_seen = np.zeros(len(boxes), dtype=np.bool_)
         for window in windows:
             x1, y1, _, _ = window.corners
             is_seen |= _contains(window, boxes) & ~window.is_truncated(boxes - np.array([x1, y1, x1, y1]))
-        selected.append(each.select(is_seen))
+        selected[searched] = each.select(is_seen)
     return replace(
         found,
-        searched=list(windows),
         windows=selected,
         cells=None if found.cells is None else _seen_cells(found.cells, windows),
     )
