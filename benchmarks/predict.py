@@ -165,7 +165,7 @@ def search_plainly(
         per_level = []
         for index, rule in enumerate(spec.predict.levels):
             level = rule.at(width=reader.width, height=reader.height, index=index)
-            pixels = cut_window(reader, level, (0, 0, level.width, level.height), reads_smaller=False)
+            pixels = cut_window(reader, level, (0, 0, level.width, level.height), largest_reduction=1)
             image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(device)
             (detections,) = detect(model, [image], spec, device)
             detections = replace(detections, boxes=level.to_image(detections.boxes))

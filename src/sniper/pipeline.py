@@ -1113,7 +1113,8 @@ class _Evaluator:
             earlier = [entry.ap for entry in self.run.evaluations if entry.num_images == len(test)]
             is_best = scores.ap >= max(earlier, default=-1.0)
             self.reporter.save_scored(subject, scores=scores, is_training=True, is_best=is_best)
-        return scores.as_dict()
+        of_masks = {} if scores.masks is None else scores.masks.numbers
+        return scores.as_dict() | {f"segm_{name}": value for name, value in of_masks.items()}
 
 
 def _open_stage(folder: Path, spec: ExperimentSpec, identity: DatasetIdentity) -> Run:

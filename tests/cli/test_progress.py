@@ -105,6 +105,10 @@ def test_what_is_to_be_done_is_described(fields: dict[str, object], lines: list[
             {"scores": {"ap": -1.0, "ap50": -1.0}, "num_scored": 9, "num_images": 9, "is_best": True},
             "epoch 3/12  loss 0.513  class accuracy 67 %  AP –  AP50 – (best)",
         ),
+        (
+            {"scores": {"ap": 0.4, "ap50": 0.7, "segm_ap": 0.3}, "num_scored": 9, "num_images": 9},
+            "epoch 3/12  loss 0.513  class accuracy 67 %  AP 0.400  AP50 0.700  mask AP 0.300",
+        ),
     ],
 )
 def test_an_epoch_is_one_line(fields: dict[str, object], line: str) -> None:

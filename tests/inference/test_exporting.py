@@ -35,6 +35,7 @@ from sniper.inference.exporting import (
     write,
 )
 from sniper.inference.loading import LoadedModel
+from sniper.inference.openvino_parts import GraphParts
 from tests.models.graphs import DETECTORS, build_random, draw_noise
 
 CATEGORIES = tuple(Category(category_id=number, name=f"class {number}") for number in (7, 9, 30))
@@ -141,6 +142,58 @@ def test_openvino_detects_what_torch_does_however_often_a_shape_comes(
         check_same(detector.predict(image), expected)
 
 
+def check_parts(path: Path) -> None:
+    """Check that two parts of a graph, both in float32, detect what the whole does, for any sides and fixed ones."""
+    import openvino
+
+    core, options = openvino.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    model = core.read_model(path)
+    parts = GraphParts.of(model)
+    assert parts is not None
+    types = {node.get_type_name() for node in parts.dense.get_ops()}
+    assert "Convolution" in types
+    assert not types & {"NonMaxSuppression", "TopK", "ROIAlign"}
+    whole = core.compile_model(model, "CPU", options)
+    shape = (1, 3, 192, 256)
+    image = draw_noise(Sides(256, 192), seed=3).transpose(2, 0, 1)[None]
+    inputs = {"image": np.ascontiguousarray(image), "sides": np.array([250, 180])}
+    expected = whole(inputs)
+    assert len(expected["scores"]) > 5
+    for each in (parts, parts.reshaped({"image": shape})):
+        found = each.compile(core, "CPU", options)(inputs)
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_the_parts_of_an_openvino_graph_detect_what_the_whole_does(openvino_file: Path) -> None:
+    check_parts(openvino_file)
+
+
+def test_openvino_keeps_boxes_in_float32_where_it_computes_in_another_precision(
+    openvino_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    hints: list[str | None] = []
+    compile_model = openvino.Core.compile_model
+
+    def spy(self: openvino.Core, model: openvino.Model, device: str, options: dict[str, object]) -> object:
+        has_boxes = any(node.get_type_name() == "ROIAlign" for node in model.get_ops())
+        hints.append(f"{'boxes' if has_boxes else 'dense'} {options.get('INFERENCE_PRECISION_HINT')}")
+        return compile_model(self, model, device, options)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", spy)
+    for precision, expected in (
+        ("fp32", ["boxes f32"]),
+        ("bf16", ["dense bf16", "boxes f32"]),
+        ("auto", ["dense None", "boxes f32"]),
+    ):
+        hints.clear()
+        detector = load_exported(openvino_file, predict={"precision": precision})
+        assert hints == expected
+        assert len(detector.predict(draw_noise(Sides(300, 210), seed=0))) > 5
+
+
 def test_the_file_has_all_that_a_search_needs(exported: ExportedModel, onnx_file: Path) -> None:
     opened = ExportedFile.open(onnx_file)
     assert opened.spec == exported.spec
@@ -210,6 +263,14 @@ def test_a_detector_that_is_not_exported_for_any_sides_says_so_and_is_for_fixed_
     expected = in_torch(replace(loaded, spec=fine)).predict(image)
     detector = load_exported(tmp_path / "model.onnx", predict={"levels": [{"factor": 1.5}]})
     check_same(detector.predict(image), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["concat", "fcos", "retinanet"])
+def test_graphs_of_other_detectors_have_two_parts(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    export_model(load_random(name, tmp_path), tmp_path / "model.xml")
+    check_parts(tmp_path / "model.xml")
 
 
 @pytest.mark.slow

@@ -16,9 +16,11 @@ from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
-from sniper.data.spec import DataSpec
+from sniper.data.images.files import load_image
+from sniper.data.spec import DataSpec, ReadSpec
 from sniper.errors import ImageError, OutOfMemory
 from sniper.geometry import Detections
+from sniper.geometry.boxes import Sides
 from sniper.inference.detector import Detector
 from sniper.inference.search import Detect, Search
 from tests.inference.blobs import Merge, blob_detector, draw_blobs, find_blobs
@@ -167,6 +169,33 @@ def test_pixels_are_freed_as_soon_as_they_are_searched() -> None:
     list(search_of(detect, *levels, batch_megapixels=0.001)([np.zeros((70, 70, 3), dtype=np.uint8)]))
     assert len(num_alive) == 12
     assert max(num_alive) <= 2
+
+
+@pytest.mark.parametrize(
+    ("levels", "reductions"),
+    [
+        ((LevelSpec(long_side=512), LevelSpec(long_side=256)), [4]),
+        ((LevelSpec(factor=0.5), LevelSpec(long_side=256)), [1]),
+        ((LevelSpec(long_side=1024), LevelSpec(long_side=256)), [2]),
+    ],
+)
+def test_a_jpeg_is_decoded_once_and_only_as_large_as_its_finest_level_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: tuple[LevelSpec, ...], reductions: list[int]
+) -> None:
+    image, boxes = draw_blobs(5, width=4200, height=3000, smallest=300, largest=600, count=8)
+    Image.fromarray(image).save(tmp_path / "photo.jpg", quality=92)
+    decoded = []
+
+    def load(data: Path, spec: ReadSpec, *, reduction: int, sides: Sides) -> np.ndarray:
+        decoded.append(reduction)
+        return load_image(data, spec, reduction=reduction, sides=sides)
+
+    monkeypatch.setattr("sniper.data.images.files.load_image", load)
+    found = blob_detector(*levels, window=512, merge="hard").predict(tmp_path / "photo.jpg")
+    assert decoded == reductions
+    assert len(found) == len(boxes)
+    distances = np.abs(found.boxes[:, None] - boxes[None]).max(axis=2)  # (n, n)
+    assert distances.min(axis=0).max() <= 4200 / 256 + 1  # a pixel of the coarsest level
 
 
 @pytest.fixture

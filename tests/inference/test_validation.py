@@ -1,14 +1,17 @@
 """Validation: one search, from which the scores, the way to merge and the score to show detections from are taken."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import PredictSpec
@@ -22,6 +25,7 @@ from sniper.inference.calibration import MergeCandidate
 from sniper.inference.detector import Detector, to_coco
 from sniper.inference.validation import Validation, choose, spread, validate
 from tests.data.tiny import write_dataset
+from tests.inference.blobs import blob_detector, draw_blobs
 
 NUM_IMAGES, NUM_WAYS = 4, 11
 
@@ -133,6 +137,54 @@ def test_ways_to_merge_are_compared_on_a_part_of_many_images(
     assert (validated.calibration.num_images, validated.calibration.num_compared) == (NUM_IMAGES, 2)
     assert max(candidate.ap for candidate in validated.calibration.candidates) == 1.0
     assert score(validated.pair).as_dict() == scores_of(dataset, detector.calibrated(validated.calibration))
+
+
+@pytest.mark.parametrize("merge", ["auto", "fusion"])
+@pytest.mark.parametrize("compared", [1, 500])
+def test_masks_are_scored_as_those_of_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: Literal["auto", "fusion"], compared: int
+) -> None:
+    monkeypatch.setattr(validation, "MAX_COMPARED", compared)
+    dataset = load_dataset(write_blobs(tmp_path, num_images=3))
+    levels = (LevelSpec(factor=2.0), LevelSpec(factor=1.0))  # each object is found twice
+    detector = blob_detector(*levels, window=256, has_masks=True)
+    detector = dataclasses.replace(detector, spec=dataclasses.replace(detector.spec, merge=merge))
+    validated = run(dataset, detector)
+    found = detector.calibrated(validated.calibration).predict_many(dataset)
+    results = [
+        entry
+        for record, detections in zip(dataset, found, strict=True)
+        if detections is not None
+        for entry in to_coco(detections, image_id=record.image_id, categories=dataset.categories)
+    ]
+    scores = score(validated.pair)
+    assert scores == evaluate(results, dataset)
+    assert scores.masks is not None
+    assert scores.masks.ap < scores.ap - 0.3  # half of each rectangle is in the mask of the object
+
+
+def write_blobs(folder: Path, *, num_images: int) -> Path:
+    """Write images of bright rectangles, whose objects are the triangles above a diagonal; return the annotations."""
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for index in range(num_images):
+        pixels, boxes = draw_blobs(index, width=200, height=150, smallest=16, largest=60, count=12)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        images.append({"id": index, "file_name": f"{index}.png", "width": 200, "height": 150})
+        for x1, y1, x2, y2 in boxes.tolist():
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index,
+                    "category_id": 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "segmentation": [[x1, y1, x2, y1, x1, y2]],
+                }
+            )
+    path = folder / "blobs.json"
+    categories = [{"id": 1, "name": "blob"}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
 
 
 @pytest.mark.parametrize(

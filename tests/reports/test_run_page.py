@@ -193,3 +193,12 @@ def test_charts_without_values_are_left_out(read_only_run: Run) -> None:
     drawn = [chart.title for chart in training_charts(entries) if chart.drawn]
     assert "Losses" in drawn
     assert "Validation AP" not in drawn
+
+
+def test_scores_of_zero_are_drawn_and_undefined_ones_left_out() -> None:
+    entries = [
+        {"stage": "evaluate", "step": step, "epoch": step, "ap": ap, "ap50": -1.0, "num_images": 4}
+        for step, ap in ((1, 0.0), (2, 0.1))
+    ]
+    chart = next(chart for chart in training_charts(entries) if chart.title == "Validation AP")
+    assert [(each.name, each.x, each.y) for each in chart.drawn] == [("AP", [1, 2], [0.0, 0.1])]

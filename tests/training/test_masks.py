@@ -11,7 +11,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import sniper
 from sniper.chips import LevelSpec, PyramidSpec
+from sniper.config import dump_experiment
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.spec import DataSpec, SourceSpec
@@ -19,6 +21,7 @@ from sniper.errors import ConfigError
 from sniper.inference.detector import Detector, to_coco
 from sniper.models.spec import BackboneSpec, DetectorSpec, MaskHeadSpec, RoIHeadSpec, RPNSpec
 from sniper.pipeline import run_stages, train
+from sniper.reports.run_page import training_charts
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks
 from tests.data.tiny import write_dataset
@@ -104,6 +107,29 @@ def test_a_detector_can_start_from_one_without_a_mask_head(masked: Dataset, tmp_
     assert report.transfer.renewed
     assert all(name.startswith("mask_head.") for name in report.transfer.renewed)
     assert not report.transfer.unused
+
+
+def test_masks_are_scored_while_training(masked: Dataset, tmp_path: Path) -> None:
+    spec = with_train(mask_experiment(masked), epochs=1.0, evaluate_every=1)
+    spec = dataclasses.replace(
+        spec, data=dataclasses.replace(spec.data, test=SourceSpec(annotations=str(masked.path)))
+    )
+    run = Run.create(tmp_path / "run", config=dump_experiment(spec))
+    run_stages(run, spec, masked, test=masked, device=CPU)
+    (entry,) = [each for each in run.entries() if each["stage"] == "evaluate"]
+    found = sniper.Detector.load(run.folder, device="cpu").predict_many(masked)
+    results = [
+        each
+        for record, detections in zip(masked, found, strict=True)
+        if detections is not None
+        for each in to_coco(detections, image_id=record.image_id, categories=masked.categories)
+    ]
+    scores = sniper.evaluate(results, masked)
+    assert scores.masks is not None
+    assert {name: entry[f"segm_{name}"] for name in scores.masks.numbers} == scores.masks.numbers
+    charts = {chart.title: chart for chart in training_charts(run.entries())}
+    drawn = {each.name for each in charts["Validation AP"].drawn}
+    assert drawn == {"AP", "AP50", "mask AP", "mask AP50"}
 
 
 def write_eight(folder: Path) -> Dataset:

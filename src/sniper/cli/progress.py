@@ -174,6 +174,8 @@ def describe_epoch(report: "EpochReport") -> str:
         scores = f"AP {format_score(report.scores['ap'])}"
         if "ap50" in report.scores:
             scores += f"  AP50 {format_score(report.scores['ap50'])}"
+        if "segm_ap" in report.scores:
+            scores += f"  mask AP {format_score(report.scores['segm_ap'])}"
         if report.num_scored < report.num_images:
             scores += f" on {report.num_scored:,} of {report.num_images:,} images"
         parts.append(scores + (" (best)" if report.is_best else ""))

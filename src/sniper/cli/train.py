@@ -200,7 +200,7 @@ def _naming_continuation(folder: Path, command: str) -> Iterator[None]:
         raise Stopped.of(stop, note) from stop
 
 
-_SCORES = ("ap", "ap50", "ap75", "ar_100")
+_SCORES = ("ap", "ap50", "ap75", "ar_100", "segm_ap", "segm_ap50")
 
 
 def _summary(run: "Run", result: Mapping[str, Any], *, minutes: float) -> dict[str, Any]:
@@ -216,6 +216,9 @@ def _summary(run: "Run", result: Mapping[str, Any], *, minutes: float) -> dict[s
         lines["checkpoint"] = f"step {best:,} has the best AP" + (f"; the last is {step:,}" * (best != step))
         lines["AP"] = format_score(result.get("ap", -1))
         lines["AP50"] = format_score(result.get("ap50", -1))
+        if "segm_ap" in result:
+            lines["mask AP"] = format_score(result["segm_ap"])
+            lines["mask AP50"] = format_score(result["segm_ap50"])
         lines["AR (100 per image)"] = format_score(result.get("ar_100", -1))
         lines["images"] = f"{result['num_images']:,}"
     lines["minutes"] = f"{minutes:.1f}"

@@ -25,6 +25,7 @@ from sniper.files import check_regular
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.inference.detector import EXPORTED_SUFFIXES, Detector, with_predict
+from sniper.inference.openvino_parts import GraphParts
 from sniper.models.spec import Precision
 from sniper.specs import Fraction, parse_json, spec_dataclass
 
@@ -285,7 +286,10 @@ class _OpenvinoGraph:
         if self._device == "CPU" and threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         self._options = options
-        self._compiled = self._core.compile_model(self._model, self._device, options)
+        # bfloat16 and float16 are too coarse for coordinates.
+        is_whole = precision == "fp32" or self._device != "CPU"
+        self._parts = None if is_whole else GraphParts.of(self._model)
+        self._compiled = self._compile()
 
     def __call__(
         self, image: UInt8[np.ndarray, "1 3 h w"], sides: Int64[np.ndarray, "2"]
@@ -305,10 +309,19 @@ class _OpenvinoGraph:
         is_frequent = self._counts[shape] > _FREQUENT and self._model.is_dynamic()
         if not is_frequent or len(self._compiled_for) == _MAX_SHAPES:
             return self._compiled
-        model = self._model.clone()
-        model.reshape({INPUTS[0]: shape})
-        self._compiled_for[shape] = self._core.compile_model(model, self._device, self._options)
+        self._compiled_for[shape] = self._compile({INPUTS[0]: shape})
         return self._compiled_for[shape]
+
+    def _compile(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Any:
+        """Compile the graph, for inputs of fixed shapes if they are given."""
+        if self._parts is not None:
+            parts = self._parts if shapes is None else self._parts.reshaped(shapes)
+            return parts.compile(self._core, self._device, self._options)
+        model = self._model
+        if shapes is not None:
+            model = model.clone()
+            model.reshape(dict(shapes))
+        return self._core.compile_model(model, self._device, self._options)
 
 
 class _TorchGraph:

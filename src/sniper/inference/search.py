@@ -21,7 +21,7 @@ from sniper.chips import Level, LevelSpec
 from sniper.config.experiment import FocusSpec
 from sniper.data.datasets import ImageRecord
 from sniper.data.images.files import ImageReader
-from sniper.data.images.regions import cut_window
+from sniper.data.images.regions import cut_window, useful_reduction
 from sniper.data.images.tiff import TiffReader
 from sniper.data.spec import DataSpec
 from sniper.errors import ImageError, OutOfMemory
@@ -224,7 +224,7 @@ class Search:
 
     def _batches(self, sources: Iterable[ImageSource], limit: "_MemoryLimit") -> Iterator["_Batch | None"]:
         """Yield the batches of all images; None where the next ones depend on the results of those before."""
-        for group in _groups(sources, self.data, self.channels):
+        for group in self._groups(sources):
             last = _Batch(group=group, tasks=[])
             for step in range(len(self.levels)):
                 if self.focus is not None and step > 0:
@@ -239,16 +239,29 @@ class Search:
             last.is_last = True
             yield last
 
+    def _groups(self, sources: Iterable[ImageSource]) -> Iterator[list["_Image"]]:
+        """Group images, as many together as may be decoded at once."""
+        group: list[_Image] = []
+        for source in sources:
+            image = _Image(source, self.levels, self.data, self.channels)
+            num_decoded = sum(other.num_decoded for other in group) + image.num_decoded
+            if group and (len(group) == _GROUP_IMAGES or num_decoded > _GROUP_PIXELS):
+                yield group
+                group = []
+            group.append(image)
+            if isinstance(image.reader, TiffReader):  # its result does not wait for those of others
+                yield group
+                group = []
+        if group:
+            yield group
+
     def _tasks(self, group: Sequence["_Image"], step: int) -> list["_Task"]:
         """Return the windows of one level of all images of a group, those of like shape next to each other."""
         tasks = []
         for image in group:
             if image.is_bad:
                 continue
-            levels = [
-                spec.at(width=image.width, height=image.height, index=index)
-                for index, spec in enumerate(self.levels)
-            ]
+            levels = list(image.levels)
             if self._is_by_level:
                 levels.sort(key=lambda level: level.scale)
             level = levels[step]
@@ -299,25 +312,40 @@ class _MemoryLimit:
 
 
 class _Image:
-    """An image under search."""
+    """An image under search.
 
-    def __init__(self, source: ImageSource, data: DataSpec, channels: Channels) -> None:
+    One that is decoded as a whole is decoded once, for its finest level: `largest_reduction` is that of all levels.
+    """
+
+    def __init__(
+        self, source: ImageSource, levels: Sequence[LevelSpec], data: DataSpec, channels: Channels
+    ) -> None:
         self.reader: ImageReader | None = None
         self.is_bad = False
         self.width = self.height = 0
+        self.levels: Sequence[Level] = ()
+        self.largest_reduction: int | None = None
         self.windows: list[WindowDetections] = []
         self.by_level: list[LevelResult] = []
         self.num_pixels = 0
         try:
             self.reader = open_source(source, data.read, channels=channels)
             self.width, self.height = self.reader.width, self.reader.height
+            self.levels = [
+                spec.at(width=self.width, height=self.height, index=index)
+                for index, spec in enumerate(levels)
+            ]
+            if not isinstance(self.reader, TiffReader):
+                finest = max(self.levels, key=lambda level: level.scale)
+                self.largest_reduction = self.reader.largest_reduction(useful_reduction(finest))
         except ImageError as error:
             self.refuse(error, data)
 
     @property
     def num_decoded(self) -> int:
         """Number of its pixels that are kept in memory."""
-        return 0 if isinstance(self.reader, TiffReader) else self.width * self.height
+        reduction = self.largest_reduction
+        return 0 if reduction is None else -(-self.width // reduction) * -(-self.height // reduction)
 
     def refuse(self, error: ImageError, data: DataSpec) -> None:
         """Raise the error, or warn once and skip the image."""
@@ -369,8 +397,7 @@ class _Task:
             self.image.reader,
             self.window.level,
             self.window.corners,
-            # Other images are decoded for the finest level anyway.
-            reads_smaller=isinstance(self.image.reader, TiffReader),
+            largest_reduction=self.image.largest_reduction,
         )
         return np.require(pixels, requirements=["C", "W"])
 
@@ -420,20 +447,3 @@ def _split(tasks: Sequence[_Task], limit: _MemoryLimit) -> Iterator[list[_Task]]
         batch.append(task)
     if batch:
         yield batch
-
-
-def _groups(sources: Iterable[ImageSource], data: DataSpec, channels: Channels) -> Iterator[list[_Image]]:
-    """Group images, as many together as may be decoded at once."""
-    group: list[_Image] = []
-    for source in sources:
-        image = _Image(source, data, channels)
-        num_decoded = sum(other.num_decoded for other in group) + image.num_decoded
-        if group and (len(group) == _GROUP_IMAGES or num_decoded > _GROUP_PIXELS):
-            yield group
-            group = []
-        group.append(image)
-        if isinstance(image.reader, TiffReader):  # its result does not wait for those of others
-            yield group
-            group = []
-    if group:
-        yield group

@@ -1,14 +1,16 @@
 """Search validation images once, to score a detector and to choose how its detections are merged and shown.
 
-Every way to merge is applied to the same detections of all levels. Only merged detections are kept in memory.
+Every way to merge is applied to the same detections of all levels. Only merged detections are kept in memory, and their
+masks once for all ways, as run-length encodings.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from jaxtyping import Int
 
 from sniper.config.experiment import PredictSpec
 from sniper.data.datasets import Dataset
@@ -18,6 +20,7 @@ from sniper.evaluation.duplicates import without_duplicates
 from sniper.evaluation.operating_point import find_best_f1
 from sniper.evaluation.pair import EvaluationPair, GroundTruth
 from sniper.geometry import Detections
+from sniper.geometry.masks import MaskArrays
 from sniper.inference.calibration import Calibration, MergeCandidate
 from sniper.inference.detector import Detector, finest_scale, round_detections
 from sniper.inference.merging import MergeMethod, merge, merge_method
@@ -41,7 +44,7 @@ class Validation:
     """A detector on its validation images.
 
     Attributes:
-        pair: its detections, as results have them, and the ground truth.
+        pair: its detections, as results have them, and the ground truth; with masks where both have them.
         calibration: what was chosen.
     """
 
@@ -88,6 +91,7 @@ def validate(
         match=match,
         processes=processes,
         on_image=counting(on_image, num_shared),
+        with_masks=truth.masks is not None,
     )
     specs = _merge_specs(detector.spec)
     if len(specs) == 1:
@@ -110,7 +114,7 @@ def validate(
         rest = sorted(set(range(len(images))) - set(compared))
         detections = tables[chosen] | search(rest, [_merging(specs[chosen])])[0]
         del tables
-    pair = pair_detections(detections, truth)
+    pair = pair_detections(detections, truth, masks=search.masks)
     best = find_best_f1(without_duplicates(pair))
     calibration = Calibration(
         step=step,
@@ -183,6 +187,9 @@ class SharedSearch:
         processes: those that search together.
         on_image: called after each image of this process.
         keeps_all_sizes: whether results have the detections of all sizes of each level, too.
+        with_masks: whether masks are predicted, if the detector does.
+        masks: of each image that was searched, by its index, the masks of all detections that one of the ways takes;
+            `sources` of a detection is its row. Empty without masks.
     """
 
     detector: Detector
@@ -191,25 +198,42 @@ class SharedSearch:
     processes: Processes
     on_image: Callable[[], None]
     keeps_all_sizes: bool = False
+    with_masks: bool = False
+    masks: dict[int, MaskArrays] = field(default_factory=dict)
 
     def __call__(
         self, indices: Sequence[int], ways: Sequence[Callable[[SearchResult], Detections]]
     ) -> list[dict[int, Detections]]:
         """Return for each way the detections of all images that could be read, by index, in order."""
         share = indices[self.processes.rank :: self.processes.world_size]
-        # Ways to merge and scores to show are chosen by boxes; masks for all ways would take gigabytes.
         results = self.detector.search(
-            (self.images[index] for index in share), with_masks=False, keeps_all_sizes=self.keeps_all_sizes
+            (self.images[index] for index in share),
+            with_masks=self.with_masks,
+            keeps_all_sizes=self.keeps_all_sizes,
         )
         rows = []
         for index, result in zip(share, results, strict=True):
             if result is not None:
-                rows.append((index, [self._select(way(result)) for way in ways]))
+                rows.append((index, *self._take(result, ways)))
             self.on_image()
         gathered = sorted(
             (row for rows in self.processes.all_gather(rows) for row in rows), key=lambda row: row[0]
         )
-        return [{index: taken[way] for index, taken in gathered} for way in range(len(ways))]
+        self.masks.update({index: masks for index, _, masks in gathered if masks is not None})
+        return [{index: taken[way] for index, taken, _ in gathered} for way in range(len(ways))]
+
+    def _take(
+        self, result: SearchResult, ways: Sequence[Callable[[SearchResult], Detections]]
+    ) -> tuple[list[Detections], MaskArrays | None]:
+        """Take the detections of an image in several ways, and the masks of all of them, once."""
+        found = result.detections
+        if found.masks is None:
+            return [self._select(way(result)) for way in ways], None
+        bare = replace(result, detections=replace(found, masks=None, sources=np.arange(len(found))))
+        taken = [self._select(way(bare)) for way in ways]
+        rows = np.unique(np.concatenate([_sources_of(each) for each in taken]))
+        renumbered = [replace(each, sources=np.searchsorted(rows, _sources_of(each))) for each in taken]
+        return renumbered, found.masks[rows].to_rle()
 
     def _select(self, merged: Detections) -> Detections:
         """Return the detections of classes that the images have, with their labels."""
@@ -217,12 +241,19 @@ class SharedSearch:
         return replace(matched, class_names=())[matched.labels < len(self.images.categories)]
 
 
-def pair_detections(detections: Mapping[int, Detections], truth: GroundTruth) -> EvaluationPair:
+def _sources_of(detections: Detections) -> Int[np.ndarray, " n"]:
+    return np.zeros(0, dtype=np.int64) if detections.sources is None else detections.sources
+
+
+def pair_detections(
+    detections: Mapping[int, Detections], truth: GroundTruth, *, masks: Mapping[int, MaskArrays] | None = None
+) -> EvaluationPair:
     """Pair detections, by the index of their image, with the ground truth, rounded as results are.
 
     Args:
         detections: of each image, by its index among those of the ground truth.
         truth: the ground truth.
+        masks: of each image; `sources` of a detection is the row of its mask. None, or of no image, without masks.
     """
     joined = Detections.join(list(detections.values()))
     boxes, scores = round_detections(joined)
@@ -233,6 +264,11 @@ def pair_detections(detections: Mapping[int, Detections], truth: GroundTruth) ->
         labels=joined.labels.astype(np.int64),
         boxes=boxes,
         scores=np.array(scores, dtype=np.float64),
+        masks=MaskArrays.concatenate(
+            [masks[index].select(_sources_of(each)) for index, each in detections.items()]
+        )
+        if masks
+        else None,
     )
 
 

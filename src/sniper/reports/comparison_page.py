@@ -22,6 +22,7 @@ from sniper.evaluation.match_table import MatchTable
 from sniper.reports.charts import COLORS, Chart, Series
 from sniper.reports.page import render, resize_rule, sizes_text, write_page
 from sniper.reports.run_page import evaluations, parts_of
+from sniper.reports.scores import defined
 from sniper.runs.run import Run
 
 MAX_RUNS = len(COLORS)
@@ -166,7 +167,7 @@ class ComparedRun:
         scored = [
             entry
             for entry in evaluations(self.entries)
-            if entry["step"] in places and (entry.get(key) or -1) >= 0
+            if entry["step"] in places and defined(entry.get(key)) is not None
         ]
         return Series(
             name=self.name,
@@ -358,7 +359,7 @@ def _score(runs: Sequence[ComparedRun]) -> tuple[list[dict[str, BoundedScore]], 
 def _logged(run: ComparedRun) -> dict[str, BoundedScore]:
     """Return the scores of the best checkpoint in the metrics, without bounds."""
     best = run.run.best_scores() or {}
-    return {name: BoundedScore(value=best[name] if (best.get(name) or -1) >= 0 else None) for name in _SCORES}
+    return {name: BoundedScore(value=defined(best.get(name))) for name in _SCORES}
 
 
 def _bound(tables: Sequence[MatchTable], *, num_ious: int, has_first: bool) -> list[BoundedScore]:

@@ -9,6 +9,7 @@ from sniper.evaluation.errors import ErrorKind
 from sniper.reports.charts import Chart, Series, escape
 from sniper.reports.page import render, write_page
 from sniper.reports.parts import ClassRow, PartsFolder, RunParts
+from sniper.reports.scores import defined
 from sniper.runs.run import Run
 
 KINDS: Mapping[str, str] = {
@@ -86,7 +87,7 @@ def write_run_page(run: Run, path: Path | None = None) -> Path:
 def _state(run: Run, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return how far the training has come, and its best scores."""
     steps = [entry for entry in entries if "learning_rate" in entry]
-    last = steps[-1] if steps else {}
+    last, best = steps[-1] if steps else {}, run.best_scores()
     return {
         "step": last.get("step", 0),
         "epoch": last.get("epoch", 0.0),
@@ -94,7 +95,7 @@ def _state(run: Run, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "minutes": sum(entry.get("seconds", 0.0) for entry in steps) / 60,
         "megapixels": sum(entry.get("megapixels", 0.0) for entry in steps),
         "loss": last.get("loss"),
-        "best": run.best_scores(),
+        "best": best and {**best, **{name: defined(best.get(name)) for name in ("ap", "ap50", "segm_ap")}},
         "skipped": sum(entry.get("skipped_chips", 0) for entry in steps),
     }
 
@@ -109,7 +110,7 @@ def training_charts(entries: Sequence[Mapping[str, Any]], parts: RunParts | None
         return Series(name=name, x=[x for x, _ in pairs], y=[y for _, y in pairs], color=color)
 
     def of_scores(name: str, key: str) -> Series:
-        pairs = [(entry["epoch"], entry[key]) for entry in scores if (entry.get(key) or -1) >= 0]
+        pairs = [(entry["epoch"], entry[key]) for entry in scores if defined(entry.get(key)) is not None]
         return Series(name=name, x=[x for x, _ in pairs], y=[y for _, y in pairs], is_marked=True)
 
     losses = [of_steps(text, key) for key, text in _LOSSES.items()]
@@ -118,7 +119,12 @@ def training_charts(entries: Sequence[Mapping[str, Any]], parts: RunParts | None
         Chart(
             title="Validation AP",
             x_label="epoch",
-            series=[of_scores("AP", "ap"), of_scores("AP50", "ap50")],
+            series=[
+                of_scores("AP", "ap"),
+                of_scores("AP50", "ap50"),
+                of_scores("mask AP", "segm_ap"),
+                of_scores("mask AP50", "segm_ap50"),
+            ],
             note="On the validation images. Should rise, and then level off.",
         ),
         Chart(

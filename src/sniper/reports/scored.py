@@ -42,6 +42,7 @@ from sniper.reports.parts import (
     MarkedPicture,
     ScoredPart,
 )
+from sniper.reports.scores import defined
 
 _MAX_CLASSIFIED = 50_000  # detections whose errors are classified; of more, those of some images
 _MAX_CONFUSED = 30  # classes of the confusion matrix
@@ -125,19 +126,19 @@ def build_scored(
         num_clean_images=scores.false_positives.num_clean_images,
         min_score=min_score,
         score_reason=reason,
-        ap=_defined(scores.ap),
-        ap50=_defined(scores.ap50),
-        precision=_defined(point.precision),
-        recall=_defined(point.recall),
+        ap=defined(scores.ap),
+        ap50=defined(scores.ap50),
+        precision=defined(point.precision),
+        recall=defined(point.recall),
         classes=[
             ClassRow(
                 name=row.name,
                 label=label,
                 num_objects=row.num_objects,
-                ap=_defined(row.ap),
-                ap50=_defined(row.ap50),
-                precision=_defined(at_score.precision),
-                recall=_defined(at_score.recall),
+                ap=defined(row.ap),
+                ap50=defined(row.ap50),
+                precision=defined(at_score.precision),
+                recall=defined(at_score.recall),
                 curve=_precision_curve(matches, label),
             )
             for label, (row, at_score) in _most_objects(zip(scores.classes, point.classes, strict=True))
@@ -164,10 +165,6 @@ def _choose_score(subject: Subject, matches: PairMatches) -> tuple[float, str]:
     if math.isnan(best):
         return DEFAULT_MIN_SCORE, "the default, since no detection matches an object"
     return best, "at which F1 is best on these images"
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) or value < 0 else value
 
 
 def _most_objects(

@@ -25,6 +25,11 @@ MAX_CLASSES_IN_TABLE = 10
 _NUM_LISTED = 10
 
 
+def defined(value: float | None) -> float | None:
+    """Return a score, or None for one that is not defined (-1 or NaN)."""
+    return None if value is None or math.isnan(value) or value < 0 else value
+
+
 def describe_scores(scores: Scores) -> Iterator[str]:
     """Iterate over lines with the COCO numbers, also of masks, and the numbers of images and detections."""
     limit = counted(scores.max_detections, "detection")

@@ -81,7 +81,11 @@ def useful_reduction(level: Level) -> int:
 
 
 def cut_window(
-    image: ImageReader, level: Level, window: tuple[int, int, int, int], *, reads_smaller: bool = True
+    image: ImageReader,
+    level: Level,
+    window: tuple[int, int, int, int],
+    *,
+    largest_reduction: int | None = None,
 ) -> UInt8[np.ndarray, "m n 3"]:
     """Cut a window out of a level image.
 
@@ -89,14 +93,15 @@ def cut_window(
         image: to read from.
         level: how far to resize it.
         window: xyxy, level frame, inside the level image.
-        reads_smaller: whether the image may be decoded at a fraction of its sides for a level that shrinks it far; this
-            gains nothing where the whole image is decoded anyway.
+        largest_reduction: largest power of two by which the image is decoded smaller for a level that shrinks it far;
+            None for all that it can be. Windows of several levels share one decode if it is the same for all.
 
     Raises:
         ImageError: if the image cannot be read.
     """
-    largest = image.largest_reduction(useful_reduction(level)) if reads_smaller else 1
-    region = region_of(level, window, largest_reduction=largest)
+    if largest_reduction is None:
+        largest_reduction = image.largest_reduction(useful_reduction(level))
+    region = region_of(level, window, largest_reduction=largest_reduction)
     return _resample(image.read(region.window, reduction=region.reduction), region)
 
 
