@@ -264,10 +264,9 @@ def measure_curve(options: argparse.Namespace) -> None:
                 asked = {**result, name: limit, "is_chosen_on_others": True}
                 print_point({**asked, "way": source}, after[row])
                 print_point({**asked, "way": f"random for {source}"}, at_random[row])
-                print_point(
-                    {**asked, "way": f"one level for {source}"},
-                    measure_level(detector, scored_on, after[row], whole),
-                )
+                if name == "speed_up":
+                    one_level = measure_level(detector, scored_on, after[row], whole)
+                    print_point({**asked, "way": f"one level for {source}"}, one_level)
 
 
 def measure_level(detector: Detector, half: Half, point: FocusPoint, whole: FocusPoint) -> FocusPoint:
