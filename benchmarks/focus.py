@@ -12,7 +12,8 @@ costs. The levels are those that `sniper plan` suggests, or `--levels`.
 detections of coarser levels and by the focus head (`model.focus`), as many windows of the same side at random, and one
 level, whose scale costs as many pixels. `pixels` are shares of the whole search.
 
-`seconds` searches with and without a focus in turn, on one thread.
+`seconds` searches with and without a focus in turn, on one thread: seconds of the processor, which other programs on
+the machine change little.
 """
 
 import argparse
@@ -301,7 +302,7 @@ def load(options: argparse.Namespace) -> tuple[Detector, Dataset]:
 
 
 def measure_seconds(options: argparse.Namespace) -> None:
-    """Print the seconds of a search with a focus and without, in turn."""
+    """Print the processor seconds of a search with a focus and without, in turn."""
     import torch
 
     torch.set_num_threads(1)
@@ -313,10 +314,10 @@ def measure_seconds(options: argparse.Namespace) -> None:
     records = list(dataset)
     for repeat in range(options.repeats + 1):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             results = [result for result in way.search(records) if result is not None]
             if repeat:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
             pixels[name] = sum(result.num_pixels for result in results)
     ratios = [whole / part for whole, part in zip(seconds["whole"], seconds["focus"], strict=True)]
     line = {
