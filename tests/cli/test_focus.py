@@ -16,7 +16,7 @@ def test_a_choice_is_written_and_used(sniper: CommandLine, trained_folder: Path)
     assert (whole["window"], whole["pixel_share"]) == (None, 1.0)
     assert all(point["pixel_share"] <= 1 for point in others)
     chosen = json.loads((run / "focus.json").read_text())
-    assert chosen["focus"] == {name: answer["chosen"][name] for name in ("min_score", "window")}
+    assert chosen["focus"] == {name: answer["chosen"][name] for name in ("min_score", "window", "cues")}
     assert chosen["num_images"] == answer["num_images"] == 4
     with_focus = sniper.json("predict", run)
     without = sniper.json("predict", run, "--predict.focus", "null")

@@ -49,9 +49,8 @@ def find_blob_cells(
         height, width = image.shape[1:]
         bright = np.pad((image[0].numpy() > 128), ((0, -height % 16), (0, -width % 16)))
         blocks = bright.reshape(bright.shape[0] // 16, 16, bright.shape[1] // 16, 16)
-        cells.append(
-            FocusCells(probabilities=blocks.any(axis=(1, 3)).astype(np.float32) * np.float32(0.8), stride=16)
-        )
+        probabilities: np.ndarray = np.where(blocks.any(axis=(1, 3)), 0.8, 0.0).astype(np.float32)
+        cells.append(FocusCells(probabilities=probabilities, stride=16))
     return find_blobs(images) if select is None else find_blob_masks(images, select), cells
 
 

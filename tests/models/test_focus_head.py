@@ -158,7 +158,7 @@ def test_the_head_learns_where_small_objects_are(spec: DetectorSpec) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        model.losses(batch)["focus"].backward()
+        model.losses(batch)["focus"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     _, (found,) = model.detect_focused(list(batch.images), None)
     expected = states(sample, stride=found.stride) == Match.POSITIVE

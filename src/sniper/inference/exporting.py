@@ -135,7 +135,7 @@ def load_engine(
     described = json.dumps([VERSION, sha256(loaded.weights), asdict(loaded.model.spec)], sort_keys=True)
     key = hashlib.sha256(described.encode()).hexdigest()[:16]
     path = run.exported_folder / f"{key}{SUFFIXES[engine]}"
-    _check_focus(loaded.spec.predict)
+    check_focus(loaded.spec.predict)
     if not path.exists():
         check_path(path, ExportOptions())
         check_exportable(loaded.model.spec)
@@ -192,7 +192,7 @@ def to_onnx(loaded: LoadedModel, *, options: ExportOptions = ExportOptions()) ->
 
 def _build(loaded: LoadedModel, options: ExportOptions) -> tuple[DetectionGraph, ExportedSpec]:
     check_exportable(loaded.model.spec)
-    _check_focus(loaded.spec.predict)
+    check_focus(loaded.spec.predict)
     graph = build_graph(loaded.model.float().eval().for_inference()).eval()
     spec = ExportedSpec(
         version=VERSION,
@@ -229,8 +229,12 @@ def _resolved(loaded: LoadedModel) -> PredictSpec:
     return replace(spec, merge=merge_method(spec), precision="auto")
 
 
-def _check_focus(predict: PredictSpec) -> None:
-    """Check that a search needs detections alone: a graph has no focus head."""
+def check_focus(predict: PredictSpec) -> None:
+    """Check that a search needs detections alone: a graph has no focus head.
+
+    Raises:
+        ExportError: if its focus is by the head.
+    """
     if isinstance(predict.focus, FocusSpec) and predict.focus.cues == "head":
         raise ExportError(
             "predict.focus: the focus head is no part of an exported graph; choose by detections "
