@@ -16,21 +16,42 @@ def test_a_choice_is_written_and_used(sniper: CommandLine, trained_folder: Path)
     assert (whole["window"], whole["pixel_share"]) == (None, 1.0)
     assert all(point["pixel_share"] <= 1 for point in others)
     chosen = json.loads((run / "focus.json").read_text())
-    assert chosen["focus"] == {name: answer["chosen"][name] for name in ("min_score", "window")}
+    assert chosen["focus"] == {name: answer["chosen"][name] for name in ("min_score", "window", "cues")}
     assert chosen["num_images"] == answer["num_images"] == 4
     with_focus = sniper.json("predict", run)
     without = sniper.json("predict", run, "--predict.focus", "null")
     given = sniper.json("predict", run, "--predict.focus", json.dumps(chosen["focus"]))
     assert with_focus["num_detections"] == given["num_detections"] <= without["num_detections"]
-    text = sniper.text("focus", run, "--loss", "0.99", "--limit", "2").out
+    pictures = trained_folder / "pictures"
+    text = sniper.text("focus", run, "--loss", "0.99", "--limit", "2", "--draw", pictures).out
+    assert len([*pictures.glob("*.jpg")]) == 2
+    assert (pictures / "curve.png").exists()
     assert "chosen on 2 images" in text
     assert re.search(r"^ +all +100\.0%", text, re.MULTILINE)
     assert "chosen" in text
 
 
+def test_a_run_with_a_focus_head_is_searched_by_it(sniper: CommandLine, folder: Path) -> None:
+    run = folder / "run"
+    sniper.json(
+        *("train", folder / "experiment.yaml", "--run", run, "--train.epochs", "0.2", "--model.focus", "true")
+    )
+    answer = sniper.json("focus", run, "--loss", "0.99")
+    assert {point["cues"] for point in answer["curve"][1:]} == {"detections", "head"}
+    answer = sniper.json("focus", run, "--loss", "0.99", "--cues", "head")
+    assert {point["cues"] for point in answer["curve"][1:]} == {"head"}
+    assert json.loads((run / "focus.json").read_text())["focus"]["cues"] == "head"
+    assert sniper.json("predict", run)["num_images"] == 4
+    for command in (("export", run, folder / "model.onnx"), ("predict", run, "--engine", "onnx")):
+        error = sniper.error(*command)
+        assert "the focus head is no part of an exported graph" in error
+        assert "--cues detections" in error
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--cues", "head"), "was trained without a focus head (model.focus)"),
         (("--loss", "0.1", "--speed-up", "2"), "either --loss or --speed-up"),
         (("--split", "val"), "--split requires a data set"),
         (("--speed-up", "1"), "must be > 1"),

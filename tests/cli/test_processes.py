@@ -304,6 +304,7 @@ def test_no_command_changes_the_threads_of_torch(folder: Path, variables: dict[s
             *("--negatives.source", "self", "--negatives.min_score", "0"),
             *("--mine.start", "0.3", "--mine.every_epochs", "1"),
         ),
+        ("--model.focus", "true"),
     ],
 )
 def test_two_processes_learn_what_one_learns(

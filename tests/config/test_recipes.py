@@ -143,6 +143,8 @@ LEFT_OUT = {
     "model.name": "not used by two_stage",
     "model.weights": "not used by two_stage",
     "model.labels": "not used by two_stage",
+    "model.focus": "false: no focus head",
+    "model.focus_loss_weight": "not used without focus",
     "model.torchvision": "not used by two_stage",
     "model.transformers": "not used by two_stage",
     "model.backbone.weights": "a path",

@@ -12,6 +12,7 @@ from sniper.config.experiment import PredictSpec
 from sniper.data.datasets import Category
 from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.detection_masks import DetectionMasks
+from sniper.geometry.focus_cells import FocusCells
 from sniper.inference.detector import Detector
 
 Merge = Literal["gaussian", "linear", "hard", "fusion"]
@@ -39,12 +40,27 @@ def find_blob_masks(images: Sequence[torch.Tensor], select: SelectDetections) ->
     ]
 
 
+def find_blob_cells(
+    images: Sequence[torch.Tensor], select: SelectDetections | None
+) -> tuple[list[Detections], list[FocusCells]]:
+    """Detect bright rectangles, and the cells of 16 pixels with any bright pixel."""
+    cells = []
+    for image in images:
+        height, width = image.shape[1:]
+        bright = np.pad((image[0].numpy() > 128), ((0, -height % 16), (0, -width % 16)))
+        blocks = bright.reshape(bright.shape[0] // 16, 16, bright.shape[1] // 16, 16)
+        probabilities: np.ndarray = np.where(blocks.any(axis=(1, 3)), 0.8, 0.0).astype(np.float32)
+        cells.append(FocusCells(probabilities=probabilities, stride=16))
+    return find_blobs(images) if select is None else find_blob_masks(images, select), cells
+
+
 def blob_detector(
     *levels: LevelSpec,
     window: int = 2048,
     batch_megapixels: float = 8.0,
     merge: Merge = "gaussian",
     has_masks: bool = False,
+    has_head: bool = False,
 ) -> Detector:
     """Build a detector of blobs."""
     spec = PredictSpec(
@@ -57,6 +73,7 @@ def blob_detector(
         device=torch.device("cpu"),
         detect_masks=find_blob_masks if has_masks else None,
         mask_side=28 if has_masks else None,
+        detect_focused=find_blob_cells if has_head else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Focus: fine levels are searched where coarser ones suspect objects, and find there what they find anywhere."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,13 +10,17 @@ from hypothesis import strategies as st
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import FocusSpec
+from sniper.errors import ConfigError
+from sniper.geometry import Detections
 from sniper.inference.detector import Detector
 from sniper.inference.focus import choose_windows
-from sniper.inference.windows import FreeWindow, TilingWindow, WindowDetections
-from tests.inference.blobs import blob_detector, draw_blobs
+from sniper.inference.windows import FreeWindow, TilingWindow
+from tests.inference.blobs import blob_detector, draw_blobs, find_blob_cells
 
 FINE, COARSE = LevelSpec(factor=2.0, below=30), LevelSpec(factor=1.0, at_least=24)
 FOCUS = FocusSpec(min_score=0.4, window=256)
+BY_HEAD = FocusSpec(min_score=0.4, window=256, cues="head")
+Cues = Literal["detections", "head"]
 
 
 def focused(detector: Detector, focus: FocusSpec | None = FOCUS) -> Detector:
@@ -32,13 +37,21 @@ def num_pixels(detector: Detector, image: np.ndarray) -> int:
     return result.num_pixels
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([256, 320, 512]), st.sampled_from([1, 8, 40]))
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([256, 320, 512]),
+    st.sampled_from([1, 8, 40]),
+    st.sampled_from(["detections", "head"]),
+)
 def test_every_object_that_a_coarser_level_sees_is_found_once_and_whole(
-    seed: int, window: int, count: int
+    seed: int, window: int, count: int, cues: Cues
 ) -> None:
     image, boxes = draw_blobs(seed, width=1100, height=900, smallest=6, largest=60, count=count)
-    detector = focused(blob_detector(FINE, COARSE, merge="hard"), FocusSpec(min_score=0.4, window=window))
+    detector = focused(
+        blob_detector(FINE, COARSE, merge="hard", has_head=True),
+        FocusSpec(min_score=0.4, window=window, cues=cues),
+    )
     np.testing.assert_array_equal(in_order(detector.predict(image).boxes), in_order(boxes))
 
 
@@ -84,10 +97,11 @@ def test_detections_do_not_depend_on_other_images() -> None:
         np.testing.assert_array_equal(detector.predict(image).boxes, detections.boxes)
 
 
-def test_masks_are_those_of_the_whole_search() -> None:
+@pytest.mark.parametrize("focus", [FOCUS, BY_HEAD], ids=lambda focus: focus.cues)
+def test_masks_are_those_of_the_whole_search(focus: FocusSpec) -> None:
     image, _ = draw_blobs(2, width=1100, height=900, smallest=6, largest=60, count=6)
-    detector = blob_detector(FINE, COARSE, merge="hard", has_masks=True)
-    whole, part = detector.predict(image), focused(detector).predict(image)
+    detector = blob_detector(FINE, COARSE, merge="hard", has_masks=True, has_head=True)
+    whole, part = detector.predict(image), focused(detector, focus).predict(image)
     assert part.masks is not None
     assert whole.masks is not None
     order, other = np.lexsort(whole.boxes.T), np.lexsort(part.boxes.T)
@@ -99,8 +113,7 @@ def test_windows_lie_on_the_grid_and_in_the_level() -> None:
     (result,) = blob_detector(COARSE).search([image], keeps_all_sizes=True)
     assert result is not None
     level = FINE.at(width=1111, height=777)
-    coarser: list[WindowDetections] = [found for of_level in result.by_level for found in of_level]
-    windows = choose_windows(level, coarser, [1.0], focus=FOCUS, limit=4096)
+    windows = choose_windows(level, result.by_level, focus=FOCUS, limit=4096)
     assert len(windows) > 1
     for window in windows:
         assert isinstance(window, FreeWindow)
@@ -108,5 +121,45 @@ def test_windows_lie_on_the_grid_and_in_the_level() -> None:
         assert x1 % 64 == y1 % 64 == 0
         assert 0 <= x1 < x2 <= level.width
         assert 0 <= y1 < y2 <= level.height
-    (whole,) = choose_windows(level, coarser, [0.2], focus=FOCUS, limit=4096)
+    (found,) = result.by_level
+    distant = dataclasses.replace(found, level=LevelSpec(factor=0.2).at(width=1111, height=777))
+    (whole,) = choose_windows(level, [distant], focus=FOCUS, limit=4096)
     assert isinstance(whole, TilingWindow)
+
+
+def test_a_head_says_where_to_search_without_any_detection() -> None:
+    image, boxes = draw_blobs(3, width=1200, height=1000, smallest=8, largest=11, count=5)
+    blind = dataclasses.replace(
+        blob_detector(FINE, COARSE, has_head=True),
+        detect_focused=lambda images, select: (
+            [Detections.empty() for _ in images],
+            find_blob_cells(images, select)[1],
+        ),
+    )
+    np.testing.assert_array_equal(in_order(focused(blind, BY_HEAD).predict(image).boxes), in_order(boxes))
+    assert num_pixels(focused(blind, BY_HEAD), image) < 0.6 * num_pixels(blind, image)
+
+
+def test_cells_of_three_levels_lead_from_each_to_the_next() -> None:
+    levels = (LevelSpec(factor=4.0, below=12), LevelSpec(factor=2.0, at_least=10, below=30), COARSE)
+    image = np.zeros((640, 640, 3), dtype=np.uint8)
+    image[100:108, 100:108] = image[500:520, 400:420] = 255
+    detector = blob_detector(*levels, has_head=True)
+    (result,) = focused(detector, BY_HEAD).search([image])
+    assert result is not None
+    searched = [[of_level.level.scale, len(of_level.windows)] for of_level in result.by_level]
+    assert searched == [[1.0, 1], [2.0, 2], [4.0, 2]]
+    assert result.by_level[-1].cells is None  # not computed: there is no finer level
+    assert len(focused(detector, BY_HEAD).predict(image)) == 2
+
+
+def test_an_empty_image_costs_the_coarsest_level_alone_by_the_head_too() -> None:
+    detector = focused(blob_detector(FINE, COARSE, has_head=True), BY_HEAD)
+    assert num_pixels(detector, np.zeros((640, 1280, 3), dtype=np.uint8)) == 640 * 1280
+
+
+def test_a_head_that_is_not_there_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"predict\.focus\.cues: head needs .* \(model\.focus\), or is exported"
+    ):
+        focused(blob_detector(FINE, COARSE), BY_HEAD).predict(np.zeros((64, 64, 3), dtype=np.uint8))

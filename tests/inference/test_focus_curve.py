@@ -15,19 +15,26 @@ from sniper.data.datasets.categories import match_categories
 from sniper.errors import RunError
 from sniper.evaluation.pair import GroundTruth
 from sniper.inference.focus_choice import FocusChoice, hash_levels, load_focus, save_focus
-from sniper.inference.focus_curve import FocusPoint, Replay, candidates_for, choose_focus, measure_focus
+from sniper.inference.focus_curve import CUES, FocusPoint, Replay, candidates_for, choose_focus, measure_focus
 from sniper.runs.run import Run
 from tests.inference.blobs import blob_detector, draw_blobs
 
 LEVELS = (LevelSpec(factor=2.0, below=30), LevelSpec(factor=1.0, at_least=24))
-CANDIDATES = [FocusSpec(min_score=score, window=window) for window in (128, 256) for score in (0.4, 0.9, 1.5)]
+CANDIDATES = [
+    FocusSpec(min_score=score, window=window, cues=cues)
+    for cues in CUES
+    for window in (128, 256)
+    for score in (0.4, 0.9, 1.5)
+]
 
 
 @pytest.mark.parametrize("count", [3, 30])
-@pytest.mark.parametrize("focus", CANDIDATES, ids=lambda focus: f"{focus.window}-{focus.min_score}")
+@pytest.mark.parametrize(
+    "focus", CANDIDATES, ids=lambda focus: f"{focus.cues}-{focus.window}-{focus.min_score}"
+)
 def test_a_replay_finds_what_a_search_finds(focus: FocusSpec, count: int) -> None:
     image, _ = draw_blobs(count, width=1200, height=900, smallest=6, largest=60, count=count)
-    detector = blob_detector(*LEVELS, merge="hard").with_focus(None)
+    detector = blob_detector(*LEVELS, merge="hard", has_head=True).with_focus(None)
     (whole,) = detector.search([image], keeps_all_sizes=True)
     (searched,) = detector.with_focus(focus).search([image])
     assert whole is not None
@@ -111,6 +118,11 @@ def test_objects_fit_into_the_windows_that_are_compared() -> None:
     large = (LevelSpec(factor=2.0, below=80), LevelSpec(long_side=256, at_least=60))
     assert {each.window for each in candidates_for(large)} == {256, 512}
     assert {each.window for each in candidates_for((LevelSpec(factor=2.0, below=900),))} == {512}
+
+
+def test_candidates_have_the_cues_that_a_detector_has() -> None:
+    assert {each.cues for each in candidates_for(LEVELS)} == {"detections"}
+    assert {each.cues for each in candidates_for(LEVELS, cues=CUES)} == {"detections", "head"}
 
 
 def test_a_choice_counts_for_its_weights_and_levels(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from sniper.data.datasets import Category, ImageRecord, load_dataset
 from sniper.data.epoch import order_chips
 from sniper.data.images.files import ArrayImageReader
 from sniper.geometry import Detections
-from sniper.reports.pictures import draw_chips, draw_detections
+from sniper.reports.pictures import draw_chips, draw_detections, draw_focus
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
 
@@ -211,3 +211,39 @@ def test_a_jpeg_is_small_and_its_lines_have_their_colour(tmp_path: Path) -> None
     with Image.open(tmp_path / "a.jpg") as picture:
         assert picture.format == "JPEG"
         assert np.abs(np.array(pixel_at(picture, 98, 300)) - [0xE6, 0x9F, 0x00]).max() < 40
+
+
+def test_what_was_not_searched_is_darker_and_objects_are_coloured_by_what_became_of_them(
+    tmp_path: Path,
+) -> None:
+    image = ArrayImageReader(np.full((600, 1200, 3), 200, dtype=np.uint8))
+    ground_truth = ImageRecord(
+        image_id=1,
+        file_name="a.png",
+        path=tmp_path / "a.png",
+        image_root=tmp_path,
+        width=1200,
+        height=600,
+        boxes=np.array(
+            [[100.0, 100, 200, 200], [300, 100, 400, 200], [700, 100, 800, 200], [900, 100, 990, 190]]
+        ),
+        labels=np.array([0, 0, 0, 0]),
+        is_crowd=np.array([False, False, False, True]),
+    )
+    detections = Detections(
+        boxes=np.array([[102.0, 100, 200, 200]]), scores=np.array([0.9]), labels=np.array([0])
+    )
+    draw_focus(
+        image,
+        detections,
+        tmp_path / "focus.png",
+        ground_truth=ground_truth,
+        searched=np.array([[0.0, 0, 512, 512]]),
+        is_shown=np.array([True, True, False, False]),
+    )
+    with Image.open(tmp_path / "focus.png") as picture:
+        colors = [
+            "#{:02X}{:02X}{:02X}".format(*pixel_at(picture, x, y))
+            for x, y in ((99, 150), (299, 150), (699, 150), (899, 150), (250, 400), (600, 400), (250, 512))
+        ]
+    assert colors == ["#56B4E9", "#CC79A7", "#E69F00", "#464646", "#C8C8C8", "#464646", "#BBBBBB"]

@@ -82,7 +82,7 @@ def export(
     images with it, without torch.
     """
     started = time.monotonic()
-    from sniper.inference.exporting import ExportOptions, check_path, export_model, write
+    from sniper.inference.exporting import ExportOptions, check_focus, check_path, export_model, write
 
     paths, options = split_overrides(overrides)
     if paths:
@@ -99,6 +99,7 @@ def export(
     loaded, opened = _load(run, options, checkpoint=checkpoint)
     if opened is not None:
         print_progress(describe_weights(opened, int(loaded.weights.parent.name)))
+    check_focus(loaded.spec.predict)
     print_progress("exporting, and comparing with torch")
     scores: dict[str, Any] = {}
     if int8 is None:

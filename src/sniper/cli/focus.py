@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
@@ -32,9 +32,12 @@ if TYPE_CHECKING:
 
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
+    from sniper.data.datasets.categories import CategoryMatch
+    from sniper.inference.detector import Detector
     from sniper.inference.focus_curve import FocusPoint
 
 _LOSS = 0.005
+_MAX_PICTURES = 24
 
 
 def _locks(run: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
@@ -74,6 +77,20 @@ def focus(
             show_default=False,
         ),
     ] = None,
+    cues: Annotated[
+        Literal["detections", "head"] | None,
+        Parameter(
+            help="What says where to search: the detections of coarser levels, or the focus head of a run that was "
+            "trained with model.focus.",
+            show_default=default("whichever is better"),
+        ),
+    ] = None,
+    draw: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder for pictures: the curve, and of up to 24 images what was searched, found and missed.",
+        ),
+    ] = None,
     limit: Limit = None,
     checkpoint: Checkpoint = "best",
     device: Device = None,
@@ -82,7 +99,8 @@ def focus(
     """Choose where the fine levels of a run are searched, by AP and pixels.
 
     Images are searched once as a whole. For each setting, what it would have found is scored: a level is searched in
-    windows in which the detections of coarser levels, unsure ones too, have scores that sum to a minimum. The choice is
+    windows in which the detections of coarser levels, unsure ones too, or the cells of a focus head (model.focus), have
+    scores that sum to a minimum. The choice is
     written to RUN/focus.json, and `sniper predict` and `sniper evaluate` use it with the same weights and levels;
     `--predict.focus null` searches everything.
     """
@@ -91,7 +109,7 @@ def focus(
     from sniper.config.loading import load_experiment
     from sniper.evaluation.pair import GroundTruth
     from sniper.inference.focus_choice import FocusChoice, hash_levels, save_focus
-    from sniper.inference.focus_curve import candidates_for, choose_focus, measure_focus
+    from sniper.inference.focus_curve import CUES, candidates_for, choose_focus, measure_focus
     from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
 
@@ -104,8 +122,13 @@ def focus(
         raise ConfigError(
             f"{run}: searches one level (predict.levels); a focus needs a coarser one beside it"
         )
+    if cues == "head" and not spec.model.focus:
+        raise ConfigError(f"--cues head: {run} was trained without a focus head (model.focus)")
+    sources = (cues,) if cues else CUES if spec.model.focus else CUES[:1]
     dataset = _load_images(spec, run, annotations, images=images, split=split)
     dataset = dataset if limit is None else dataset.select(np.arange(min(limit, len(dataset))))
+    if draw is not None:
+        draw.mkdir(parents=True, exist_ok=True)
     chosen_device = select_device(device)
     loaded = load_detector(opened, device, spec=spec, checkpoint=parse_checkpoint(checkpoint))
     match = match_classes(loaded.detector, dataset, run=run)
@@ -120,7 +143,7 @@ def focus(
             dataset,
             truth=GroundTruth.of(dataset),
             match=match,
-            candidates=candidates_for(spec.predict.levels),
+            candidates=candidates_for(spec.predict.levels, cues=sources),
             processes=processes,
             on_image=bars.predicting,
         )
@@ -140,12 +163,16 @@ def focus(
             ap_whole=points[0].ap,
         )
         save_focus(opened, choice)
+    if draw is not None:
+        _draw(draw, points, chosen, dataset, detector=loaded.detector, match=match)
     answer: dict[str, Any] = {
         "run": str(run),
         "num_images": len(dataset),
         "chosen": None if chosen.focus is None else _as_dict(chosen),
         "curve": [_as_dict(point) for point in points],
     }
+    if draw is not None:
+        answer["pictures"] = str(draw)
     if json:
         print_result(answer, is_json=True)
         return
@@ -177,9 +204,50 @@ def _load_images(
     return load_split(spec, "test")
 
 
+def _draw(
+    folder: Path,
+    points: "list[FocusPoint]",
+    chosen: "FocusPoint",
+    dataset: "Dataset",
+    *,
+    detector: "Detector",
+    match: "CategoryMatch",
+) -> None:
+    """Draw the curve, and what a search with the chosen focus shows of some images, spread evenly."""
+    import numpy as np
+
+    from sniper.cli.predict import picture_name
+    from sniper.inference.merging import merge
+    from sniper.inference.results import ImageToSearch
+    from sniper.inference.sources import open_source
+    from sniper.inference.validation import spread
+    from sniper.reports.focus import draw_curve
+    from sniper.reports.pictures import draw_focus
+
+    draw_curve(points, chosen, folder / "curve.png")
+    if chosen.focus is None:
+        return
+    focused = detector.with_focus(chosen.focus)
+    indices = spread(len(dataset), count=_MAX_PICTURES)
+    results = focused.search((dataset[index] for index in indices), with_masks=False)
+    for index, result in zip(indices, results, strict=True):
+        if result is None:
+            continue
+        record = dataset[index]
+        draw_focus(
+            open_source(record, detector.data.read),
+            match.relabel(merge(result.detections, focused.spec)),
+            folder / picture_name(index, ImageToSearch(image_id=record.image_id, path=record.path)),
+            ground_truth=record,
+            searched=np.concatenate([level.searched_boxes for level in result.by_level[1:]]),
+            is_shown=np.any([level.has_shown(record.boxes) for level in result.by_level], axis=0),
+            min_score=detector.min_score,
+        )
+
+
 def _as_dict(point: "FocusPoint") -> dict[str, Any]:
     values = asdict(point)
-    of_focus = values.pop("focus") or {"min_score": None, "window": None}
+    of_focus = values.pop("focus") or {"min_score": None, "window": None, "cues": None}
     return {**of_focus, **values}
 
 
@@ -188,11 +256,13 @@ def _table(points: "list[FocusPoint]", *, chosen: "FocusPoint") -> "Table":
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for name in ("window", "min_score", "pixels", "megapixels", "AP", "AP50", "AP small", ""):
+    for name in ("cues", "window", "min_score", "pixels", "megapixels", "AP", "AP50", "AP small", ""):
         table.add_column(name, justify="right" if name else "left")
     for point in points:
         setting = (
-            ("all", "") if point.focus is None else (f"{point.focus.window} px", f"{point.focus.min_score:g}")
+            ("all", "", "")
+            if point.focus is None
+            else (point.focus.cues, f"{point.focus.window} px", f"{point.focus.min_score:g}")
         )
         scores = (f"{value:.3f}" if value >= 0 else "–" for value in (point.ap, point.ap50, point.ap_small))
         table.add_row(

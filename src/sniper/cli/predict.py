@@ -515,7 +515,7 @@ def _drawer(
         draw_detections(
             open_source(image.record or image.path, detector.data.read),
             match.relabel(detections),
-            folder / _picture_name(index, image),
+            folder / picture_name(index, image),
             categories=match.categories,
             ground_truth=None if truth is None else truth[index],
             min_score=min_score,
@@ -524,7 +524,7 @@ def _drawer(
     return draw
 
 
-def _picture_name(index: int, image: "ImageToSearch") -> str:
+def picture_name(index: int, image: "ImageToSearch") -> str:
     """Return a name that no other image has: by its id or, if that is text, by its position."""
     number = image.image_id if isinstance(image.image_id, int) else index + 1
     return f"{number:06d}_{image.path.stem[:_MAX_STEM]}.jpg"

@@ -178,15 +178,18 @@ def widened(levels: tuple[LevelSpec, ...]) -> tuple[LevelSpec, ...]:
 
 @spec_dataclass
 class FocusSpec:
-    """Where fine levels are searched: in windows with detections of coarser levels, unsure ones too.
+    """Where fine levels are searched: in windows that coarser levels suspect to show their objects.
 
     Attributes:
-        min_score: sum of the scores of such detections from which on a window is searched.
+        min_score: sum of the scores of such cues from which on a window is searched.
         window: side of a window, level pixels, a multiple of 64.
+        cues: `detections` of all coarser levels, unsure ones too; or the cells of the `head` that `model.focus` trains,
+            at the next coarser level.
     """
 
     min_score: PositiveFloat
     window: Annotated[int, Ge(128), MultipleOf(64), Le(MAX_CHIP_SIZE)]
+    cues: Literal["detections", "head"] = "detections"
 
 
 @spec_dataclass
@@ -262,6 +265,8 @@ class ExperimentSpec:
             raise ValueError(
                 f"train.rpn_only must be false for model.name {self.model.name}, which has no region proposal network"
             )
+        if self.model.focus:
+            self._check_focus()
         megapixels = self.train.batch_size * self.pyramid.chip_size**2 / 1e6
         if megapixels > _MAX_CHIP_MEGAPIXELS:
             raise ValueError(
@@ -274,6 +279,16 @@ class ExperimentSpec:
             raise ValueError(
                 f"negatives.min_proposals has {len(self.negatives.min_proposals)} numbers "
                 f"for {counted(len(self.pyramid.levels), 'level')}"
+            )
+
+    def _check_focus(self) -> None:
+        """Check that a focus head has something to learn."""
+        for name in ("whole", "tiles"):
+            if getattr(self.data, name) is not None:
+                raise ValueError(f"model.focus must be false with data.{name}, which trains on no chips")
+        if not any(level.at_least > 0 for level in self.pyramid.levels[1:]):
+            raise ValueError(
+                "model.focus must be false: no level of pyramid.levels leaves small objects to a finer one (at_least)"
             )
 
     def _check_mined(self) -> None:

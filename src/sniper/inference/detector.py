@@ -23,7 +23,7 @@ from sniper.files import expand_path
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides, to_xywh
 from sniper.inference.merging import merge
-from sniper.inference.search import AnyDetect, AnyDetectMasks, Search, SearchResult
+from sniper.inference.search import AnyDetect, AnyDetectMasks, DetectFocused, Search, SearchResult
 from sniper.inference.sources import Channels, ImageSource
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Detector:
             sides may differ. Returns the detections of each image in its own frame.
         detect_masks: detects objects, and returns those that are selected, with masks; None if the detector predicts no
             masks.
+        detect_focused: detects objects, with masks or without, and predicts the cells of a focus head; None if the
+            detector has none.
         window_sides: sides of windows, if the detector takes only images of these sides, to which it pads smaller ones;
             None for those of `spec.window`.
         mask_side: side of the grids of masks, cells; None if the detector predicts no masks.
@@ -76,6 +78,7 @@ class Detector:
     data: DataSpec = field(default_factory=DataSpec)
     detect_masks: AnyDetectMasks | None = None
     mask_side: int | None = None
+    detect_focused: DetectFocused | None = None
     window_sides: Sides | None = None
 
     @classmethod
@@ -132,14 +135,16 @@ class Detector:
         device: "torch.device",
     ) -> "Detector":
         """Wrap a model that is in evaluation mode and on its device."""
-        from sniper.inference.loading import detect_masks_with, detect_with
+        from sniper.inference.loading import detect_focused_with, detect_masks_with, detect_with
 
         copy, precision = model.for_inference(), spec.predict.precision
         detect_masks = partial(detect_masks_with, copy, precision=precision, device=device)
+        detect_focused = partial(detect_focused_with, copy, precision=precision, device=device)
         return cls(
             detect=partial(detect_with, copy, precision=precision, device=device),
             detect_masks=None if model.spec.mask_side is None else detect_masks,
             mask_side=model.spec.mask_side,
+            detect_focused=detect_focused if model.spec.focus else None,
             spec=spec.predict,
             categories=categories,
             device=device,
@@ -250,8 +255,19 @@ class Detector:
             images: as for `predict_many`.
             channels: as for `predict`.
             with_masks: whether to predict masks, if the detector does.
-            keeps_all_sizes: whether results have the detections of all sizes of each level, too.
+            keeps_all_sizes: whether results have all that was found at each level, too.
+
+        Raises:
+            ConfigError: if the focus needs a focus head, and the detector has none.
         """
+        focus = (
+            self.spec.focus if isinstance(self.spec.focus, FocusSpec) and self.window_sides is None else None
+        )
+        if focus is not None and focus.cues == "head" and self.detect_focused is None:
+            raise ConfigError(
+                "predict.focus.cues: head needs a detector with a focus head; this one was trained without "
+                "(model.focus), or is exported"
+            )
         search = Search(
             detect=self.detect,
             levels=self.spec.levels,
@@ -262,9 +278,8 @@ class Detector:
             data=self.data,
             channels=channels,
             detect_masks=self.detect_masks if with_masks else None,
-            focus=self.spec.focus
-            if isinstance(self.spec.focus, FocusSpec) and self.window_sides is None
-            else None,
+            detect_focused=self.detect_focused,
+            focus=focus,
             keeps_all_sizes=keeps_all_sizes,
         )
         return search(images)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from sniper.config.experiment import ExperimentSpec, PredictSpec
+from sniper.config.experiment import ExperimentSpec, FocusSpec, PredictSpec
 from sniper.data.datasets import Dataset
 from sniper.data.datasets.categories import CategoryMatch
 from sniper.errors import ExportError
@@ -135,6 +135,7 @@ def load_engine(
     described = json.dumps([VERSION, sha256(loaded.weights), asdict(loaded.model.spec)], sort_keys=True)
     key = hashlib.sha256(described.encode()).hexdigest()[:16]
     path = run.exported_folder / f"{key}{SUFFIXES[engine]}"
+    check_focus(loaded.spec.predict)
     if not path.exists():
         check_path(path, ExportOptions())
         check_exportable(loaded.model.spec)
@@ -191,6 +192,7 @@ def to_onnx(loaded: LoadedModel, *, options: ExportOptions = ExportOptions()) ->
 
 def _build(loaded: LoadedModel, options: ExportOptions) -> tuple[DetectionGraph, ExportedSpec]:
     check_exportable(loaded.model.spec)
+    check_focus(loaded.spec.predict)
     graph = build_graph(loaded.model.float().eval().for_inference()).eval()
     spec = ExportedSpec(
         version=VERSION,
@@ -225,6 +227,19 @@ def _resolved(loaded: LoadedModel) -> PredictSpec:
     if loaded.calibration is not None:
         spec = loaded.calibration.resolve(spec)
     return replace(spec, merge=merge_method(spec), precision="auto")
+
+
+def check_focus(predict: PredictSpec) -> None:
+    """Check that a search needs detections alone: a graph has no focus head.
+
+    Raises:
+        ExportError: if its focus is by the head.
+    """
+    if isinstance(predict.focus, FocusSpec) and predict.focus.cues == "head":
+        raise ExportError(
+            "predict.focus: the focus head is no part of an exported graph; choose by detections "
+            "(sniper focus RUN --cues detections), or search everything (--predict.focus null)"
+        )
 
 
 def _check_sides(spec: ExportedSpec) -> None:

@@ -1,11 +1,12 @@
 """Search a fine level only where coarser levels have found, or suspect, objects of the sizes that it answers for.
 
-AutoFocus (Najibi et al. 2019) trains a branch that predicts such places. Here the detections themselves do: the unsure
-ones of a coarse level say where small objects are likely.
+There are two sources of such cues: the detections themselves, since the unsure ones of a coarse level say where small
+objects are likely; and the cells of a branch that is trained to predict such places, as in AutoFocus (Najibi et al.
+2019). One cover makes windows of either.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,6 +16,7 @@ from sniper.chips.cover import cover_dense
 from sniper.config.experiment import FocusSpec
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
+from sniper.geometry.focus_cells import FocusCells
 from sniper.geometry.nms import soft_nms
 from sniper.inference.windows import GRID, FreeWindow, Tiling, Window, WindowDetections, join_windows
 
@@ -75,24 +77,71 @@ def depths(
     )
 
 
+@dataclass(kw_only=True, eq=False)
+class LevelResult:
+    """What was found at one level of an image, whatever its size.
+
+    Attributes:
+        level: the level.
+        windows: the detections of each window that was searched.
+        cells: of the focus head, of the whole level; 0 where it was not searched. None if there are none.
+    """
+
+    level: Level
+    windows: dict[Window, WindowDetections] = field(default_factory=dict)
+    cells: FocusCells | None = None
+
+    def add(self, window: Window, detections: Detections) -> None:
+        """Add the detections of a window, in its frame; in place of earlier ones, where a search of it is repeated."""
+        self.windows[window] = WindowDetections.of(window, detections, in_valid_range=False)
+
+    def add_cells(self, window: Window, cells: FocusCells) -> None:
+        """Add the cells of a window; where windows overlap, the higher probability counts."""
+        if self.cells is None:
+            sides = Sides(self.level.width, self.level.height)
+            self.cells = FocusCells.none(sides, stride=cells.stride)
+        x, y, _, _ = window.corners
+        self.cells = self.cells.joined(cells, x=x, y=y)
+
+    @property
+    def searched_boxes(self) -> Float[np.ndarray, "w 4"]:
+        """The windows that were searched, xyxy, image frame."""
+        corners = [window.corners for window in self.windows]
+        return self.level.to_image(np.array(corners, dtype=np.float64).reshape(-1, 4))
+
+    def has_shown(self, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+        """Check which boxes, (n, 4) xyxy in the image frame, the level answers for and has shown in a window."""
+        x, y = ((boxes[:, axis, None] + boxes[:, axis + 2, None]) / 2 for axis in (0, 1))
+        x1, y1, x2, y2 = self.searched_boxes.T
+        is_inside = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)  # (n, w)
+        return is_inside.any(axis=1) & self.level.valid_range.contains(boxes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cues:
+    """Places where objects of a level are likely.
+
+    Attributes:
+        boxes: (n, 4) xyxy, image frame. May be empty.
+        scores: (n,) from 0 to 1.
+    """
+
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, " n"]
+
+
 def choose_windows(
-    level: Level,
-    coarser: Sequence[WindowDetections],
-    scales: Sequence[float],
-    *,
-    focus: FocusSpec,
-    limit: int | Sides,
+    level: Level, coarser: Sequence[LevelResult], *, focus: FocusSpec, limit: int | Sides
 ) -> Sequence[Window]:
     """Choose the windows of a level that are searched.
 
-    Windows are taken greedily, each the one that contains the most detections of coarser levels that no other window
-    contains, weighted by their scores, as long as the scores sum to at least `focus.min_score`. The level is searched
-    as a whole if no coarser level can show its objects, or if the windows would have as many pixels.
+    Windows are taken greedily, each the one that contains the most cues that no other window contains, weighted by
+    their scores, as long as the scores sum to at least `focus.min_score`. The level is searched as a whole if no
+    coarser level can show its objects, or if the windows would have as many pixels.
 
     Args:
         level: the level, bound to an image.
-        coarser: the detections of the coarser levels, whatever their sizes.
-        scales: of the coarser levels, see `Level.scale`.
+        coarser: what was found at the coarser levels, coarsest first.
         focus: where to search.
         limit: longest side of a window of a level that is searched as a whole, or both sides, level pixels.
 
@@ -100,9 +149,9 @@ def choose_windows(
         The windows, row by row; none if nothing is likely.
     """
     whole = list(Tiling.of(level, limit=limit).windows())
-    if not scales or level.scale > MAX_RATIO * max(scales):
+    if not coarser or level.scale > MAX_RATIO * coarser[-1].level.scale:
         return whole
-    cues = _select_cues(level, coarser)
+    cues = _cells_of(coarser[-1]) if focus.cues == "head" else _detections_of(coarser, level)
     corners = _cover(level, cues, focus)
     if _num_pixels(corners) >= sum(
         window.padded_sides.width * window.padded_sides.height for window in whole
@@ -128,24 +177,33 @@ def _overlapping(corners: Int[np.ndarray, "w 4"]) -> list[list[int]]:
     ]
 
 
-def _select_cues(level: Level, coarser: Sequence[WindowDetections]) -> Detections:
-    """Return the detections, image frame, whose size the level answers for, one for each object."""
-    joined = join_windows(coarser)
+def _detections_of(coarser: Sequence[LevelResult], level: Level) -> Cues:
+    """Return the detections whose size a level answers for, one for each object."""
+    joined = join_windows([window for of_level in coarser for window in of_level.windows.values()])
     low, high = level.valid_range.at_least, level.valid_range.below
     sizes = np.sqrt(np.prod(joined.boxes[:, 2:] - joined.boxes[:, :2], axis=1))
     is_in_range = (sizes * _SIZE_TOLERANCE >= low) & (sizes < high * _SIZE_TOLERANCE)
-    return soft_nms(joined[is_in_range], decay="hard", iou_threshold=_DUPLICATE_IOU, score_threshold=0.0)
+    each = soft_nms(joined[is_in_range], decay="hard", iou_threshold=_DUPLICATE_IOU, score_threshold=0.0)
+    return Cues(boxes=each.boxes, scores=each.scores)
 
 
-def _cover(level: Level, cues: Detections, focus: FocusSpec) -> Int[np.ndarray, "w 4"]:
+def _cells_of(coarser: LevelResult) -> Cues:
+    """Return the cells of the focus head; a level that was searched nowhere has none."""
+    if coarser.cells is None:
+        return Cues(boxes=np.zeros((0, 4)), scores=np.zeros(0))
+    boxes = coarser.level.to_image(coarser.cells.boxes())
+    return Cues(boxes=boxes, scores=coarser.cells.probabilities.reshape(-1).astype(np.float64))
+
+
+def _cover(level: Level, cues: Cues, focus: FocusSpec) -> Int[np.ndarray, "w 4"]:
     """Return the windows, (w, 4) xyxy in the level frame, whose corners lie on the grid."""
     padded = [max(-(-side // GRID) * GRID, focus.window) for side in (level.width, level.height)]
-    boxes = level.to_level(cues.boxes)
+    units = np.rint(cues.scores * (_UNITS / focus.min_score)).astype(np.int64).clip(0, _UNITS)
+    boxes, units = level.to_level(cues.boxes[units > 0]), units[units > 0]
     centres, halves = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     halves = np.minimum(halves + _MARGIN, (focus.window - GRID) / 2)  # what a window on the grid can contain
     boxes = np.concatenate([centres - halves, centres + halves], axis=1)
     boxes = boxes.clip(0, np.tile(np.array(padded, dtype=np.float64), 2))
-    units = np.rint(cues.scores * (_UNITS / focus.min_score)).astype(np.int64).clip(0, _UNITS)
     boxes = np.repeat(boxes, units, axis=0)
     count = len(boxes)
     table, _ = cover_dense(

@@ -4,7 +4,8 @@ What a search with a focus would find is replayed from the detections of the who
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,19 +17,34 @@ from sniper.data.datasets.categories import CategoryMatch
 from sniper.evaluation.coco import score
 from sniper.evaluation.pair import GroundTruth
 from sniper.geometry import Detections
+from sniper.geometry.boxes import Sides
+from sniper.geometry.focus_cells import FocusCells
 from sniper.inference.detector import Detector
-from sniper.inference.focus import choose_windows
+from sniper.inference.focus import LevelResult, choose_windows
 from sniper.inference.merging import merge
 from sniper.inference.search import SearchResult
 from sniper.inference.validation import SharedSearch, counting, pair_detections
-from sniper.inference.windows import FreeWindow, Window, WindowDetections, join_windows
+from sniper.inference.windows import FreeWindow, Window, join_windows
 from sniper.runs.processes import SINGLE_PROCESS, Processes
 
-MIN_SCORES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+MIN_SCORES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Sums of scores that are compared."""
+
+CUES: tuple[Literal["detections", "head"], ...] = ("detections", "head")
+"""Sources of cues that are compared, if a detector has them."""
 
 WINDOWS = (128, 256, 512)
 """Sides of windows that are compared, level pixels."""
+
+
+@runtime_checkable
+class ChooseWindows(Protocol):
+    """Chooses the windows of a level as `choose_windows` does."""
+
+    def __call__(
+        self, level: Level, coarser: Sequence[LevelResult], *, focus: FocusSpec, limit: int | Sides
+    ) -> Sequence[Window]:
+        """Return the windows; see `choose_windows`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +68,14 @@ class FocusPoint:
     ap_small: float
 
 
-def candidates_for(levels: Sequence[LevelSpec]) -> list[FocusSpec]:
+def candidates_for(
+    levels: Sequence[LevelSpec], *, cues: Sequence[Literal["detections", "head"]] = CUES[:1]
+) -> list[FocusSpec]:
     """Return the candidates to compare: of windows that the objects of every level but the coarsest fit into.
 
     Args:
         levels: of inference. Those without a factor, or without an upper bound of their range, do not limit windows.
+        cues: their sources.
     """
     longest = max(
         (
@@ -67,7 +86,12 @@ def candidates_for(levels: Sequence[LevelSpec]) -> list[FocusSpec]:
         default=0.0,
     )
     windows = [window for window in WINDOWS if window >= longest] or [WINDOWS[-1]]
-    return [FocusSpec(min_score=min_score, window=window) for window in windows for min_score in MIN_SCORES]
+    return [
+        FocusSpec(min_score=min_score, window=window, cues=source)
+        for source in cues
+        for window in windows
+        for min_score in MIN_SCORES
+    ]
 
 
 def measure_focus(
@@ -95,24 +119,49 @@ def measure_focus(
     Returns:
         The whole search, and the candidates in the order given.
     """
-    whole = detector.with_focus(None)
-    ways = [Replay(spec=whole.spec, focus=focus) for focus in (None, *candidates)]
+    ways = [Replay(spec=detector.spec, focus=focus) for focus in (None, *candidates)]
+    return measure_replays(
+        detector, images, truth=truth, match=match, replays=ways, processes=processes, on_image=on_image
+    )
+
+
+def measure_replays(
+    detector: Detector,
+    images: Dataset,
+    *,
+    truth: GroundTruth,
+    match: CategoryMatch,
+    replays: Sequence["Replay"],
+    processes: Processes = SINGLE_PROCESS,
+    on_image: Callable[[int, int], None] = lambda *_: None,
+) -> list[FocusPoint]:
+    """Search images as a whole, and measure what each replay takes of it; see `measure_focus`.
+
+    Args:
+        detector: see `measure_focus`.
+        images: likewise.
+        truth: likewise.
+        match: likewise.
+        replays: the first of the whole search.
+        processes: see `measure_focus`.
+        on_image: likewise.
+    """
     search = SharedSearch(
-        detector=whole,
+        detector=detector.with_focus(None),
         images=images,
         match=match,
         processes=processes,
         on_image=counting(on_image, len(range(processes.rank, len(images), processes.world_size))),
         keeps_all_sizes=True,
     )
-    tables = search(range(len(images)), ways)
-    counts = np.sum(processes.all_gather([way.num_pixels for way in ways]), axis=0)
+    tables = search(range(len(images)), replays)
+    counts = np.sum(processes.all_gather([replay.num_pixels for replay in replays]), axis=0)
     points = []
-    for way, table, pixels in zip(ways, tables, counts.tolist(), strict=True):
+    for replay, table, pixels in zip(replays, tables, counts.tolist(), strict=True):
         scores = score(pair_detections(table, truth))
         points.append(
             FocusPoint(
-                focus=way.focus,
+                focus=replay.focus,
                 megapixels=pixels / 1e6 / max(len(table), 1),
                 pixel_share=pixels / max(counts[0], 1),
                 ap=scores.ap,
@@ -149,48 +198,66 @@ class Replay:
     Attributes:
         spec: levels and merging.
         focus: where levels are searched; None takes all.
+        choose: chooses the windows of a level.
         num_pixels: level pixels that would have been searched in all images so far.
     """
 
     spec: PredictSpec
     focus: FocusSpec | None
+    choose: ChooseWindows = choose_windows
     num_pixels: int = field(default=0, init=False)
 
     def __call__(self, result: SearchResult) -> Detections:
-        """Return the merged detections of an image; `result` has those of all sizes."""
+        """Return the merged detections of an image; `result` has all that was found at each level."""
         if self.focus is None:
             self.num_pixels += result.num_pixels
             return merge(result.detections, self.spec)
-        levels = [
-            spec.at(width=result.width, height=result.height, index=index)
-            for index, spec in enumerate(self.spec.levels)
-        ]
-        levels.sort(key=lambda level: level.scale)
-        found: list[WindowDetections] = []
-        for position, (level, windows) in enumerate(zip(levels, result.by_level, strict=True)):
-            scales = [coarser.scale for coarser in levels[:position]]
-            chosen = choose_windows(level, found, scales, focus=self.focus, limit=self.spec.window)
+        found: list[LevelResult] = []
+        for of_level in result.by_level:
+            chosen = self.choose(of_level.level, found, focus=self.focus, limit=self.spec.window)
             self.num_pixels += sum(
                 window.padded_sides.width * window.padded_sides.height for window in chosen
             )
-            found += [_seen(each, level, chosen) for each in windows]
-        by_index = {level.index: level for level in levels}
+            found.append(_seen(of_level, chosen))
         kept = [
-            each.select(by_index[each.level].valid_range.contains(each.detections.boxes)) for each in found
+            each.select(of_level.level.valid_range.contains(each.detections.boxes))
+            for of_level in found
+            for each in of_level.windows.values()
         ]
         return merge(join_windows(kept), self.spec)
 
 
-def _seen(found: WindowDetections, level: Level, windows: Sequence[Window]) -> WindowDetections:
-    """Select the detections of a level that lie in one of the windows, and are not truncated by it."""
-    boxes = level.to_level(found.detections.boxes)
-    is_seen = np.zeros(len(boxes), dtype=np.bool_)
+def _seen(found: LevelResult, windows: Sequence[Window]) -> LevelResult:
+    """Select what lies in one of the windows; detections that are not truncated by it."""
+    if not all(isinstance(window, FreeWindow) for window in windows):  # the level is searched as a whole
+        return found
+    selected = {}
+    for searched, each in found.windows.items():
+        boxes = found.level.to_level(each.detections.boxes)
+        is_seen = np.zeros(len(boxes), dtype=np.bool_)
+        for window in windows:
+            x1, y1, _, _ = window.corners
+            is_seen |= _contains(window, boxes) & ~window.is_truncated(boxes - np.array([x1, y1, x1, y1]))
+        selected[searched] = each.select(is_seen)
+    return replace(
+        found,
+        windows=selected,
+        cells=None if found.cells is None else _seen_cells(found.cells, windows),
+    )
+
+
+def _seen_cells(cells: FocusCells, windows: Sequence[Window]) -> FocusCells | None:
+    """Return the cells with those outside of all windows set to 0; None without windows."""
+    if not windows:
+        return None
+    is_seen = np.zeros(cells.probabilities.shape, dtype=np.bool_)
     for window in windows:
-        if not isinstance(window, FreeWindow):  # the level is searched as a whole
-            return found
-        x1, y1, _, _ = window.corners
-        is_seen |= _contains(window, boxes) & ~window.is_truncated(boxes - np.array([x1, y1, x1, y1]))
-    return found.select(is_seen)
+        x1, y1, x2, y2 = window.corners
+        rows, columns = (
+            slice(low // cells.stride, -(-high // cells.stride)) for low, high in ((y1, y2), (x1, x2))
+        )
+        is_seen[rows, columns] = True
+    return replace(cells, probabilities=np.where(is_seen, cells.probabilities, 0))
 
 
 def _contains(window: Window, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:

@@ -14,6 +14,7 @@ from sniper.data.datasets import Category
 from sniper.errors import ConfigError, WeightsError, count_and_list
 from sniper.files import expand_path
 from sniper.geometry import Detections, SelectDetections
+from sniper.geometry.focus_cells import FocusCells
 from sniper.inference.calibration import Calibration, load_calibration
 from sniper.inference.detector import Detector, with_predict
 from sniper.inference.focus_choice import load_focus
@@ -186,3 +187,16 @@ def detect_masks_with(
     """Detect objects, and predict the masks of some, in some precision; see `DetectorModel.detect_masks`."""
     with torch.inference_mode(), autocast(precision, device):
         return model.detect_masks(images, select)
+
+
+def detect_focused_with(
+    model: DetectorModel,
+    images: Sequence[torch.Tensor],
+    select: SelectDetections | None,
+    *,
+    precision: Precision,
+    device: torch.device,
+) -> tuple[Sequence[Detections], Sequence[FocusCells]]:
+    """Detect objects, and predict the cells of a focus head, in some precision; see `DetectorModel.detect_focused`."""
+    with torch.inference_mode(), autocast(precision, device):
+        return model.detect_focused(images, select)

@@ -27,7 +27,8 @@ from sniper.data.spec import DataSpec
 from sniper.errors import ImageError, OutOfMemory
 from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.boxes import Sides
-from sniper.inference.focus import choose_windows
+from sniper.geometry.focus_cells import FocusCells
+from sniper.inference.focus import LevelResult, choose_windows
 from sniper.inference.sources import Channels, ImageSource, open_source
 from sniper.inference.windows import Tiling, Window, WindowDetections, join_windows
 from sniper.remote import read_ahead, to_path
@@ -49,6 +50,11 @@ DetectInArrays = Callable[[Sequence[np.ndarray]], Sequence[Detections]]
 DetectMasks = Callable[[Sequence["torch.Tensor"], SelectDetections], Sequence[Detections]]
 """Detects objects as `Detect` does, and returns those that are selected, with masks."""
 
+DetectFocused = Callable[
+    [Sequence["torch.Tensor"], SelectDetections | None], tuple[Sequence[Detections], Sequence[FocusCells]]
+]
+"""Detects objects as `Detect` does, or `DetectMasks` with a selection, and predicts the cells of a focus head."""
+
 AnyDetect = Detect | DetectInArrays
 AnyDetectMasks = DetectMasks | Callable[[Sequence[np.ndarray], SelectDetections], Sequence[Detections]]
 
@@ -61,15 +67,15 @@ class SearchResult:
         width: of the image, pixels.
         height: of the image, pixels.
         detections: of all levels, image frame, not yet merged.
-        by_level: for each level that was searched, coarsest first, the detections of its windows, whatever their sizes;
-            none unless `Search.keeps_all_sizes`.
+        by_level: for each level, coarsest first, what was found there; none unless the search has a focus or
+            `keeps_all_sizes`.
         num_pixels: number of level pixels that were searched, padding included.
     """
 
     width: int
     height: int
     detections: Detections
-    by_level: Sequence[Sequence[WindowDetections]] = ()
+    by_level: Sequence[LevelResult] = ()
     num_pixels: int = 0
 
 
@@ -87,8 +93,9 @@ class Search:
         data: how images are read, and whether those that cannot be are skipped.
         channels: order of the colours in arrays and tensors.
         detect_masks: used in place of `detect` if masks are wanted.
+        detect_focused: used in place of both where cells of a focus head are wanted; None without such a head.
         focus: where levels are searched, coarsest first; None searches every level as a whole.
-        keeps_all_sizes: return the detections of all sizes of each level, too.
+        keeps_all_sizes: return all that was found at each level, too: detections of all sizes, and cells.
     """
 
     detect: AnyDetect
@@ -100,6 +107,7 @@ class Search:
     data: DataSpec
     channels: Channels = "RGB"
     detect_masks: AnyDetectMasks | None = None
+    detect_focused: DetectFocused | None = None
     focus: FocusSpec | None = None
     keeps_all_sizes: bool = False
 
@@ -139,12 +147,14 @@ class Search:
             if pixels is not None
         ]
         detected = self._detect(read, limit)
-        for (task, _), detections in zip(read, detected, strict=True):
+        for (task, _), (detections, cells) in zip(read, detected, strict=True):
             task.image.windows.append(
                 WindowDetections.of(task.window, detections, in_valid_range=self.in_valid_range)
             )
             if self.detect_masks is None:
-                self._keep_all_sizes(task, detections)
+                task.keep(detections)
+            if cells is not None and task.of_level is not None:
+                task.of_level.add_cells(task.window, cells)
             task.image.num_pixels += task.window.padded_sides.width * task.window.padded_sides.height
         if batch.is_last:
             for image in batch.group:
@@ -153,19 +163,24 @@ class Search:
 
     def _detect(
         self, read: Sequence[tuple["_Task", UInt8[np.ndarray, "_ _ 3"]]], limit: "_MemoryLimit"
-    ) -> list[Detections]:
+    ) -> list[tuple[Detections, FocusCells | None]]:
         """Run the detector, on one half after the other where a batch does not fit into the device's memory."""
         if not read:
             return []
         images = [pixels for _, pixels in read]
+
+        def select(index: int, detections: Detections) -> Detections:
+            return self._select(read[index][0], detections)
+
+        cells: Sequence[FocusCells | None] = [None] * len(images)
         try:
             inputs: Any = images if self.device is None else _to_tensors(images, self.device)
-            if self.detect_masks is None:
-                detected = self.detect(inputs)
+            if self.detect_focused is not None and read[0][0].has_cells:
+                detected, cells = self.detect_focused(inputs, None if self.detect_masks is None else select)
+            elif self.detect_masks is not None:
+                detected = self.detect_masks(inputs, select)
             else:
-                detected = self.detect_masks(
-                    inputs, lambda index, detections: self._select(read[index][0], detections)
-                )
+                detected = self.detect(inputs)
         except RuntimeError as error:
             if self.device is None or not _is_out_of_memory(error):
                 raise
@@ -180,16 +195,11 @@ class Search:
                 raise ValueError(
                     f"the detector returned detections of {len(detected)} images, expected {len(images)}"
                 )
-            return list(detected)
+            return list(zip(detected, cells, strict=True))
         _empty_cache()
         half = len(images) // 2
         limit.pixels = min(limit.pixels, sum(pixels.shape[0] * pixels.shape[1] for pixels in images) / 2)
         return self._detect(read[:half], limit) + self._detect(read[half:], limit)
-
-    def _keep_all_sizes(self, task: "_Task", detections: Detections) -> None:
-        """Keep the detections of a window whatever their sizes, where they are needed."""
-        if self._is_by_level:
-            task.of_level[task.window] = WindowDetections.of(task.window, detections, in_valid_range=False)
 
     def _select(self, task: "_Task", detections: Detections) -> Detections:
         """Select the detections whose masks are predicted: those that can remain after merging.
@@ -198,7 +208,7 @@ class Search:
         fit into memory, and computing them again after merging would double the time of the search. See
         docs/decisions/0024-masks.md.
         """
-        self._keep_all_sizes(task, detections)
+        task.keep(detections)
         is_kept, _ = task.window.keeps(detections.boxes, in_valid_range=self.in_valid_range)
         return detections[is_kept]
 
@@ -206,6 +216,11 @@ class Search:
     def _is_by_level(self) -> bool:
         """Whether images are searched from the coarsest level to the finest."""
         return self.focus is not None or self.keeps_all_sizes
+
+    @property
+    def _uses_cells(self) -> bool:
+        """Whether cells of a focus head are wanted of all levels but the finest."""
+        return self.keeps_all_sizes or (self.focus is not None and self.focus.cues == "head")
 
     def _batches(self, sources: Iterable[ImageSource], limit: "_MemoryLimit") -> Iterator["_Batch | None"]:
         """Yield the batches of all images; None where the next ones depend on the results of those before."""
@@ -250,20 +265,23 @@ class Search:
             if self._is_by_level:
                 levels.sort(key=lambda level: level.scale)
             level = levels[step]
-            of_level: dict[Window, WindowDetections] = {}
+            windows = self._windows(level, image)
+            of_level = None
+            if self._is_by_level:
+                of_level = LevelResult(level=level)
+                image.by_level.append(of_level)
+            has_cells = self._uses_cells and step + 1 < len(levels)
             tasks += [
-                _Task(image=image, window=window, of_level=of_level)
-                for window in self._windows(level, image, scales=[each.scale for each in levels[:step]])
+                _Task(image=image, window=window, of_level=of_level, has_cells=has_cells)
+                for window in windows
             ]
-            image.by_level.append(of_level)
         return sorted(tasks, key=lambda task: task.window.padded_sides.hw)
 
-    def _windows(self, level: Level, image: "_Image", *, scales: Sequence[float]) -> Iterable[Window]:
+    def _windows(self, level: Level, image: "_Image") -> Iterable[Window]:
         """Return the windows of a level of an image that are searched."""
         if self.focus is None:
             return Tiling.of(level, limit=self.window).windows()
-        coarser = [found for of_level in image.by_level for found in of_level.values()]
-        return choose_windows(level, coarser, scales, focus=self.focus, limit=self.window)
+        return choose_windows(level, image.by_level, focus=self.focus, limit=self.window)
 
 
 def _to_tensors(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], device: "torch.device") -> list["torch.Tensor"]:
@@ -308,7 +326,7 @@ class _Image:
         self.levels: Sequence[Level] = ()
         self.largest_reduction: int | None = None
         self.windows: list[WindowDetections] = []
-        self.by_level: list[dict[Window, WindowDetections]] = []
+        self.by_level: list[LevelResult] = []
         self.num_pixels = 0
         try:
             self.reader = open_source(source, data.read, channels=channels)
@@ -346,7 +364,7 @@ class _Image:
             width=self.width,
             height=self.height,
             detections=joined,
-            by_level=[list(of_level.values()) for of_level in self.by_level if of_level],
+            by_level=self.by_level,
             num_pixels=self.num_pixels,
         )
 
@@ -358,12 +376,19 @@ class _Task:
     Attributes:
         image: the image.
         window: the window.
-        of_level: the detections of all sizes of the windows of its level, where they are kept.
+        of_level: what was found at its level, whatever its size, where that is kept.
+        has_cells: whether the cells of a focus head are wanted.
     """
 
     image: _Image
     window: Window
-    of_level: dict[Window, WindowDetections]
+    of_level: LevelResult | None
+    has_cells: bool
+
+    def keep(self, detections: Detections) -> None:
+        """Keep the detections of the window whatever their sizes, where that is wanted."""
+        if self.of_level is not None:
+            self.of_level.add(self.window, detections)
 
     def read(self) -> UInt8[np.ndarray, "h w 3"]:
         """Read the pixels of the window."""

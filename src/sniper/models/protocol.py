@@ -31,6 +31,7 @@ from torch import nn
 from sniper.chips import BoxStatus, ChipTargets
 from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.boxes import Sides
+from sniper.geometry.focus_cells import FocusCells
 from sniper.models.spec import DetectorSpec
 
 GRID = 64  # pixels; a multiple of all strides
@@ -147,8 +148,8 @@ class DetectorModel(nn.Module, ABC):
             batch: on the detector's device.
 
         Returns:
-            Losses by name, to be added up; those that begin with `rpn_`, `head_` or `mask` have a curve on the page of
-            the run. And counts, any of these: `positives`, the positive proposals of a second
+            Losses by name, to be added up; those that begin with `rpn_`, `head_`, `mask` or `focus` have a curve on the
+            page of the run. And counts, any of these: `positives`, the positive proposals of a second
             stage; `correct`, those of them whose most probable class is right; and those of `count_chips`, without
             which `negatives.dose: auto` keeps its first value.
         """
@@ -181,6 +182,23 @@ class DetectorModel(nn.Module, ABC):
             ValueError: if the detector predicts no masks.
         """
         raise ValueError("this detector predicts no masks")
+
+    def detect_focused(
+        self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]], select: SelectDetections | None
+    ) -> tuple[list[Detections], list[FocusCells]]:
+        """Detect objects, and predict where objects are that are left to finer levels.
+
+        Args:
+            images: as for `detect`.
+            select: as for `detect_masks`; None detects boxes alone, as `detect` does.
+
+        Returns:
+            The detections of each image, and its cells.
+
+        Raises:
+            ValueError: if the detector has no focus head.
+        """
+        raise ValueError("this detector has no focus head")
 
     def losses(self, batch: BatchLike) -> dict[str, Float[torch.Tensor, ""]]:
         """Compute the losses of a batch of chips; see `losses_and_counts`."""

@@ -204,6 +204,9 @@ class DetectorSpec:
         roi_head: the second stage.
         mask_head: predicts the mask of each object; `null` without masks. Derived settings have it where the data set
             has masks.
+        focus: whether a head predicts at coarse levels where objects are that are left to finer ones; see
+            `predict.focus`.
+        focus_loss_weight: factor of the loss of that head.
         torchvision: what only the detectors of torchvision have.
         transformers: what only the detectors of transformers have.
     """
@@ -217,6 +220,8 @@ class DetectorSpec:
     rpn: RPNSpec = RPNSpec()
     roi_head: RoIHeadSpec = RoIHeadSpec()
     mask_head: MaskHeadSpec | None = None
+    focus: bool = False
+    focus_loss_weight: PositiveFloat = 1.0
     torchvision: TorchvisionSpec = TorchvisionSpec()
     transformers: TransformersSpec = TransformersSpec()
 
@@ -268,6 +273,13 @@ class DetectorSpec:
             )
         if self.weights is not None and self.weights_from is not None:
             raise ValueError("weights and weights_from exclude each other")
+        if self.focus and self.kind != "two_stage":
+            raise ValueError(f"focus: is of kind two_stage, not of {self.kind}")
+        if (
+            not self.focus
+            and self.focus_loss_weight != type(self).__dataclass_fields__["focus_loss_weight"].default
+        ):
+            raise ValueError("focus_loss_weight: needs focus, which is false")
         for kind in ("torchvision", "transformers"):
             if self.kind != kind and getattr(self, kind) != type(self).__dataclass_fields__[kind].default:
                 raise ValueError(f"{kind}: is a section of kind {kind}, not of {self.kind}")

@@ -13,7 +13,9 @@ from sniper.chips import BoxStatus
 from sniper.chips.targets import padded_count
 from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.boxes import Sides
+from sniper.geometry.focus_cells import FocusCells
 from sniper.models.backbone import Backbone
+from sniper.models.focus_head import FocusHead
 from sniper.models.folding import fold_batch_norm
 from sniper.models.mask_head import MaskHead
 from sniper.models.protocol import (
@@ -64,6 +66,14 @@ class TwoStageDetector(ProposingModel):
             self.mask_head = MaskHead(
                 spec.mask_head, num_channels=num_channels, strides=strides, num_classes=num_classes
             )
+        self.focus_head = None
+        if spec.focus:
+            self.focus_head = FocusHead(
+                channels=spec.rpn.channels,
+                num_channels=num_channels,
+                strides=strides,
+                loss_weight=spec.focus_loss_weight,
+            )
 
     @property
     def trunk(self) -> nn.Module:
@@ -81,8 +91,9 @@ class TwoStageDetector(ProposingModel):
 
     @property
     def second_stage(self) -> tuple[nn.Module, ...]:
-        """The head of classes and boxes, and that of masks."""
-        return (self.roi_head,) if self.mask_head is None else (self.roi_head, self.mask_head)
+        """The head of classes and boxes, and those of masks and of the focus."""
+        heads = (self.roi_head, self.mask_head, self.focus_head)
+        return tuple(head for head in heads if head is not None)
 
     def for_inference(self) -> Self:
         """Return a copy for inference, whose batch norm is folded into the convolutions before it."""
@@ -102,8 +113,8 @@ class TwoStageDetector(ProposingModel):
             batch: on the detector's device.
 
         Returns:
-            Four losses by name, to be added up, and `mask` if there is a mask head. A chip without valid boxes
-            contributes nothing to `rpn_box`, one without any box nothing to `head_box` and `mask` either. And
+            Four losses by name, to be added up, and `mask` and `focus` if there are such heads. A chip without valid
+            boxes contributes nothing to `rpn_box`, one without any box nothing to `head_box` and `mask` either. And
             counts that are no losses: `positives`, the positive proposals of the second stage; `correct`, those of
             them whose most probable class is right; `negative_chips`, the chips without a valid box; and the sums of
             the classification losses of both stages over these chips, `negative_loss`, and over the others,
@@ -130,6 +141,8 @@ class TwoStageDetector(ProposingModel):
         )
         if self.mask_head is not None:
             head_losses |= self.mask_head.losses(maps, positives, targets)
+        if self.focus_head is not None:
+            head_losses |= self.focus_head.losses(maps, targets, sides=Sides(width, height))
         of_chips = (objectness_of_chips + class_of_chips) * len(targets)
         return rpn_losses | head_losses, counts | count_chips(targets, of_chips)
 
@@ -163,7 +176,27 @@ class TwoStageDetector(ProposingModel):
         """Detect objects, and predict the masks of those that are selected; see `DetectorModel.detect_masks`."""
         if self.mask_head is None:
             return super().detect_masks(images, select)
+        return self._detect_selected(*self._features(images), select)
+
+    @torch.no_grad()
+    def detect_focused(
+        self, images: Sequence[UInt8[torch.Tensor, "3 _ _"]], select: SelectDetections | None
+    ) -> tuple[list[Detections], list[FocusCells]]:
+        """Detect objects, and predict where those are that are left to finer levels; see `DetectorModel`."""
+        if self.focus_head is None:
+            return super().detect_focused(images, select)
         maps, image_sides = self._features(images)
+        if select is None:
+            detections = self._detect(maps, image_sides)
+        else:
+            detections = self._detect_selected(maps, image_sides, select)
+        return detections, self.focus_head.predict(maps, image_sides)
+
+    def _detect_selected(
+        self, maps: Sequence[torch.Tensor], image_sides: Sequence[Sides], select: SelectDetections
+    ) -> list[Detections]:
+        """Detect objects, and predict the masks of those that are selected."""
+        assert self.mask_head is not None
         detections = self._detect(maps, image_sides)
         return self.mask_head.predict(maps, [select(index, each) for index, each in enumerate(detections)])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 
 from sniper.chips import BoxStatus
@@ -52,6 +52,7 @@ _LINE, _MAX_LINE = 1 / 30, 1 / 300  # of the objects' size; of the picture's lon
 _LEGEND_LETTERS = 1 / 70  # of the picture's long side
 _MAX_LEGEND_CLASSES = 20
 _QUALITY = 90  # of JPEG
+_SHADE = 0.35  # brightness of what was not searched
 
 
 def draw_chips(chips: "ChipDataset", path: Path, *, count: int = 12, side: int = 384) -> None:
@@ -105,6 +106,58 @@ def draw_detections(
         marks = _mark_matches(shown, names, ground_truth)
     sizes = size(marks.boxes) * zoom
     letters, line = _suit(sizes, long_side=max(sheet.size))
+    _draw_marks(sheet, marks, zoom=zoom, letters=letters, line=line)
+    legend_letters = max(round(max(sheet.size) * _LEGEND_LETTERS), _MIN_LETTERS)
+    save_picture(_with_legend(sheet, marks.legend, letters=legend_letters), path)
+
+
+def draw_focus(
+    image: ImageReader,
+    detections: Detections,
+    path: Path,
+    *,
+    ground_truth: ImageRecord,
+    searched: Float[np.ndarray, "w 4"],
+    is_shown: Bool[np.ndarray, " n"],
+    min_score: float | None = None,
+) -> None:
+    """Write a picture of what a search with a focus has shown, found and missed; the rest of the image is darker.
+
+    Args:
+        image: opened, see `open_image`.
+        detections: image frame; those of `Detections.confident` are matched (IoU 0.5).
+        path: of the picture.
+        ground_truth: of the image.
+        searched: (w, 4) xyxy, image frame, the windows of the levels that have a focus.
+        is_shown: (n,) for each object, whether a level that answers for it has shown it in a window.
+        min_score: see `Detections.confident`.
+    """
+    sheet, zoom = _resize_for_viewing(image)
+    windows = [tuple(window) for window in np.round(searched * zoom).astype(int).tolist()]
+    is_searched = Image.new("L", sheet.size, 0)
+    for window in windows:
+        ImageDraw.Draw(is_searched).rectangle(window, fill=255)
+    sheet = Image.composite(sheet, sheet.point(lambda value: value * _SHADE), is_searched)
+    for window in windows:
+        ImageDraw.Draw(sheet).rectangle(window, outline=GREY)
+    matches = match_detections(detections.confident(min_score), ground_truth)
+    is_missed = matches.is_missed
+    kinds = (
+        (PURPLE, "missed in a window", is_missed & is_shown),
+        (ORANGE, "missed outside", is_missed & ~is_shown),
+        (SKY_BLUE, "found", ~is_missed & ~ground_truth.is_crowd),
+    )
+    rows = [np.flatnonzero(is_of_kind) for _, _, is_of_kind in kinds]
+    marks = _Marks(
+        boxes=ground_truth.boxes[np.concatenate(rows)],
+        colors=[color for (color, _, _), of_kind in zip(kinds, rows, strict=True) for _ in of_kind],
+        texts=[()] * sum(map(len, rows)),
+        outlines=[],
+        legend=[
+            (color, f"{len(of_kind)} {name}") for (color, name, _), of_kind in zip(kinds, rows, strict=True)
+        ],
+    )
+    letters, line = _suit(size(marks.boxes) * zoom, long_side=max(sheet.size))
     _draw_marks(sheet, marks, zoom=zoom, letters=letters, line=line)
     legend_letters = max(round(max(sheet.size) * _LEGEND_LETTERS), _MIN_LETTERS)
     save_picture(_with_legend(sheet, marks.legend, letters=legend_letters), path)

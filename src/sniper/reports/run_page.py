@@ -38,6 +38,7 @@ _LOSSES = {
     "head_class": "head classes",
     "head_box": "head boxes",
     "mask": "masks",
+    "focus": "focus",
 }
 _MAX_CURVES = 24  # classes whose curves are shown before the others are unfolded
 
@@ -188,7 +189,9 @@ def evaluations(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 def _other_losses(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names of losses of heads that this page does not know by name."""
-    names = {name for entry in steps[:1] for name in entry if name.startswith(("rpn_", "head_", "mask"))}
+    names = {
+        name for entry in steps[:1] for name in entry if name.startswith(("rpn_", "head_", "mask", "focus"))
+    }
     return sorted(names - _LOSSES.keys())
 
 

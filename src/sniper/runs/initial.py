@@ -21,7 +21,7 @@ from sniper.runs.run import Run
 
 _FIELD = "model.weights_from"
 _MAX_LISTED = 5
-_SECOND_STAGES = ("roi_head.", "mask_head.", "net.roi_heads.")  # starts of names of tensors
+_SECOND_STAGES = ("roi_head.", "mask_head.", "focus_head.", "net.roi_heads.")  # starts of names of tensors
 
 
 def has_initial_weights(spec: DetectorSpec) -> bool:
