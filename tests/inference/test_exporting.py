@@ -172,6 +172,10 @@ def test_the_parts_of_an_openvino_graph_detect_what_the_whole_does(openvino_file
 def test_openvino_keeps_boxes_in_float32_where_it_computes_in_another_precision(
     openvino_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Only compiled here: detecting in bfloat16 uses AMX, whose registers the signal stack of pytest is too small for.
+
+    `test_an_exported_detector_needs_no_torch` detects in this precision in a process of its own.
+    """
     import openvino
 
     hints: list[str | None] = []
@@ -189,9 +193,8 @@ def test_openvino_keeps_boxes_in_float32_where_it_computes_in_another_precision(
         ("auto", ["dense None", "boxes f32"]),
     ):
         hints.clear()
-        detector = load_exported(openvino_file, predict={"precision": precision})
+        load_exported(openvino_file, predict={"precision": precision})
         assert hints == expected
-        assert len(detector.predict(draw_noise(Sides(300, 210), seed=0))) > 5
 
 
 def test_the_file_has_all_that_a_search_needs(exported: ExportedModel, onnx_file: Path) -> None:
