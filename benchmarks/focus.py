@@ -10,7 +10,7 @@ costs. The levels are those that `sniper plan` suggests, or `--levels`.
 
 `curve` searches the images of even index, on which settings are chosen, and scores them on the others: by the
 detections of coarser levels and by the focus head (`model.focus`), as many windows of the same side at random, and one
-level, whose scale costs as many pixels. `pixels` are shares of the whole search.
+level, whose scale takes as long. `time` and `pixels` are shares of the whole search.
 
 `seconds` searches with and without a focus in turn, on one thread: seconds of the processor, which other programs on
 the machine change little.
@@ -45,6 +45,7 @@ from sniper.inference.focus_curve import (
     CUES,
     FocusPoint,
     Replay,
+    WindowCost,
     candidates_for,
     choose_focus,
     measure_replays,
@@ -198,25 +199,30 @@ class Half:
         images: of the half.
         truth: of them.
         match: of the classes.
+        cost: of the detector's windows.
     """
 
     images: Dataset
     truth: GroundTruth
     match: CategoryMatch
+    cost: WindowCost
 
     @classmethod
-    def of(cls, dataset: Dataset, *, first: int, detector: Detector) -> "Half":
+    def of(cls, dataset: Dataset, *, first: int, detector: Detector, cost: WindowCost) -> "Half":
         """Return every second image."""
         images = dataset.select(np.arange(first, len(dataset), 2))
         return cls(
             images=images,
             truth=GroundTruth.of(images),
             match=match_categories(detector.categories, images.categories),
+            cost=cost,
         )
 
     def measure(self, detector: Detector, replays: Sequence[Replay]) -> list[FocusPoint]:
         """Search the images as a whole, and measure what each replay takes of it."""
-        return measure_replays(detector, self.images, truth=self.truth, match=self.match, replays=replays)
+        return measure_replays(
+            detector, self.images, truth=self.truth, match=self.match, replays=replays, cost=self.cost
+        )
 
 
 def measure_curve(options: argparse.Namespace) -> None:
@@ -224,7 +230,8 @@ def measure_curve(options: argparse.Namespace) -> None:
     detector, dataset = load(options)
     cues = CUES if detector.detect_focused is not None else CUES[:1]
     candidates = candidates_for(detector.spec.levels, cues=cues)
-    chosen_on, scored_on = (Half.of(dataset, first=first, detector=detector) for first in (0, 1))
+    cost = WindowCost.measure(detector)
+    chosen_on, scored_on = (Half.of(dataset, first=first, detector=detector, cost=cost) for first in (0, 1))
 
     def replays(*, is_random: bool = False) -> list[Replay]:
         of_focus = [
@@ -271,12 +278,15 @@ def measure_curve(options: argparse.Namespace) -> None:
 
 
 def measure_level(detector: Detector, half: Half, point: FocusPoint, whole: FocusPoint) -> FocusPoint:
-    """Return what one level finds whose scale costs as many pixels, with objects of all sizes."""
-    megapixels = np.mean([record.width * record.height for record in half.images]) / 1e6
-    level = LevelSpec(factor=round(float(np.sqrt(point.megapixels / megapixels)), 3))
+    """Return what one level finds whose scale takes as long, with objects of all sizes."""
+    available = np.mean([record.width * record.height for record in half.images]) / 1e6
+    megapixels = max(point.seconds - half.cost.per_window, 0.0) / half.cost.per_megapixel
+    level = LevelSpec(factor=max(round(float(np.sqrt(megapixels / available)), 3), 0.05))
     single = replace(detector, spec=replace(detector.spec, levels=(level,)))
     (found,) = half.measure(single, [Replay(spec=single.spec, focus=None)])
-    return replace(found, pixel_share=found.megapixels / whole.megapixels)
+    return replace(
+        found, pixel_share=found.megapixels / whole.megapixels, time_share=found.seconds / whole.seconds
+    )
 
 
 def print_point(result: dict[str, Any], point: FocusPoint) -> None:
@@ -285,6 +295,7 @@ def print_point(result: dict[str, Any], point: FocusPoint) -> None:
         "benchmark": "focus",
         **result,
         **focus,
+        "time": round(point.time_share, 3),
         "pixels": round(point.pixel_share, 3),
         "megapixels": round(point.megapixels, 3),
         "ap": round(point.ap, 4),

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sniper.chips import LevelSpec
@@ -14,8 +17,17 @@ from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.datasets.categories import match_categories
 from sniper.errors import RunError
 from sniper.evaluation.pair import GroundTruth
+from sniper.geometry import Detections
 from sniper.inference.focus_choice import FocusChoice, hash_levels, load_focus, save_focus
-from sniper.inference.focus_curve import CUES, FocusPoint, Replay, candidates_for, choose_focus, measure_focus
+from sniper.inference.focus_curve import (
+    CUES,
+    FocusPoint,
+    Replay,
+    WindowCost,
+    candidates_for,
+    choose_focus,
+    measure_focus,
+)
 from sniper.runs.run import Run
 from tests.inference.blobs import blob_detector, draw_blobs
 
@@ -42,6 +54,7 @@ def test_a_replay_finds_what_a_search_finds(focus: FocusSpec, count: int) -> Non
     replay = Replay(spec=detector.spec, focus=focus)
     replayed, found = replay(whole), detector.with_focus(focus).predict(image)
     assert replay.num_pixels == searched.num_pixels
+    assert replay.num_windows == sum(len(level.windows) for level in searched.by_level)
     order, other = np.lexsort(replayed.boxes.T), np.lexsort(found.boxes.T)
     np.testing.assert_array_equal(replayed.boxes[order], found.boxes[other])
     np.testing.assert_array_equal(replayed.scores[order], found.scores[other])
@@ -83,6 +96,7 @@ def test_the_curve_has_the_whole_search_first_and_the_cheapest_that_loses_nothin
         truth=GroundTruth.of(images),
         match=match_categories(detector.categories, images.categories),
         candidates=[FocusSpec(min_score=0.4, window=256), FocusSpec(min_score=30.0, window=256)],
+        cost=WindowCost(per_window=0.5, per_megapixel=2.0),
         on_image=lambda *counts: done.append(counts),
     )
     assert done == [(1, 2), (2, 2)]
@@ -94,13 +108,25 @@ def test_the_curve_has_the_whole_search_first_and_the_cheapest_that_loses_nothin
     assert coarse / 2e6 < focused.megapixels < 1.5 * coarse / 2e6
     assert blind.megapixels == coarse / 2e6
     assert blind.ap == 0.0
+    assert whole.seconds == 2 * 0.5 + 2.0 * whole.megapixels  # a window of each level
+    assert blind.seconds == 0.5 + 2.0 * blind.megapixels
+    assert blind.time_share == blind.seconds / whole.seconds
     assert choose_focus(points, loss=0.0) is focused
     assert choose_focus(points, loss=1.0) is blind
 
 
 def point(share: float, ap: float) -> FocusPoint:
     focus = None if share == 1 else FocusSpec(min_score=share, window=256)
-    return FocusPoint(focus=focus, megapixels=share, pixel_share=share, ap=ap, ap50=ap, ap_small=ap)
+    return FocusPoint(
+        focus=focus,
+        megapixels=share,
+        pixel_share=share / 2,
+        seconds=share,
+        time_share=share,
+        ap=ap,
+        ap50=ap,
+        ap_small=ap,
+    )
 
 
 def test_a_choice_loses_no_more_than_allowed_or_is_fast_enough() -> None:
@@ -111,6 +137,26 @@ def test_a_choice_loses_no_more_than_allowed_or_is_fast_enough() -> None:
     assert choose_focus(points, loss=0.0, speed_up=2) is points[2]
     assert choose_focus(points, loss=0.0, speed_up=5) is points[3]
     assert choose_focus(points, loss=0.0, speed_up=6) is points[0]
+    slower = [point(1, 0.4), point(1.2, 0.5)]  # many small windows
+    assert choose_focus(slower, loss=0.1) is slower[0]
+
+
+def test_a_second_stage_makes_small_windows_as_dear_as_large_ones() -> None:
+    """A detector that takes 3 ms for a window and 20 ms for a megapixel, as a clock counts that its calls advance."""
+    now = 0.0
+
+    def detect(images: Sequence[torch.Tensor]) -> list[Detections]:
+        nonlocal now
+        now += sum(0.003 + 0.02 * image[0].numel() / 1e6 for image in images)
+        return [Detections.empty() for _ in images]
+
+    detector = dataclasses.replace(blob_detector(*LEVELS), detect=detect)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sniper.inference.focus_curve.time", SimpleNamespace(process_time=lambda: now))
+        cost = WindowCost.measure(detector)
+    assert cost.per_window == pytest.approx(0.003)
+    assert cost.per_megapixel == pytest.approx(0.02)
+    assert cost.seconds(num_windows=2, megapixels=0.5) == pytest.approx(0.016)
 
 
 def test_objects_fit_into_the_windows_that_are_compared() -> None:
@@ -135,6 +181,7 @@ def test_a_choice_counts_for_its_weights_and_levels(tmp_path: Path) -> None:
         focus=CANDIDATES[0],
         num_images=2,
         pixel_share=0.5,
+        time_share=0.6,
         ap=0.4,
         ap_whole=0.4,
     )

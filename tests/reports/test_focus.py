@@ -13,7 +13,16 @@ from sniper.reports.focus import best_points, draw_curve
 
 def point(share: float, ap: float, cues: Literal["detections", "head"] = "detections") -> FocusPoint:
     focus = None if share == 1 else FocusSpec(min_score=0.4, window=256, cues=cues)
-    return FocusPoint(focus=focus, megapixels=share, pixel_share=share, ap=ap, ap50=ap, ap_small=ap)
+    return FocusPoint(
+        focus=focus,
+        megapixels=share,
+        pixel_share=share / 2,
+        seconds=share,
+        time_share=share,
+        ap=ap,
+        ap50=ap,
+        ap_small=ap,
+    )
 
 
 @pytest.mark.parametrize(
@@ -28,7 +37,7 @@ def test_a_line_joins_the_settings_that_no_other_beats(
     points: list[tuple[float, float]], best: list[tuple[float, float]]
 ) -> None:
     chosen = best_points([point(*each) for each in points])
-    assert [(each.pixel_share, each.ap) for each in chosen] == best
+    assert [(each.time_share, each.ap) for each in chosen] == best
 
 
 def test_the_curve_is_a_picture_with_a_colour_for_each_source_of_cues(tmp_path: Path) -> None:

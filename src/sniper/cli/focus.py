@@ -64,7 +64,7 @@ def focus(
         float | None,
         Parameter(
             validator=validators.Number(gte=0, lt=1),
-            help="The AP that may be lost; of the settings that lose no more, that with the fewest pixels is chosen.",
+            help="The AP that may be lost; of the settings that lose no more, the fastest is chosen.",
             show_default=default(f"{_LOSS}, without --speed-up"),
         ),
     ] = None,
@@ -72,8 +72,7 @@ def focus(
         float | None,
         Parameter(
             validator=validators.Number(gt=1),
-            help="How many times fewer pixels are to be searched; of the settings that search no more, that with the "
-            "best AP is chosen.",
+            help="How many times as fast as a whole search; of the settings that are, that with the best AP is chosen.",
             show_default=False,
         ),
     ] = None,
@@ -96,20 +95,20 @@ def focus(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Choose where the fine levels of a run are searched, by AP and pixels.
+    """Choose where the fine levels of a run are searched, by AP and time.
 
     Images are searched once as a whole. For each setting, what it would have found is scored: a level is searched in
     windows in which the detections of coarser levels, unsure ones too, or the cells of a focus head (model.focus), have
-    scores that sum to a minimum. The choice is
-    written to RUN/focus.json, and `sniper predict` and `sniper evaluate` use it with the same weights and levels;
-    `--predict.focus null` searches everything.
+    scores that sum to a minimum. Its time follows from its windows and pixels, by what small and large windows take the
+    detector. The choice is written to RUN/focus.json, and `sniper predict` and `sniper evaluate` use it with the same
+    weights and levels; `--predict.focus null` searches everything.
     """
     import numpy as np
 
     from sniper.config.loading import load_experiment
     from sniper.evaluation.pair import GroundTruth
     from sniper.inference.focus_choice import FocusChoice, hash_levels, save_focus
-    from sniper.inference.focus_curve import CUES, candidates_for, choose_focus, measure_focus
+    from sniper.inference.focus_curve import CUES, WindowCost, candidates_for, choose_focus, measure_focus
     from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
 
@@ -138,12 +137,14 @@ def focus(
         Processes.from_environment().process_group(chosen_device) as processes,
         show_progress(is_shown=processes.is_first) as bars,
     ):
+        cost = processes.all_gather(WindowCost.measure(loaded.detector))[0]
         points = measure_focus(
             loaded.detector,
             dataset,
             truth=GroundTruth.of(dataset),
             match=match,
             candidates=candidates_for(spec.predict.levels, cues=sources),
+            cost=cost,
             processes=processes,
             on_image=bars.predicting,
         )
@@ -159,6 +160,7 @@ def focus(
             focus=chosen.focus,
             num_images=len(dataset),
             pixel_share=chosen.pixel_share,
+            time_share=chosen.time_share,
             ap=chosen.ap,
             ap_whole=points[0].ap,
         )
@@ -181,7 +183,7 @@ def focus(
         print_line("no setting does; every level is searched as a whole")
         return
     print_line(
-        f"chosen on {counted(len(dataset), 'image')}: {1 / chosen.pixel_share:.1f} times fewer pixels, "
+        f"chosen on {counted(len(dataset), 'image')}: {1 / chosen.time_share:.1f} times as fast, "
         f"AP {chosen.ap:.3f} instead of {points[0].ap:.3f}; written to {opened.focus_path}"
     )
 
@@ -255,19 +257,21 @@ def _table(points: "list[FocusPoint]", *, chosen: "FocusPoint") -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE)
-    for name in ("cues", "window", "min_score", "pixels", "megapixels", "AP", "AP50", "AP small", ""):
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    of_cost, of_scores = ("time", "s", "MP"), ("AP", "AP50", "AP small")
+    for name in ("cues", "window", "min_score", *of_cost, *of_scores, ""):
         table.add_column(name, justify="right" if name else "left")
     for point in points:
         setting = (
             ("all", "", "")
             if point.focus is None
-            else (point.focus.cues, f"{point.focus.window} px", f"{point.focus.min_score:g}")
+            else (point.focus.cues, str(point.focus.window), f"{point.focus.min_score:g}")
         )
         scores = (f"{value:.3f}" if value >= 0 else "–" for value in (point.ap, point.ap50, point.ap_small))
         table.add_row(
             *setting,
-            f"{point.pixel_share:.1%}",
+            f"{point.time_share:.0%}",
+            f"{point.seconds:.3f}",
             f"{point.megapixels:.2f}",
             *scores,
             "chosen" if point is chosen else "",

@@ -26,6 +26,7 @@ class FocusChoice:
         focus: where levels are searched.
         num_images: number of images that it was chosen on.
         pixel_share: of the pixels of a whole search.
+        time_share: of the time of a whole search.
         ap: with the focus.
         ap_whole: without.
     """
@@ -35,6 +36,7 @@ class FocusChoice:
     focus: FocusSpec
     num_images: Annotated[int, Ge(1)]
     pixel_share: Annotated[float, Ge(0), Le(1)]
+    time_share: Annotated[float, Ge(0), Le(1)]
     ap: Annotated[float, Ge(-1), Le(1)]
     ap_whole: Annotated[float, Ge(-1), Le(1)]
 

@@ -3,12 +3,14 @@
 What a search with a focus would find is replayed from the detections of the whole search, for each candidate.
 """
 
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from sniper.chips import Level, LevelSpec
 from sniper.config.experiment import FocusSpec, PredictSpec
@@ -37,6 +39,10 @@ WINDOWS = (128, 256, 512)
 """Sides of windows that are compared, level pixels."""
 
 
+_NUM_REPEATS = 3
+_MEASURED_PIXELS = 1_048_576  # of a batch
+
+
 @runtime_checkable
 class ChooseWindows(Protocol):
     """Chooses the windows of a level as `choose_windows` does."""
@@ -48,6 +54,50 @@ class ChooseWindows(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowCost:
+    """What a detector takes for a window: a second stage costs as much in a small one as in a large one.
+
+    Attributes:
+        per_window: seconds.
+        per_megapixel: seconds.
+    """
+
+    per_window: float
+    per_megapixel: float
+
+    @classmethod
+    def measure(cls, detector: Detector) -> Self:
+        """Measure searches of small and of large images of noise: processor seconds, or with a GPU those of a clock."""
+        single = replace(detector, spec=replace(detector.spec, levels=(LevelSpec(factor=1.0),), focus=None))
+        is_cpu = detector.device is None or detector.device.type == "cpu"
+        clock = time.process_time if is_cpu else time.perf_counter
+        small, large = WINDOWS[0], WINDOWS[-1]
+        seconds: dict[int, list[float]] = {small: [], large: []}
+        for repeat in range(_NUM_REPEATS + 1):
+            for side, measured in seconds.items():
+                images = _draw_noise(side, count=_MEASURED_PIXELS // side**2)
+                started = clock()
+                for _ in single.search(images, with_masks=False):
+                    pass
+                if repeat:  # the first warms up
+                    measured.append((clock() - started) / len(images))
+        of_small, of_large = (statistics.median(seconds[side]) for side in (small, large))
+        per_pixel = max((of_large - of_small) / (large**2 - small**2), 0.0)
+        return cls(
+            per_window=max(of_small - per_pixel * small**2, 0.0), per_megapixel=max(per_pixel * 1e6, 1e-9)
+        )
+
+    def seconds(self, *, num_windows: int, megapixels: float) -> float:
+        """Return the seconds of windows that have some pixels together."""
+        return self.per_window * num_windows + self.per_megapixel * megapixels
+
+
+def _draw_noise(side: int, *, count: int) -> list[UInt8[np.ndarray, "s s 3"]]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FocusPoint:
     """A candidate, and what a search with it finds.
 
@@ -55,6 +105,8 @@ class FocusPoint:
         focus: None for a whole search.
         megapixels: level pixels that are searched, padding included, mean over images.
         pixel_share: of a whole search.
+        seconds: of the detector, mean over images, by `WindowCost`.
+        time_share: of a whole search.
         ap: COCO's AP; -1 without objects.
         ap50: the same at IoU 0.5.
         ap_small: the same of small objects.
@@ -63,6 +115,8 @@ class FocusPoint:
     focus: FocusSpec | None
     megapixels: float
     pixel_share: float
+    seconds: float
+    time_share: float
     ap: float
     ap50: float
     ap_small: float
@@ -101,6 +155,7 @@ def measure_focus(
     truth: GroundTruth,
     match: CategoryMatch,
     candidates: Sequence[FocusSpec],
+    cost: WindowCost,
     processes: Processes = SINGLE_PROCESS,
     on_image: Callable[[int, int], None] = lambda *_: None,
 ) -> list[FocusPoint]:
@@ -112,6 +167,7 @@ def measure_focus(
         truth: of the images.
         match: of the detector's classes with the categories of the images.
         candidates: to compare.
+        cost: of the detector's windows.
         processes: those that search together.
         on_image: called after each image with the number of images that this process has searched, and of all that it
             is to search.
@@ -121,7 +177,14 @@ def measure_focus(
     """
     ways = [Replay(spec=detector.spec, focus=focus) for focus in (None, *candidates)]
     return measure_replays(
-        detector, images, truth=truth, match=match, replays=ways, processes=processes, on_image=on_image
+        detector,
+        images,
+        truth=truth,
+        match=match,
+        replays=ways,
+        cost=cost,
+        processes=processes,
+        on_image=on_image,
     )
 
 
@@ -132,6 +195,7 @@ def measure_replays(
     truth: GroundTruth,
     match: CategoryMatch,
     replays: Sequence["Replay"],
+    cost: WindowCost,
     processes: Processes = SINGLE_PROCESS,
     on_image: Callable[[int, int], None] = lambda *_: None,
 ) -> list[FocusPoint]:
@@ -143,6 +207,7 @@ def measure_replays(
         truth: likewise.
         match: likewise.
         replays: the first of the whole search.
+        cost: see `measure_focus`.
         processes: see `measure_focus`.
         on_image: likewise.
     """
@@ -155,15 +220,21 @@ def measure_replays(
         keeps_all_sizes=True,
     )
     tables = search(range(len(images)), replays)
-    counts = np.sum(processes.all_gather([replay.num_pixels for replay in replays]), axis=0)
+    counts = np.sum(
+        processes.all_gather([(replay.num_pixels, replay.num_windows) for replay in replays]), axis=0
+    ).tolist()
+    seconds = [cost.seconds(num_windows=windows, megapixels=pixels / 1e6) for pixels, windows in counts]
     points = []
-    for replay, table, pixels in zip(replays, tables, counts.tolist(), strict=True):
+    for row, (replay, table, (pixels, _)) in enumerate(zip(replays, tables, counts, strict=True)):
         scores = score(pair_detections(table, truth))
+        num_images = max(len(table), 1)
         points.append(
             FocusPoint(
                 focus=replay.focus,
-                megapixels=pixels / 1e6 / max(len(table), 1),
-                pixel_share=pixels / max(counts[0], 1),
+                megapixels=pixels / 1e6 / num_images,
+                pixel_share=pixels / max(counts[0][0], 1),
+                seconds=seconds[row] / num_images,
+                time_share=seconds[row] / seconds[0] if seconds[0] else 1.0,
                 ap=scores.ap,
                 ap50=scores.ap50,
                 ap_small=scores.ap_small,
@@ -177,8 +248,8 @@ def choose_focus(points: Sequence[FocusPoint], *, loss: float, speed_up: float |
 
     Args:
         points: the whole search first.
-        loss: of AP, at most: the fewest pixels with it are chosen. Not used with a speed-up.
-        speed_up: of the whole search, by pixels, at least: the best AP with it is chosen.
+        loss: of AP, at most: the fastest with it is chosen. Not used with a speed-up.
+        speed_up: of the whole search, at least: the best AP with it is chosen.
 
     Returns:
         The candidate; the whole search if no other will do.
@@ -186,8 +257,9 @@ def choose_focus(points: Sequence[FocusPoint], *, loss: float, speed_up: float |
     whole, *others = points
     if speed_up is None:
         allowed = [point for point in others if point.ap >= whole.ap - loss]
-        return min(allowed, key=lambda point: point.pixel_share, default=whole)
-    allowed = [point for point in others if point.pixel_share * speed_up <= 1]
+        fastest = min(allowed, key=lambda point: point.time_share, default=whole)
+        return fastest if fastest.time_share < 1 else whole
+    allowed = [point for point in others if point.time_share * speed_up <= 1]
     return max(allowed, key=lambda point: point.ap, default=whole)
 
 
@@ -200,17 +272,20 @@ class Replay:
         focus: where levels are searched; None takes all.
         choose: chooses the windows of a level.
         num_pixels: level pixels that would have been searched in all images so far.
+        num_windows: the same in windows.
     """
 
     spec: PredictSpec
     focus: FocusSpec | None
     choose: ChooseWindows = choose_windows
     num_pixels: int = field(default=0, init=False)
+    num_windows: int = field(default=0, init=False)
 
     def __call__(self, result: SearchResult) -> Detections:
         """Return the merged detections of an image; `result` has all that was found at each level."""
         if self.focus is None:
             self.num_pixels += result.num_pixels
+            self.num_windows += sum(len(of_level.windows) for of_level in result.by_level)
             return merge(result.detections, self.spec)
         found: list[LevelResult] = []
         for of_level in result.by_level:
@@ -218,6 +293,7 @@ class Replay:
             self.num_pixels += sum(
                 window.padded_sides.width * window.padded_sides.height for window in chosen
             )
+            self.num_windows += len(chosen)
             found.append(_seen(of_level, chosen))
         kept = [
             each.select(of_level.level.valid_range.contains(each.detections.boxes))

@@ -1,4 +1,4 @@
-"""Draw what a focus costs and finds: AP over the pixels that are searched."""
+"""Draw what a focus costs and finds: AP over the time of a search."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ _NAMES = {"detections": "by detections", "head": "by the focus head"}
 
 
 def draw_curve(points: Sequence[FocusPoint], chosen: FocusPoint, path: Path) -> None:
-    """Write a picture, PNG, of all settings: AP over the share of the pixels.
+    """Write a picture, PNG, of all settings: AP over the share of the time.
 
     A line joins those of each source of cues that no other of it beats in both.
 
@@ -31,11 +31,11 @@ def draw_curve(points: Sequence[FocusPoint], chosen: FocusPoint, path: Path) -> 
         of_cues = [point for point in others if point.focus is not None and point.focus.cues == cues]
         if not of_cues:
             continue
-        shares, scores = [point.pixel_share for point in of_cues], [point.ap for point in of_cues]
+        shares, scores = [point.time_share for point in of_cues], [point.ap for point in of_cues]
         axes.scatter(shares, scores, s=10, color=_COLORS[cues], alpha=0.4)
         front = best_points(of_cues)
         axes.plot(
-            [point.pixel_share for point in front],
+            [point.time_share for point in front],
             [point.ap for point in front],
             "o-",
             markersize=4,
@@ -43,9 +43,9 @@ def draw_curve(points: Sequence[FocusPoint], chosen: FocusPoint, path: Path) -> 
             label=_NAMES[cues],
         )
     axes.plot(
-        [chosen.pixel_share], [chosen.ap], "o", markersize=11, fillstyle="none", color="black", label="chosen"
+        [chosen.time_share], [chosen.ap], "o", markersize=11, fillstyle="none", color="black", label="chosen"
     )
-    axes.set(xlabel="share of the pixels of a whole search", ylabel="AP", xlim=(0, 1.02))
+    axes.set(xlabel="share of the time of a whole search", ylabel="AP", xlim=(0, 1.02))
     axes.grid(linewidth=0.4)
     axes.legend(loc="lower right")
     with atomic_write(path) as file:
@@ -53,9 +53,9 @@ def draw_curve(points: Sequence[FocusPoint], chosen: FocusPoint, path: Path) -> 
 
 
 def best_points(points: Sequence[FocusPoint]) -> list[FocusPoint]:
-    """Return the points with a better AP than all with fewer pixels, by rising pixels."""
+    """Return the points with a better AP than all that are faster, by rising time."""
     best: list[FocusPoint] = []
-    for point in sorted(points, key=lambda point: (point.pixel_share, -point.ap)):
+    for point in sorted(points, key=lambda point: (point.time_share, -point.ap)):
         if not best or point.ap > best[-1].ap:
             best.append(point)
     return best
