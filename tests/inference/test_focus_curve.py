@@ -21,7 +21,6 @@ from sniper.geometry import Detections
 from sniper.inference.focus_choice import FocusChoice, hash_levels, load_focus, save_focus
 from sniper.inference.focus_curve import (
     CUES,
-    FocusPoint,
     Replay,
     WindowCost,
     candidates_for,
@@ -30,6 +29,7 @@ from sniper.inference.focus_curve import (
 )
 from sniper.runs.run import Run
 from tests.inference.blobs import blob_detector, draw_blobs
+from tests.inference.focus_points import point
 
 LEVELS = (LevelSpec(factor=2.0, below=30), LevelSpec(factor=1.0, at_least=24))
 CANDIDATES = [
@@ -113,20 +113,6 @@ def test_the_curve_has_the_whole_search_first_and_the_cheapest_that_loses_nothin
     assert blind.time_share == blind.seconds / whole.seconds
     assert choose_focus(points, loss=0.0) is focused
     assert choose_focus(points, loss=1.0) is blind
-
-
-def point(share: float, ap: float) -> FocusPoint:
-    focus = None if share == 1 else FocusSpec(min_score=share, window=256)
-    return FocusPoint(
-        focus=focus,
-        megapixels=share,
-        pixel_share=share / 2,
-        seconds=share,
-        time_share=share,
-        ap=ap,
-        ap50=ap,
-        ap_small=ap,
-    )
 
 
 def test_a_choice_loses_no_more_than_allowed_or_is_fast_enough() -> None:

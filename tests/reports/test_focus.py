@@ -1,28 +1,12 @@
 """The curve of a focus: which settings the line joins, and a picture of all."""
 
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from PIL import Image
 
-from sniper.config.experiment import FocusSpec
-from sniper.inference.focus_curve import FocusPoint
 from sniper.reports.focus import best_points, draw_curve
-
-
-def point(share: float, ap: float, cues: Literal["detections", "head"] = "detections") -> FocusPoint:
-    focus = None if share == 1 else FocusSpec(min_score=0.4, window=256, cues=cues)
-    return FocusPoint(
-        focus=focus,
-        megapixels=share,
-        pixel_share=share / 2,
-        seconds=share,
-        time_share=share,
-        ap=ap,
-        ap50=ap,
-        ap_small=ap,
-    )
+from tests.inference.focus_points import point
 
 
 @pytest.mark.parametrize(
