@@ -64,7 +64,7 @@ def focus(
         float | None,
         Parameter(
             validator=validators.Number(gte=0, lt=1),
-            help="The AP that may be lost; of the settings that lose no more, the fastest is chosen.",
+            help="AP that may be lost: the fastest setting that loses no more is chosen.",
             show_default=default(f"{_LOSS}, without --speed-up"),
         ),
     ] = None,
