@@ -53,10 +53,10 @@ class OpenPage:
     def select(self, name: str, value: str) -> None:
         self.page.select_option(f"#filters select[name={name}]", value)
 
-    def focused(self) -> str:
-        kind = self.page.evaluate("document.activeElement.dataset.kind ?? document.activeElement.tagName")
-        assert isinstance(kind, str)
-        return kind
+    def wait_for_focus(self, kind: str) -> None:
+        """Wait until a picture of a kind of error, or else a tag, has the focus; a dialog gives it back when it can."""
+        has_focus = "kind => (document.activeElement.dataset.kind ?? document.activeElement.tagName) === kind"
+        self.page.wait_for_function(has_focus, arg=kind)
 
 
 @pytest.fixture
@@ -101,11 +101,11 @@ def test_suspected_gaps_of_the_annotations_are_a_filter(opened: OpenPage) -> Non
 def test_keys_step_enlarge_and_close(opened: OpenPage) -> None:
     page = opened.page
     page.keyboard.press("j")
-    assert opened.focused() == "background"
+    opened.wait_for_focus("background")
     page.keyboard.press("j")
-    assert opened.focused() == "missed"
+    opened.wait_for_focus("missed")
     page.keyboard.press("k")
-    assert opened.focused() == "background"
+    opened.wait_for_focus("background")
     page.keyboard.press("Enter")
     view = page.locator("#view")
     assert view.is_visible()
@@ -116,9 +116,9 @@ def test_keys_step_enlarge_and_close(opened: OpenPage) -> None:
     assert "missed" in page.inner_text("#view .facts")
     page.keyboard.press("Escape")
     assert not view.is_visible()
-    assert opened.focused() == "missed"
+    opened.wait_for_focus("missed")
     page.keyboard.press("f")
-    assert opened.focused() == "SELECT"
+    opened.wait_for_focus("SELECT")
 
 
 def test_a_click_enlarges_and_buttons_step(opened: OpenPage) -> None:
