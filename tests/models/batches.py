@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from sniper.chips import BoxStatus, ChipTarget, ChipTargets
 from sniper.data.batches import Batch, ChipSample, collate
@@ -53,6 +54,27 @@ def build_sample(
 
 def build_batch(*samples: ChipSample) -> Batch:
     return collate([replace(sample, seed=sample.seed + i) for i, sample in enumerate(samples)])
+
+
+def check_learns_nothing(model: TwoStageDetector, batch: Batch, *, head: nn.Module | None, loss: str) -> None:
+    """Check that a batch has nothing to teach a head, all of whose layers have gradients nevertheless."""
+    losses = model.losses(batch)
+    assert losses[loss] == 0
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    assert head is not None
+    for parameter in head.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def check_is_mean_over_parts(spec: DetectorSpec, batch: Batch, *, loss: str) -> None:
+    """Check that a loss of a batch of two chips is the mean over both."""
+    frozen = replace(spec, backbone=replace(spec.backbone, batch_norm="frozen"))
+    model = build_tiny(frozen).train()
+    whole = model.losses(batch)[loss]
+    parts = [model.losses(batch.part(index, index + 1))[loss] for index in range(2)]
+    assert whole > 0
+    torch.testing.assert_close(whole, torch.stack(parts).mean(), rtol=1e-4, atol=1e-6)
 
 
 def build_targets(*samples: ChipSample) -> ChipTargets[torch.Tensor]:

@@ -13,7 +13,14 @@ from sniper.geometry.boxes import Sides
 from sniper.models.focus_head import FocusHead, match_cells
 from sniper.models.matching import Match
 from sniper.models.spec import BackboneSpec, DetectorSpec, TorchvisionSpec
-from tests.models.batches import TINY, build_batch, build_sample, build_tiny
+from tests.models.batches import (
+    TINY,
+    build_batch,
+    build_sample,
+    build_tiny,
+    check_is_mean_over_parts,
+    check_learns_nothing,
+)
 
 V, OUT, IGN = BoxStatus.VALID, BoxStatus.OUT_OF_RANGE, BoxStatus.IGNORE
 CONCAT = dataclasses.replace(TINY, focus=True)
@@ -113,23 +120,13 @@ def test_the_loss_is_the_mean_over_chips_and_cells_that_are_not_ignored() -> Non
 def test_chips_of_the_finest_level_teach_the_head_nothing(spec: DetectorSpec) -> None:
     """All of its layers have gradients, as DistributedDataParallel requires."""
     model = build_tiny(spec).train()
-    losses = model.losses(build_batch(build_sample([[20, 20, 30, 30]], [V]), build_sample([], [])))
-    assert losses["focus"] == 0
-    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-    assert model.focus_head is not None
-    for parameter in model.focus_head.parameters():
-        assert parameter.grad is not None
-        assert not parameter.grad.any()
+    batch = build_batch(build_sample([[20, 20, 30, 30]], [V]), build_sample([], []))
+    check_learns_nothing(model, batch, head=model.focus_head, loss="focus")
 
 
 @pytest.mark.parametrize("spec", [CONCAT, FPN])
 def test_the_loss_of_a_batch_is_the_mean_over_its_parts(spec: DetectorSpec) -> None:
-    frozen = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, batch_norm="frozen"))
-    model, batch = build_tiny(frozen).train(), two_chips()
-    whole = model.losses(batch)["focus"]
-    parts = [model.losses(batch.part(index, index + 1))["focus"] for index in range(2)]
-    assert whole > 0
-    torch.testing.assert_close(whole, torch.stack(parts).mean(), rtol=1e-4, atol=1e-6)
+    check_is_mean_over_parts(spec, two_chips(), loss="focus")
 
 
 @pytest.mark.parametrize("spec", [CONCAT, FPN])

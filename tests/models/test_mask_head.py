@@ -16,7 +16,14 @@ from sniper.models.mask_head import MaskHead, choose_masked, rasterize_targets
 from sniper.models.roi_head import Positives
 from sniper.models.spec import BackboneSpec, DetectorSpec, MaskHeadSpec
 from sniper.models.two_stage import TwoStageDetector
-from tests.models.batches import TINY, build_batch, build_sample, build_tiny
+from tests.models.batches import (
+    TINY,
+    build_batch,
+    build_sample,
+    build_tiny,
+    check_is_mean_over_parts,
+    check_learns_nothing,
+)
 
 V, OUT, IGN = BoxStatus.VALID, BoxStatus.OUT_OF_RANGE, BoxStatus.IGNORE
 HEAD = MaskHeadSpec(channels=8, num_convs=1, pool_size=4, batch_size_per_image=16)
@@ -134,23 +141,12 @@ def test_all_layers_have_gradients_without_any_mask(spec: DetectorSpec) -> None:
     """As DistributedDataParallel requires."""
     model = build_tiny(spec).train()
     chips = [masked_sample([], []), masked_sample([[20, 20, 60, 60]], [[]])]
-    losses = model.losses(build_batch(*chips))
-    assert losses["mask"] == 0
-    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-    assert model.mask_head is not None
-    for parameter in model.mask_head.parameters():
-        assert parameter.grad is not None
-        assert not parameter.grad.any()
+    check_learns_nothing(model, build_batch(*chips), head=model.mask_head, loss="mask")
 
 
 @pytest.mark.parametrize("spec", [CONCAT, FPN])
 def test_the_loss_of_a_batch_is_the_mean_over_its_parts(spec: DetectorSpec) -> None:
-    frozen = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, batch_norm="frozen"))
-    model, batch = build_tiny(frozen).train(), two_chips()
-    whole = model.losses(batch)["mask"]
-    parts = [model.losses(batch.part(index, index + 1))["mask"] for index in range(2)]
-    assert whole > 0
-    torch.testing.assert_close(whole, torch.stack(parts).mean(), rtol=1e-4, atol=1e-6)
+    check_is_mean_over_parts(spec, two_chips(), loss="mask")
 
 
 def test_masks_of_objects_out_of_range_are_learnt_and_those_of_ignored_ones_not() -> None:

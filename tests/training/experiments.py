@@ -147,6 +147,25 @@ def train_killed_at(
         train_run(run, spec, dataset, device=device, callbacks=Callbacks(on_step=kill))
 
 
+def check_resumed(
+    spec: ExperimentSpec,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    before_resuming: Callable[[], object] = lambda: None,
+) -> Run:
+    """Check that a run that is killed at step 2 and resumed ends as one that is not, and return the latter."""
+    unbroken, broken = (Run.create(folder / name, config="") for name in ("unbroken", "broken"))
+    train_run(unbroken, spec, dataset)
+    assert int(unbroken.checkpoints[-1].name) > 2
+    train_killed_at(broken, spec, dataset, step=2)
+    before_resuming()
+    train_run(broken, spec, dataset)
+    assert have_equal_weights(unbroken, broken)
+    assert deterministic_metrics(unbroken) == deterministic_metrics(broken)
+    return unbroken
+
+
 def train_tiny(folder: Path) -> TrainedRun:
     """Write a tiny data set and train on it."""
     dataset = load_dataset(write_dataset(folder / "world"))

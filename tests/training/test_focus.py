@@ -13,14 +13,7 @@ from sniper.pipeline import train
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks
 from tests.data.tiny import write_dataset
-from tests.training.experiments import (
-    deterministic_metrics,
-    have_equal_weights,
-    tiny_experiment,
-    train_killed_at,
-    train_run,
-    with_data,
-)
+from tests.training.experiments import check_resumed, tiny_experiment, train_run, with_data
 
 
 @pytest.fixture
@@ -37,13 +30,7 @@ def test_a_training_that_was_killed_and_resumed_ends_with_the_same_weights(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     spec = focus_experiment(dataset)
-    unbroken, broken = (Run.create(tmp_path / folder, config="") for folder in ("unbroken", "broken"))
-    train_run(unbroken, spec, dataset)
-    assert int(unbroken.checkpoints[-1].name) > 2
-    train_killed_at(broken, spec, dataset, step=2)
-    train_run(broken, spec, dataset)
-    assert have_equal_weights(unbroken, broken)
-    assert deterministic_metrics(unbroken) == deterministic_metrics(broken)
+    unbroken = check_resumed(spec, dataset, tmp_path)
     losses = [entry["focus"] for entry in unbroken.entries() if "learning_rate" in entry]
     assert any(loss > 0 for loss in losses)
 

@@ -26,15 +26,7 @@ from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks
 from tests.data.tiny import write_dataset
 from tests.data_folder import find_data
-from tests.training.experiments import (
-    CPU,
-    deterministic_metrics,
-    have_equal_weights,
-    tiny_experiment,
-    train_killed_at,
-    train_run,
-    with_train,
-)
+from tests.training.experiments import CPU, check_resumed, tiny_experiment, train_run, with_train
 
 HEAD = MaskHeadSpec(channels=8, num_convs=1, pool_size=4, batch_size_per_image=4)
 
@@ -65,13 +57,7 @@ def test_a_mask_training_that_was_killed_and_resumed_ends_with_the_same_weights(
     masked: Dataset, tmp_path: Path
 ) -> None:
     spec = mask_experiment(masked)
-    unbroken, broken = (Run.create(tmp_path / folder, config="") for folder in ("unbroken", "broken"))
-    train_run(unbroken, spec, masked)
-    assert int(unbroken.checkpoints[-1].name) > 2
-    train_killed_at(broken, spec, masked, step=2)
-    train_run(broken, spec, masked)
-    assert have_equal_weights(unbroken, broken)
-    assert deterministic_metrics(unbroken) == deterministic_metrics(broken)
+    unbroken = check_resumed(spec, masked, tmp_path)
     assert all(entry["mask"] > 0 for entry in unbroken.entries() if "learning_rate" in entry)
 
 

@@ -20,14 +20,7 @@ from sniper.runs.initial import InitialWeights
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks
 from tests.models.torchvision_detectors.specs import SPECS, SSD
-from tests.training.experiments import (
-    CPU,
-    deterministic_metrics,
-    have_equal_weights,
-    train_killed_at,
-    train_run,
-    with_train,
-)
+from tests.training.experiments import CPU, check_resumed, with_train
 
 
 def with_detector(spec: ExperimentSpec, name: str, **fields: Any) -> ExperimentSpec:
@@ -49,14 +42,7 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights(
     dataset: Dataset, spec: ExperimentSpec, tmp_path: Path, name: str
 ) -> None:
     spec = with_train(with_detector(spec, name), ema_decay=0.9, accumulation_steps=2)
-    unbroken, broken = (Run.create(tmp_path / folder, config="") for folder in ("unbroken", "broken"))
-    train_run(unbroken, spec, dataset)
-    assert int(unbroken.checkpoints[-1].name) > 2
-    train_killed_at(broken, spec, dataset, step=2)
-    torch.manual_seed(5)
-    train_run(broken, spec, dataset)
-    assert have_equal_weights(unbroken, broken)
-    assert deterministic_metrics(unbroken) == deterministic_metrics(broken)
+    check_resumed(spec, dataset, tmp_path, before_resuming=lambda: torch.manual_seed(5))
 
 
 @pytest.mark.parametrize(

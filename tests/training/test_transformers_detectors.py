@@ -27,15 +27,7 @@ from sniper.runs.initial import InitialWeights
 from sniper.runs.run import Run
 from sniper.training.callbacks import Callbacks
 from tests.models.transformers_detectors.specs import SOME, save, spec_of
-from tests.training.experiments import (
-    CPU,
-    deterministic_metrics,
-    have_equal_weights,
-    train_killed_at,
-    train_run,
-    weights_of,
-    with_train,
-)
+from tests.training.experiments import CPU, check_resumed, train_run, weights_of, with_train
 
 SILENT = Callbacks(on_warning=lambda _: None)
 
@@ -52,15 +44,12 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights(
 ) -> None:
     spec = with_detector(spec, save(name, tmp_path / name))
     spec = with_train(spec, ema_decay=0.9, accumulation_steps=2)
-    unbroken, broken = (Run.create(tmp_path / folder, config="") for folder in ("unbroken", "broken"))
-    train_run(unbroken, spec, dataset)
-    assert int(unbroken.checkpoints[-1].name) > 2
-    train_killed_at(broken, spec, dataset, step=2)
-    torch.manual_seed(5)
-    shutil.rmtree(tmp_path / name)
-    train_run(broken, spec, dataset)
-    assert have_equal_weights(unbroken, broken)
-    assert deterministic_metrics(unbroken) == deterministic_metrics(broken)
+
+    def forget() -> None:
+        torch.manual_seed(5)
+        shutil.rmtree(tmp_path / name)
+
+    check_resumed(spec, dataset, tmp_path, before_resuming=forget)
 
 
 def test_a_moving_average_of_shared_layers_is_updated_once(

@@ -261,9 +261,9 @@ class Search:
         for image in group:
             if image.is_bad:
                 continue
-            levels = list(image.levels)
+            levels = image.levels
             if self._is_by_level:
-                levels.sort(key=lambda level: level.scale)
+                levels = sorted(levels, key=lambda level: level.scale)
             level = levels[step]
             windows = self._windows(level, image)
             of_level = None
