@@ -3,6 +3,8 @@
     python benchmarks/focus.py oracle hit_uav/train.json visdrone_val.json
     python benchmarks/focus.py curve RUN hit_uav/test.json --limit 200
     python benchmarks/focus.py seconds RUN hit_uav/test.json --limit 40 --focus '{min_score: 0.4, window: 256}'
+    python benchmarks/focus.py large RUN hit_uav/test.json --focus '{min_score: 0.4, window: 256}' \\
+        --levels '[{factor: 1.5, below: 48}, {factor: 0.4, at_least: 20}]'
 
 `oracle` reads annotations alone. Of each level but the coarsest, cells of 256 level pixels that show an object of its
 range are searched, and 64 pixels around them: the share of the finest level, and how many times as much a whole search
@@ -14,31 +16,42 @@ level, whose scale takes as long. `time` and `pixels` are shares of the whole se
 
 `seconds` searches with and without a focus in turn, on one thread: seconds of the processor, which other programs on
 the machine change little.
+
+`large` searches an image of 12,000×9,000 pixels in a process of its own for each way: a tenth of its area shows images
+of the file side by side, the rest patches of them without objects. `--levels` are those of the search: a level with
+`long_side` or `short_side` would shrink a large image beyond recognition.
 """
 
 import argparse
 import json
+import math
+import multiprocessing
 import os
+import resource
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import cv2
 import numpy as np
 import yaml
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64, UInt8
 
 from sniper.chips import ImageBoxes, Level, LevelSpec
 from sniper.config.experiment import FocusSpec, widened
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.datasets.categories import CategoryMatch, match_categories
 from sniper.data.epoch import to_image_boxes
+from sniper.data.images.files import load_image
 from sniper.evaluation.pair import GroundTruth
-from sniper.geometry.boxes import Sides
+from sniper.geometry.boxes import Sides, intersections, iou
 from sniper.inference.detector import Detector
 from sniper.inference.focus import FocusWindow, LevelResult, choose_windows
 from sniper.inference.focus_curve import (
@@ -56,8 +69,11 @@ from sniper.reports.focus import best_points
 from sniper.specs import parse_json
 
 CELL = 256  # level pixels
+PATCH = 128  # image pixels
 LOSSES = (0.002, 0.005, 0.01, 0.02)
 SPEED_UPS = (1.5, 2.0, 3.0)
+
+Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"]
 
 
 def main() -> None:
@@ -71,7 +87,7 @@ def main() -> None:
     oracle.add_argument(
         "--levels", help="as in an experiment: [{factor: 2, below: 40}, {long_side: 256, at_least: 30}]"
     )
-    for name, measure in (("curve", measure_curve), ("seconds", measure_seconds)):
+    for name, measure in (("curve", measure_curve), ("seconds", measure_seconds), ("large", measure_large)):
         command = commands.add_parser(name)
         command.set_defaults(measure=measure)
         command.add_argument("run", type=Path)
@@ -80,6 +96,11 @@ def main() -> None:
         if name == "seconds":
             command.add_argument("--focus", required=True, help="as predict.focus")
             command.add_argument("--repeats", type=int, default=3)
+        if name == "large":
+            command.add_argument("--focus", required=True, nargs="+", help="as predict.focus; several")
+            command.add_argument("--levels", required=True, help="as in an experiment")
+            command.add_argument("--sides", type=int, nargs=2, default=(12_000, 9_000), help="in pixels")
+            command.add_argument("--objects", type=int, default=300, help="about as many")
     options = parser.parse_args()
     options.measure(options)
 
@@ -153,6 +174,19 @@ def find_blocks(level: Level, boxes: Float[np.ndarray, "n 4"]) -> Bool[np.ndarra
         [blocks[y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
     )
     return dilated[: -(-level.height // GRID), : -(-level.width // GRID)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Objects:
+    """The objects of a made-up image.
+
+    Attributes:
+        boxes: (n, 4) xyxy, pixels of the image.
+        labels: (n,) 0..C-1, in the order of the data set.
+    """
+
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int64[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,14 +346,18 @@ def load(options: argparse.Namespace) -> tuple[Detector, Dataset]:
     return Detector.load(options.run, "cpu").with_focus(None), dataset
 
 
+def parse_focus(text: str) -> FocusSpec:
+    """Return the focus that is given as in an experiment."""
+    return parse_json(json.dumps(yaml.safe_load(text)).encode(), FocusSpec)
+
+
 def measure_seconds(options: argparse.Namespace) -> None:
     """Print the processor seconds of a search with a focus and without, in turn."""
     import torch
 
     torch.set_num_threads(1)
     detector, dataset = load(options)
-    focus = parse_json(json.dumps(yaml.safe_load(options.focus)).encode(), FocusSpec)
-    ways = {"whole": detector, "focus": detector.with_focus(focus)}
+    ways = {"whole": detector, "focus": detector.with_focus(parse_focus(options.focus))}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     pixels: dict[str, int] = {}
     records = list(dataset)
@@ -344,6 +382,100 @@ def measure_seconds(options: argparse.Namespace) -> None:
         "times_faster": [round(ratio, 2) for ratio in ratios],
     }
     print(json.dumps(line), flush=True)
+
+
+def measure_large(options: argparse.Namespace) -> None:
+    """Print processor seconds, memory and recall of searches of a large image, without a focus and with each."""
+    dataset, levels = load_dataset(options.file), yaml.safe_load(options.levels)
+    common = {"benchmark": "focus", "run": options.run.name, "file": "/".join(options.file.parts[-2:])}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "large.png"
+        truth = write_large(path, dataset, sides=options.sides, num_objects=options.objects)
+        for focus in (None, *map(parse_focus, options.focus)):
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                found = pool.submit(search_large, options.run, path, levels, focus, truth).result()
+            way = {"focus": None if focus is None else asdict(focus)}
+            print(json.dumps({**common, "objects": len(truth.labels), **way, **found}), flush=True)
+
+
+def write_large(path: Path, dataset: Dataset, *, sides: tuple[int, int], num_objects: int) -> Objects:
+    """Write an image with objects in a tenth of its area, and return them.
+
+    Images of the data set lie side by side in a rectangle of the same shape as the image, off its centre: the first
+    ones that have enough objects for `num_objects` in all. Around it are patches without objects, drawn at random, each
+    mirrored or not.
+    """
+    generator = np.random.default_rng(0)
+    width, height = sides
+    canvas = np.empty((height, width, 3), dtype=np.uint8)
+    patches: list[Pixels] = []
+    field = (int(width * math.sqrt(0.1)), int(height * math.sqrt(0.1)))
+    left, top = width // 2, height // 3
+    boxes, labels = [], []
+    tiles: list[tuple[int, int, Pixels]] = []
+    x = y = row = 0
+    for record in dataset:
+        pixels = load_image(record.path)
+        patches += find_empty(pixels, record.boxes)
+        least = num_objects / ((field[0] // record.width) * (field[1] // record.height))
+        if (~record.is_crowd).sum() < least:
+            continue
+        if x + record.width > field[0]:
+            x, y, row = 0, y + row, 0
+        if y + record.height > field[1]:
+            continue
+        tiles.append((left + x, top + y, pixels))
+        boxes.append(record.boxes[~record.is_crowd] + np.array([left + x, top + y] * 2))
+        labels.append(record.labels[~record.is_crowd])
+        x, row = x + record.width, max(row, record.height)
+    if not patches:
+        raise SystemExit(f"no patch of {PATCH} pixels without objects")
+    for start_y in range(0, height, PATCH):
+        for start_x in range(0, width, PATCH):
+            patch = patches[int(generator.integers(len(patches)))][:, :: int(generator.choice([-1, 1]))]
+            place = canvas[start_y : start_y + PATCH, start_x : start_x + PATCH]
+            place[...] = patch[: place.shape[0], : place.shape[1]]
+    for start_x, start_y, pixels in tiles:
+        canvas[start_y : start_y + pixels.shape[0], start_x : start_x + pixels.shape[1]] = pixels
+    cv2.imwrite(str(path), canvas[..., ::-1])
+    return Objects(boxes=np.concatenate(boxes), labels=np.concatenate(labels))
+
+
+def find_empty(pixels: Pixels, boxes: Float[np.ndarray, "n 4"]) -> list[Pixels]:
+    """Return the squares of `PATCH` pixels of an image, side by side, that show no box."""
+    rows, columns = (side // PATCH for side in pixels.shape[:2])
+    corners = PATCH * np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
+    squares = np.concatenate([corners, corners + PATCH], axis=1).astype(np.float64)
+    is_empty = ~(intersections(squares, boxes) > 0).any(axis=1)
+    return [pixels[y : y + PATCH, x : x + PATCH] for x, y in corners[is_empty].tolist()]
+
+
+def search_large(
+    run: Path, path: Path, levels: list[dict[str, float]], focus: FocusSpec | None, truth: Objects
+) -> dict[str, Any]:
+    """Search an image, in a process of its own.
+
+    Returns:
+        processor seconds, the peak memory of the process in GB, how much of it the search added, and the share of the
+        objects that 1,000 detections find with an IoU of 0.5 and their class.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    fields = {"max_detections": 1000, "levels": levels}
+    detector = Detector.load(run, "cpu", predict=fields).with_focus(focus)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time()
+    detections = detector.predict(path)
+    seconds = time.process_time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    overlaps = iou(truth.boxes, detections.boxes) * (truth.labels[:, None] == detections.labels)
+    return {
+        "seconds": round(seconds, 1),
+        "peak_gb": round(peak / 1e6, 2),
+        "added_gb": round((peak - before) / 1e6, 2),
+        "recall": round(float((overlaps.max(axis=1, initial=0.0) >= 0.5).mean()), 3),
+    }
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -107,3 +108,13 @@ def trained(trained_once: "TrainedRun", tmp_path: Path) -> "TrainedRun":
     folder = tmp_path / "trained"
     shutil.copytree(trained_once.run.folder, folder)
     return replace(trained_once, run=Run(folder))
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bound differences of scores by 100 draws of images instead of 1,000."""
+    from sniper.evaluation import comparison
+
+    monkeypatch.setattr(comparison, "compare", partial(comparison.compare, num_resamples=100))
+    fewer = partial(comparison.resample, num_resamples=100)
+    monkeypatch.setattr("sniper.reports.comparison_page.resample", fewer)

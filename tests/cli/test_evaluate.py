@@ -46,6 +46,7 @@ def test_detections_are_compared_with_others(
     assert "at least two images" in sniper.error(*score, "--against", folder / "half.json", "--limit", "1")
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_false_positives_are_counted_on_clean_images_and_compared(
     folder: Path, sniper: CommandLine, perfect: list[dict[str, Any]]
 ) -> None:

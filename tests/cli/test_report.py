@@ -16,6 +16,7 @@ def test_the_page_of_a_run_is_written(sniper: CommandLine, trained_folder: Path)
     assert (trained_folder / "other.html").exists()
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_runs_are_compared_after_their_evaluation(
     sniper: CommandLine, trained_folder: Path, tmp_path: Path
 ) -> None:

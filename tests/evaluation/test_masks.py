@@ -232,6 +232,7 @@ def test_evaluate_prints_the_numbers_of_boxes_and_masks(
     assert sniper.json("evaluate", *paths)["segm"] is None
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_details_and_differences_are_also_of_masks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
