@@ -59,7 +59,7 @@ class RPNSpec:
         positive_fraction: maximum share of positives among them.
         pre_nms_top_n: best anchors of each image that enter non-maximum suppression.
         nms_iou: of two proposals with a higher IoU, the worse is dropped.
-        post_nms_top_n: proposals per image and level at inference.
+        post_nms_top_n: proposals in each window of a level at inference, at most.
         post_nms_top_n_train: proposals per chip in training; fewer are faster where chips show few objects.
     """
 

@@ -14,7 +14,7 @@ import torch
 
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.derived import DerivedSetting
-from sniper.config.experiment import ExperimentSpec, MineSpec, PredictSpec, TrainSpec, widened
+from sniper.config.experiment import ExperimentSpec, MineSpec, TrainSpec, widened
 from sniper.config.loading import is_given, merge_experiment
 from sniper.data.datasets import Dataset
 from sniper.data.datasets.load import find_splits
@@ -26,6 +26,7 @@ from sniper.models.build import choose_precision
 from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment, with_mask_head
+from sniper.planning.limits import limit_search, most_objects, num_proposals
 from sniper.planning.measure import Measurement, measure
 from sniper.planning.suggest import suggest_unless_given
 from sniper.reports.page import resize_rule, sizes_text
@@ -43,8 +44,6 @@ _MAX_EVALUATIONS = 4  # in a limited time
 _LONGEST_EVALUATION = (
     0.5  # of a limited time; a longer one is left out, since it would leave too little to train in
 )
-_DETECTIONS_PER_OBJECT = 1.5
-_DETECTIONS_STEP = 100
 
 
 _BACKBONE_REASONS = {False: "small enough to train on a CPU", True: "the usual one, for a GPU"}
@@ -260,7 +259,6 @@ def _complete(
         on_gpu=on_gpu,
         has_masks=dataset.masks is not None,
     )
-    derived = replace(derived, predict=replace(derived.predict, max_detections=_max_detections(dataset)))
     if train.rpn_only:
         derived = replace(derived, negatives=NegativeSpec(), mine=MineSpec())
     if given.model is not None:
@@ -270,7 +268,7 @@ def _complete(
     if not given.has("predict.levels"):
         levels = widened(experiment.pyramid.levels)
         experiment = replace(experiment, predict=replace(experiment.predict, levels=levels))
-    return experiment
+    return limit_search(experiment, to_image_boxes(dataset), is_given=given.has)
 
 
 def _choose_neck(given: Given) -> Literal["concat", "fpn"]:
@@ -310,12 +308,6 @@ def _fit_batch(complete: Callable[..., ExperimentSpec], dataset: Dataset, *, dev
 def _max_objects(dataset: Dataset) -> int:
     """Return the largest number of objects in an image."""
     return int(np.diff(dataset.offsets).max(initial=0))
-
-
-def _max_detections(dataset: Dataset) -> int:
-    """Return a number of detections that no image exceeds: half more than its objects, in round numbers."""
-    wanted = _DETECTIONS_STEP * math.ceil(_DETECTIONS_PER_OBJECT * _max_objects(dataset) / _DETECTIONS_STEP)
-    return max(wanted, PredictSpec().max_detections)
 
 
 def _fit_time(
@@ -424,6 +416,7 @@ def _describe(
     steps = cost.num_steps(train.batch_size)
     num_steps = max(round(train.epochs * steps), 1)
     low, high = cost.useful_sizes
+    most = most_objects(to_image_boxes(dataset), predict.levels, window=predict.window)
     rows: list[tuple[str, Any, str, str]] = [
         (
             "validation",
@@ -452,6 +445,12 @@ def _describe(
             f"up to {predict.max_detections} per image",
             f"an image has up to {counted(_max_objects(dataset), 'object')}",
             "predict.max_detections",
+        ),
+        (
+            "windows",
+            f"up to {predict.window} px, {num_proposals(experiment.model)} proposals in each",
+            f"as large as the images at the test levels; one shows up to {counted(most, 'object')}",
+            "predict.window",
         ),
         *_describe_model(experiment.model, device=device),
         (

@@ -20,6 +20,7 @@ from sniper.files import expand_path
 from sniper.planning.cluster import Cluster, ClusterPlan, measure_reading
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment
+from sniper.planning.limits import limit_search
 from sniper.planning.page import PlanPage
 from sniper.planning.suggest import Suggestion, suggest_pyramid
 
@@ -133,6 +134,7 @@ def plan(
                 batch_size=batch_size,
                 has_masks=data.masks is not None,
             )
+            suggested = limit_search(suggested, boxes)
         else:
             suggested = experiment.with_pyramid(suggestion.pyramid, train=source)
     planned = experiment or suggested or base
