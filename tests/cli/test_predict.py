@@ -297,6 +297,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: 
         ("run x.png --annotations train.json", "not both"),
         ("run images --images images", "--images requires --annotations"),
         ("run images -o images", "images: expected a file to write"),
+        ("run images -o train.json", "train.json: is no result file, and would be replaced"),
         ("run images/train_0.png --draw train.json", "exists"),
         ("run train.json", "cannot be read as an image"),
         ("run x.png --device abacus", "device abacus: there is no such device"),

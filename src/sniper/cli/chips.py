@@ -326,15 +326,18 @@ def _write_table(
     is_json: bool,
     started: float,
 ) -> None:
+    from sniper.chips import ChipTable
     from sniper.data.epoch import to_image_boxes
     from sniper.planning.cost import compute_cost
     from sniper.planning.plan import choose_chips
 
+    check_parent(output)
+    if output.is_file() and not ChipTable.is_table(output):
+        raise ConfigError(f"-o {output}: is no chip table, and would be replaced; choose another name")
     spec = load_config(config, overrides)
     dataset = load_annotations(annotations, images=images, split=split, data=spec.data)
     with announce_compilation():
         table = choose_chips(dataset, spec, proposals=proposals, seed=seed)
-    check_parent(output)
     table.save(output, pyramid=spec.pyramid, digest=dataset.digest)
     cost = compute_cost(
         table,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter, validators
 
 from sniper.cli.images import find_image_files
-from sniper.cli.inputs import load_images, load_split, scored_split
+from sniper.cli.inputs import check_results_file, load_images, load_split, scored_split
 from sniper.cli.locks import locking
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
@@ -92,8 +92,9 @@ def predict(
         Parameter(
             allow_leading_hyphen=True,
             help="Image files, folders of them, quoted patterns such as 'shots/**/*.jpg', or text files (.txt) with "
-            "one path per line. Without any, the images of --annotations, or else of data.test of the run. An option "
-            "--predict.FIELD VALUE sets a field of the section predict, in place of the run's value.",
+            "one path per line. Without any, the images of --annotations, or else of data.test of the run. Options "
+            "--predict.FIELD VALUE and --data.read.FIELD VALUE set fields of the sections predict and data.read, in "
+            "place of the run's values.",
         ),
     ],
     detector: Annotated[
@@ -154,7 +155,7 @@ def predict(
     from sniper.runs.processes import Processes
 
     given = () if run is None else (str(run),)
-    paths, overrides = split_overrides((*given, *files))
+    paths, overrides = split_overrides((*given, *files), sections=("predict", "data.read"))
     if detector is None:
         if run is None or paths[:1] != [str(run)]:
             raise ConfigError("RUN is missing: expected the folder of a run first, or --detector")
@@ -421,6 +422,7 @@ def _find_files(arguments: Sequence[str]) -> list[Path]:
 def _make_folders(target: Path, draw: Path | None) -> None:
     if target.is_dir():
         raise ConfigError(f"{target}: expected a file to write, this is a folder")
+    check_results_file(target)
     for folder in (target.parent, draw):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from sniper.runs.run import CheckpointChoice, Run
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split arguments into paths, and fields of the section predict that are set.
+def split_overrides(arguments: Sequence[str], *, sections: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split arguments into paths, and fields of the experiment that are set.
+
+    Args:
+        arguments: of the command.
+        sections: whose fields it has, such as `predict`.
 
     Raises:
         UnknownOption: if an argument is no option, or sets another field.
@@ -36,7 +40,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]
             paths.append(argument)
             continue
         name, has_value, _ = argument.partition("=")
-        if not name.startswith("--predict."):
+        if not name.startswith(tuple(f"--{section}." for section in sections)):
             raise UnknownOption(name)
         options.append(argument)
         if not has_value and rest:
