@@ -208,7 +208,12 @@ def test_detections_that_seem_to_be_of_other_chips_or_classes_are_warned_of(
         "--config",
         config,
     )
-    num_chips = sniper.json(*search)["num_chips"]
+    printed = sniper.text(*search).out
+    num_chips = len(entries_of(folder / "search"))
+    assert [line.split()[0] for line in printed.splitlines()] == [
+        *("chip_size", "levels", "num_images", "num_chips", "chips_skipped", "unreadable_images"),
+        *("seconds", "output"),
+    ]
     found = folder / "on_windows.json"
     merge = ("merge", found, "--manifest", folder / "search", "-o", folder / "found.json")
     for category_id, is_warned in ((0, False), (1, True)):

@@ -317,6 +317,17 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         load_exported(tmp_path / "model.bin")
 
 
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript", "openvino"])
+def test_a_package_that_is_not_installed_is_named(
+    package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ExportError, match=rf"needs {package}, .*\(pip install 'sniper-det\[onnx,openvino\]'\)"
+    ):
+        check_path(tmp_path / "model.xml", ExportOptions())
+
+
 def test_only_exported_files_are_replaced(
     exported: ExportedModel, onnx_file: Path, openvino_file: Path, tmp_path: Path
 ) -> None:

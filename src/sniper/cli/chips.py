@@ -40,6 +40,13 @@ def _locks(
         yield lock_file(out, option="-o" if output is not None else "OUT")
 
 
+_OF_ANNOTATIONS = (
+    *("chips_per_split", "num_negative_chips", "num_labels", "num_objects", "objects_in_no_chip"),
+    *("out_of_range_labelled", "out_of_range_blurred", "cut_objects", "crowds"),
+)
+"""Counts that the windows of a search do not have, since they are written without annotations."""
+
+
 @locking(_locks)
 def chips(
     annotations: Annotated[
@@ -242,6 +249,8 @@ def chips(
         return
     result["seconds"] = round(time.monotonic() - started, 3)
     result["output"] = str(target)
+    if search and not json:
+        result = {name: value for name, value in result.items() if name not in _OF_ANNOTATIONS}
     print_result(result if json else _to_text(result), is_json=json)
 
 

@@ -51,7 +51,7 @@ def convert(
     """
     started = time.monotonic()
     from sniper.data.datasets.load import load_splits
-    from sniper.data.datasets.write import write_dataset
+    from sniper.data.datasets.write import count_boxes, write_dataset
     from sniper.data.images.tiff import has_rasterio
     from sniper.data.spec import DataSpec, ReadSpec
 
@@ -71,7 +71,7 @@ def convert(
         {
             "splits": list(splits) if any(splits) else [],
             "num_images": sum(len(dataset) for dataset in splits.values()),
-            "num_boxes": sum(len(dataset.boxes) for dataset in splits.values()),
+            "num_boxes": sum(count_boxes(dataset, to=to) for dataset in splits.values()),
             "seconds": round(time.monotonic() - started, 3),
             "output": str(out),
         },

@@ -107,9 +107,9 @@ def evaluate(
         str,
         Parameter(
             allow_leading_hyphen=True,
-            help=f"Data set to score against; for a run, by default its validation images. {ANNOTATIONS_HELP} A run's "
-            "fields of the sections predict and data.read are set by --predict.FIELD VALUE and --data.read.FIELD VALUE, "
-            "such as --predict.merge hard.",
+            help=f"Data set to score against; for a run, by default its validation images. {ANNOTATIONS_HELP} "
+            "Fields of the sections predict and data.read of a run are set by --predict.FIELD VALUE and "
+            "--data.read.FIELD VALUE, such as --predict.merge hard.",
         ),
     ],
     images: Images = None,

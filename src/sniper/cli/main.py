@@ -196,14 +196,14 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str | None:
 
 def _describe_place(message: str, arguments: Sequence[str]) -> str:
     """Describe where a command gets the fields of `data.read` that a message advises to set."""
-    if "data.read." not in message or "config.yaml" in message:
+    if "data.read." not in message or not arguments or arguments[0] not in _names():
         return ""
     command = _command(arguments[0])
     if command.has("data.read."):
-        return "; --data.read.FIELD VALUE sets such a field"
+        return "; a field of data.read is set by --data.read.FIELD VALUE"
     if command.has("config"):
-        return "; it is a field of an experiment file (--config FILE)"
-    return "; it is a field of config.yaml of the run" if command.has("RUN") else ""
+        return "; a field of data.read is set in an experiment file (--config FILE)"
+    return "; a field of data.read is set in config.yaml of the run" if command.has("RUN") else ""
 
 
 def _discard_output() -> None:

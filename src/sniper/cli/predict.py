@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from sniper.cli.images import find_image_files
+from sniper.cli.images import check_pictures_folder, find_image_files, searched_folders
 from sniper.cli.inputs import check_results_file, load_images, load_split, scored_split
 from sniper.cli.locks import locking
 from sniper.cli.options import (
@@ -34,6 +34,7 @@ from sniper.cli.report_page import page_reporter, update_scored_page
 from sniper.cli.search import (
     describe_match,
     describe_weights,
+    image_folders,
     list_images,
     load_detector,
     load_exported_detector,
@@ -166,8 +167,12 @@ def predict(
     truth = _load_truth(spec, paths, annotations, images, split, searcher=searcher)
     sources = list_images(_find_files(paths) if truth is None else truth)[:limit]
     target = output or searcher.folder / _DEFAULT_OUTPUT
+    if draw is not None:
+        folders = searched_folders(paths) if truth is None else image_folders(truth)
+        check_pictures_folder(draw, [source.path for source in sources], searched=folders)
     _make_folders(target, draw)
     geo_files = _GeoFiles.find(sources, target, spec=spec, has_gpkg=gpkg)
+    check_results_file(target)
     loaded = searcher.load(spec=spec)
     model = loaded.detector
     match = match_classes(model, truth, run=searcher.name)
@@ -422,7 +427,6 @@ def _find_files(arguments: Sequence[str]) -> list[Path]:
 def _make_folders(target: Path, draw: Path | None) -> None:
     if target.is_dir():
         raise ConfigError(f"{target}: expected a file to write, this is a folder")
-    check_results_file(target)
     for folder in (target.parent, draw):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -60,6 +60,11 @@ def list_images(images: "Dataset | list[Path]") -> list["ImageToSearch"]:
     ]
 
 
+def image_folders(dataset: "Dataset") -> set[Path]:
+    """Return the folders of the images of a data set, but not that of its annotations: it may have anything."""
+    return {record.path.parent for record in dataset} - {dataset.path, dataset.path.parent}
+
+
 def match_classes(detector: "Detector", truth: "Dataset | None", *, run: Path | str) -> "CategoryMatch":
     """Match the classes of the detector with the categories of the data set that is searched, if there is one."""
     from sniper.data.datasets.categories import match_categories
