@@ -198,7 +198,7 @@ def _describe_place(message: str, arguments: Sequence[str]) -> str:
     """Describe where a command gets the fields of `data.read` that a message advises to set."""
     if "data.read." not in message or not arguments or arguments[0] not in _names():
         return ""
-    command = _command(arguments[0])
+    command = _find_command(arguments[0])
     if command.has("data.read."):
         return "; a field of data.read is set by --data.read.FIELD VALUE"
     if command.has("config"):
@@ -232,10 +232,10 @@ def _describe(error: CycloptsError, arguments: Sequence[str]) -> str:
 
 def _explain_option(option: str, arguments: Sequence[str]) -> str:
     """Explain an option that the command, the first of the arguments, does not have."""
-    return explain_option(option, _command(arguments[0]), _describe_commands())
+    return explain_option(option, _find_command(arguments[0]), _describe_commands())
 
 
-def _command(name: str) -> Command:
+def _find_command(name: str) -> Command:
     (command,) = [command for command in _describe_commands() if command.name == name]
     return command
 
