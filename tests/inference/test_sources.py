@@ -248,6 +248,7 @@ def test_arrays_of_other_types_are_mapped_by_the_intensity_range(dtype: str) -> 
         (PIXELS / 255, r"\[0, 1\]"),
         (np.full((4, 4), np.nan), r"\[0, 1\]"),
         (np.array([[-3.5, 17.2, np.inf]]), r"\[-4, 18\]"),
+        (np.full((4, 4), 5.0), r"\[5, 6\]"),
     ],
 )
 def test_the_range_that_is_advised_suits_the_values(values: np.ndarray, expected: str) -> None:

@@ -54,7 +54,7 @@ from sniper.cli.recipes import recipes
 from sniper.cli.report import report
 from sniper.cli.train import train
 from sniper.cli.unknown import OTHER_COMMANDS, Command, UnknownOption, explain_option
-from sniper.errors import SniperError, explain_os_error, explain_shared_memory
+from sniper.errors import AnnotationError, ImageError, SniperError, explain_os_error, explain_shared_memory
 from sniper.training.signals import SignalHandler, Stopped, ending_at_second_signal
 
 app = App(
@@ -189,8 +189,10 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str | None:
         return explain_os_error(error)
     if isinstance(error, MemoryError):
         return f"there is not enough memory ({' '.join(str(error).split()) or 'no details'})"
-    if isinstance(error, SniperError):
+    if isinstance(error, ImageError | AnnotationError):
         return str(error) + _describe_place(str(error), arguments)
+    if isinstance(error, SniperError):
+        return str(error)
     return explain_shared_memory(error)
 
 

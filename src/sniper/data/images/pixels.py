@@ -99,7 +99,9 @@ def _example_range(dtype: np.dtype, pixels: Shaped[np.ndarray, "h w c"] | None) 
         return (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.itemsize <= 2 else (0, 65_535)
     finite = np.zeros(0) if pixels is None else pixels[np.isfinite(pixels)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    return (0, 1) if low >= 0 and high <= 1 else (math.floor(low), math.ceil(high))
+    if low >= 0 and high <= 1:
+        return 0, 1
+    return math.floor(low), max(math.ceil(high), math.floor(low) + 1)
 
 
 def range_required(name: str, depth: str, *, example: tuple[float, float] = (0, 65_535)) -> ImageError:
