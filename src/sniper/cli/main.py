@@ -189,10 +189,9 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str | None:
         return explain_os_error(error)
     if isinstance(error, MemoryError):
         return f"there is not enough memory ({' '.join(str(error).split()) or 'no details'})"
-    if isinstance(error, ImageError | AnnotationError):
-        return str(error) + _describe_place(str(error), arguments)
     if isinstance(error, SniperError):
-        return str(error)
+        is_of_data = isinstance(error, ImageError | AnnotationError)
+        return str(error) + (_describe_place(str(error), arguments) if is_of_data else "")
     return explain_shared_memory(error)
 
 
