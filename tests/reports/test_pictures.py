@@ -94,18 +94,30 @@ def test_detections_below_the_score_are_not_drawn(tmp_path: Path) -> None:
     assert pixels[:600, 700:].sum() == 0
 
 
-def test_matches_and_crowds_are_coloured(tmp_path: Path) -> None:
-    image = ArrayImageReader(np.zeros((600, 1200, 3), dtype=np.uint8))
-    ground_truth = ImageRecord(
+def record_of(
+    boxes: np.ndarray, *, is_crowd: np.ndarray, width: int, masks: MaskArrays | None = None
+) -> ImageRecord:
+    """Return an image with objects of the first class."""
+    return ImageRecord(
         image_id=1,
         file_name="a.png",
-        path=tmp_path / "a.png",
-        image_root=tmp_path,
-        width=1200,
+        path=Path("a.png"),
+        image_root=Path(),
+        width=width,
         height=600,
-        boxes=np.array([[100.0, 100, 200, 200], [400, 100, 500, 200], [700, 100, 1100, 500]]),
-        labels=np.array([0, 0, 0]),
+        boxes=boxes,
+        labels=np.zeros(len(boxes), dtype=np.int64),
+        is_crowd=is_crowd,
+        masks=masks,
+    )
+
+
+def test_matches_and_crowds_are_coloured(tmp_path: Path) -> None:
+    image = ArrayImageReader(np.zeros((600, 1200, 3), dtype=np.uint8))
+    ground_truth = record_of(
+        np.array([[100.0, 100, 200, 200], [400, 100, 500, 200], [700, 100, 1100, 500]]),
         is_crowd=np.array([False, False, True]),
+        width=1200,
     )
     detections = Detections(
         boxes=np.array([[102.0, 100, 200, 200], [100, 300, 200, 400], [800, 200, 900, 300]]),
@@ -218,18 +230,10 @@ def test_what_was_not_searched_is_darker_and_objects_are_coloured_by_what_became
     tmp_path: Path,
 ) -> None:
     image = ArrayImageReader(np.full((600, 1200, 3), 200, dtype=np.uint8))
-    ground_truth = ImageRecord(
-        image_id=1,
-        file_name="a.png",
-        path=tmp_path / "a.png",
-        image_root=tmp_path,
-        width=1200,
-        height=600,
-        boxes=np.array(
-            [[100.0, 100, 200, 200], [300, 100, 400, 200], [700, 100, 800, 200], [900, 100, 990, 190]]
-        ),
-        labels=np.array([0, 0, 0, 0]),
+    ground_truth = record_of(
+        np.array([[100.0, 100, 200, 200], [300, 100, 400, 200], [700, 100, 800, 200], [900, 100, 990, 190]]),
         is_crowd=np.array([False, False, False, True]),
+        width=1200,
     )
     detections = Detections(
         boxes=np.array([[102.0, 100, 200, 200]]), scores=np.array([0.9]), labels=np.array([0])
@@ -254,16 +258,10 @@ def test_missed_objects_and_crowds_with_a_mask_are_outlined(tmp_path: Path) -> N
     """A triangle that is missed fills half of its box, whose other corner stays empty."""
     image = ArrayImageReader(np.zeros((600, 600, 3), dtype=np.uint8))
     rings = [[[[100, 100], [300, 100], [300, 300]]], [[[400, 400], [500, 400], [500, 500]]]]
-    record = ImageRecord(
-        image_id=1,
-        file_name="a.png",
-        path=tmp_path / "a.png",
-        image_root=tmp_path,
-        width=600,
-        height=600,
-        boxes=np.array([[100.0, 100, 300, 300], [400.0, 400, 500, 500]]),
-        labels=np.array([0, 0]),
+    record = record_of(
+        np.array([[100.0, 100, 300, 300], [400.0, 400, 500, 500]]),
         is_crowd=np.array([False, True]),
+        width=600,
         masks=MaskArrays.from_rings(rings),
     )
     draw_detections(
