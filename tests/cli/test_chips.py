@@ -182,12 +182,48 @@ def test_a_perfect_detector_on_windows_scores_one_on_whole_images(
     merged = sniper.json(*merge)
     assert merged["num_detections_on_chips"] == len(detections)
     assert merged["num_images"] == 4
+    num_with = len({each["image_id"] for each in detections})
+    assert merged["num_chips_without_detections"] == result["num_chips"] - num_with
     scores = sniper.json("evaluate", found, folder / "train.json")
     assert scores["ap50"] > 0.95
     assert sniper.json(*merge, "--predict.max_detections", 1)["num_detections"] == 4
+    onto = ("merge", folder / "on_windows.json", "--manifest", search, "-o")
+    assert "train.json: is no result file, and" in sniper.error(*onto, folder / "train.json")
+    assert "is the file of the detections on chips" in sniper.error(*onto, folder / "on_windows.json")
     assert "score_threshold" in sniper.error(*merge, "--predict.score_threshold", 2)
     assert "no such option" in sniper.error(*merge, "--ranges_", "keep")
     assert "one argument too many" in sniper.error(*merge, "more.json")
+
+
+def test_detections_that_seem_to_be_of_other_chips_or_classes_are_warned_of(
+    folder: Path, sniper: CommandLine, config: Path
+) -> None:
+    search = (
+        "chips",
+        folder / "train.json",
+        "--to",
+        "coco",
+        folder / "search",
+        "--search",
+        "--config",
+        config,
+    )
+    printed = sniper.text(*search).out
+    num_chips = len(entries_of(folder / "search"))
+    assert [line.split()[0] for line in printed.splitlines()] == [
+        *("chip_size", "levels", "num_images", "num_chips", "chips_skipped", "unreadable_images"),
+        *("seconds", "output"),
+    ]
+    found = folder / "on_windows.json"
+    merge = ("merge", found, "--manifest", folder / "search", "-o", folder / "found.json")
+    for category_id, is_warned in ((0, False), (1, True)):
+        entry = {"image_id": 1, "category_id": category_id, "bbox": [0, 0, 9, 9], "score": 0.9}
+        found.write_text(json.dumps([entry]))
+        err = " ".join(sniper.text(*merge, "--category-ids", "from-0").err.split())
+        assert f"{num_chips - 1} of {num_chips} chips have no detection" in err
+        assert ("no detection has the category_id 0, that of 'dark'" in err) is is_warned
+    found.write_text(json.dumps([{**entry, "category_id": 2}]))
+    assert "expected 0 (dark), 1 (bright)" in sniper.error(*merge, "--category-ids", "from-0")
 
 
 def test_image_files_are_searched_with_the_classes_of_the_chips(
@@ -213,6 +249,7 @@ def test_image_files_are_searched_with_the_classes_of_the_chips(
     [
         ("train.json", "expected -o FILE.npz, the chip table to write, or --to yolo|coco|voc OUT"),
         ("train.json out", "a folder of chips requires --to"),
+        ("train.json -o e.yaml", "e.yaml: is no chip table, and would be replaced"),
         ("train.json -o c.npz --quality 50", "--quality requires --to"),
         ("train.json -o c.npz --pyramid.chip_size x", "--pyramid.chip_size"),
         ("train.json --to yolo", "expected the folder to write, as OUT or -o OUT"),

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sniper.config.loading import dump_experiment
 from sniper.data.datasets import load_dataset
 from tests.cli.commands import CommandLine
+from tests.data.geotiffs import write_geotiff
 from tests.data.tiny import write_dataset
 from tests.training.experiments import tiny_experiment, with_train
 
@@ -52,6 +55,53 @@ def test_commands_lead_from_a_folder_of_any_format_to_scores(
     assert 0 <= sniper.json("evaluate", run / "detections.json", data)["ap"] <= 1
     assert 0 <= sniper.json("evaluate", tmp_path / "a.json", data, "--split", "all")["ap"] <= 1
     assert "detections" in sniper.error("evaluate", tmp_path / "a.json", data, "--split", "val")
+
+
+def test_pixels_that_are_copied_need_no_intensity_range(
+    splits: Path, tmp_path: Path, sniper: CommandLine
+) -> None:
+    for path in (splits / "images").iterdir():
+        with Image.open(path) as image:
+            deep = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        Image.fromarray(deep).save(path)
+    assert sniper.json("convert", splits, tmp_path / "yolo", "--to", "yolo")["num_images"] == 6
+    converted = sniper.json(
+        "convert", tmp_path / "yolo", tmp_path / "coco", "--to", "coco"
+    )  # reads the sides
+    assert (converted["num_images"], converted["num_boxes"]) == (6, 18)
+    for name in ("train_0.png", "val_1.png"):
+        (copy,) = (tmp_path / "coco" / "images").rglob(name)
+        assert copy.read_bytes() == (splits / "images" / name).read_bytes()
+    message = sniper.error("check", splits / "train.json")
+    assert "intensity_range: [0, 65535]" in message
+    assert message.endswith("a field of data.read is set in an experiment file (--config FILE)")
+
+
+def test_images_of_many_bands_are_converted(tmp_path: Path, sniper: CommandLine) -> None:
+    pytest.importorskip("rasterio")
+    write_dataset(tmp_path / "source", sides=((64, 48),))
+    content = json.loads((tmp_path / "source" / "train.json").read_text())
+    content["images"][0]["file_name"] = "bands.tif"
+    (tmp_path / "source" / "train.json").write_text(json.dumps(content))
+    write_geotiff(
+        tmp_path / "source" / "images" / "bands.tif", np.zeros((48, 64, 5), dtype=np.uint16), crs=None
+    )
+    assert sniper.json("convert", tmp_path / "source", tmp_path / "voc", "--to", "voc")["num_images"] == 1
+
+
+def test_boxes_are_counted_as_they_are_written(splits: Path, tmp_path: Path, sniper: CommandLine) -> None:
+    content = json.loads((splits / "train.json").read_text())
+    for entry in content["annotations"][:2]:
+        entry["iscrowd"] = 1
+    (splits / "train.json").write_text(json.dumps(content))
+    converted = sniper.json("convert", splits, tmp_path / "yolo", "--to", "yolo")
+    lines = [
+        line
+        for path in (tmp_path / "yolo" / "labels").rglob("*.txt")
+        for line in path.read_text().splitlines()
+    ]
+    assert converted["num_boxes"] == len(lines) == 16
+    assert sniper.json("convert", splits, tmp_path / "voc", "--to", "voc")["num_boxes"] == 18
 
 
 def test_perfect_detections_score_1_whatever_the_format_of_the_truth(

@@ -55,11 +55,17 @@ def test_a_run_with_a_focus_head_is_searched_by_it(sniper: CommandLine, folder: 
         (("--loss", "0.1", "--speed-up", "2"), "either --loss or --speed-up"),
         (("--split", "val"), "--split requires a data set"),
         (("--speed-up", "1"), "must be > 1"),
+        (("--draw", "images"), "pictures would be among the images in"),
     ],
 )
 def test_mistakes_are_refused(
-    sniper: CommandLine, trained_folder: Path, options: tuple[str, ...], message: str
+    sniper: CommandLine,
+    trained_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(trained_folder)
     assert message.lower() in sniper.error("focus", trained_folder / "run", *options).lower()
 
 

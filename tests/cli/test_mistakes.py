@@ -90,7 +90,8 @@ MISTAKES = [
     ("predict run --max-det 3", "predict.max_detections"),
     (
         "predict run --source a.jpg",
-        "--source: no such option; use FILES (sniper predict RUN [FILES]... [--predict.FIELD VALUE]...)",
+        "--source: no such option; use FILES (sniper predict RUN [FILES]... [--predict.FIELD VALUE]... "
+        "[--data.read.FIELD VALUE]...)",
     ),
     ("predict run --weights best.pt", "--weights: no such option; use RUN (sniper predict RUN"),
     ("predict run --save-dir x", "--save-dir: no such option; use --output"),

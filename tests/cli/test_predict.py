@@ -2,10 +2,12 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyogrio
 import pytest
@@ -125,6 +127,58 @@ def test_categories_on_one_side_are_reported_and_their_detections_kept(
     num_dark = sum(entry["category_id"] == 3 for entry in entries)
     assert json.loads(printed.out)["num_detections"] == num_dark
     assert f"{len(entries) - num_dark} detection" in printed.err
+
+
+def test_deep_images_are_read_in_the_range_that_is_given(trained_folder: Path, sniper: CommandLine) -> None:
+    run, images = trained_folder / "run", trained_folder / "images"
+    whole = sniper.json("predict", run, images)["num_detections"]
+    for path in images.iterdir():
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        deep = pixels.astype(np.uint16) * 100
+        cv2.imwrite(str(path), deep[..., ::-1])
+    for command in (("predict", run, images), ("evaluate", run)):
+        message = sniper.error(*command)
+        assert "data.read.intensity_range: [0, 65535]" in message
+        assert message.endswith("a field of data.read is set by --data.read.FIELD VALUE")
+        assert "flip" in sniper.error(*command, "--data.flip", "0.5")
+    option = ("--data.read.intensity_range", "[0, 25500]")
+    assert sniper.json("predict", run, images, *option)["num_detections"] == whole
+    assert sniper.json("evaluate", run, *option)["num_images"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        ("images --draw images", "images"),
+        ("images --draw images/drawn", "images"),
+        ("images --draw .", "images"),
+        ("'images/**/*.png' --draw images/drawn", "images"),
+        ("images/train_0.png --draw images", "images"),
+        ("--draw images", "images"),
+        ("--annotations train.json --draw images/drawn", "images"),
+    ],
+)
+def test_pictures_do_not_get_among_the_images(
+    trained_folder: Path,
+    sniper: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    folder: str,
+) -> None:
+    monkeypatch.chdir(trained_folder)
+    message = sniper.error("predict", "run", *shlex.split(arguments))
+    assert f"pictures would be among the images in {trained_folder / folder}; choose another" in message
+    assert len(list((trained_folder / "images").iterdir())) == 4
+
+
+def test_pictures_may_be_in_a_folder_beside_an_image(
+    trained_folder: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained_folder)
+    write_image(Path("photo.png"), width=64, height=48)
+    sniper.json("predict", "run", "photo.png", "--draw", "found")
+    assert [path.name for path in Path("found").iterdir()] == ["000001_photo.jpg"]
 
 
 @pytest.mark.parametrize("keeps_categories", [True, False])
@@ -297,6 +351,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: 
         ("run x.png --annotations train.json", "not both"),
         ("run images --images images", "--images requires --annotations"),
         ("run images -o images", "images: expected a file to write"),
+        ("run images -o train.json", "train.json: is no result file, and would be replaced"),
         ("run images/train_0.png --draw train.json", "exists"),
         ("run train.json", "cannot be read as an image"),
         ("run x.png --device abacus", "device abacus: there is no such device"),

@@ -110,6 +110,12 @@ def test_supervision_is_given_confident_detections(stand_in: Callable[[Detection
     assert pair.to_supervision()["confidence"].tolist() == [0.5, 0.25]
 
 
+def test_supervision_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'sniper-det\[supervision\]'"):
+        NAMED.to_supervision()
+
+
 def test_supervision_is_given_its_own_type() -> None:
     supervision = pytest.importorskip("supervision")
     converted = NAMED.to_supervision(0)

@@ -191,6 +191,12 @@ def test_detections_in_the_padding_are_dropped_and_others_clipped(dataset: Datas
         ({"image_id": "no"}, "'no'"),
         ({"category_id": 0}, r"category_id are no categories of the chips \(0\); expected 10 \(dark\), 11"),
         ({"bbox": [1, 2]}, "bbox must be four finite numbers"),
+        (
+            {"bbox": [70, 0, 9, 9]},
+            r"1 box lies outside of the chip; entry 0 on .*which has 64x64 pixels: bbox is \[70.0, 0.0, 9.0, 9.0\]",
+        ),
+        ({"bbox": [0, -13, 9, 9]}, "1 box lies outside of the chip"),
+        ({"bbox": [-40, 0, 130, 9]}, "1 box lies outside of the chip"),
     ],
 )
 def test_results_that_belong_to_no_chip_are_refused(
@@ -200,6 +206,12 @@ def test_results_that_belong_to_no_chip_are_refused(
     whole = {"image_id": 1, "category_id": 10, "bbox": [0, 0, 5, 5], "score": 0.5, **entry}
     with pytest.raises(DetectionsError, match=message):
         merged(tmp_path / "chips", manifest, [whole])
+
+
+@pytest.mark.parametrize("box", [[66, 0, 9, 9], [-40, 0, 120, 64], [0, 0, 0, 0]])
+def test_boxes_may_reach_beyond_their_chip(dataset: Dataset, tmp_path: Path, box: list[float]) -> None:
+    manifest = write(dataset, positives_of(dataset), tmp_path / "chips")
+    merged(tmp_path / "chips", manifest, [{"image_id": 1, "category_id": 10, "bbox": box, "score": 0.5}])
 
 
 @pytest.mark.parametrize(("ids", "first"), [("from-0", 0), ("from-1", 1)])

@@ -29,6 +29,7 @@ from sniper.inference.exported import ExportedFile, load_exported
 from sniper.inference.exporting import (
     ExportedModel,
     ExportOptions,
+    check_path,
     export_model,
     share_equal,
     to_onnx,
@@ -314,6 +315,38 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         Detector.load(path)
     with pytest.raises(ExportError, match=r"model.bin: expected a file that ends with .onnx, .xml, .pt2"):
         load_exported(tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript", "openvino"])
+def test_a_package_that_is_not_installed_is_named(
+    package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ExportError, match=rf"needs {package}, .*\(pip install 'sniper-det\[onnx,openvino\]'\)"
+    ):
+        check_path(tmp_path / "model.xml", ExportOptions())
+
+
+def test_only_exported_files_are_replaced(
+    exported: ExportedModel, onnx_file: Path, openvino_file: Path, tmp_path: Path
+) -> None:
+    import onnx
+
+    for path in (onnx_file, openvino_file, tmp_path / "new.onnx", tmp_path / "new.xml"):
+        check_path(path, ExportOptions())
+    model = onnx.load_from_string(exported.onnx)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    (tmp_path / "annotations.xml").write_text("<annotations><version>1.1</version></annotations>")
+    (tmp_path / "weights.bin").write_bytes(b"weights of another model")
+    for name, refused in (
+        ("other.onnx", "other.onnx"),
+        ("annotations.xml", "annotations.xml"),
+        ("weights.xml", "weights.bin"),
+    ):
+        with pytest.raises(ExportError, match=rf"{refused}: was not written by sniper export"):
+            check_path(tmp_path / name, ExportOptions())
 
 
 @pytest.mark.parametrize(

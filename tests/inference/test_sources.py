@@ -239,6 +239,23 @@ def test_arrays_of_other_types_are_mapped_by_the_intensity_range(dtype: str) -> 
     np.testing.assert_array_equal(levels, np.rint(np.clip(values.astype(np.float64) * 255 / 1000, 0, 255)))
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (PIXELS.astype(np.uint16), r"\[0, 65535\]"),
+        (PIXELS.astype(np.int16), r"\[-32768, 32767\]"),
+        (PIXELS.astype(np.int64), r"\[0, 65535\]"),
+        (PIXELS / 255, r"\[0, 1\]"),
+        (np.full((4, 4), np.nan), r"\[0, 1\]"),
+        (np.array([[-3.5, 17.2, np.inf]]), r"\[-4, 18\]"),
+        (np.full((4, 4), 5.0), r"\[5, 6\]"),
+    ],
+)
+def test_the_range_that_is_advised_suits_the_values(values: np.ndarray, expected: str) -> None:
+    with pytest.raises(ImageError, match=rf"data\.read\.intensity_range: {expected}"):
+        pixels_of(values)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_floating_point_tensors_are_mapped_by_the_intensity_range(dtype: torch.dtype) -> None:
     tensor = (torch.from_numpy(PIXELS).permute(2, 0, 1) / 255).to(dtype)

@@ -1,6 +1,7 @@
 """Paths of remote files."""
 
 import pickle
+import warnings
 from pathlib import Path
 
 import fsspec
@@ -65,6 +66,14 @@ def test_content_is_read(folder: RemotePath) -> None:
             assert file.read() == content
     with pytest.raises(FileNotFoundError, match="does not exist") as caught:
         open_regular(folder / "none")
+    assert caught.value.filename == "memory://root/none"
+
+
+def test_a_file_that_is_not_there_is_not_asked_for_again(folder: RemotePath) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FileNotFoundError, match="does not exist") as caught:
+            (folder / "none").open_binary(is_fixed=True)
     assert caught.value.filename == "memory://root/none"
 
 

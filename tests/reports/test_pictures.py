@@ -12,6 +12,7 @@ from sniper.data.datasets import Category, ImageRecord, load_dataset
 from sniper.data.epoch import order_chips
 from sniper.data.images.files import ArrayImageReader
 from sniper.geometry import Detections
+from sniper.geometry.masks import MaskArrays
 from sniper.reports.pictures import draw_chips, draw_detections, draw_focus
 from tests.chips.worlds import SMALL_PYRAMID
 from tests.data.tiny import write_dataset
@@ -93,18 +94,30 @@ def test_detections_below_the_score_are_not_drawn(tmp_path: Path) -> None:
     assert pixels[:600, 700:].sum() == 0
 
 
-def test_matches_and_crowds_are_coloured(tmp_path: Path) -> None:
-    image = ArrayImageReader(np.zeros((600, 1200, 3), dtype=np.uint8))
-    ground_truth = ImageRecord(
+def record_of(
+    boxes: np.ndarray, *, is_crowd: np.ndarray, width: int, masks: MaskArrays | None = None
+) -> ImageRecord:
+    """Return an image with objects of the first class."""
+    return ImageRecord(
         image_id=1,
         file_name="a.png",
-        path=tmp_path / "a.png",
-        image_root=tmp_path,
-        width=1200,
+        path=Path("a.png"),
+        image_root=Path(),
+        width=width,
         height=600,
-        boxes=np.array([[100.0, 100, 200, 200], [400, 100, 500, 200], [700, 100, 1100, 500]]),
-        labels=np.array([0, 0, 0]),
+        boxes=boxes,
+        labels=np.zeros(len(boxes), dtype=np.int64),
+        is_crowd=is_crowd,
+        masks=masks,
+    )
+
+
+def test_matches_and_crowds_are_coloured(tmp_path: Path) -> None:
+    image = ArrayImageReader(np.zeros((600, 1200, 3), dtype=np.uint8))
+    ground_truth = record_of(
+        np.array([[100.0, 100, 200, 200], [400, 100, 500, 200], [700, 100, 1100, 500]]),
         is_crowd=np.array([False, False, True]),
+        width=1200,
     )
     detections = Detections(
         boxes=np.array([[102.0, 100, 200, 200], [100, 300, 200, 400], [800, 200, 900, 300]]),
@@ -217,18 +230,10 @@ def test_what_was_not_searched_is_darker_and_objects_are_coloured_by_what_became
     tmp_path: Path,
 ) -> None:
     image = ArrayImageReader(np.full((600, 1200, 3), 200, dtype=np.uint8))
-    ground_truth = ImageRecord(
-        image_id=1,
-        file_name="a.png",
-        path=tmp_path / "a.png",
-        image_root=tmp_path,
-        width=1200,
-        height=600,
-        boxes=np.array(
-            [[100.0, 100, 200, 200], [300, 100, 400, 200], [700, 100, 800, 200], [900, 100, 990, 190]]
-        ),
-        labels=np.array([0, 0, 0, 0]),
+    ground_truth = record_of(
+        np.array([[100.0, 100, 200, 200], [300, 100, 400, 200], [700, 100, 800, 200], [900, 100, 990, 190]]),
         is_crowd=np.array([False, False, False, True]),
+        width=1200,
     )
     detections = Detections(
         boxes=np.array([[102.0, 100, 200, 200]]), scores=np.array([0.9]), labels=np.array([0])
@@ -247,3 +252,24 @@ def test_what_was_not_searched_is_darker_and_objects_are_coloured_by_what_became
             for x, y in ((99, 150), (299, 150), (699, 150), (899, 150), (250, 400), (600, 400), (250, 512))
         ]
     assert colors == ["#56B4E9", "#CC79A7", "#E69F00", "#464646", "#C8C8C8", "#464646", "#BBBBBB"]
+
+
+def test_missed_objects_and_crowds_with_a_mask_are_outlined(tmp_path: Path) -> None:
+    """A triangle that is missed fills half of its box, whose other corner stays empty."""
+    image = ArrayImageReader(np.zeros((600, 600, 3), dtype=np.uint8))
+    rings = [[[[100, 100], [300, 100], [300, 300]]], [[[400, 400], [500, 400], [500, 500]]]]
+    record = record_of(
+        np.array([[100.0, 100, 300, 300], [400.0, 400, 500, 500]]),
+        is_crowd=np.array([False, True]),
+        width=600,
+        masks=MaskArrays.from_rings(rings),
+    )
+    draw_detections(
+        image, Detections.empty(), tmp_path / "missed.png", categories=CATEGORIES, ground_truth=record
+    )
+    with Image.open(tmp_path / "missed.png") as picture:
+        pixels = np.asarray(picture)[:1200]
+    assert not pixels[400:600, 195:290].any()  # the picture is twice as large
+    assert not pixels[900:1010, 790:880].any()
+    assert pixels[195:205, 250:550].any(axis=(0, 2)).all()
+    assert pixels[795:805, 850:950].any(axis=(0, 2)).all()

@@ -157,6 +157,15 @@ class ChipTable:
                 file, head=np.array(json.dumps(head)), **{name: getattr(self, name) for name in _ARRAYS}
             )
 
+    @staticmethod
+    def is_table(path: Path) -> bool:
+        """Check whether a file has the arrays that `save` writes, of whatever version."""
+        try:
+            read_arrays(path, ["head", "image_indices"])
+        except (OSError, ValueError):
+            return False
+        return True
+
     @classmethod
     def load(cls, path: Path, *, pyramid: PyramidSpec, images: ImageBoxes, digest: str) -> "ChipTable":
         """Read a table that `save` wrote.

@@ -40,6 +40,13 @@ def _locks(
         yield lock_file(out, option="-o" if output is not None else "OUT")
 
 
+_OF_ANNOTATIONS = (
+    *("chips_per_split", "num_negative_chips", "num_labels", "num_objects", "objects_in_no_chip"),
+    *("out_of_range_labelled", "out_of_range_blurred", "cut_objects", "crowds"),
+)
+"""Counts that the windows of a search do not have, since they are written without annotations."""
+
+
 @locking(_locks)
 def chips(
     annotations: Annotated[
@@ -242,6 +249,8 @@ def chips(
         return
     result["seconds"] = round(time.monotonic() - started, 3)
     result["output"] = str(target)
+    if search and not json:
+        result = {name: value for name, value in result.items() if name not in _OF_ANNOTATIONS}
     print_result(result if json else _to_text(result), is_json=json)
 
 
@@ -326,15 +335,18 @@ def _write_table(
     is_json: bool,
     started: float,
 ) -> None:
+    from sniper.chips import ChipTable
     from sniper.data.epoch import to_image_boxes
     from sniper.planning.cost import compute_cost
     from sniper.planning.plan import choose_chips
 
+    check_parent(output)
+    if output.is_file() and not ChipTable.is_table(output):
+        raise ConfigError(f"-o {output}: is no chip table, and would be replaced; choose another name")
     spec = load_config(config, overrides)
     dataset = load_annotations(annotations, images=images, split=split, data=spec.data)
     with announce_compilation():
         table = choose_chips(dataset, spec, proposals=proposals, seed=seed)
-    check_parent(output)
     table.save(output, pyramid=spec.pyramid, digest=dataset.digest)
     cost = compute_cost(
         table,

@@ -51,10 +51,18 @@ def convert(
     """
     started = time.monotonic()
     from sniper.data.datasets.load import load_splits
-    from sniper.data.datasets.write import write_dataset
-    from sniper.data.spec import DataSpec
+    from sniper.data.datasets.write import count_boxes, write_dataset
+    from sniper.data.images.tiff import has_rasterio
+    from sniper.data.spec import DataSpec, ReadSpec
 
-    data = DataSpec(crowds=crowds, masks=masks, follow_links=follow_links, class_property=class_property)
+    data = DataSpec(
+        # Files are copied, so that every range and every band is right for their pixels.
+        read=ReadSpec(intensity_range=(0, 65_535), bands=(1,) if has_rasterio() else None),
+        crowds=crowds,
+        masks=masks,
+        follow_links=follow_links,
+        class_property=class_property,
+    )
     splits = load_splits(source, image_root=root, split=split, has_images=images != "none", data=data)
     for dataset in splits.values():
         print_warnings(dataset.warnings)
@@ -63,7 +71,7 @@ def convert(
         {
             "splits": list(splits) if any(splits) else [],
             "num_images": sum(len(dataset) for dataset in splits.values()),
-            "num_boxes": sum(len(dataset.boxes) for dataset in splits.values()),
+            "num_boxes": sum(count_boxes(dataset, to=to) for dataset in splits.values()),
             "seconds": round(time.monotonic() - started, 3),
             "output": str(out),
         },

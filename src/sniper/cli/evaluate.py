@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from sniper.cli.inputs import check_parent, load_annotations, load_images, load_split, scored_split
+from sniper.cli.inputs import (
+    check_parent,
+    check_results_file,
+    load_annotations,
+    load_images,
+    load_split,
+    scored_split,
+)
 from sniper.cli.locks import locking
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
@@ -100,8 +107,9 @@ def evaluate(
         str,
         Parameter(
             allow_leading_hyphen=True,
-            help=f"Data set to score against; for a run, by default its validation images. {ANNOTATIONS_HELP} A run's "
-            "fields of the section predict are set by --predict.FIELD VALUE, such as --predict.merge hard.",
+            help=f"Data set to score against; for a run, by default its validation images. {ANNOTATIONS_HELP} "
+            "Fields of the sections predict and data.read of a run are set by --predict.FIELD VALUE and "
+            "--data.read.FIELD VALUE, such as --predict.merge hard.",
         ),
     ],
     images: Images = None,
@@ -196,7 +204,7 @@ def evaluate(
     _check_sizes(sizes, details=details)
     if curve is not None:
         _check_curve(curve)
-    paths, overrides = split_overrides(annotations)
+    paths, overrides = split_overrides(annotations, sections=("predict", "data.read"))
     if proposals:
         _refuse_with_proposals(
             {
@@ -382,6 +390,7 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     from sniper.runs.run import Run
 
     opened = Run.open(run)
+    check_results_file(output / "detections.json")
     output.mkdir(parents=True, exist_ok=True)
     spec = merge_experiment(load_experiment(opened.config_path), None, overrides=options.overrides)
     data = replace(spec.data, follow_links=spec.data.follow_links or options.follow_links)

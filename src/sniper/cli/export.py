@@ -53,7 +53,8 @@ def export(
         str,
         Parameter(
             allow_leading_hyphen=True,
-            help="Fields of the section predict to set, as --predict.FIELD VALUE, in place of the run's.",
+            help="Fields of the sections predict and data.read to set, as --predict.FIELD VALUE and --data.read.FIELD "
+            "VALUE, in place of the run's.",
         ),
     ],
     sides: Annotated[
@@ -84,7 +85,7 @@ def export(
     started = time.monotonic()
     from sniper.inference.exporting import ExportOptions, check_focus, check_path, export_model, write
 
-    paths, options = split_overrides(overrides)
+    paths, options = split_overrides(overrides, sections=("predict", "data.read"))
     if paths:
         raise ConfigError(f"{paths[0]}: is one argument too many; usage: sniper export RUN MODEL")
     if images is not None and int8 is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
+from sniper.cli.images import check_pictures_folder
 from sniper.cli.inputs import load_images, load_split, scored_split
 from sniper.cli.locks import locking
 from sniper.cli.options import (
@@ -23,7 +24,14 @@ from sniper.cli.options import (
 )
 from sniper.cli.output import print_line, print_progress, print_result, print_table, print_warnings
 from sniper.cli.progress import show_progress
-from sniper.cli.search import describe_match, describe_weights, load_detector, match_classes, parse_checkpoint
+from sniper.cli.search import (
+    describe_match,
+    describe_weights,
+    image_folders,
+    load_detector,
+    match_classes,
+    parse_checkpoint,
+)
 from sniper.errors import ConfigError, counted
 from sniper.runs.lock import lock_file
 
@@ -127,6 +135,7 @@ def focus(
     dataset = _load_images(spec, run, annotations, images=images, split=split)
     dataset = dataset if limit is None else dataset.select(np.arange(min(limit, len(dataset))))
     if draw is not None:
+        check_pictures_folder(draw, [record.path for record in dataset], searched=image_folders(dataset))
         draw.mkdir(parents=True, exist_ok=True)
     chosen_device = select_device(device)
     loaded = load_detector(opened, device, spec=spec, checkpoint=parse_checkpoint(checkpoint))

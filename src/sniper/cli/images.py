@@ -1,6 +1,7 @@
 """Image files named on the command line by path, folder, pattern or list."""
 
 import codecs
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -251,3 +252,37 @@ def _read_list(path: Path) -> list[Path]:
             f"{printable(lines[0])!r}"
         )
     return paths
+
+
+def check_pictures_folder(folder: Path, images: Iterable[Path], *, searched: Iterable[Path] = ()) -> None:
+    """Check that pictures written to a folder do not get among the images that they are of.
+
+    Args:
+        folder: for pictures.
+        images: that pictures are drawn of.
+        searched: folders whose images, and those of the folders below, are searched.
+
+    Raises:
+        ConfigError: if one of the images is in the folder, or the folder is in one that is searched, or around it.
+    """
+    target = folder.resolve()
+    trees = {path.resolve() for path in searched if not is_remote(path)}
+    parents = {path.parent for path in images if not is_remote(path)}
+    for source in {path.resolve() for path in parents} | trees:
+        is_among = source in trees and (target.is_relative_to(source) or source.is_relative_to(target))
+        if target == source or is_among:
+            raise ConfigError(
+                f"--draw {folder}: pictures would be among the images in {source}; choose another folder"
+            )
+
+
+def searched_folders(arguments: Sequence[str]) -> Iterator[Path]:
+    """Yield the folders that are searched with all below: those given, and where a pattern with `**` starts."""
+    for argument in arguments:
+        path = expand_path(argument)
+        if is_remote(path):
+            continue
+        if path.is_dir():
+            yield path
+        elif "**" in path.parts and not os.path.lexists(path):
+            yield Path(*itertools.takewhile(lambda part: not has_magic(part), path.parts))

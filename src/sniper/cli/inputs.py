@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sniper.cli.output import print_warnings
 from sniper.errors import ConfigError
+from sniper.files import open_regular
 from sniper.remote import is_remote
 
 if TYPE_CHECKING:
@@ -92,3 +93,19 @@ def check_parent(path: Path) -> None:
     """Check that the folder of a file to be written exists."""
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
+
+
+def check_results_file(path: Path) -> None:
+    """Check that a COCO result file to be written replaces no file of another kind, such as annotations.
+
+    Raises:
+        ConfigError: if a file is there that does not start as a list of detections does.
+    """
+    if not path.is_file():
+        return
+    with open_regular(path) as file:
+        start = file.read(1024).lstrip()
+    if start and not start.startswith(b"["):
+        raise ConfigError(
+            f"{path}: is no result file, and would be replaced; choose another name (-o), or remove it"
+        )

@@ -54,7 +54,7 @@ from sniper.cli.recipes import recipes
 from sniper.cli.report import report
 from sniper.cli.train import train
 from sniper.cli.unknown import OTHER_COMMANDS, Command, UnknownOption, explain_option
-from sniper.errors import SniperError, explain_os_error, explain_shared_memory
+from sniper.errors import AnnotationError, ImageError, SniperError, explain_os_error, explain_shared_memory
 from sniper.training.signals import SignalHandler, Stopped, ending_at_second_signal
 
 app = App(
@@ -78,10 +78,10 @@ _COMMANDS: dict[Callable[..., None], str] = {
     chips: "ANNOTATIONS -o FILE | DATA --to FORMAT OUT [--pyramid.FIELD VALUE]... [--data.FIELD VALUE]...",
     train: "DATA [--SECTION.FIELD VALUE]...",
     mine: "RUN [ANNOTATIONS] | ANNOTATIONS --from FILE",
-    predict: "RUN [FILES]... [--predict.FIELD VALUE]...",
-    evaluate: "RUN [ANNOTATIONS] [--predict.FIELD VALUE]... | DETECTIONS ANNOTATIONS",
+    predict: "RUN [FILES]... [--predict.FIELD VALUE]... [--data.read.FIELD VALUE]...",
+    evaluate: "RUN [ANNOTATIONS] [--predict.FIELD VALUE]... [--data.read.FIELD VALUE]... | DETECTIONS ANNOTATIONS",
     focus: "RUN [DATA]",
-    export: "RUN MODEL [--predict.FIELD VALUE]...",
+    export: "RUN MODEL [--predict.FIELD VALUE]... [--data.read.FIELD VALUE]...",
     merge: "DETECTIONS --manifest CHIPS -o FILE [--predict.FIELD VALUE]...",
     report: "RUN [RUN]...",
     recipes: "",
@@ -189,7 +189,22 @@ def _explain(error: Exception, arguments: Sequence[str]) -> str | None:
         return explain_os_error(error)
     if isinstance(error, MemoryError):
         return f"there is not enough memory ({' '.join(str(error).split()) or 'no details'})"
-    return str(error) if isinstance(error, SniperError) else explain_shared_memory(error)
+    if isinstance(error, SniperError):
+        is_of_data = isinstance(error, ImageError | AnnotationError)
+        return str(error) + (_describe_place(str(error), arguments) if is_of_data else "")
+    return explain_shared_memory(error)
+
+
+def _describe_place(message: str, arguments: Sequence[str]) -> str:
+    """Describe where a command gets the fields of `data.read` that a message advises to set."""
+    if "data.read." not in message or not arguments or arguments[0] not in _names():
+        return ""
+    command = _find_command(arguments[0])
+    if command.has("data.read."):
+        return "; a field of data.read is set by --data.read.FIELD VALUE"
+    if command.has("config"):
+        return "; a field of data.read is set in an experiment file (--config FILE)"
+    return "; a field of data.read is set in config.yaml of the run" if command.has("RUN") else ""
 
 
 def _discard_output() -> None:
@@ -218,7 +233,16 @@ def _describe(error: CycloptsError, arguments: Sequence[str]) -> str:
 
 def _explain_option(option: str, arguments: Sequence[str]) -> str:
     """Explain an option that the command, the first of the arguments, does not have."""
-    commands = [
+    return explain_option(option, _find_command(arguments[0]), _describe_commands())
+
+
+def _find_command(name: str) -> Command:
+    (command,) = [command for command in _describe_commands() if command.name == name]
+    return command
+
+
+def _describe_commands() -> list[Command]:
+    return [
         Command(
             name=command.__name__,
             usage=usage,
@@ -231,8 +255,6 @@ def _explain_option(option: str, arguments: Sequence[str]) -> str:
         )
         for command, usage in _COMMANDS.items()
     ]
-    (command,) = [command for command in commands if command.name == arguments[0]]
-    return explain_option(option, command, commands)
 
 
 def _names() -> list[str]:

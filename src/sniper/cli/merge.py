@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from sniper.cli.inputs import check_parent
+from sniper.cli.inputs import check_parent, check_results_file
 from sniper.cli.locks import locking
 from sniper.cli.options import Json, default, output_option
 from sniper.cli.output import announce_compilation, print_result, print_warnings
 from sniper.cli.progress import show_progress
 from sniper.cli.search import split_overrides
-from sniper.errors import ConfigError
+from sniper.errors import ConfigError, counted
 from sniper.runs.lock import lock_file
 
 
@@ -85,13 +85,16 @@ def merge(
     from sniper.files import atomic_write
     from sniper.inference.chip_detections import load_chip_detections, merge_chips, to_results
 
-    paths, options = split_overrides(overrides)
+    paths, options = split_overrides(overrides, sections=("predict",))
     if paths:
         raise ConfigError(
             f"{paths[0]}: is one argument too many; usage: sniper merge DETECTIONS --manifest CHIPS -o FILE"
         )
     chips = read_manifest(manifest).of_split(split)
     check_parent(output)
+    if output.exists() and detections.exists() and output.samefile(detections):
+        raise ConfigError(f"-o {output}: is the file of the detections on chips; choose another name")
+    check_results_file(output)
     if config is None and (chips.path.parent / EXPERIMENT).is_file():
         config = chips.path.parent / EXPERIMENT
     spec = (
@@ -100,6 +103,16 @@ def merge(
         else load_experiment(config, overrides=options)
     ).predict
     found, categories = load_chip_detections(detections, chips, category_ids=category_ids)
+    num_without = len(chips.chips) - len(set(found.chips.tolist()))
+    if 2 * num_without > len(chips.chips):
+        print_warnings([f"{num_without:,} of {counted(len(chips.chips), 'chip')} have no detection"])
+    if category_ids == "from-0" and len(found.chips) and found.detections.labels.min() > 0:
+        print_warnings(
+            [
+                f"no detection has the category_id 0, that of {categories[0].name!r} with --category-ids from-0; if "
+                "classes are numbered from 1, use from-1"
+            ]
+        )
     num_merged = num_images = num_cut = 0
     with show_progress() as bars, announce_compilation(), atomic_write(output) as file:
         separator = b"[\n"
@@ -123,6 +136,7 @@ def merge(
     print_result(
         {
             "num_chips": len(chips.chips),
+            "num_chips_without_detections": num_without,
             "num_detections_on_chips": len(found.chips),
             "num_images": num_images,
             "num_detections": num_merged,

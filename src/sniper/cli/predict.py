@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from sniper.cli.images import find_image_files
-from sniper.cli.inputs import load_images, load_split, scored_split
+from sniper.cli.images import check_pictures_folder, find_image_files, searched_folders
+from sniper.cli.inputs import check_results_file, load_images, load_split, scored_split
 from sniper.cli.locks import locking
 from sniper.cli.options import (
     ANNOTATIONS_HELP,
@@ -34,6 +34,7 @@ from sniper.cli.report_page import page_reporter, update_scored_page
 from sniper.cli.search import (
     describe_match,
     describe_weights,
+    image_folders,
     list_images,
     load_detector,
     load_exported_detector,
@@ -92,8 +93,9 @@ def predict(
         Parameter(
             allow_leading_hyphen=True,
             help="Image files, folders of them, quoted patterns such as 'shots/**/*.jpg', or text files (.txt) with "
-            "one path per line. Without any, the images of --annotations, or else of data.test of the run. An option "
-            "--predict.FIELD VALUE sets a field of the section predict, in place of the run's value.",
+            "one path per line. Without any, the images of --annotations, or else of data.test of the run. Options "
+            "--predict.FIELD VALUE and --data.read.FIELD VALUE set fields of the sections predict and data.read, in "
+            "place of the run's values.",
         ),
     ],
     detector: Annotated[
@@ -154,7 +156,7 @@ def predict(
     from sniper.runs.processes import Processes
 
     given = () if run is None else (str(run),)
-    paths, overrides = split_overrides((*given, *files))
+    paths, overrides = split_overrides((*given, *files), sections=("predict", "data.read"))
     if detector is None:
         if run is None or paths[:1] != [str(run)]:
             raise ConfigError("RUN is missing: expected the folder of a run first, or --detector")
@@ -165,8 +167,12 @@ def predict(
     truth = _load_truth(spec, paths, annotations, images, split, searcher=searcher)
     sources = list_images(_find_files(paths) if truth is None else truth)[:limit]
     target = output or searcher.folder / _DEFAULT_OUTPUT
+    if draw is not None:
+        folders = searched_folders(paths) if truth is None else image_folders(truth)
+        check_pictures_folder(draw, [source.path for source in sources], searched=folders)
     _make_folders(target, draw)
     geo_files = _GeoFiles.find(sources, target, spec=spec, has_gpkg=gpkg)
+    check_results_file(target)
     loaded = searcher.load(spec=spec)
     model = loaded.detector
     match = match_classes(model, truth, run=searcher.name)

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from sniper.runs.run import CheckpointChoice, Run
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split arguments into paths, and fields of the section predict that are set.
+def split_overrides(arguments: Sequence[str], *, sections: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split arguments into paths, and fields of the experiment that are set.
+
+    Args:
+        arguments: of the command.
+        sections: whose fields it has, such as `predict`.
 
     Raises:
         UnknownOption: if an argument is no option, or sets another field.
@@ -36,7 +40,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]
             paths.append(argument)
             continue
         name, has_value, _ = argument.partition("=")
-        if not name.startswith("--predict."):
+        if not name.startswith(tuple(f"--{section}." for section in sections)):
             raise UnknownOption(name)
         options.append(argument)
         if not has_value and rest:
@@ -54,6 +58,11 @@ def list_images(images: "Dataset | list[Path]") -> list["ImageToSearch"]:
         ImageToSearch(image_id=number, path=path, file_name=str(path))
         for number, path in enumerate(images, start=1)
     ]
+
+
+def image_folders(dataset: "Dataset") -> set[Path]:
+    """Return the folders of the images of a data set, but not that of its annotations: it may have anything."""
+    return {record.path.parent for record in dataset} - {dataset.path, dataset.path.parent}
 
 
 def match_classes(detector: "Detector", truth: "Dataset | None", *, run: Path | str) -> "CategoryMatch":

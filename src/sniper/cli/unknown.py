@@ -115,7 +115,7 @@ OTHER_COMMANDS = {
 }
 """Names of commands in other libraries, and ours."""
 
-_FIELDS_OF_RUN = {"predict": ("predict.", "data.read."), "mine": ("mine.", "predict.levels", "model.rpn.")}
+_FIELDS_OF_RUN = {"mine": ("mine.", "predict.levels", "model.rpn.")}
 """Commands that read the `config.yaml` of a run, and the fields that they use."""
 
 
@@ -148,8 +148,9 @@ class Command:
     def has(self, name: str) -> bool:
         """Check whether the command has an option, an argument or a field."""
         if "." in name:
-            section = name.partition(".")[0]
-            return "--SECTION.FIELD" in self.usage or f"--{section}.FIELD" in self.usage
+            parts = name.split(".")
+            sections = ["SECTION", *(".".join(parts[:count]) for count in range(1, len(parts)))]
+            return any(f"--{section}.FIELD" in self.usage for section in sections)
         if name.isupper():
             return name in self.usage.replace("[", " ").replace("]", " ").split()
         return f"--{name}" in self.options

@@ -129,7 +129,14 @@ class Detections:
         Raises:
             ModuleNotFoundError: if supervision is not installed.
         """
-        import supervision
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            if error.name != "supervision":
+                raise
+            raise ModuleNotFoundError(
+                "to_supervision requires supervision: pip install 'sniper-det[supervision]'", name=error.name
+            ) from error
 
         shown = self.confident(min_score)
         return supervision.Detections(

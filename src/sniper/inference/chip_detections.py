@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from sniper.config.experiment import PredictSpec
 from sniper.data.chip_manifest import ChipEntry, ChipManifest
@@ -28,6 +28,9 @@ CategoryIds = Literal["ids", "from-0", "from-1"]
 _DECIMALS = 4  # of coordinates in results: 0.0001 pixels
 _COLUMNS = 6  # of a line of YOLO's detections: class, centre, sides, confidence
 _LARGEST_FRACTION = 2.0  # of a side; a detection may reach beyond its chip, but not by pixels
+_LARGEST_OFFSET = (
+    0.125  # of a side, from a chip to the centre of a box: detectors pad chips, and see noise there
+)
 _MAX_LISTED = 5
 
 
@@ -224,10 +227,41 @@ def _read_results(
     chips = (
         np.array(found, dtype=np.int64)[inverse.reshape(-1)] if len(table) else np.zeros(0, dtype=np.int64)
     )
+    _check_boxes(table.boxes, chips, manifest, path=path)
     detections = Detections(boxes=from_xywh(table.boxes), scores=table.scores, labels=labels)
     if table.masks is not None:
         _check_masks(table.masks, chips, manifest, path=path)
     return ChipDetections(chips=chips, detections=detections, masks=table.masks), categories
+
+
+def _check_boxes(
+    boxes: Float[np.ndarray, "n 4"], chips: Int[np.ndarray, " n"], manifest: ChipManifest, *, path: Path
+) -> None:
+    """Check that boxes (xywh, chip frame) are where a detector can see objects of their chip.
+
+    They may reach beyond it: not all detectors clip boxes, and some complete objects that are cut off.
+
+    Raises:
+        DetectionsError: if the centre of a box is outside of its chip, or a box has more than twice its sides.
+    """
+    sides = _sides_of(manifest, chips)
+    offsets = np.abs(boxes[:, :2] + boxes[:, 2:] / 2 - sides / 2) - sides / 2
+    is_wrong = ((offsets > sides * _LARGEST_OFFSET) | (boxes[:, 2:] > sides * _LARGEST_FRACTION)).any(axis=1)
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
+        width, height = sides[row].tolist()
+        raise DetectionsError(
+            f"{path}: {counted(int(is_wrong.sum()), 'box lies', 'boxes lie')} outside of the chip; entry {row} on "
+            f"{manifest.chips[int(chips[row])].file_name}, which has {width}x{height} pixels: bbox is "
+            f"{np.round(boxes[row], 2).tolist()}. Expected x, y, width and height in pixels of the chips of "
+            f"{manifest.path}"
+        )
+
+
+def _sides_of(manifest: ChipManifest, chips: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 2"]:
+    """Return the width and height of the files of chips."""
+    sides = [(entry.width, entry.height) for entry in manifest.chips]
+    return np.array(sides, dtype=np.int64).reshape(-1, 2)[chips]
 
 
 def _check_masks(
@@ -238,9 +272,7 @@ def _check_masks(
     Raises:
         DetectionsError: if some do not.
     """
-    expected = np.array([(entry.width, entry.height) for entry in manifest.chips], dtype=np.int64).reshape(
-        -1, 2
-    )[chips]
+    expected = _sides_of(manifest, chips)
     is_wrong = masks.is_encoded & ((masks.sides != expected).any(axis=1) | masks.measure().is_invalid)
     if is_wrong.any():
         row = int(is_wrong.argmax())

@@ -353,6 +353,15 @@ class _TorchGraph:
         return boxes.numpy(), scores.numpy(), labels.numpy()
 
 
+def is_exported(path: Path) -> bool:
+    """Check whether a file was written by `sniper export`, of whatever version."""
+    check_regular(path)
+    try:
+        return _open(path, device="cpu").metadata is not None
+    except ExportError:
+        return False
+
+
 _PACKAGES = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "torch"}
 
 

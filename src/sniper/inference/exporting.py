@@ -37,6 +37,7 @@ from sniper.inference.exported import (
     ExportedClass,
     ExportedFile,
     ExportedSpec,
+    is_exported,
     open_graph,
     pad,
 )
@@ -162,10 +163,11 @@ def export_model(
 
 
 def check_path(path: Path, options: ExportOptions) -> None:
-    """Check that a file of its suffix can be written with some options, and that the packages for it are there.
+    """Check that a file can be written with some options.
 
     Raises:
-        ExportError: if not.
+        ExportError: if its suffix is of no format, or not with the options; a package for it is missing; or it would
+            replace a file that was not written by `sniper export`.
     """
     if path.suffix not in EXPORTED_SUFFIXES:
         raise ExportError(
@@ -183,6 +185,23 @@ def check_path(path: Path, options: ExportOptions) -> None:
             raise ExportError(
                 f"{path}: needs {error.name}, which is not installed (pip install 'sniper-det[onnx,openvino]')"
             ) from error
+    _check_replaceable(path)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Check that a file to be written, or its weights beside it, replaces none but an earlier export."""
+    if path.exists():
+        if is_exported(path):
+            return
+        other = path
+    else:
+        other = path.with_suffix(".bin")
+        if path.suffix != ".xml" or not other.exists():
+            return
+    raise ExportError(
+        f"{other}: was not written by sniper export, or cannot be read any more, and would be replaced; choose another "
+        "name, or remove it"
+    )
 
 
 def to_onnx(loaded: LoadedModel, *, options: ExportOptions = ExportOptions()) -> ExportedModel:

@@ -490,8 +490,11 @@ def _is_permanent(error: Exception) -> bool:
         return 400 <= status < 500 and status not in _RETRIED_STATUS
     if type(error).__name__ in _NO_CREDENTIALS:
         return True
+    # A FileNotFoundError may hide a failed connection, or come from a look-up in a file system without a server.
     is_hidden = isinstance(error, FileNotFoundError) and error.__cause__ is not None
-    return isinstance(error, _PERMANENT) and (not is_hidden or isinstance(error.__cause__, _PERMANENT))
+    return isinstance(error, _PERMANENT) and (
+        not is_hidden or isinstance(error.__cause__, (*_PERMANENT, LookupError))
+    )
 
 
 def _describe(error: Exception, timeout: float) -> str:

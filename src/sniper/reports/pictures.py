@@ -5,12 +5,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw
 
 from sniper.chips import BoxStatus
@@ -21,6 +20,7 @@ from sniper.evaluation.matching import match_detections
 from sniper.files import write_bytes
 from sniper.geometry import Detections
 from sniper.geometry.boxes import size
+from sniper.geometry.detection_masks import DetectionMasks
 from sniper.reports.fonts import load_font, picture_names
 from sniper.reports.labels import place_labels
 from sniper.reports.palette import CLASS_COLORS, GREY, ORANGE, PURPLE, SKY_BLUE, text_color
@@ -85,10 +85,10 @@ def draw_detections(
 ) -> None:
     """Write a picture of an image with its detections; small images are enlarged, very large ones reduced.
 
-    Detections with a mask are outlined; the others have their box. Lines and letters suit the median size of the
-    objects. A label that would cover another box or label is shortened to its score, or left out. Without ground truth,
-    each class has a colour. With ground truth, true positives, false positives and false negatives (IoU 0.5) have one
-    each. A legend below explains the colours.
+    Detections and objects with a mask are outlined; the others have their box. Lines and letters suit the median size
+    of the objects. A label that would cover another box or label is shortened to its score, or left out. Without ground
+    truth, each class has a colour. With ground truth, true positives, false positives and false negatives (IoU 0.5)
+    have one each. A legend below explains the colours.
 
     Args:
         image: opened, see `open_image`.
@@ -148,11 +148,12 @@ def draw_focus(
         (SKY_BLUE, "found", ~is_missed & ~ground_truth.is_crowd),
     )
     rows = [np.flatnonzero(is_of_kind) for _, _, is_of_kind in kinds]
+    order = np.concatenate(rows)
     marks = _Marks(
-        boxes=ground_truth.boxes[np.concatenate(rows)],
+        boxes=ground_truth.boxes[order],
         colors=[color for (color, _, _), of_kind in zip(kinds, rows, strict=True) for _ in of_kind],
-        texts=[()] * sum(map(len, rows)),
-        outlines=[],
+        texts=[()] * len(order),
+        outlines=_outlines_of_objects(ground_truth, order),
         legend=[
             (color, f"{len(of_kind)} {name}") for (color, name, _), of_kind in zip(kinds, rows, strict=True)
         ],
@@ -171,7 +172,7 @@ class _Marks:
         boxes: (n, 4) xyxy, image frame.
         colors: of each box.
         texts: of each label: whole, and shortened.
-        outlines: of the masks of the first boxes: rings of (p, 2) xy, image frame; a box without rings is drawn itself.
+        outlines: of the mask of each box: rings of (p, 2) xy, image frame; a box without rings is drawn itself.
         legend: colours and what they mean.
     """
 
@@ -201,7 +202,7 @@ def _mark_classes(shown: Detections, names: Sequence[str]) -> _Marks:
         boxes=shown.boxes,
         colors=colors,
         texts=texts,
-        outlines=_outlines_of(shown),
+        outlines=_outlines_of(shown.masks, count=len(shown)),
         legend=legend or [(_BACKGROUND, "no detections")],
     )
 
@@ -231,17 +232,27 @@ def _mark_matches(shown: Detections, names: Sequence[str], truth: ImageRecord) -
             *([of_objects[index]] * (not has_one_class) for index in missed.tolist()),
             *([f"crowd: {of_objects[index]}", "crowd"] for index in crowds.tolist()),
         ],
-        outlines=_outlines_of(shown),
+        outlines=[
+            *_outlines_of(shown.masks, count=len(shown)),
+            *_outlines_of_objects(truth, np.concatenate([missed, crowds])),
+        ],
         legend=legend,
     )
 
 
-def _outlines_of(shown: Detections) -> list[list[Float[np.ndarray, "_ 2"]]]:
-    """Return the rings of the mask of each detection, holes among them."""
-    masks = shown.masks
+def _outlines_of(masks: DetectionMasks | None, *, count: int) -> list[list[Float[np.ndarray, "_ 2"]]]:
+    """Return the rings of each mask, holes among them; none for each of `count` boxes without masks."""
     if masks is None:
-        return []
+        return [[] for _ in range(count)]
     return [[ring for part in masks.outlines(row) for ring in part] for row in range(len(masks))]
+
+
+def _outlines_of_objects(
+    truth: ImageRecord, rows: Int[np.ndarray, " k"]
+) -> list[list[Float[np.ndarray, "_ 2"]]]:
+    """Return the rings of the mask of some annotated objects; none for those without a mask."""
+    masks = None if truth.masks is None else DetectionMasks.from_arrays(truth.masks.select(rows))
+    return _outlines_of(masks, count=len(rows))
 
 
 def _label_texts(shown: Detections, names: Sequence[str]) -> list[list[str]]:
@@ -269,7 +280,7 @@ def _draw_marks(sheet: Image.Image, marks: _Marks, *, zoom: float, letters: int,
     draw = ImageDraw.Draw(sheet)
     outlines = np.round(marks.boxes * zoom) + np.array([-line, -line, line, line])
     outlines = np.clip(outlines, 0, [sheet.width - 1, sheet.height - 1] * 2)  # seen at the border, too
-    marked = zip_longest(outlines, marks.colors, marks.outlines, fillvalue=())
+    marked = zip(outlines, marks.colors, marks.outlines, strict=True)
     for outline, color, rings in reversed(list(marked)):  # the first on top
         for ring in rings:
             draw.line(

@@ -185,7 +185,7 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             with pytest.raises(
-                ConfigError, match=rf"needs the package {package}: pip install sniper-det\[transformers\]$"
+                ConfigError, match=rf"needs the package {package}: pip install 'sniper-det\[transformers\]'$"
             ):
                 check_available(spec_of(folder))
 

@@ -78,6 +78,11 @@ def write_annotations(splits: Mapping[str, Dataset], folder: Path, *, to: Format
     return _write(splits, folder, to=to, images="none", target=folder)
 
 
+def count_boxes(dataset: Dataset, *, to: FormatName) -> int:
+    """Return how many boxes of a data set are written: YOLO cannot express crowds, which are left out."""
+    return int((~dataset.is_crowd).sum()) if to == "yolo" else len(dataset.boxes)
+
+
 def join_categories(splits: Mapping[str, Dataset], *, to: FormatName) -> list[Category]:
     """Return the categories of all splits, each name once, in the order in which YOLO's classes are written.
 

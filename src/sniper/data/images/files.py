@@ -237,8 +237,12 @@ def read_image_sides(data: Path | bytes, spec: ReadSpec = _DEFAULT) -> Sides:
     with image.open_pillow() as opened:
         _check_num_pixels(image.name, Sides(opened.width, opened.height), spec)
         if spec.intensity_range is None and _is_deep(opened):
-            raise range_required(image.name, f"mode {opened.mode}")
+            raise _range_required(image.name, opened)
         return _oriented_sides(opened, _remaining_orientation(opened, spec))
+
+
+def _range_required(name: str, image: Image.Image) -> ImageError:
+    return range_required(name, f"mode {image.mode}", example=(0, 1) if image.mode == "F" else (0, 65_535))
 
 
 def read_orientation(data: Path | bytes, spec: ReadSpec = _DEFAULT) -> int:
@@ -360,7 +364,7 @@ def _decode(
         bands = select_bands(1 if is_grey else 3, spec, name=name)
         return to_rgb(pixels[..., bands], ReadSpec(), name=name)
     if spec.intensity_range is None:
-        raise range_required(name, f"mode {image.mode}")
+        raise _range_required(name, image)
     is_inverted = image.format == "TIFF" and _tiff_tag(image, _PHOTOMETRIC, 1) == _MIN_IS_WHITE
     _load(image)  # raises for a truncated file, which OpenCV would fill up silently
     if image.mode in _DEEP_MODES and (encoded is None or not _is_rescaled(image)):

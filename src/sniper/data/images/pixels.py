@@ -1,5 +1,6 @@
 """Turn decoded pixels of any type into 8-bit RGB: bands, intensity, orientation."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -32,7 +33,7 @@ def map_intensity(
     pixels: Shaped[np.ndarray, "h w c"], spec: ReadSpec, *, name: str
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Convert (h, w, 1) grey or (h, w, 3) RGB to 8-bit RGB; see `to_rgb`."""
-    check_intensity(pixels.dtype, spec, name=name)
+    check_intensity(pixels.dtype, spec, name=name, pixels=pixels)
     if pixels.dtype != np.uint8:
         assert spec.intensity_range is not None
         pixels = _to_8_bits(pixels, spec.intensity_range)
@@ -72,8 +73,16 @@ def select_bands(
     )
 
 
-def check_intensity(dtype: np.dtype, spec: ReadSpec, *, name: str) -> None:
+def check_intensity(
+    dtype: np.dtype, spec: ReadSpec, *, name: str, pixels: Shaped[np.ndarray, "h w c"] | None = None
+) -> None:
     """Check that values of a type can be mapped to 8 bits.
+
+    Args:
+        dtype: of the values.
+        spec: with the intensity range.
+        name: of the image, for errors.
+        pixels: the values, if they are read; for an example of a range in errors.
 
     Raises:
         ImageError: if they are complex, or not uint8 while no intensity range is configured.
@@ -81,15 +90,26 @@ def check_intensity(dtype: np.dtype, spec: ReadSpec, *, name: str) -> None:
     if dtype.kind not in "iuf":
         raise ImageError(f"{name}: has values of type {dtype}, expected integers or floating-point numbers")
     if dtype != np.uint8 and spec.intensity_range is None:
-        raise range_required(name, str(dtype))
+        raise range_required(name, str(dtype), example=_example_range(dtype, pixels))
 
 
-def range_required(name: str, depth: str) -> ImageError:
+def _example_range(dtype: np.dtype, pixels: Shaped[np.ndarray, "h w c"] | None) -> tuple[float, float]:
+    """Return the range of a type, 0 to 1 for floating-point values; or of the values that are beyond it."""
+    if dtype.kind in "iu":
+        return (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.itemsize <= 2 else (0, 65_535)
+    finite = np.zeros(0) if pixels is None else pixels[np.isfinite(pixels)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if low >= 0 and high <= 1:
+        return 0, 1
+    return math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+
+
+def range_required(name: str, depth: str, *, example: tuple[float, float] = (0, 65_535)) -> ImageError:
     """Return the error for an image that cannot be mapped to 8 bits without an intensity range."""
     excess = "has signed values" if depth == "int8" else "has more than 8 bits a channel"
     return ImageError(
         f"{name}: {excess} ({depth}); specify the black and the white value, "
-        "for example data.read.intensity_range: [0, 65535]"
+        f"for example data.read.intensity_range: [{example[0]}, {example[1]}]"
     )
 
 

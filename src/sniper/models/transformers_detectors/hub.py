@@ -36,7 +36,7 @@ def import_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ConfigError(
-            f"model.kind: transformers needs the package {error.name}: pip install sniper-det[transformers]"
+            f"model.kind: transformers needs the package {error.name}: pip install 'sniper-det[transformers]'"
         ) from error
     return transformers
 
