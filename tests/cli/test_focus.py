@@ -3,9 +3,11 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sniper.cli import run
 from tests.cli.commands import CommandLine
 
 
@@ -46,6 +48,57 @@ def test_a_run_with_a_focus_head_is_searched_by_it(sniper: CommandLine, folder: 
         error = sniper.error(*command)
         assert "the focus head is no part of an exported graph" in error
         assert "--cues detections" in error
+
+
+@pytest.mark.parametrize("options", [(), ("--speed-up", "2")])
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        (None, "images.json: has no objects to score"),
+        ([], "images.json: has no objects to score"),
+        ([{"bbox": [5, 5, 12, 12], "iscrowd": 1}], "images.json: has no objects to score"),
+        (
+            [{"bbox": [5, 5, 60, 60]}, {"bbox": [5, 5, 12, 12], "iscrowd": 1}],
+            "of a level that a focus searches less of ([16, 40), [0, 24) pixels)",
+        ),
+    ],
+)
+def test_images_that_do_not_show_what_a_focus_loses_are_refused(
+    sniper: CommandLine,
+    trained_folder: Path,
+    annotations: list[dict[str, Any]] | None,
+    message: str,
+    options: tuple[str, ...],
+) -> None:
+    truth = json.loads((trained_folder / "train.json").read_text())
+    del truth["annotations"]
+    if annotations is not None:
+        truth["annotations"] = [
+            {"id": number, "image_id": 1, "category_id": 10, "area": 9} | each
+            for number, each in enumerate(annotations)
+        ]
+    path = trained_folder / "images.json"
+    path.write_text(json.dumps(truth))
+    pictures = trained_folder / "pictures"
+    assert run(["focus", str(trained_folder / "run"), str(path), "--draw", str(pictures), *options]) == 2
+    assert message in " ".join(sniper.capsys.readouterr().err.split())
+    assert not (trained_folder / "run" / "focus.json").exists()
+    assert not pictures.exists()
+
+
+def test_a_detector_that_finds_no_more_than_may_be_lost_is_refused(
+    sniper: CommandLine, trained_folder: Path
+) -> None:
+    folder = trained_folder / "run"
+    error = sniper.error("focus", folder)
+    assert "train.json: the AP of a whole search is 0.001, no more than what may be lost (0.005)" in error
+    truth = json.loads((trained_folder / "train.json").read_text())
+    small = {"id": 1, "image_id": 1, "category_id": 10, "area": 36, "bbox": [0, 110, 6, 6]}
+    path = trained_folder / "one.json"
+    path.write_text(json.dumps(truth | {"annotations": [small]}))
+    error = sniper.error("focus", folder, path, "--speed-up", "2")
+    assert "one.json: a whole search finds none of its objects (AP 0.000)" in error
+    assert not (folder / "focus.json").exists()
 
 
 @pytest.mark.parametrize(

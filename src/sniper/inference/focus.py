@@ -5,6 +5,7 @@ objects are likely; and the cells of a branch that is trained to predict such pl
 2019). One cover makes windows of either.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -149,7 +150,7 @@ def choose_windows(
         The windows, row by row; none if nothing is likely.
     """
     whole = list(Tiling.of(level, limit=limit).windows())
-    if not coarser or level.scale > MAX_RATIO * coarser[-1].level.scale:
+    if not coarser or not shows_objects_of(level, coarser[-1].level):
         return whole
     cues = _cells_of(coarser[-1]) if focus.cues == "head" else _detections_of(coarser, level)
     corners = _cover(level, cues, focus)
@@ -163,6 +164,22 @@ def choose_windows(
         FocusWindow(level=level, corners=row, others=tuple(rows[other] for other in others[index]))
         for index, row in enumerate(rows)
     ]
+
+
+def shows_objects_of(finer: Level, coarser: Level) -> bool:
+    """Check whether objects of a level can still be seen at the next coarser one, which a focus needs."""
+    return finer.scale <= MAX_RATIO * coarser.scale
+
+
+def focused_levels(levels: Sequence[LevelSpec], sides: Sides) -> list[Level]:
+    """Return the levels of an image that a focus may search less of.
+
+    Args:
+        levels: of inference.
+        sides: of the image.
+    """
+    by_scale = sorted((level.at(**sides._asdict()) for level in levels), key=lambda level: level.scale)
+    return [finer for coarser, finer in itertools.pairwise(by_scale) if shows_objects_of(finer, coarser)]
 
 
 def _overlapping(corners: Int[np.ndarray, "w 4"]) -> list[list[int]]:
