@@ -98,6 +98,8 @@ MISTAKES = [
     ("predict run --lr 3", "--lr: sniper predict has no such option; sniper train has --train.learning_rate"),
     ("predict run --device gpu", "device gpu: there is no such device; this machine has cpu"),
     ("predict run --image-root x", "--image-root was renamed to --images"),
+    ("predict run --predict.focus '{min_scores: 1}'", "not known; did you mean --predict.focus.min_score?"),
+    ("predict run --predict.focus all", "(min_score, window, cues) or 'auto' or null, not 'all'"),
     ("predict none", "none: there is no run (config.yaml is missing); runs in .: run"),
     ("predict train.json run", "train.json: there is no run; expected its folder, not a file"),
     ("evaluate train.json run", "run: the folder of a run comes first: sniper evaluate run train.json"),
