@@ -586,3 +586,34 @@ def test_a_dose_that_cannot_be_used_is_explained() -> None:
     message = "negatives.dose: must be 'auto' or less than or equal to 10 or null, not 20"
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse_experiment("negatives: {dose: 20}", source=SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("mask_head", "{}", "mask_head: is a section of kind two_stage, not of torchvision"),
+        ("mask_head.channels", "64", "mask_head: is a section of kind two_stage, not of torchvision"),
+        ("rpn.channels", "64", "rpn: is a section of kind two_stage, not of torchvision"),
+        ("focus", "true", "focus: is of kind two_stage, not of torchvision"),
+        ("backbone.weights", "x", "backbone.weights: fcos_resnet50_fpn does not have this field"),
+    ],
+)
+def test_the_option_of_a_field_that_a_kind_does_not_have_is_named(
+    option: str, value: str, message: str
+) -> None:
+    overrides = {"--model.kind": "torchvision", "--model.name": "fcos_resnet50_fpn"}
+    with pytest.raises(ConfigError, match=rf"^--model\.{re.escape(option)}: {re.escape(message)}$"):
+        parse_experiment("", source=SOURCE, overrides=overrides | {f"--model.{option}": value})
+
+
+def test_a_misspelled_detector_is_named_before_fields_that_it_would_not_have() -> None:
+    overrides = {
+        "--model.kind": "torchvision",
+        "--model.name": "maskrcnn_resnet50",
+        "--model.backbone.weights": "x",
+    }
+    message = (
+        r"^--model\.name: name: torchvision has no detector 'maskrcnn_resnet50'; did you mean maskrcnn_res"
+    )
+    with pytest.raises(ConfigError, match=message):
+        parse_experiment("", source=SOURCE, overrides=overrides)

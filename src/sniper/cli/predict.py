@@ -32,6 +32,7 @@ from sniper.cli.output import announce_compilation, print_line, print_progress, 
 from sniper.cli.progress import show_progress
 from sniper.cli.report_page import page_reporter, update_scored_page
 from sniper.cli.search import (
+    describe_focus,
     describe_match,
     describe_weights,
     list_images,
@@ -172,7 +173,7 @@ def predict(
     match = match_classes(model, truth, run=searcher.name)
     if Processes.from_environment().is_first:
         print_warnings(describe_match(match))
-        searcher.print_checkpoint(loaded)
+        searcher.print_choices(loaded, spec=spec)
     if min_score is None:
         min_score = DEFAULT_MIN_SCORE if model.min_score is None else model.min_score
         if draw is not None and model.min_score is None and Processes.from_environment().is_first:
@@ -317,10 +318,13 @@ class _Searcher:
             engine=self.engine,
         )
 
-    def print_checkpoint(self, loaded: "LoadedDetector") -> None:
-        """Print which checkpoint of a run is used."""
+    def print_choices(self, loaded: "LoadedDetector", *, spec: "ExperimentSpec") -> None:
+        """Print which checkpoint of a run is used, and which focus."""
         if self.run is not None:
             print_progress(describe_weights(self.run, loaded.step))
+        focus = describe_focus(loaded, spec, run=self.run)
+        if focus is not None:
+            print_progress(focus)
 
 
 def _update_page(

@@ -652,8 +652,15 @@ def _distinct(faults: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
 
 
 def _labels_of(fault: ErrorDetails, changes: Sequence[_Change]) -> str:
-    """Return the overrides that an error of several fields comes from: those it mentions, or all of its section."""
+    """Return the overrides that an error of several fields comes from.
+
+    Those of the field that it begins with, else those that it mentions, else all of its section.
+    """
     section = _without_indices(fault["loc"])
+    field = f"{section}.{fault['msg'].removeprefix('Value error, ').partition(':')[0]}".removeprefix(".")
+    direct = [change for change in changes if change.name == field or change.name.startswith(f"{field}.")]
+    if direct:
+        return " and ".join(change.label for change in direct)
     inside = [change for change in changes if not section or change.name.startswith(f"{section}.")] or changes
     mentioned = [change for change in inside if change.name.removeprefix(f"{section}.") in fault["msg"]]
     return " and ".join(change.label for change in mentioned or inside)

@@ -107,7 +107,7 @@ class Detector:
 
         Raises:
             RunError: if there is no such run, it has no such checkpoint, or what it has chosen cannot be read.
-            ConfigError: if its experiment cannot be read, or has trained the RPN only.
+            ConfigError: if its experiment cannot be read, or has trained the RPN only; or a focus is set for one level.
             CheckpointError: if its weights cannot be read, or belong to another model.
             ExportError: if an exported file cannot be read.
         """

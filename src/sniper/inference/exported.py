@@ -25,6 +25,7 @@ from sniper.files import check_regular
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.inference.detector import EXPORTED_SUFFIXES, Detector, with_predict
+from sniper.inference.focus import check_levels
 from sniper.inference.openvino_parts import GraphParts
 from sniper.models.spec import Precision
 from sniper.specs import Fraction, parse_json, spec_dataclass
@@ -154,10 +155,11 @@ class ExportedFile:
             data: how images are read, likewise.
 
         Raises:
-            ConfigError: if the engine does not have `predict.precision`.
+            ConfigError: if the engine does not have `predict.precision`, or a focus is set for one level.
         """
         spec = self.spec
         predict = predict or spec.predict
+        check_levels(predict)
         self.graph.prepare(predict.precision)
         return Detector(
             detect=_InWindows(self.graph, spec),

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 
 from sniper.chips import ImageBoxes, Level, LevelSpec, PyramidSpec
 from sniper.chips.cover import cover_dense
-from sniper.config.experiment import FocusSpec
+from sniper.config.experiment import FocusSpec, PredictSpec
+from sniper.errors import ConfigError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.geometry.focus_cells import FocusCells
@@ -29,6 +30,19 @@ _SIZE_TOLERANCE = 1.25  # sizes of objects are not exact at a coarser level
 _UNITS = 20  # of which the minimum sum of scores consists: scores are counted in whole ones
 _TOLERANCE = 16.0  # level pixels; of the depth of one object as two windows detect it
 _DUPLICATE_IOU = 0.5  # of the detections that stand for one object
+
+
+def check_levels(spec: PredictSpec) -> None:
+    """Check that a focus that is set has levels to search less of.
+
+    Raises:
+        ConfigError: if there is one level.
+    """
+    if isinstance(spec.focus, FocusSpec) and len(spec.levels) < 2:
+        raise ConfigError(
+            "predict.focus: has no effect on one level (predict.levels); a focus needs a coarser one beside it, so set "
+            "it to null, or more levels"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

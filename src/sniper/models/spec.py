@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import PositiveFloat, PositiveInt
 
+from sniper.errors import ConfigError
 from sniper.specs import Fraction, spec_dataclass
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -341,7 +342,17 @@ class DetectorSpec:
         for name, default in defaults:
             section, _, field = name.partition(".")
             if getattr(getattr(self, section), field) != default:
+                self._check_torchvision_name()
                 raise ValueError(f"{name}: {self.name} does not have this field")
+
+    def _check_torchvision_name(self) -> None:
+        """Check that torchvision has the detector, which needs its import."""
+        from sniper.models.torchvision_detectors.build import find_kind
+
+        try:
+            find_kind(self.name)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("model.")) from error
 
     def _check_two_stage(self) -> None:
         for field in ("name", "weights"):
