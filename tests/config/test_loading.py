@@ -617,3 +617,9 @@ def test_a_misspelled_detector_is_named_before_fields_that_it_would_not_have() -
     )
     with pytest.raises(ConfigError, match=message):
         parse_experiment("", source=SOURCE, overrides=overrides)
+
+
+def test_weights_of_a_detector_of_this_package_lead_to_those_of_its_backbone() -> None:
+    message = r"^--model\.weights: weights: .*; weights of a backbone belong to backbone\.weights$"
+    with pytest.raises(ConfigError, match=message):
+        parse_experiment("", source=SOURCE, overrides={"--model.weights": "resnet.safetensors"})

@@ -25,6 +25,7 @@ from sniper.cli.output import print_line, print_progress, print_result, print_ta
 from sniper.cli.progress import show_progress
 from sniper.cli.search import describe_match, describe_weights, load_detector, match_classes, parse_checkpoint
 from sniper.errors import AnnotationError, ConfigError, counted
+from sniper.remote import is_remote
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _MAX_PICTURES = 24
 
 
 def _locks(run: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
-    if run.is_dir():
+    if not is_remote(run) and run.is_dir():
         yield lock_file(run / "focus.json", option="RUN")
 
 

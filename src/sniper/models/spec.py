@@ -357,7 +357,8 @@ class DetectorSpec:
     def _check_two_stage(self) -> None:
         for field in ("name", "weights"):
             if getattr(self, field) is not None:
-                raise ValueError(f"{field}: is of kind torchvision, not of two_stage")
+                hint = "; weights of a backbone belong to backbone.weights" if field == "weights" else ""
+                raise ValueError(f"{field}: is of kind torchvision, not of two_stage{hint}")
         if self.backbone.neck == "fpn":
             if len(self.rpn.anchor_sizes) != 5:
                 raise ValueError(
