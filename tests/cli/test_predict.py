@@ -10,6 +10,7 @@ import numpy as np
 import pyogrio
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, ssdlite320_mobilenet_v3_large
 
@@ -299,7 +300,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: 
         ("run images --images images", "--images requires --annotations"),
         ("run images -o images", "images: expected a file to write"),
         ("run images/train_0.png --draw train.json", "exists"),
-        ("run train.json", "cannot be read as an image"),
+        ("run train.json", "train.json: is no image; the images of a data set are searched by --annotations"),
         ("run x.png --device abacus", "device abacus: there is no such device"),
         ("run x.png --bogus 3", "--bogus: sniper predict has no such option; it has"),
         ("run -x x.png", "-x: sniper predict has no such option"),
@@ -316,8 +317,6 @@ def test_arguments_that_cannot_be_used_are_refused(
     trained_folder: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
 ) -> None:
     monkeypatch.chdir(trained_folder)
-    for name in ("a.onnx", "a.xml", "a.bin", "b.bin"):
-        Path(name).write_text("<annotations/>")
     assert message in sniper.error("predict", *arguments.split())
 
 
@@ -503,26 +502,34 @@ def test_a_detector_that_cannot_search_is_refused(
     message: str,
 ) -> None:
     monkeypatch.chdir(trained_folder)
+    for name in ("a.onnx", "a.xml", "a.bin", "b.bin"):
+        Path(name).write_text("<annotations/>")
     assert message in sniper.error("predict", *arguments.split())
 
 
 @pytest.mark.parametrize(
-    ("options", "old", "new", "message"),
+    ("options", "changes", "message"),
     [
-        ((), "mask_head: null", "mask_head: {}", "a detector that predicts masks cannot be exported"),
+        ((), {"model": {"mask_head": {}}}, "a detector that predicts masks cannot be exported"),
         (
             ("--predict.focus", "{min_score: 0.4, window: 128, cues: head}"),
-            *("", ""),
+            {},
             "the focus head is no part of an exported graph",
         ),
-        (("--int8", "train.json"), "  test:", "  test: null", "--int8: needs validation images"),
+        (("--int8", "train.json"), {"data": {"test": {}}}, "--int8: needs validation images"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_weights_are_read(
-    trained_folder: Path, sniper: CommandLine, options: tuple[str, ...], old: str, new: str, message: str
+    trained_folder: Path,
+    sniper: CommandLine,
+    options: tuple[str, ...],
+    changes: dict[str, dict[str, Any]],
+    message: str,
 ) -> None:
     folder = trained_folder / "run"
     shutil.rmtree(folder / "checkpoints")
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace(old, new))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for section, values in changes.items():
+        config[section] |= values
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert message in sniper.error("export", folder, trained_folder / "a.onnx", *options)

@@ -248,7 +248,8 @@ def _describe_other_file(path: Path) -> str:
     graph = path.with_suffix(".xml")
     if path.suffix == ".bin" and graph.is_file():
         return f"{path}: has the weights of an exported model; name the file beside it, {graph}"
-    return f"{path}: there is no run; expected its folder, or a model that sniper export has written (.onnx, .xml, .pt2)"
+    suffixes = ", ".join(EXPORTED_SUFFIXES)
+    return f"{path}: there is no run; expected its folder, or a model that sniper export has written ({suffixes})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
