@@ -571,6 +571,7 @@ def _derive(
     if start is None:
         check_available(spec.model)
     dataset = load_split(spec, "train", callbacks=callbacks)
+    _check_masks(spec, dataset)
     test = None
     if spec.train.evaluate_every is not None or not given.has("train.evaluate_every"):
         test = _load_scored(spec, dataset, callbacks=callbacks)

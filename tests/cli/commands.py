@@ -14,7 +14,7 @@ import pytest
 from sniper.cli import run
 
 ANNOUNCEMENTS = (
-    *("compiling kernels", "download: ", "training: ", "evaluation: ", "checkpoint: "),
+    *("compiling kernels", "download: ", "training: ", "evaluation: ", "checkpoint: ", "focus: "),
     *("pyramid: ", "val: ", "remote images: "),
 )
 SNIPER = str(Path(sys.executable).parent / "sniper")

@@ -78,6 +78,10 @@ MISTAKES = [
     (f"{TRAIN} --weights-from images", "images: there is no run (config.yaml is missing)"),
     (f"{TRAIN} --weights-from train.json", "Weights of torchvision's detectors belong to model.weights"),
     (f"{TRAIN} --config other.yaml", "--config: needs a data set"),
+    (
+        "train train.json --model.mask_head '{}' --model.backbone.pretrained false",
+        "train.json has no masks to learn from; set model.mask_head to null",
+    ),
     ("train data=coco.yaml", "data=coco.yaml: no such file; expected a data set"),
     (
         "train train.json --config run",
@@ -99,8 +103,10 @@ MISTAKES = [
     ("predict run --lr 3", "--lr: sniper predict has no such option; sniper train has --train.learning_rate"),
     ("predict run --device gpu", "device gpu: there is no such device; this machine has cpu"),
     ("predict run --image-root x", "--image-root was renamed to --images"),
+    ("predict run --predict.focus '{min_scores: 1}'", "not known; did you mean --predict.focus.min_score?"),
+    ("predict run --predict.focus all", "(min_score, window, cues) or 'auto' or null, not 'all'"),
     ("predict none", "none: there is no run (config.yaml is missing); runs in .: run"),
-    ("predict train.json run", "train.json: there is no run; expected its folder, not a file"),
+    ("predict train.json run", "train.json: there is no run; expected its folder, or a model that"),
     ("evaluate train.json run", "run: the folder of a run comes first: sniper evaluate run train.json"),
     ("evaluate train.json train.json --conf 0.5", "--conf: no such option; use --min-score"),
     ("recipes --conf 0.5", "no such option; sniper browse, predict and evaluate have --min-score"),

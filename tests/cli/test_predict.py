@@ -12,9 +12,11 @@ import numpy as np
 import pyogrio
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, ssdlite320_mobilenet_v3_large
 
+from sniper.cli import run as run_command
 from sniper.errors import printable
 from sniper.inference.calibration import Calibration, save_calibration
 from sniper.runs.run import Run
@@ -353,7 +355,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: 
         ("run images -o images", "images: expected a file to write"),
         ("run images -o train.json", "train.json: is no result file, and would be replaced"),
         ("run images/train_0.png --draw train.json", "exists"),
-        ("run train.json", "cannot be read as an image"),
+        ("run train.json", "train.json: is no image; the images of a data set are searched by --annotations"),
         ("run x.png --device abacus", "device abacus: there is no such device"),
         ("run x.png --bogus 3", "--bogus: sniper predict has no such option; it has"),
         ("run -x x.png", "-x: sniper predict has no such option"),
@@ -371,6 +373,34 @@ def test_arguments_that_cannot_be_used_are_refused(
 ) -> None:
     monkeypatch.chdir(trained_folder)
     assert message in sniper.error("predict", *arguments.split())
+
+
+def test_xml_of_annotations_is_refused_without_messages_of_openvino(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    path = tmp_path / "annotations.xml"
+    path.write_text("<annotations><version>1.1</version></annotations>")
+    assert run_command(["predict", str(path), str(tmp_path)]) == 2
+    error = capfd.readouterr().err
+    expected = "is no OpenVINO model; expected the .xml of one that sniper export has written"
+    assert " ".join(error.split()) == f"error: {path}: {expected}"
+
+
+@pytest.mark.parametrize("command", [("export", "a.onnx", "b.xml"), ("focus", "a.onnx"), ("mine", "a.pt2")])
+def test_commands_that_need_a_run_refuse_an_exported_model(
+    tmp_path: Path, sniper: CommandLine, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(command[1]).write_text("")
+    expected = f"{command[1]}: there is no run; expected its folder, not an exported model"
+    assert expected in sniper.error(*command)
+
+
+def test_a_run_is_not_read_from_a_url(sniper: CommandLine) -> None:
+    for command in ("focus", "export"):
+        arguments = ("https://127.0.0.1:9/run", "a.onnx")[: 1 + (command == "export")]
+        assert "/run: a run is not read from a URL" in sniper.error(command, *arguments)
 
 
 def test_an_unreadable_image_is_reported_with_the_way_to_skip_it(
@@ -497,6 +527,26 @@ def test_a_detector_of_torchvision_searches_without_a_run(
         ("--detector torchvision:fcos_resnet50_fpn@none.pth images", "none.pth: no such file"),
         ("--detector torchvision:fcos_resnet50_fpn", "needs images: files, folders or --annotations"),
         ("--detector torchvision:fcos_resnet50_fpn images --checkpoint last", "--checkpoint: is of a run"),
+        (
+            "--detector torchvision:fcos_resnet50_fpn images --engine onnx",
+            "--engine onnx: chooses what runs the detector of a run; --detector is run by torch",
+        ),
+        (
+            "run --detector torchvision:fcos_resnet50_fpn images",
+            "searches in place of a run; leave out run, or --detector",
+        ),
+        ("a.onnx images --engine openvino", "or export that for openvino"),
+        ("a.bin images", "a.bin: has the weights of an exported model; name the file beside it, a.xml"),
+        ("b.bin images", "or a model that sniper export has written (.onnx, .xml, .pt2)"),
+        (
+            "run train.json",
+            "train.json: is no image; the images of a data set are searched by --annotations train.json",
+        ),
+        (
+            "https://127.0.0.1:9/a.onnx images",
+            "https://127.0.0.1:9/a.onnx: runs and models are not read from URLs",
+        ),
+        ("https://127.0.0.1:9/run images", "/run: runs and models are not read from URLs; download it first"),
     ],
 )
 def test_a_detector_that_cannot_search_is_refused(
@@ -507,4 +557,34 @@ def test_a_detector_that_cannot_search_is_refused(
     message: str,
 ) -> None:
     monkeypatch.chdir(trained_folder)
+    for name in ("a.onnx", "a.xml", "a.bin", "b.bin"):
+        Path(name).write_text("<annotations/>")
     assert message in sniper.error("predict", *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ((), {"model": {"mask_head": {}}}, "a detector that predicts masks cannot be exported"),
+        (
+            ("--predict.focus", "{min_score: 0.4, window: 128, cues: head}"),
+            {},
+            "the focus head is no part of an exported graph",
+        ),
+        (("--int8", "train.json"), {"data": {"test": {}}}, "--int8: needs validation images"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_weights_are_read(
+    trained_folder: Path,
+    sniper: CommandLine,
+    options: tuple[str, ...],
+    changes: dict[str, dict[str, Any]],
+    message: str,
+) -> None:
+    folder = trained_folder / "run"
+    shutil.rmtree(folder / "checkpoints")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for section, values in changes.items():
+        config[section] |= values
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert message in sniper.error("export", folder, trained_folder / "a.onnx", *options)

@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from yaml import safe_dump as dump_yaml
 
 from sniper.chips import LevelSpec, PyramidSpec
 from sniper.config.experiment import ExperimentSpec, PredictSpec, TrainSpec, widened
@@ -517,3 +521,105 @@ def test_a_detector_of_torchvision_on_a_backbone_has_a_feature_pyramid(base: Exp
 def test_weights_are_a_name_or_a_path_from_the_folder_of_the_file(text: str, path: str) -> None:
     model = f"model: {{kind: torchvision, name: fcos_resnet50_fpn, weights: {text}}}"
     assert parse_experiment(model, source=Path("/there/mine.yaml")).model.weights == path
+
+
+def _unions(kind: Any, *place: str | int) -> Iterator[tuple[str | int, ...]]:
+    """Yield the places of fields that take several kinds, null among them; an item of a list has the index 0."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if dataclasses.is_dataclass(kind):
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            yield from _unions(hint, *place, name)
+    elif get_origin(kind) is tuple:
+        yield from _unions(get_args(kind)[0], *place, 0)
+    elif get_origin(kind) in (Union, UnionType):
+        yield place
+        for inner in get_args(kind):
+            yield from _unions(inner, *place)
+
+
+UNIONS = list(_unions(ExperimentSpec))
+
+
+@pytest.mark.parametrize("value", [{"unknown_key": 1}, [[1]], True], ids=["mapping", "list", "flag"])
+@pytest.mark.parametrize("place", UNIONS, ids=lambda place: ".".join(map(str, place)))
+def test_a_field_of_several_kinds_is_reported_by_its_name(
+    place: tuple[str | int, ...], value: object
+) -> None:
+    nested: Any = value
+    for key in reversed(place):
+        nested = [nested] if isinstance(key, int) else {key: nested}
+    name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)[1:]
+    section, text = str(place[0]), dump_yaml(nested)
+    with pytest.raises(ConfigError) as of_file:
+        parse_experiment(text, source=SOURCE)
+    with pytest.raises(ConfigError) as of_option:
+        parse_experiment("", source=SOURCE, overrides={f"--{section}": dump_yaml(nested[section])})
+    for error, dashes in ((of_file, ""), (of_option, "--")):
+        assert re.search(rf"(^|[ ]){re.escape(dashes + name)}[.:\[]", str(error.value))
+        assert not re.search(r"Spec\b|literal\[|constrained|\.(str|int|float|tuple)\b", str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "{min_scores: 0.4, window: 256}",
+            "predict.focus.min_scores is not known; did you mean predict.focus.min_score?",
+        ),
+        (
+            "{min_score: 0.4, window: 100}",
+            "predict.focus.window: must be a multiple of 64, not 100",
+        ),
+        ("all", "predict.focus: must be a mapping (min_score, window, cues) or 'auto' or null, not 'all'"),
+        ("true", "predict.focus: must be a mapping (min_score, window, cues) or 'auto' or null, not true"),
+    ],
+)
+def test_a_focus_that_cannot_be_used_is_explained(value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{SOURCE}: (.*; )?{re.escape(message)}"):
+        parse_experiment(f"predict: {{focus: {value}}}", source=SOURCE)
+    with pytest.raises(ConfigError, match=rf"(^|; ){re.escape(message.replace('predict.', '--predict.'))}"):
+        parse_experiment("", source=SOURCE, overrides={"--predict.focus": value})
+
+
+def test_a_dose_that_cannot_be_used_is_explained() -> None:
+    message = "negatives.dose: must be 'auto' or less than or equal to 10 or null, not 20"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_experiment("negatives: {dose: 20}", source=SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("mask_head", "{}", "mask_head: is a section of kind two_stage, not of torchvision"),
+        ("mask_head.channels", "64", "mask_head: is a section of kind two_stage, not of torchvision"),
+        ("rpn.channels", "64", "rpn: is a section of kind two_stage, not of torchvision"),
+        ("focus", "true", "focus: is of kind two_stage, not of torchvision"),
+        ("backbone.weights", "x", "backbone.weights: fcos_resnet50_fpn does not have this field"),
+    ],
+)
+def test_the_option_of_a_field_that_a_kind_does_not_have_is_named(
+    option: str, value: str, message: str
+) -> None:
+    overrides = {"--model.kind": "torchvision", "--model.name": "fcos_resnet50_fpn"}
+    with pytest.raises(ConfigError, match=rf"^--model\.{re.escape(option)}: {re.escape(message)}$"):
+        parse_experiment("", source=SOURCE, overrides=overrides | {f"--model.{option}": value})
+
+
+def test_a_misspelled_detector_is_named_before_fields_that_it_would_not_have() -> None:
+    overrides = {
+        "--model.kind": "torchvision",
+        "--model.name": "maskrcnn_resnet50",
+        "--model.backbone.weights": "x",
+    }
+    message = (
+        r"^--model\.name: name: torchvision has no detector 'maskrcnn_resnet50'; did you mean maskrcnn_res"
+    )
+    with pytest.raises(ConfigError, match=message):
+        parse_experiment("", source=SOURCE, overrides=overrides)
+
+
+def test_weights_of_a_detector_of_this_package_lead_to_those_of_its_backbone() -> None:
+    message = r"^--model\.weights: weights: .*; weights of a backbone belong to backbone\.weights$"
+    with pytest.raises(ConfigError, match=message):
+        parse_experiment("", source=SOURCE, overrides={"--model.weights": "resnet.safetensors"})

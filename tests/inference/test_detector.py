@@ -95,6 +95,9 @@ def test_a_minimum_score_selects_confident_detections() -> None:
     np.testing.assert_array_equal(best.boxes, everything.confident(least).boxes)
     assert 0 < len(best) < len(everything)
     (searched,) = detector.predict_many([noise(100, 100)], min_score=least)
+    for wrong in (5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"min_score: expected a score from 0 to 1, not"):
+            detector.predict(noise(100, 100), min_score=wrong)
     assert searched is not None
     assert len(searched) == len(best)
 

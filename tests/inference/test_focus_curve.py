@@ -15,7 +15,7 @@ from sniper.chips import LevelSpec
 from sniper.config.experiment import FocusSpec, PredictSpec
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.datasets.categories import match_categories
-from sniper.errors import RunError
+from sniper.errors import AnnotationError, RunError
 from sniper.evaluation.pair import GroundTruth
 from sniper.geometry import Detections
 from sniper.inference.focus_choice import FocusChoice, hash_levels, load_focus, save_focus
@@ -24,6 +24,7 @@ from sniper.inference.focus_curve import (
     Replay,
     WindowCost,
     candidates_for,
+    check_objects,
     choose_focus,
     measure_focus,
 )
@@ -125,6 +126,25 @@ def test_a_choice_loses_no_more_than_allowed_or_is_fast_enough() -> None:
     assert choose_focus(points, loss=0.0, speed_up=6) is points[0]
     slower = [point(1, 0.4), point(1.2, 0.5)]  # many small windows
     assert choose_focus(slower, loss=0.1) is slower[0]
+
+
+@pytest.mark.parametrize("ap", [-1.0, 0.0])
+def test_nothing_is_chosen_where_a_whole_search_finds_nothing(ap: float) -> None:
+    with pytest.raises(ValueError, match="an AP above 0"):
+        choose_focus([point(1, ap), point(0.5, ap)], loss=0.005)
+
+
+def test_objects_of_the_coarsest_level_or_of_one_that_no_coarser_shows_do_not_count(images: Dataset) -> None:
+    check_objects(images, LEVELS)  # objects of 12 pixels
+    for levels in (
+        (LevelSpec(factor=2.0, below=12), LevelSpec(factor=1.0, at_least=10)),
+        (LevelSpec(factor=5.0, below=30), LevelSpec(factor=1.0, at_least=24)),
+    ):
+        with pytest.raises(AnnotationError, match="none of 25 objects is in the range"):
+            check_objects(images, levels)
+    crowds = dataclasses.replace(images, is_crowd=np.ones(25, dtype=np.bool_))
+    with pytest.raises(AnnotationError, match="no objects to score"):
+        check_objects(crowds, LEVELS)
 
 
 def test_a_second_stage_makes_small_windows_as_dear_as_large_ones() -> None:

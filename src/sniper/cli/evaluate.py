@@ -50,6 +50,7 @@ from sniper.cli.progress import show_progress
 from sniper.cli.proposals import evaluate_proposals
 from sniper.cli.report_page import update_scored_page
 from sniper.cli.search import (
+    describe_focus,
     describe_match,
     describe_weights,
     list_images,
@@ -405,6 +406,9 @@ def _search(run: Path, options: _Options, *, output: Path) -> _Subject | None:
     match = match_classes(detector, dataset, run=run)
     if Processes.from_environment().is_first:
         print_progress(describe_weights(opened, loaded.step))
+        focus = describe_focus(loaded, spec, run=opened)
+        if focus is not None:
+            print_progress(focus)
     with (
         Processes.from_environment().process_group(detector.device) as processes,
         show_progress(is_shown=processes.is_first) as bars,

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _SIDES = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _MAX_AP_LOSS = 0.005
+_NO_TEST_IMAGES = (
+    "--int8: needs validation images, to check that AP does not fall: the data set of the run has none "
+    "(data.test.annotations, data.holdout)"
+)
 
 
 def _locks(model: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
@@ -84,6 +88,7 @@ def export(
     """
     started = time.monotonic()
     from sniper.inference.exporting import ExportOptions, check_focus, check_path, export_model, write
+    from sniper.models.graphs import check_exportable
 
     paths, options = split_overrides(overrides, sections=("predict", "data.read"))
     if paths:
@@ -97,9 +102,10 @@ def export(
         raise ConfigError("--half and --int8 exclude each other: integers take a quarter of the file")
     if int8 is not None and model.suffix == ".pt2":
         raise ConfigError("--int8: is of .onnx and .xml files, not of .pt2")
-    loaded, opened = _load(run, options, checkpoint=checkpoint)
+    loaded, opened = _load(run, options, checkpoint=checkpoint, has_scores=int8 is not None)
     if opened is not None:
         print_progress(describe_weights(opened, int(loaded.weights.parent.name)))
+    check_exportable(loaded.model.spec)
     check_focus(loaded.spec.predict)
     print_progress("exporting, and comparing with torch")
     scores: dict[str, Any] = {}
@@ -135,13 +141,17 @@ def _parse_sides(text: str | None) -> "Sides | None":
     return Sides(int(match[1]), int(match[2]))
 
 
-def _load(name: str, overrides: Mapping[str, str], *, checkpoint: str) -> "tuple[LoadedModel, Run | None]":
-    """Load the model of a run or of a library."""
+def _load(
+    name: str, overrides: Mapping[str, str], *, checkpoint: str, has_scores: bool
+) -> "tuple[LoadedModel, Run | None]":
+    """Load the model of a run or of a library; `has_scores` is whether it will be scored."""
     from sniper.config.experiment import ExperimentSpec
     from sniper.config.loading import load_experiment, merge_experiment
     from sniper.files import expand_path
     from sniper.inference.detector import is_library
+    from sniper.inference.exporting import check_focus
     from sniper.inference.loading import load_library_detector, load_model
+    from sniper.models.graphs import check_exportable
     from sniper.runs.run import Run
 
     if is_library(name):
@@ -151,6 +161,13 @@ def _load(name: str, overrides: Mapping[str, str], *, checkpoint: str) -> "tuple
         return load_library_detector(name, "cpu", spec=spec)[1], None
     opened = Run.open(expand_path(name))
     spec = merge_experiment(load_experiment(opened.config_path), None, overrides=overrides)
+    check_exportable(spec.model)  # before the weights are read
+    check_focus(spec.predict)
+    if has_scores:
+        from sniper.pipeline import has_test_images
+
+        if not has_test_images(spec):
+            raise ExportError(_NO_TEST_IMAGES)
     return load_model(opened, "cpu", spec=spec, checkpoint=parse_checkpoint(checkpoint)), opened
 
 
@@ -168,13 +185,9 @@ def _quantize(
         ExportError: if AP falls by more than it may, or cannot be measured.
     """
     from sniper.inference.exporting import detector_of, measure_ap, quantize, to_onnx
-    from sniper.pipeline import has_test_images
 
-    if run is None or not has_test_images(loaded.spec):
-        raise ExportError(
-            "--int8: needs validation images, to check that AP does not fall: the data set of the run has none "
-            "(data.test.annotations, data.holdout)"
-        )
+    if run is None:
+        raise ExportError(_NO_TEST_IMAGES)
     truth = load_split(loaded.spec, "test")
     data = load_images(calibration, images=images, data=loaded.spec.data)
     exported = to_onnx(loaded, options=options)

@@ -32,7 +32,8 @@ from sniper.cli.search import (
     match_classes,
     parse_checkpoint,
 )
-from sniper.errors import ConfigError, counted
+from sniper.errors import AnnotationError, ConfigError, counted
+from sniper.remote import is_remote
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ _MAX_PICTURES = 24
 
 
 def _locks(run: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
-    if run.is_dir():
+    if not is_remote(run) and run.is_dir():
         yield lock_file(run / "focus.json", option="RUN")
 
 
@@ -116,7 +117,14 @@ def focus(
     from sniper.config.loading import load_experiment
     from sniper.evaluation.pair import GroundTruth
     from sniper.inference.focus_choice import FocusChoice, hash_levels, save_focus
-    from sniper.inference.focus_curve import CUES, WindowCost, candidates_for, choose_focus, measure_focus
+    from sniper.inference.focus_curve import (
+        CUES,
+        WindowCost,
+        candidates_for,
+        check_objects,
+        choose_focus,
+        measure_focus,
+    )
     from sniper.runs.processes import Processes, select_device
     from sniper.runs.run import Run
 
@@ -134,6 +142,7 @@ def focus(
     sources = (cues,) if cues else CUES if spec.model.focus else CUES[:1]
     dataset = _load_images(spec, run, annotations, images=images, split=split)
     dataset = dataset if limit is None else dataset.select(np.arange(min(limit, len(dataset))))
+    check_objects(dataset, spec.predict.levels)
     if draw is not None:
         check_pictures_folder(draw, [record.path for record in dataset], searched=image_folders(dataset))
         draw.mkdir(parents=True, exist_ok=True)
@@ -159,6 +168,7 @@ def focus(
         )
     if not processes.is_first:
         return
+    _check_whole(points[0], dataset, has_default_loss=loss is None and speed_up is None)
     chosen = choose_focus(points, loss=_LOSS if loss is None else loss, speed_up=speed_up)
     if chosen.focus is None:
         opened.focus_path.unlink(missing_ok=True)
@@ -195,6 +205,20 @@ def focus(
         f"chosen on {counted(len(dataset), 'image')}: {1 / chosen.time_share:.1f} times as fast, "
         f"AP {chosen.ap:.3f} instead of {points[0].ap:.3f}; written to {opened.focus_path}"
     )
+
+
+def _check_whole(whole: "FocusPoint", dataset: "Dataset", *, has_default_loss: bool) -> None:
+    """Check that a whole search finds objects, which a focus could lose."""
+    if whole.ap <= 0:
+        raise AnnotationError(
+            f"{dataset.path}: a whole search finds none of its objects (AP {whole.ap:.3f}), so AP does not say what a "
+            "focus loses; nothing was written"
+        )
+    if has_default_loss and whole.ap <= _LOSS:
+        raise AnnotationError(
+            f"{dataset.path}: the AP of a whole search is {whole.ap:.3f}, no more than what may be lost ({_LOSS}), so "
+            "that a search that finds nothing would do; nothing was written; train longer, or set --loss or --speed-up"
+        )
 
 
 def _load_images(

@@ -32,6 +32,7 @@ from sniper.cli.output import announce_compilation, print_line, print_progress, 
 from sniper.cli.progress import show_progress
 from sniper.cli.report_page import page_reporter, update_scored_page
 from sniper.cli.search import (
+    describe_focus,
     describe_match,
     describe_weights,
     image_folders,
@@ -45,6 +46,7 @@ from sniper.cli.search import (
     split_overrides,
 )
 from sniper.errors import ConfigError, ImageError, count_and_list, counted
+from sniper.remote import is_remote
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ _UNCALIBRATED = (
     "the run has chosen no score on validation images, so pictures show detections from {} on (--min-score)"
 )
 _DEFAULT_OUTPUT = Path("detections.json")
+_OF_ANNOTATIONS = (".json", ".geojson", ".yaml", ".yml", ".xml", ".csv")
 _MAX_STEM = 60  # characters: names of files have at most 255 bytes
 
 
@@ -73,7 +76,7 @@ def _locks(
 ) -> Iterator[AbstractContextManager[None]]:
     if detector is not None:
         yield lock_file(output or _DEFAULT_OUTPUT, option="-o")
-    elif run is not None and run.is_dir():
+    elif run is not None and not is_remote(run) and run.is_dir():
         yield lock_file(output or run / _DEFAULT_OUTPUT, option="-o")
 
 
@@ -161,6 +164,10 @@ def predict(
         if run is None or paths[:1] != [str(run)]:
             raise ConfigError("RUN is missing: expected the folder of a run first, or --detector")
         paths.pop(0)
+    elif run is not None and not is_remote(run) and (run / "config.yaml").is_file():
+        raise ConfigError(
+            f"--detector {detector}: searches in place of a run; leave out {run}, or --detector"
+        )
     searcher = _Searcher.of(run, detector, checkpoint=checkpoint, engine=engine, device=device)
     spec = searcher.experiment(overrides, follow_links=follow_links)
     spec.data.configure_remote()
@@ -178,7 +185,7 @@ def predict(
     match = match_classes(model, truth, run=searcher.name)
     if Processes.from_environment().is_first:
         print_warnings(describe_match(match))
-        searcher.print_checkpoint(loaded)
+        searcher.print_choices(loaded, spec=spec)
     if min_score is None:
         min_score = DEFAULT_MIN_SCORE if model.min_score is None else model.min_score
         if draw is not None and model.min_score is None and Processes.from_environment().is_first:
@@ -240,6 +247,17 @@ def predict(
         print_line(f"next: sniper evaluate {shlex.quote(searcher.name)}")
 
 
+def _describe_other_file(path: Path) -> str:
+    """Describe what is wrong with a file in place of a run."""
+    from sniper.inference.detector import EXPORTED_SUFFIXES
+
+    graph = path.with_suffix(".xml")
+    if path.suffix == ".bin" and graph.is_file():
+        return f"{path}: has the weights of an exported model; name the file beside it, {graph}"
+    suffixes = ", ".join(EXPORTED_SUFFIXES)
+    return f"{path}: there is no run; expected its folder, or a model that sniper export has written ({suffixes})"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Searcher:
     """The detector that searches: of a run, of a library, or exported.
@@ -279,15 +297,27 @@ class _Searcher:
         """
         from sniper.inference.detector import EXPORTED_SUFFIXES
 
-        is_exported = run is not None and run.suffix in EXPORTED_SUFFIXES and not run.is_dir()
+        if detector is None and is_remote(run):
+            raise ConfigError(f"{run}: runs and models are not read from URLs; download it first")
+        is_exported = (
+            detector is None and run is not None and run.suffix in EXPORTED_SUFFIXES and not run.is_dir()
+        )
         if detector is not None or is_exported:
             kind = str(run) if is_exported else "--detector"
-            for option, is_given in (("--checkpoint", checkpoint != "best"), ("--engine", engine != "torch")):
-                if is_given:
-                    raise ConfigError(f"{option}: is of a run, and excludes {kind}")
+            if checkpoint != "best":
+                raise ConfigError(f"--checkpoint: is of a run, and excludes {kind}")
+            if engine != "torch":
+                hint = (
+                    f"{run} has its own, by its suffix; leave it out, or give the run, or export that for {engine}"
+                    if is_exported
+                    else "--detector is run by torch; write it with sniper export first"
+                )
+                raise ConfigError(f"--engine {engine}: chooses what runs the detector of a run; {hint}")
         if detector is not None:
             return cls(name=detector, device=device)
         assert run is not None  # one of the two was given
+        if run.is_file() and not is_exported:
+            raise ConfigError(_describe_other_file(run))
         if is_exported:
             from sniper.inference.exported import ExportedFile
 
@@ -323,10 +353,13 @@ class _Searcher:
             engine=self.engine,
         )
 
-    def print_checkpoint(self, loaded: "LoadedDetector") -> None:
-        """Print which checkpoint of a run is used."""
+    def print_choices(self, loaded: "LoadedDetector", *, spec: "ExperimentSpec") -> None:
+        """Print which checkpoint of a run is used, and which focus."""
         if self.run is not None:
             print_progress(describe_weights(self.run, loaded.step))
+        focus = describe_focus(loaded, spec, run=self.run)
+        if focus is not None:
+            print_progress(focus)
 
 
 def _update_page(
@@ -407,6 +440,11 @@ def _load_truth(
         raise ConfigError("--images requires --annotations")
     if split is not None and annotations is None:
         raise ConfigError("--split requires --annotations")
+    for file in files:
+        if Path(file).suffix.lower() in _OF_ANNOTATIONS and Path(file).is_file():
+            raise ConfigError(
+                f"{file}: is no image; the images of a data set are searched by --annotations {file}"
+            )
     if files:
         return None
     if annotations is not None:

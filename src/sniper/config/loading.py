@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import yaml
@@ -562,10 +563,11 @@ def _problems(
 
     An error that the file alone does not have comes from the overrides in its section.
     """
-    of_file = {(fault["loc"], fault["type"]) for fault in _faults_alone(in_file)} if changes else set()
+    alone = _faults_alone(in_file) if changes else []
+    of_file = {(fault["loc"], fault["type"]) for fault in _without_tags(alone)}
     file_phrases: list[str] = []
     phrases: list[str] = []
-    for fault in _distinct(error.errors()):
+    for fault in _distinct(_without_tags(error.errors())):
         name = _without_indices(fault["loc"])
         direct = [change for change in changes if name == change.name or name.startswith(f"{change.name}.")]
         if direct:
@@ -587,6 +589,60 @@ def _faults_alone(in_file: Mapping[str, Any]) -> list[ErrorDetails]:
     return []
 
 
+def _without_tags(faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Return errors at the places of fields.
+
+    Where a field takes one of several kinds, pydantic reports what each of them finds wrong, and puts a name of the
+    kind into the place. Of a mapping, the errors of the section remain; of another value, one that has all kinds.
+    """
+    found: dict[tuple[tuple[str | int, ...], str], ErrorDetails] = {}
+    for fault in faults:
+        loc = fault["loc"]
+        length, kinds = _find_choice(loc)
+        place = loc[:length]
+        of_value = [
+            other for other in faults if len(other["loc"]) == length + 1 and other["loc"][:length] == place
+        ]
+        names = [kind.__name__ for kind in kinds if isinstance(kind, type) and is_dataclass(kind)]
+        if names and any(isinstance(other["input"], Mapping) for other in of_value):
+            if loc[length] in names:
+                place += loc[length + 1 :]
+                found[place, fault["type"]] = {**fault, "loc": place}
+        elif kinds:
+            accepted = [_accepted(other, kinds) for other in of_value]
+            accepted += ["null"] if type(None) in kinds else []
+            message = f"Input should be {' or '.join(accepted)}"
+            found[place, "union"] = {**fault, "loc": place, "type": "union", "msg": message}
+        else:
+            found[loc, fault["type"]] = fault
+    return list(found.values())
+
+
+def _find_choice(loc: Sequence[str | int]) -> tuple[int, tuple[Any, ...]]:
+    """Return where a place has the name of a kind, and the kinds of the field before it; none if it has no such name.
+
+    Kinds include that of null, if a field may be null.
+    """
+    hint: Any = ExperimentSpec
+    for length, key in enumerate(loc):
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        values = [kind for kind in kinds if kind is not type(None)]
+        if len(values) > 1:
+            return length, kinds
+        hint = values[0]
+        items = next(iter(get_args(hint)), None)  # of a list
+        hint = get_type_hints(hint).get(str(key)) if is_dataclass(hint) else items
+    return len(loc), ()
+
+
+def _accepted(fault: ErrorDetails, kinds: Sequence[Any]) -> str:
+    """Return what one of the kinds of a field would accept instead."""
+    for kind in kinds:
+        if is_dataclass(kind) and fault["loc"][-1] == getattr(kind, "__name__", None):
+            return f"a mapping ({', '.join(field.name for field in fields(kind))})"
+    return fault["msg"].removeprefix("Input should be ")
+
+
 def _distinct(faults: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
     """Yield errors except lists that are reported as too short, too, since pydantic counts the valid items only."""
     sections = {fault["loc"][:length] for fault in faults for length in range(len(fault["loc"]))}
@@ -596,8 +652,15 @@ def _distinct(faults: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
 
 
 def _labels_of(fault: ErrorDetails, changes: Sequence[_Change]) -> str:
-    """Return the overrides that an error of several fields comes from: those it mentions, or all of its section."""
+    """Return the overrides that an error of several fields comes from.
+
+    Those of the field that it begins with, else those that it mentions, else all of its section.
+    """
     section = _without_indices(fault["loc"])
+    field = f"{section}.{fault['msg'].removeprefix('Value error, ').partition(':')[0]}".removeprefix(".")
+    direct = [change for change in changes if change.name == field or change.name.startswith(f"{field}.")]
+    if direct:
+        return " and ".join(change.label for change in direct)
     inside = [change for change in changes if not section or change.name.startswith(f"{section}.")] or changes
     mentioned = [change for change in inside if change.name.removeprefix(f"{section}.") in fault["msg"]]
     return " and ".join(change.label for change in mentioned or inside)

@@ -107,7 +107,7 @@ class Detector:
 
         Raises:
             RunError: if there is no such run, it has no such checkpoint, or what it has chosen cannot be read.
-            ConfigError: if its experiment cannot be read, or has trained the RPN only.
+            ConfigError: if its experiment cannot be read, or has trained the RPN only; or a focus is set for one level.
             CheckpointError: if its weights cannot be read, or belong to another model.
             ExportError: if an exported file cannot be read.
         """
@@ -181,7 +181,7 @@ class Detector:
 
         Raises:
             ImageError: if it cannot be read, or has more than 8 bits a channel and no intensity range is configured.
-            ValueError: if an array or tensor has another type or shape.
+            ValueError: if an array or tensor has another type or shape, or the score is not from 0 to 1.
             OutOfMemory: if a window of it does not fit into the device's memory.
         """
         strict = replace(self, data=replace(self.data, on_bad_image="refuse"))
@@ -209,9 +209,11 @@ class Detector:
 
         Raises:
             ImageError: as from `predict`, of an image that is not to be skipped.
-            ValueError: if an array or tensor has another type or shape.
+            ValueError: if an array or tensor has another type or shape, or the score is not from 0 to 1.
             OutOfMemory: if a window does not fit into the device's memory.
         """
+        if min_score is not None and not 0 <= min_score <= 1:
+            raise ValueError(f"min_score: expected a score from 0 to 1, not {min_score}")
         class_names = tuple(category.name for category in self.categories)
         for result in self.search(images, channels=channels):
             if result is None:

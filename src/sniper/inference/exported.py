@@ -21,10 +21,11 @@ from sniper.config.experiment import ExperimentSpec, PredictSpec
 from sniper.data.datasets import Category
 from sniper.data.spec import DataSpec, ReadSpec
 from sniper.errors import ConfigError, ExportError, SniperError
-from sniper.files import check_regular
+from sniper.files import check_regular, open_regular
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.inference.detector import EXPORTED_SUFFIXES, Detector, with_predict
+from sniper.inference.focus import check_levels
 from sniper.inference.openvino_parts import GraphParts
 from sniper.models.spec import Precision
 from sniper.specs import Fraction, parse_json, spec_dataclass
@@ -42,6 +43,7 @@ SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
 INPUTS, OUTPUTS = ("image", "sides"), ("boxes", "scores", "labels")
 """Names in the graph."""
 
+_NUM_START_BYTES = 4096  # in which an XML file has its first element
 _FREQUENT = 16  # images of a shape after which OpenVINO compiles the graph for that shape
 _MAX_SHAPES = 4  # for which it is compiled; each has the weights in memory once more
 
@@ -154,10 +156,11 @@ class ExportedFile:
             data: how images are read, likewise.
 
         Raises:
-            ConfigError: if the engine does not have `predict.precision`.
+            ConfigError: if the engine does not have `predict.precision`, or a focus is set for one level.
         """
         spec = self.spec
         predict = predict or spec.predict
+        check_levels(predict)
         self.graph.prepare(predict.precision)
         return Detector(
             detect=_InWindows(self.graph, spec),
@@ -373,11 +376,21 @@ def _check_precision(precision: Precision) -> None:
         )
 
 
+def _check_xml(path: Path) -> None:
+    """Check that a file may be OpenVINO's, which otherwise tries all of its readers, each with messages."""
+    with open_regular(path) as file:
+        if b"<net" not in file.read(_NUM_START_BYTES):
+            raise ExportError(
+                f"{path}: is no OpenVINO model; expected the .xml of one that sniper export has written"
+            )
+
+
 def _open(path: Path, *, device: str) -> Graph:
     try:
         if path.suffix == ".onnx":
             return _OnnxGraph(path, device=device)
         if path.suffix == ".xml":
+            _check_xml(path)
             return _OpenvinoGraph(path, device=device)
         return _TorchGraph(path, device=device)
     except ModuleNotFoundError as error:

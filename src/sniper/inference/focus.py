@@ -5,6 +5,7 @@ objects are likely; and the cells of a branch that is trained to predict such pl
 2019). One cover makes windows of either.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 
 from sniper.chips import ImageBoxes, Level, LevelSpec, PyramidSpec
 from sniper.chips.cover import cover_dense
-from sniper.config.experiment import FocusSpec
+from sniper.config.experiment import FocusSpec, PredictSpec
+from sniper.errors import ConfigError
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.geometry.focus_cells import FocusCells
@@ -28,6 +30,19 @@ _SIZE_TOLERANCE = 1.25  # sizes of objects are not exact at a coarser level
 _UNITS = 20  # of which the minimum sum of scores consists: scores are counted in whole ones
 _TOLERANCE = 16.0  # level pixels; of the depth of one object as two windows detect it
 _DUPLICATE_IOU = 0.5  # of the detections that stand for one object
+
+
+def check_levels(spec: PredictSpec) -> None:
+    """Check that a focus that is set has levels to search less of.
+
+    Raises:
+        ConfigError: if there is one level.
+    """
+    if isinstance(spec.focus, FocusSpec) and len(spec.levels) < 2:
+        raise ConfigError(
+            "predict.focus: has no effect on one level (predict.levels); a focus needs a coarser one beside it, so set "
+            "it to null, or more levels"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +164,7 @@ def choose_windows(
         The windows, row by row; none if nothing is likely.
     """
     whole = list(Tiling.of(level, limit=limit).windows())
-    if not coarser or level.scale > MAX_RATIO * coarser[-1].level.scale:
+    if not coarser or not shows_objects_of(level, coarser[-1].level):
         return whole
     cues = _cells_of(coarser[-1]) if focus.cues == "head" else _detections_of(coarser, level)
     corners = _cover(level, cues, focus)
@@ -163,6 +178,22 @@ def choose_windows(
         FocusWindow(level=level, corners=row, others=tuple(rows[other] for other in others[index]))
         for index, row in enumerate(rows)
     ]
+
+
+def shows_objects_of(finer: Level, coarser: Level) -> bool:
+    """Check whether objects of a level can still be seen at the next coarser one, which a focus needs."""
+    return finer.scale <= MAX_RATIO * coarser.scale
+
+
+def focused_levels(levels: Sequence[LevelSpec], sides: Sides) -> list[Level]:
+    """Return the levels of an image that a focus may search less of.
+
+    Args:
+        levels: of inference.
+        sides: of the image.
+    """
+    by_scale = sorted((level.at(**sides._asdict()) for level in levels), key=lambda level: level.scale)
+    return [finer for coarser, finer in itertools.pairwise(by_scale) if shows_objects_of(finer, coarser)]
 
 
 def _overlapping(corners: Int[np.ndarray, "w 4"]) -> list[list[int]]:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
-from annotated_types import Ge, Le
+from annotated_types import Ge
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import FocusSpec, PredictSpec
 from sniper.errors import RunError
 from sniper.files import atomic_write, read_bytes
 from sniper.runs.run import Run
-from sniper.specs import parse_json, spec_dataclass
+from sniper.specs import Fraction, parse_json, spec_dataclass
 
 
 @spec_dataclass
@@ -35,10 +35,10 @@ class FocusChoice:
     levels: str
     focus: FocusSpec
     num_images: Annotated[int, Ge(1)]
-    pixel_share: Annotated[float, Ge(0), Le(1)]
-    time_share: Annotated[float, Ge(0), Le(1)]
-    ap: Annotated[float, Ge(-1), Le(1)]
-    ap_whole: Annotated[float, Ge(-1), Le(1)]
+    pixel_share: Fraction
+    time_share: Fraction
+    ap: Fraction
+    ap_whole: Fraction
 
     def resolve(self, spec: PredictSpec, *, step: int | None) -> FocusSpec | None:
         """Return the focus if it was chosen for these weights and levels, else None."""

@@ -16,13 +16,14 @@ from sniper.chips import Level, LevelSpec
 from sniper.config.experiment import FocusSpec, PredictSpec
 from sniper.data.datasets import Dataset
 from sniper.data.datasets.categories import CategoryMatch
+from sniper.errors import AnnotationError, counted
 from sniper.evaluation.coco import score
 from sniper.evaluation.pair import GroundTruth
 from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.geometry.focus_cells import FocusCells
 from sniper.inference.detector import Detector
-from sniper.inference.focus import LevelResult, choose_windows
+from sniper.inference.focus import LevelResult, choose_windows, focused_levels
 from sniper.inference.merging import merge
 from sniper.inference.search import SearchResult
 from sniper.inference.validation import SharedSearch, counting, pair_detections
@@ -148,6 +149,35 @@ def candidates_for(
     ]
 
 
+def check_objects(images: Dataset, levels: Sequence[LevelSpec]) -> None:
+    """Check that the AP on images says what a focus loses: they show objects of the levels that it searches less of.
+
+    Args:
+        images: to choose a focus on.
+        levels: of inference.
+
+    Raises:
+        AnnotationError: if they show none.
+    """
+    num_objects = int((~images.is_crowd).sum())
+    if not num_objects:
+        raise AnnotationError(
+            f"{images.path}: has no objects to score; a focus is chosen by AP, on annotated images"
+        )
+    ranges: dict[str, None] = {}
+    for record in images:
+        objects = record.boxes[~record.is_crowd]
+        for level in focused_levels(levels, record.sides):
+            if level.valid_range.contains(objects).any():
+                return
+            ranges[f"[{level.valid_range.at_least:g}, {level.valid_range.below:g})"] = None
+    of_ranges = f" ({', '.join(ranges)} pixels)" if ranges else ""
+    raise AnnotationError(
+        f"{images.path}: none of {counted(num_objects, 'object')} is in the range of a level that a focus searches "
+        f"less of{of_ranges}, so AP does not say what is lost; choose on images with smaller objects"
+    )
+
+
 def measure_focus(
     detector: Detector,
     images: Dataset,
@@ -253,8 +283,13 @@ def choose_focus(points: Sequence[FocusPoint], *, loss: float, speed_up: float |
 
     Returns:
         The candidate; the whole search if no other will do.
+
+    Raises:
+        ValueError: if the whole search finds none of the objects, or there are none.
     """
     whole, *others = points
+    if whole.ap <= 0:
+        raise ValueError(f"expected a whole search with an AP above 0, not {whole.ap:g}")
     if speed_up is None:
         allowed = [point for point in others if point.ap >= whole.ap - loss]
         fastest = min(allowed, key=lambda point: point.time_share, default=whole)

@@ -17,6 +17,7 @@ from sniper.geometry import Detections, SelectDetections
 from sniper.geometry.focus_cells import FocusCells
 from sniper.inference.calibration import Calibration, load_calibration
 from sniper.inference.detector import Detector, with_predict
+from sniper.inference.focus import check_levels
 from sniper.inference.focus_choice import load_focus
 from sniper.models.build import autocast, build_detector, resolve
 from sniper.models.protocol import DetectorModel
@@ -75,6 +76,7 @@ def load_model(
     if spec is None:
         spec = load_experiment(opened.config_path)
     spec = with_predict(spec, predict)
+    check_levels(spec.predict)
     if spec.train.rpn_only:
         raise ConfigError(
             f"{opened.folder}: has trained the RPN only (train.rpn_only); use it with sniper mine"
@@ -110,9 +112,10 @@ def load_library_detector(
         spec: how to search, and how images are read.
 
     Raises:
-        ConfigError: if there is no such detector or file.
+        ConfigError: if there is no such detector or file, or a focus is set for one level.
         WeightsError: if the weights cannot be downloaded, read, or belong to another detector.
     """
+    check_levels(spec.predict)
     kind, _, rest = name.partition(":")
     model_spec = _transformers_spec(name, rest) if kind == "transformers" else _torchvision_spec(name, rest)
     initial = InitialWeights.of_library(model_spec)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import PositiveFloat, PositiveInt
 
+from sniper.errors import ConfigError
 from sniper.specs import Fraction, spec_dataclass
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -341,12 +342,23 @@ class DetectorSpec:
         for name, default in defaults:
             section, _, field = name.partition(".")
             if getattr(getattr(self, section), field) != default:
+                self._check_torchvision_name()
                 raise ValueError(f"{name}: {self.name} does not have this field")
+
+    def _check_torchvision_name(self) -> None:
+        """Check that torchvision has the detector, which needs its import."""
+        from sniper.models.torchvision_detectors.build import find_kind
+
+        try:
+            find_kind(self.name)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("model.")) from error
 
     def _check_two_stage(self) -> None:
         for field in ("name", "weights"):
             if getattr(self, field) is not None:
-                raise ValueError(f"{field}: is of kind torchvision, not of two_stage")
+                hint = "; weights of a backbone belong to backbone.weights" if field == "weights" else ""
+                raise ValueError(f"{field}: is of kind torchvision, not of two_stage{hint}")
         if self.backbone.neck == "fpn":
             if len(self.rpn.anchor_sizes) != 5:
                 raise ValueError(

@@ -16,6 +16,7 @@ import torch
 from sniper.data.datasets import Category, DatasetIdentity
 from sniper.errors import CheckpointError, RunError, SniperError, count_and_list, describe_os_error
 from sniper.files import atomic_write, check_regular, naming_path, read_bytes, remove_folder
+from sniper.remote import is_remote
 from sniper.runs.checkpoints import (
     EMA,
     WEIGHTS,
@@ -172,8 +173,11 @@ class Run:
         Raises:
             RunError: if there is no run.
         """
+        if is_remote(folder):
+            raise RunError(f"{folder}: a run is not read from a URL; download its folder first")
         if folder.is_file():
-            raise RunError(f"{folder}: there is no run; expected its folder, not a file")
+            kind = "an exported model" if folder.suffix in _EXPORTED_SUFFIXES else "a file"
+            raise RunError(f"{folder}: there is no run; expected its folder, not {kind}")
         if not (folder / "config.yaml").is_file():
             raise RunError(f"{folder}: there is no run (config.yaml is missing){_list_runs(folder.parent)}")
         return cls(folder)
@@ -499,6 +503,9 @@ class Run:
                 f"{error}; the previous checkpoint is of step {step}: continue from it with "
                 f"sniper train --resume --step {step}, or by moving {newest} away"
             ) from error
+
+
+_EXPORTED_SUFFIXES = (".onnx", ".xml", ".bin", ".pt2")
 
 
 def _list_runs(folder: Path) -> str:

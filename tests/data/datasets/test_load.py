@@ -125,6 +125,19 @@ def test_for_a_folder_of_images_or_labels_the_data_set_around_it_is_suggested(
     assert str(caught.value).endswith(f"did you mean {tmp_path / 'set'}?")
 
 
+def test_files_of_labelme_are_refused_with_their_converter(tmp_path: Path) -> None:
+    polygon = {"label": "cat", "points": [[0, 0], [9, 0], [9, 9]], "shape_type": "polygon"}
+    for name in ("a", "b"):
+        content = {"version": "5.5.0", "flags": {}, "shapes": [polygon], "imagePath": f"{name}.jpg"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content | {"imageHeight": 9, "imageWidth": 9}))
+    message = (
+        "is LabelMe's file of one image, which is not read; convert the folder to COCO JSON: labelme2coco "
+    )
+    for path in (tmp_path / "a.json", tmp_path):
+        with pytest.raises(AnnotationError, match=rf"a\.json:? {re.escape(message + str(tmp_path))}"):
+            load_dataset(path)
+
+
 def test_the_notes_of_label_studio_beside_labels_of_yolo_are_no_coco_json(tmp_path: Path) -> None:
     notes = json.dumps({"categories": [{"id": 0, "name": "cat"}], "info": {"contributor": "Label Studio"}})
     files: dict[str, str | None] = {"images/a.jpg": None, "labels/a.txt": "0 0.5 0.5 0.2 0.4\n"}

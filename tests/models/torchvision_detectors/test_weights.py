@@ -113,7 +113,7 @@ def test_a_file_with_other_classes_is_trained_from_but_not_searched_with(tmp_pat
     [
         (
             {"weight": torch.zeros(3)},
-            r"w\.pth: is not of ssdlite320\S+: head\.classification_head\S+ is missing",
+            r"w\.pth: is not of ssdlite320\S+: head\.classification_head\S+ is missing; weights of a backbone belong",
         ),
         ({"epoch": 3}, r"w\.pth: cannot be loaded into ssdlite320\S+ \(it has no tensors by name\)"),
     ],

@@ -217,6 +217,17 @@ def _whole_table(noun: str, key: str, entries: list[Any] | None) -> Any:
     )
 
 
+LABELME = (
+    "is LabelMe's file of one image, which is not read; convert the folder to COCO JSON: labelme2coco {}"
+)
+"""What errors say of such a file in a folder."""
+
+
+def is_labelme(content: Any) -> bool:
+    """Check whether the content of a JSON file is what LabelMe writes for an image."""
+    return isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys()
+
+
 def _read_tables_slowly(
     path: Path,
 ) -> tuple[_Table[_Annotation] | None, _Table[_Image], _Table[_Category] | None]:
@@ -226,6 +237,8 @@ def _read_tables_slowly(
         raise AnnotationError(
             f"{path}: is {reprlib.repr(content)}, expected an object with images, annotations, categories"
         )
+    if is_labelme(content):
+        raise AnnotationError(f"{path}: {LABELME.format(path.parent)}")
     problems = [] if content.get("images") is not None else ["images is missing, expected a list"]
     problems += [
         f"{key} is {reprlib.repr(content[key])}, expected a list"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sniper.data.datasets.check import check_dataset
-from sniper.data.datasets.coco import read_coco
+from sniper.data.datasets.coco import LABELME, is_labelme, read_coco
 from sniper.data.datasets.coco_folders import CocoSource, find_coco, join
 from sniper.data.datasets.collect import Collector
 from sniper.data.datasets.cvat import cvat_splits, read_cvat
@@ -26,7 +26,7 @@ from sniper.data.datasets.voc import find_voc, read_voc, root_tag
 from sniper.data.datasets.yolo import find_yolo, read_yolo
 from sniper.data.spec import DataSpec
 from sniper.errors import AnnotationError, describe_os_error
-from sniper.files import expand_path, is_folder
+from sniper.files import expand_path, is_folder, read_json
 
 _VECTOR_SUFFIXES = (".gpkg", ".shp", ".fgb", ".kmz")
 _MAX_LISTED = 12  # names of a folder's content, in an error
@@ -224,6 +224,9 @@ def _describe_nothing(path: Path) -> str:
         )
     except OSError as error:
         return f"cannot be read ({describe_os_error(error)})"
+    file = next((path / name for name in content if name.endswith(".json")), None)
+    if file is not None and _is_labelme_file(file):
+        return f"{file.name} {LABELME.format(path)}"
     lines = ["is no data set; looked for"]
     lines += [f"{name}: {looked_for}" for name, looked_for, _ in _FORMATS]
     hidden = len(content) - _MAX_LISTED
@@ -234,6 +237,13 @@ def _describe_nothing(path: Path) -> str:
     if near:
         lines.append(f"did you mean {' or '.join(map(str, near))}?")
     return "\n  ".join(lines)
+
+
+def _is_labelme_file(path: Path) -> bool:
+    try:
+        return is_labelme(read_json(path, error=AnnotationError))
+    except AnnotationError:
+        return False
 
 
 def _enclosing(path: Path) -> list[Path]:

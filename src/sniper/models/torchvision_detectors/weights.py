@@ -125,7 +125,12 @@ def _convert(spec: DetectorSpec, state: Mapping[str, torch.Tensor], *, source: P
     first, layout = next(iter(layouts.items()))
     name = first.removeprefix("net.")
     if name not in state:
-        raise WeightsError(f"{source}: is not of {spec.name}: {name} is missing")
+        hint = (
+            ""
+            if any(each.startswith("backbone.") for each in state)
+            else "; weights of a backbone belong to model.backbone.weights (with fcos, retinanet or faster_rcnn)"
+        )
+        raise WeightsError(f"{source}: is not of {spec.name}: {name} is missing{hint}")
     num_outputs = len(state[name]) // (layout.num_groups * layout.rows_per_class)
     with torch.device("meta"):
         net = build_net(spec.name, num_outputs=num_outputs)
