@@ -191,9 +191,8 @@ def focus(
         "num_images": len(dataset),
         "chosen": None if chosen.focus is None else _as_dict(chosen),
         "curve": [_as_dict(point) for point in points],
+        **({} if draw is None else {"pictures": str(draw)}),
     }
-    if draw is not None:
-        answer["pictures"] = str(draw)
     if json:
         print_result(answer, is_json=True)
         return

@@ -175,8 +175,7 @@ def predict(
     sources = list_images(_find_files(paths) if truth is None else truth)[:limit]
     target = output or searcher.folder / _DEFAULT_OUTPUT
     if draw is not None:
-        folders = searched_folders(paths) if truth is None else image_folders(truth)
-        check_pictures_folder(draw, [source.path for source in sources], searched=folders)
+        _check_pictures_folder(draw, sources, truth, paths=paths)
     _make_folders(target, draw)
     geo_files = _GeoFiles.find(sources, target, spec=spec, has_gpkg=gpkg)
     check_results_file(target)
@@ -460,6 +459,14 @@ def _find_files(arguments: Sequence[str]) -> list[Path]:
     found = find_image_files(arguments)
     print_warnings(found.warnings)
     return found.images
+
+
+def _check_pictures_folder(
+    folder: Path, sources: "Sequence[ImageToSearch]", truth: "Dataset | None", *, paths: Sequence[str]
+) -> None:
+    """Check that pictures do not get among the images that are searched."""
+    searched = searched_folders(paths) if truth is None else image_folders(truth)
+    check_pictures_folder(folder, [source.path for source in sources], searched=searched)
 
 
 def _make_folders(target: Path, draw: Path | None) -> None:
