@@ -28,9 +28,7 @@ CategoryIds = Literal["ids", "from-0", "from-1"]
 _DECIMALS = 4  # of coordinates in results: 0.0001 pixels
 _COLUMNS = 6  # of a line of YOLO's detections: class, centre, sides, confidence
 _LARGEST_FRACTION = 2.0  # of a side; a detection may reach beyond its chip, but not by pixels
-_LARGEST_OFFSET = (
-    0.125  # of a side, from a chip to the centre of a box: detectors pad chips, and see noise there
-)
+_LARGEST_OFFSET = 0.125  # of a side, from a chip to the centre of a box: detectors see noise in its padding
 _MAX_LISTED = 5
 
 
