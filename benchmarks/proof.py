@@ -386,9 +386,10 @@ def mine_chips(cell: Cell, options: argparse.Namespace) -> None:
     positives = choose_positive_chips(train_set, spec.pyramid, generator=generator)
     table = add_negatives(positives, store, spec.negatives, pyramid=spec.pyramid, generator=generator)
     table.save(folder / "chips.npz", pyramid=spec.pyramid, digest=train_set.digest)
+    steps = [entry for entry in run.entries() if entry["stage"] == "rpn"]
     result = {
-        "rpn_megapixels": round(sum(entry["megapixels"] for entry in run.entries()), 3),
-        "rpn_minutes": round(sum(entry["seconds"] for entry in run.entries()) / 60, 2),
+        "rpn_megapixels": round(sum(entry["megapixels"] for entry in steps), 3),
+        "rpn_minutes": round(sum(entry["seconds"] for entry in steps) / 60, 2),
         "mining_minutes": round((time.monotonic() - mining_started) / 60, 2),
         "positive_chips": len(positives),
         "negative_chips_pool": len(table) - len(positives),
