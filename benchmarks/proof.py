@@ -298,7 +298,8 @@ def with_budget(spec: ExperimentSpec, train_set: Dataset, *, megapixels: float) 
     if spec.data.chips is not None:
         path, images = Path(spec.data.chips), to_image_boxes(train_set)
         table = ChipTable.load(path, pyramid=spec.pyramid, images=images, digest=train_set.digest)
-    epochs = megapixels / order_epoch(spec, train_set, epoch=0, table=table).megapixels
+    order = order_epoch(spec, train_set, epoch=0, table=table, dose=spec.negatives.first_dose)
+    epochs = megapixels / order.megapixels
     return replace(spec, train=replace(spec.train, epochs=epochs, milestones=(0.8 * epochs,)))
 
 
