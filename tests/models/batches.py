@@ -25,6 +25,15 @@ TINY = DetectorSpec(
 )
 
 
+def with_pyramid(spec: DetectorSpec) -> DetectorSpec:
+    """Return a detector with a feature pyramid in place of a single map."""
+    return replace(
+        spec,
+        backbone=replace(spec.backbone, neck="fpn"),
+        rpn=replace(spec.rpn, anchor_sizes=(8, 16, 32, 64, 128)),
+    )
+
+
 def build_tiny(spec: DetectorSpec = TINY, *, num_classes: int = 3, seed: int = 0) -> TwoStageDetector:
     torch.manual_seed(seed)
     return TwoStageDetector(spec, num_classes=num_classes)

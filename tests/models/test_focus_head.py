@@ -12,7 +12,7 @@ from sniper.data.batches import Batch, ChipSample
 from sniper.geometry.boxes import Sides
 from sniper.models.focus_head import FocusHead, match_cells
 from sniper.models.matching import Match
-from sniper.models.spec import BackboneSpec, DetectorSpec, TorchvisionSpec
+from sniper.models.spec import DetectorSpec, TorchvisionSpec
 from tests.models.batches import (
     TINY,
     build_batch,
@@ -20,15 +20,12 @@ from tests.models.batches import (
     build_tiny,
     check_is_mean_over_parts,
     check_learns_nothing,
+    with_pyramid,
 )
 
 V, OUT, IGN = BoxStatus.VALID, BoxStatus.OUT_OF_RANGE, BoxStatus.IGNORE
 CONCAT = dataclasses.replace(TINY, focus=True)
-FPN = dataclasses.replace(
-    CONCAT,
-    backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stages=0, neck="fpn"),
-    rpn=dataclasses.replace(TINY.rpn, anchor_sizes=(8, 16, 32, 64, 128)),
-)
+FPN = with_pyramid(CONCAT)
 
 
 def coarse_sample(

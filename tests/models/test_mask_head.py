@@ -14,7 +14,7 @@ from sniper.geometry import Detections
 from sniper.geometry.masks import MaskArrays
 from sniper.models.mask_head import MaskHead, choose_masked, rasterize_targets
 from sniper.models.roi_head import Positives
-from sniper.models.spec import BackboneSpec, DetectorSpec, MaskHeadSpec
+from sniper.models.spec import DetectorSpec, MaskHeadSpec
 from sniper.models.two_stage import TwoStageDetector
 from tests.models.batches import (
     TINY,
@@ -23,16 +23,13 @@ from tests.models.batches import (
     build_tiny,
     check_is_mean_over_parts,
     check_learns_nothing,
+    with_pyramid,
 )
 
 V, OUT, IGN = BoxStatus.VALID, BoxStatus.OUT_OF_RANGE, BoxStatus.IGNORE
 HEAD = MaskHeadSpec(channels=8, num_convs=1, pool_size=4, batch_size_per_image=16)
 CONCAT = dataclasses.replace(TINY, mask_head=HEAD)
-FPN = dataclasses.replace(
-    CONCAT,
-    backbone=BackboneSpec(name="test_resnet", pretrained=False, frozen_stages=0, neck="fpn"),
-    rpn=dataclasses.replace(TINY.rpn, anchor_sizes=(8, 16, 32, 64, 128)),
-)
+FPN = with_pyramid(CONCAT)
 
 
 def rectangle(x1: float, y1: float, x2: float, y2: float) -> list[list[list[float]]]:

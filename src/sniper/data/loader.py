@@ -210,10 +210,9 @@ def _share_memory(num_bytes: int) -> Arena:
     """
     try:
         arena = Arena(num_bytes)
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            os.posix_fallocate(
-                arena.fd, 0, num_bytes
-            )  # otherwise writing to memory that is full ends the process
+        # Without this, which macOS lacks, writing to memory that is full ends the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(arena.fd, 0, num_bytes)
     except OSError as error:
         raise LoaderError(
             f"{num_bytes / 1e6:,.0f} MB of memory for the processes that read images cannot be reserved "
