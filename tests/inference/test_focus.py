@@ -1,19 +1,24 @@
 """Focus: fine levels are searched where coarser ones suspect objects, and find there what they find anywhere."""
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sniper.chips import LevelSpec
 from sniper.config.experiment import FocusSpec
+from sniper.data.images.files import load_image
+from sniper.data.spec import ReadSpec
 from sniper.errors import ConfigError
 from sniper.geometry import Detections
+from sniper.geometry.boxes import Sides
 from sniper.inference.detector import Detector
-from sniper.inference.focus import choose_windows
+from sniper.inference.focus import choose_windows, focused_levels
 from sniper.inference.windows import FreeWindow, TilingWindow
 from tests.inference.blobs import blob_detector, draw_blobs, find_blob_cells
 
@@ -82,8 +87,45 @@ def test_a_full_image_costs_no_more_than_the_whole_search(count: int) -> None:
 def test_a_level_that_no_coarser_one_can_stand_for_is_searched_as_a_whole() -> None:
     image, boxes = draw_blobs(1, width=1200, height=1200, smallest=6, largest=20, count=3)
     detector = focused(blob_detector(LevelSpec(factor=1.0, below=60), LevelSpec(long_side=256, at_least=60)))
-    assert num_pixels(detector, image) < 1.1 * (1200 + 48) ** 2  # a ratio of 4.7
+    assert num_pixels(detector, image) < 1.1 * (1200 + 48) ** 2  # a ratio of 4.7; 60 pixels are 13 there
     np.testing.assert_array_equal(in_order(detector.predict(image).boxes), in_order(boxes))
+
+
+@pytest.mark.parametrize(
+    ("finer", "ratio", "is_shown"),
+    [
+        (LevelSpec(factor=2.0), 4.0, True),  # 64 pixels become 16
+        (LevelSpec(factor=2.0), 4.1, False),
+        (LevelSpec(factor=2.0, below=48), 6.0, True),  # 96 pixels become 16
+        (LevelSpec(factor=2.0, below=48), 6.1, False),
+        (LevelSpec(factor=2.0, below=20), 4.0, True),  # objects of 64 pixels whatever the range
+    ],
+)
+def test_a_level_has_a_focus_if_the_coarser_one_shows_its_largest_objects(
+    finer: LevelSpec, ratio: float, is_shown: bool
+) -> None:
+    sides = Sides(1200, 1200)
+    coarser = LevelSpec(factor=2.0 / ratio)
+    assert (len(focused_levels([coarser, finer], sides)) == 1) is is_shown
+
+
+def test_a_jpeg_is_decoded_in_full_only_where_a_fine_level_is_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def load(data: Path, spec: ReadSpec, *, reduction: int, sides: Sides) -> np.ndarray:
+        decoded.append(reduction)
+        return load_image(data, spec, reduction=reduction, sides=sides)
+
+    monkeypatch.setattr("sniper.data.images.files.load_image", load)
+    levels = LevelSpec(factor=0.5, below=150), LevelSpec(long_side=256, at_least=120)
+    for count, reductions in ((0, [4]), (2, [4, 1])):
+        image, boxes = draw_blobs(3, width=2200, height=1600, smallest=80, largest=90, count=count)
+        Image.fromarray(image).save(tmp_path / f"{count}.jpg", quality=95, subsampling=0)
+        decoded.clear()
+        assert len(focused(blob_detector(*levels)).predict(tmp_path / f"{count}.jpg")) == count
+        assert decoded == reductions
 
 
 def test_detections_do_not_depend_on_other_images() -> None:

@@ -138,7 +138,7 @@ def test_objects_of_the_coarsest_level_or_of_one_that_no_coarser_shows_do_not_co
     check_objects(images, LEVELS)  # objects of 12 pixels
     for levels in (
         (LevelSpec(factor=2.0, below=12), LevelSpec(factor=1.0, at_least=10)),
-        (LevelSpec(factor=5.0, below=30), LevelSpec(factor=1.0, at_least=24)),
+        (LevelSpec(factor=5.0, below=15), LevelSpec(factor=1.0, at_least=12)),
     ):
         with pytest.raises(AnnotationError, match="none of 25 objects is in the range"):
             check_objects(images, levels)

@@ -6,6 +6,7 @@ objects are likely; and the cells of a branch that is trained to predict such pl
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,9 +23,8 @@ from sniper.geometry.focus_cells import FocusCells
 from sniper.geometry.nms import soft_nms
 from sniper.inference.windows import GRID, FreeWindow, Tiling, Window, WindowDetections, join_windows
 
-MAX_RATIO = 4.0
-"""The largest ratio of scales at which objects of a level can still be seen at a coarser one."""
-
+_SEEN_SIZE = 16.0  # level pixels that an object needs to be seen at a coarser level: a cell of stride 16
+_COMMON_SIZE = 64.0  # level pixels of objects that every level is taken to have, whatever its valid range
 _MARGIN = 32  # level pixels around an object that help to recognize it
 _SIZE_TOLERANCE = 1.25  # sizes of objects are not exact at a coarser level
 _UNITS = 20  # of which the minimum sum of scores consists: scores are counted in whole ones
@@ -181,8 +181,14 @@ def choose_windows(
 
 
 def shows_objects_of(finer: Level, coarser: Level) -> bool:
-    """Check whether objects of a level can still be seen at the next coarser one, which a focus needs."""
-    return finer.scale <= MAX_RATIO * coarser.scale
+    """Check whether objects of a level can still be seen at the next coarser one, which a focus needs.
+
+    Those of 64 pixels of the level, and the largest ones of its valid range, must have at least 16 pixels there: either
+    of them, since a range may be narrow, or not end at all.
+    """
+    below = finer.valid_range.below
+    largest = max(_COMMON_SIZE / finer.scale, below if math.isfinite(below) else 0.0)
+    return largest * coarser.scale >= _SEEN_SIZE
 
 
 def focused_levels(levels: Sequence[LevelSpec], sides: Sides) -> list[Level]:

@@ -314,7 +314,8 @@ class _MemoryLimit:
 class _Image:
     """An image under search.
 
-    One that is decoded as a whole is decoded once, for its finest level: `largest_reduction` is that of all levels.
+    One that is decoded as a whole is decoded once, for its finest level, unless it is searched by level:
+    `largest_reduction` is that of all levels.
     """
 
     def __init__(
@@ -397,7 +398,8 @@ class _Task:
             self.image.reader,
             self.window.level,
             self.window.corners,
-            largest_reduction=self.image.largest_reduction,
+            # By level, finer ones may not be searched: each has a decode of its own, a small one if it is coarse.
+            largest_reduction=self.image.largest_reduction if self.of_level is None else None,
         )
         return np.require(pixels, requirements=["C", "W"])
 
