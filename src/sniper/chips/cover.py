@@ -456,10 +456,13 @@ def _cover_group(
     if is_done:
         masses[0] = _take_alarms(alarms, scores, picked[0, 0], picked[0, 1])
         return 1, state
-    first_x, first_y = rects[:, 0].min(), rects[:, 2].min()
-    rects[:, :2] -= first_x
-    rects[:, 2:] -= first_y
-    counts, num_windows = _count_boxes(rects, rects[:, 1].max() + 1, rects[:, 3].max() + 1)
+    first_x, last_x, first_y, last_y = _extent(rects)
+    for r in range(len(rects)):
+        rects[r, 0] -= first_x
+        rects[r, 1] -= first_x
+        rects[r, 2] -= first_y
+        rects[r, 3] -= first_y
+    counts, num_windows = _count_boxes(rects, last_x - first_x + 1, last_y - first_y + 1)
     windows, position, starts = _sort_by_count(counts, num_windows)
     num_left, num_picked, most = len(rects), 0, len(rects)
     while not is_done:
@@ -491,9 +494,41 @@ def _cover_group(
         if not is_done:
             for r in range(num_left, before):
                 _remove_box(rects[r], counts, windows, position, starts)
-    picked[:num_picked, 0] += first_x
-    picked[:num_picked, 1] += first_y
+    for p in range(num_picked):
+        picked[p, 0] += first_x
+        picked[p, 1] += first_y
     return num_picked, state
+
+
+@kernel
+def _extent(rects: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the first and last column, first and last row of the windows that contain any of some boxes."""
+    first_x, last_x, first_y, last_y = rects[0]
+    for r in range(1, len(rects)):
+        first_x, last_x = min(first_x, rects[r, 0]), max(last_x, rects[r, 1])
+        first_y, last_y = min(first_y, rects[r, 2]), max(last_y, rects[r, 3])
+    return np.int64(first_x), np.int64(last_x), np.int64(first_y), np.int64(last_y)
+
+
+@kernel
+def _reorder(rects: np.ndarray, order: np.ndarray) -> None:
+    """Put rows into another order."""
+    before = rects.copy()
+    for r in range(len(rects)):
+        for k in range(4):
+            rects[r, k] = before[order[r], k]
+
+
+@kernel
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """Return the distinct ones of some keys, ascending."""
+    cells = np.empty(len(keys), dtype=np.int64)
+    num_cells = 0
+    for index in np.argsort(keys, kind="mergesort"):
+        if num_cells == 0 or keys[index] != cells[num_cells - 1]:
+            cells[num_cells] = keys[index]
+            num_cells += 1
+    return cells[:num_cells]
 
 
 @kernel
@@ -519,12 +554,15 @@ def _group(rects: np.ndarray) -> np.ndarray:
     if num_x <= 2 and num_y <= 2:
         return np.array([0, num_rects])
     starts = np.zeros(num_rects + 1, dtype=np.int64)
-    columns, rows = (rects[:, 0] - first_x) // span, (rects[:, 2] - first_y) // span
-    keys = rows.astype(np.int64) * num_x + columns
+    columns, rows = np.empty(num_rects, dtype=np.int64), np.empty(num_rects, dtype=np.int64)
+    keys = np.empty(num_rects, dtype=np.int64)
+    for r in range(num_rects):
+        columns[r], rows[r] = (rects[r, 0] - first_x) // span, (rects[r, 2] - first_y) // span
+        keys[r] = rows[r] * num_x + columns[r]
     num_cells = np.int64(num_y) * num_x
     cells = np.zeros(0, dtype=np.int64)
     if num_cells > _MIN_CELLS + 8 * num_rects:  # few boxes far apart: only cells with boxes are kept
-        cells = np.unique(keys)
+        cells = _distinct(keys)
         num_cells = len(cells)
     # A linked list for each cell; `older` points to the next box.
     newest = np.full(num_cells, -1, dtype=np.int32)
@@ -551,7 +589,7 @@ def _group(rects: np.ndarray) -> np.ndarray:
             reached += 1
         num_groups += 1
         starts[num_groups] = num_ordered
-    rects[:] = rects[order]
+    _reorder(rects, order)
     return starts[: num_groups + 1]
 
 
@@ -599,8 +637,8 @@ def _cover_level(
             num_parts -= 1
             first, last = firsts[num_parts], lasts[num_parts]
             part = rects[first:last]
-            num_x = np.int64(part[:, 1].max()) - part[:, 0].min() + 1
-            num_y = np.int64(part[:, 3].max()) - part[:, 2].min() + 1
+            first_x, last_x, first_y, last_y = _extent(part)
+            num_x, num_y = last_x - first_x + 1, last_y - first_y + 1
             if num_x * num_y <= _MAX_WINDOWS or last - first == 1:
                 count, state = _cover_group(
                     part, min_boxes, picked[num_picked:], masses[num_picked:], state, alarms, scores
@@ -608,7 +646,7 @@ def _cover_level(
                 num_picked += count
                 continue
             axis = 0 if num_x >= num_y else 2
-            part[:] = part[np.argsort(part[:, axis], kind="mergesort")]
+            _reorder(part, np.argsort(part[:, axis].astype(np.int64), kind="mergesort"))
             middle = (first + last) // 2
             firsts[num_parts], lasts[num_parts] = middle, last
             firsts[num_parts + 1], lasts[num_parts + 1] = first, middle
