@@ -143,8 +143,8 @@ def draw_focus(
     matches = match_detections(detections.confident(min_score), ground_truth)
     is_missed = matches.is_missed
     kinds = (
-        (PURPLE, "missed in a window", is_missed & is_shown),
-        (ORANGE, "missed outside", is_missed & ~is_shown),
+        (PURPLE, "missed where searched", is_missed & is_shown),
+        (ORANGE, "missed where not searched", is_missed & ~is_shown),
         (SKY_BLUE, "found", ~is_missed & ~ground_truth.is_crowd),
     )
     rows = [np.flatnonzero(is_of_kind) for _, _, is_of_kind in kinds]
