@@ -36,6 +36,12 @@ def test_a_choice_is_written_and_used(sniper: CommandLine, trained_folder: Path)
     text = sniper.text("focus", run, "--loss", "0.99", "--limit", "2", "--draw", pictures).out
     assert len([*pictures.glob("*.jpg")]) == 2
     assert (pictures / "curve.png").exists()
+    page = (pictures / "focus.html").read_text()
+    assert f"sniper predict {run} IMAGES" in page
+    assert len(re.findall("<figure>", page)) == 2
+    assert page.count('<tr class="chosen">') == 1
+    assert page.count("<tr") == 1 + len(answer["curve"])
+    assert f"page: {pictures / 'focus.html'}" in text
     assert "chosen on 2 images" in text
     assert re.search(r"^ *all +100%", text, re.MULTILINE)
     assert "chosen" in text

@@ -457,11 +457,7 @@ def _cover_group(
         masses[0] = _take_alarms(alarms, scores, picked[0, 0], picked[0, 1])
         return 1, state
     first_x, last_x, first_y, last_y = _extent(rects)
-    for r in range(len(rects)):
-        rects[r, 0] -= first_x
-        rects[r, 1] -= first_x
-        rects[r, 2] -= first_y
-        rects[r, 3] -= first_y
+    _shift(rects, first_x, first_y)
     counts, num_windows = _count_boxes(rects, last_x - first_x + 1, last_y - first_y + 1)
     windows, position, starts = _sort_by_count(counts, num_windows)
     num_left, num_picked, most = len(rects), 0, len(rects)
@@ -507,7 +503,17 @@ def _extent(rects: np.ndarray) -> tuple[int, int, int, int]:
     for r in range(1, len(rects)):
         first_x, last_x = min(first_x, rects[r, 0]), max(last_x, rects[r, 1])
         first_y, last_y = min(first_y, rects[r, 2]), max(last_y, rects[r, 3])
-    return np.int64(first_x), np.int64(last_x), np.int64(first_y), np.int64(last_y)
+    return int(first_x), int(last_x), int(first_y), int(last_y)
+
+
+@kernel
+def _shift(rects: np.ndarray, first_x: int, first_y: int) -> None:
+    """Make columns and rows start at those given."""
+    for r in range(len(rects)):
+        rects[r, 0] -= first_x
+        rects[r, 1] -= first_x
+        rects[r, 2] -= first_y
+        rects[r, 3] -= first_y
 
 
 @kernel

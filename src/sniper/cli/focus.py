@@ -37,8 +37,6 @@ from sniper.remote import is_remote
 from sniper.runs.lock import lock_file
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from sniper.config.experiment import ExperimentSpec
     from sniper.data.datasets import Dataset
     from sniper.data.datasets.categories import CategoryMatch
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
 
 _LOSS = 0.005
 _MAX_PICTURES = 24
+_PAGE_NAME = "focus.html"
 
 
 def _locks(run: Path, **_: Any) -> Iterator[AbstractContextManager[None]]:
@@ -96,7 +95,8 @@ def focus(
     draw: Annotated[
         Path | None,
         Parameter(
-            help="Folder for pictures: the curve, and of up to 24 images what was searched, found and missed.",
+            help="Folder for a page and its pictures: the curve, and of up to 24 images what was searched, found "
+            "and missed.",
         ),
     ] = None,
     limit: Limit = None,
@@ -185,7 +185,7 @@ def focus(
         )
         save_focus(opened, choice)
     if draw is not None:
-        _draw(draw, points, chosen, dataset, detector=loaded.detector, match=match)
+        _draw(draw, points, chosen, dataset, detector=loaded.detector, match=match, run=run)
     answer: dict[str, Any] = {
         "run": str(run),
         "num_images": len(dataset),
@@ -196,14 +196,9 @@ def focus(
     if json:
         print_result(answer, is_json=True)
         return
-    print_table(_table(points, chosen=chosen))
-    if chosen.focus is None:
-        print_line("no setting does; every level is searched as a whole")
-        return
-    print_line(
-        f"chosen on {counted(len(dataset), 'image')}: {1 / chosen.time_share:.1f} times as fast, "
-        f"AP {chosen.ap:.3f} instead of {points[0].ap:.3f}; written to {opened.focus_path}"
-    )
+    _print(points, chosen, num_images=len(dataset), written_to=opened.focus_path)
+    if draw is not None:
+        print_line(f"page: {draw / _PAGE_NAME}")
 
 
 def _check_whole(whole: "FocusPoint", dataset: "Dataset", *, has_default_loss: bool) -> None:
@@ -246,8 +241,9 @@ def _draw(
     *,
     detector: "Detector",
     match: "CategoryMatch",
+    run: Path,
 ) -> None:
-    """Draw the curve, and what a search with the chosen focus shows of some images, spread evenly."""
+    """Draw the curve, what a search with the chosen focus shows of some images, spread evenly, and a page of both."""
     import numpy as np
 
     from sniper.cli.predict import picture_name
@@ -255,28 +251,39 @@ def _draw(
     from sniper.inference.results import ImageToSearch
     from sniper.inference.sources import open_source
     from sniper.inference.validation import spread
-    from sniper.reports.focus import draw_curve
+    from sniper.reports.focus import draw_curve, write_focus_page
     from sniper.reports.pictures import draw_focus
 
     draw_curve(points, chosen, folder / "curve.png")
-    if chosen.focus is None:
-        return
     focused = detector.with_focus(chosen.focus)
-    indices = spread(len(dataset), count=_MAX_PICTURES)
+    indices = [] if chosen.focus is None else spread(len(dataset), count=_MAX_PICTURES)
     results = focused.search((dataset[index] for index in indices), with_masks=False)
+    pictures = []
     for index, result in zip(indices, results, strict=True):
         if result is None:
             continue
         record = dataset[index]
+        pictures.append(
+            folder / picture_name(index, ImageToSearch(image_id=record.image_id, path=record.path))
+        )
         draw_focus(
             open_source(record, detector.data.read),
             match.relabel(merge(result.detections, focused.spec)),
-            folder / picture_name(index, ImageToSearch(image_id=record.image_id, path=record.path)),
+            pictures[-1],
             ground_truth=record,
             searched=np.concatenate([level.searched_boxes for level in result.by_level[1:]]),
             is_shown=np.any([level.has_shown(record.boxes) for level in result.by_level], axis=0),
             min_score=detector.min_score,
         )
+    write_focus_page(
+        points,
+        chosen,
+        folder / _PAGE_NAME,
+        run=run,
+        num_images=len(dataset),
+        curve=folder / "curve.png",
+        pictures=pictures,
+    )
 
 
 def _as_dict(point: "FocusPoint") -> dict[str, Any]:
@@ -285,27 +292,20 @@ def _as_dict(point: "FocusPoint") -> dict[str, Any]:
     return {**of_focus, **values}
 
 
-def _table(points: "list[FocusPoint]", *, chosen: "FocusPoint") -> "Table":
+def _print(points: "list[FocusPoint]", chosen: "FocusPoint", *, num_images: int, written_to: Path) -> None:
+    """Print the table of all settings, and the choice."""
     from rich import box
     from rich.table import Table
 
+    from sniper.reports.focus import COLUMNS, describe_choice, describe_point
+
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    of_cost, of_scores = ("time", "s", "MP"), ("AP", "AP50", "AP small")
-    for name in ("cues", "window", "min_score", *of_cost, *of_scores, ""):
+    for name in (*COLUMNS, ""):
         table.add_column(name, justify="right" if name else "left")
     for point in points:
-        setting = (
-            ("all", "", "")
-            if point.focus is None
-            else (point.focus.cues, str(point.focus.window), f"{point.focus.min_score:g}")
-        )
-        scores = (f"{value:.3f}" if value >= 0 else "–" for value in (point.ap, point.ap50, point.ap_small))
-        table.add_row(
-            *setting,
-            f"{point.time_share:.0%}",
-            f"{point.seconds:.3f}",
-            f"{point.megapixels:.2f}",
-            *scores,
-            "chosen" if point is chosen else "",
-        )
-    return table
+        table.add_row(*describe_point(point), "chosen" if point is chosen else "")
+    print_table(table)
+    text = describe_choice(points, chosen)
+    if chosen.focus is not None:
+        text = f"chosen on {counted(num_images, 'image')}: {text}; written to {written_to}"
+    print_line(text)
