@@ -121,7 +121,7 @@ def test_a_jpeg_is_decoded_in_full_only_where_a_fine_level_is_searched(
     monkeypatch.setattr("sniper.data.images.files.load_image", load)
     levels = LevelSpec(factor=0.5, below=150), LevelSpec(long_side=256, at_least=120)
     for count, reductions in ((0, [4]), (2, [4, 1])):
-        image, boxes = draw_blobs(3, width=2200, height=1600, smallest=80, largest=90, count=count)
+        image, _ = draw_blobs(3, width=2200, height=1600, smallest=80, largest=90, count=count)
         Image.fromarray(image).save(tmp_path / f"{count}.jpg", quality=95, subsampling=0)
         decoded.clear()
         assert len(focused(blob_detector(*levels)).predict(tmp_path / f"{count}.jpg")) == count

@@ -362,7 +362,8 @@ def test_an_evaluation_longer_than_half_the_time_is_left_out(
     assert evaluation.value == "none"
     assert "too much of the time; `sniper evaluate` scores the run" in evaluation.reason
     with pytest.raises(
-        ConfigError, match=r"no step fits: .* the evaluation \(--train.evaluate_every null leaves it out\) about"
+        ConfigError,
+        match=r"no step fits: .* the evaluation \(--train.evaluate_every null leaves it out\) about",
     ):
         limited(num_scored=10_000, train__evaluate_every=1)
 
@@ -389,7 +390,9 @@ def test_a_time_that_mining_would_exceed_has_no_negative_chips(
 ) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     monkeypatch.setattr(auto, "measure", lambda *_, **__: measured(seconds_per_step=2.0, num_steps=5))
-    monkeypatch.setattr(auto, "levels_megapixels", lambda *_: 1000.0)  # a search takes far longer than the time
+    monkeypatch.setattr(
+        auto, "levels_megapixels", lambda *_: 1000.0
+    )  # a search takes far longer than the time
 
     def limited(**fields: Any) -> ExperimentSpec:
         given = give(dataset, **fields)
