@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 _UNPRINTABLE = re.compile(
@@ -159,6 +160,27 @@ def count_and_list(problems: Sequence[str], *, limit: int = 3, separator: str = 
     if len(problems) > limit:
         shown.append(f"and {len(problems) - limit} more")
     return separator.join(shown)
+
+
+def shorten_repeated(problems: Sequence[str]) -> list[str]:
+    """Replace what many problems of the form `PATH: REASON` have in common by "likewise", except in the first.
+
+    Args:
+        problems: one line each. A reason that at most three of them have is kept.
+
+    Example:
+        >>> shorten_repeated(["a: is a pipe", *(f"{name}: has 2 bands" for name in "bcde")])
+        ['a: is a pipe', 'b: has 2 bands', 'c: likewise', 'd: likewise', 'e: likewise']
+    """
+    counts = Counter(reason for _, _, reason in (problem.partition(": ") for problem in problems))
+    seen: set[str] = set()
+    lines = []
+    for problem in problems:
+        path, _, reason = problem.partition(": ")
+        is_repeated = bool(reason) and counts[reason] > 3 and reason in seen
+        lines.append(f"{path}: likewise" if is_repeated else problem)
+        seen.add(reason)
+    return lines
 
 
 def counted(number: float, noun: str, plural: str | None = None) -> str:

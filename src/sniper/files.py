@@ -1,5 +1,6 @@
 """Files on disk: paths as a user writes them, regular files alone, locks, atomic writes, digests and JSON."""
 
+import difflib
 import errno
 import fcntl
 import gc
@@ -162,6 +163,16 @@ def list_names(folder: str | os.PathLike[str]) -> list[str]:
     """
     path = to_path(folder)
     return [each.name for each in path.iterdir()] if is_remote(path) else os.listdir(path)
+
+
+def similar_files(path: Path) -> list[str]:
+    """Return up to two files and folders beside a path with similar names; none if its folder cannot be listed."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return []
+    near = difflib.get_close_matches(path.name, names, n=2, cutoff=0.75)
+    return [str(path.parent / name) for name in near]
 
 
 def absolute_text(path: str | os.PathLike[str]) -> str:

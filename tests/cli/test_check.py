@@ -1,7 +1,12 @@
 """`sniper check`: every pixel is read, every problem is reported."""
 
 import json
+import shlex
 from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
 
 from tests.cli.commands import CommandLine
 from tests.data.datasets.layouts import write_files
@@ -34,6 +39,31 @@ def test_the_objects_crowds_and_images_of_each_class_are_counted(folder: Path, s
     text = sniper.text("check", folder / "train.json").out
     assert f"4 images with 11 objects and 1 crowd of {len(names)} classes; all images can be read" in text
     assert text.rstrip().endswith(f"plan:  sniper plan {folder / 'train.json'}")
+
+
+def test_the_next_command_has_the_options_that_were_given(folder: Path, sniper: CommandLine) -> None:
+    config = folder / "read.yaml"
+    config.write_text("data: {read: {intensity_range: [0, 4095]}}\n")
+    options = ["--images", str(folder / "images"), "--config", str(config), "--follow-links"]
+    text = sniper.text("check", folder / "train.json", *options).out
+    assert text.rstrip().endswith(
+        f"plan:  {shlex.join(['sniper', 'plan', str(folder / 'train.json'), *options])}"
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "plan"])
+def test_a_reason_that_many_images_share_is_given_once(
+    tmp_path: Path, sniper: CommandLine, command: str
+) -> None:
+    for name in "abcde":
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), 9000, dtype=np.uint16)).save(tmp_path / "images" / f"{name}.png")
+    labels = {f"labels/{name}.txt": "0 0.5 0.5 0.2 0.4\n" for name in "abcde"}
+    write_files(tmp_path, {"classes.txt": "cat\n", **labels})
+    message = " ".join(sniper.error(command, tmp_path).split())
+    assert message.count("has more than 8 bits a channel") == 1
+    assert message.count(".png: likewise") == 4
+    assert "data.read is set in an experiment file (--config FILE)" in message
 
 
 def test_all_bad_images_are_reported_at_once(folder: Path, sniper: CommandLine) -> None:

@@ -38,7 +38,6 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["**/deep/*"], ["c.JPG"]),
         (["pho*s/*.[jp]*g"], ["a.jpg", "b.png"]),
         (["p*/**/c.*"], ["c.JPG"]),
-        (["none.png"], ["none.png"]),  # refused when it is read
         (["~/photos/b.png", "$PHOTOS/a.jpg", "$PHOTOS/d*/*"], ["b.png", "a.jpg", "c.JPG"]),
     ],
 )
@@ -57,7 +56,9 @@ def test_folders_patterns_and_lists_are_expanded(
         ("photos/*.webp", r"photos/\*\.webp: no image is there"),
         ("photos/*.md", r"photos/\*\.md: no image is there; passed over 1 \.md"),
         ("empty", "empty: no image is there"),
-        ("photo", "photo: no such file or folder"),
+        ("photo", r"photo: no such file or folder; did you mean photos\?"),
+        ("photos/aa.jpg", r"photos/aa.jpg: no such file or folder; did you mean photos/a.jpg\?"),
+        ("none/a.jpg", "none/a.jpg: no such file or folder$"),
         ("none.txt", r"none.txt: cannot be read as a list of images \(No such file"),
         ("pipe.txt", r"pipe.txt: cannot be read as a list of images \(a pipe, not a regular file\)"),
         ("note.txt", r"note.txt: is read as a list of images, .* no file of it is there, such as 'hello'"),

@@ -106,6 +106,8 @@ MISTAKES = [
     ("predict run --predict.focus '{min_scores: 1}'", "not known; did you mean --predict.focus.min_score?"),
     ("predict run --predict.focus all", "(min_score, window, cues) or 'auto' or null, not 'all'"),
     ("predict none", "none: there is no run (config.yaml is missing); runs in .: run"),
+    ("predict .", ".: there is no run (config.yaml is missing); runs in .: run"),
+    ("predict run imags", "imags: no such file or folder; did you mean images?"),
     ("predict train.json run", "train.json: there is no run; expected its folder, or a model that"),
     ("evaluate train.json run", "run: the folder of a run comes first: sniper evaluate run train.json"),
     ("evaluate train.json train.json --conf 0.5", "--conf: no such option; use --min-score"),

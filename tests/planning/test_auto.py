@@ -362,7 +362,8 @@ def test_an_evaluation_longer_than_half_the_time_is_left_out(
     assert evaluation.value == "none"
     assert "too much of the time; `sniper evaluate` scores the run" in evaluation.reason
     with pytest.raises(
-        ConfigError, match=r"no step fits: .* an evaluation about .* leaves out the evaluation"
+        ConfigError,
+        match=r"no step fits: .* the evaluation \(--train.evaluate_every null leaves it out\) about",
     ):
         limited(num_scored=10_000, train__evaluate_every=1)
 
@@ -384,6 +385,29 @@ def test_evaluations_on_many_images_use_a_subset(
     assert given_images.train.evaluate_images == 7
 
 
+def test_a_time_that_mining_would_exceed_has_no_negative_chips(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(auto, "measure", lambda *_, **__: measured(seconds_per_step=2.0, num_steps=5))
+    monkeypatch.setattr(
+        auto, "levels_megapixels", lambda *_: 1000.0
+    )  # a search takes far longer than the time
+
+    def limited(**fields: Any) -> ExperimentSpec:
+        given = give(dataset, **fields)
+        data, reason = choose_validation(given)
+        return derive(
+            dataset, given, data=data, validation=reason, device=CPU, deadline=40.0, num_scored=0
+        ).experiment
+
+    short = limited()
+    assert short.negatives.source == "none"
+    assert 3 < short.train.epochs < 4
+    with pytest.raises(ConfigError, match=r"mining negative chips \(--negatives.source none leaves it out\)"):
+        limited(negatives__source="self", mine__share=1.0)
+
+
 def measured(*, seconds_per_step: float, num_steps: int) -> Measurement:
     minutes = seconds_per_step * num_steps / 60
     return Measurement(
@@ -400,7 +424,7 @@ def test_a_time_without_room_for_a_step_is_refused(dataset: Dataset, monkeypatch
     monkeypatch.setattr(auto, "measure", lambda *_, **__: measured(seconds_per_step=9.0, num_steps=5))
     given = give(dataset)
     data, reason = choose_validation(given)
-    with pytest.raises(ConfigError, match=r"--time: no step fits: a step takes 9\.0 s"):
+    with pytest.raises(ConfigError, match=r"--time: no step fits: .* a step takes 9\.0 s"):
         derive(dataset, given, data=data, validation=reason, device=CPU, deadline=5.0)
     with pytest.raises(ConfigError, match="--time: is over after reading, planning and measuring a step"):
         derive(dataset, given, data=data, validation=reason, device=CPU, deadline=-5.0)

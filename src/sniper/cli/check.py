@@ -3,13 +3,12 @@
 import shlex
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sniper.cli.inputs import load_annotations, load_config
 from sniper.cli.options import Annotations, ClassProperty, Config, FollowLinks, Images, Json, split_option
 from sniper.cli.output import console, print_line, print_result, print_table
-from sniper.errors import ImageError, counted, printable
+from sniper.errors import ImageError, counted, printable, shorten_repeated
 
 if TYPE_CHECKING:
     from sniper.data.datasets import Dataset
@@ -60,14 +59,17 @@ def check(
     problems = [problem for problem in shown if problem is not None]
     problems += dataset.left_out
     if problems:
-        listed = "\n  ".join(problems)
+        listed = "\n  ".join(shorten_repeated(problems))
         raise ImageError(f"{annotations}: {counted(len(problems), 'bad image')}\n  {listed}")
     classes = _count_classes(dataset)
     if json:
         result = {"num_images": len(dataset), "num_boxes": len(dataset.boxes), "classes": classes}
         print_result({**result, "seconds": round(time.monotonic() - started, 3)}, is_json=True)
         return
-    _show(dataset, classes, annotations)
+    given = {"--images": images, "--config": config, "--class-property": class_property}
+    options = [str(each) for name, value in given.items() if value is not None for each in (name, value)]
+    options += ["--follow-links"] if follow_links else []
+    _show(dataset, classes, next_command=shlex.join(["sniper", "plan", str(annotations), *options]))
 
 
 def _count_classes(dataset: "Dataset") -> list[dict[str, Any]]:
@@ -92,7 +94,7 @@ def _count_classes(dataset: "Dataset") -> list[dict[str, Any]]:
     return classes
 
 
-def _show(dataset: "Dataset", classes: list[dict[str, Any]], annotations: Path) -> None:
+def _show(dataset: "Dataset", classes: list[dict[str, Any]], *, next_command: str) -> None:
     """Print that all images can be used, the classes with most objects, and the next command."""
     from rich.box import SIMPLE
     from rich.table import Table
@@ -120,4 +122,4 @@ def _show(dataset: "Dataset", classes: list[dict[str, Any]], annotations: Path) 
         print_line(
             f"{counted(len(classes) - _MAX_CLASSES, 'more class', 'more classes')} with fewer objects\n"
         )
-    print_line(f"plan:  sniper plan {shlex.quote(str(annotations))}")
+    print_line(f"plan:  {next_command}")

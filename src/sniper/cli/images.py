@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from sniper.errors import ConfigError, count_and_list, describe_os_error, printable
-from sniper.files import expand_path, is_ignored, match_remote, matches_pattern, read_bytes
+from sniper.files import expand_path, is_ignored, match_remote, matches_pattern, read_bytes, similar_files
 from sniper.remote import RemotePath, is_remote
 
 _HIDDEN, _UNREADABLE = "hidden with images", "folders that cannot be read"
@@ -44,7 +44,7 @@ def find_image_files(arguments: Sequence[str]) -> SearchedFiles:
             folders, thumbnails and trash are passed over. `~` and `$NAME` are expanded.
 
     Raises:
-        ConfigError: if a path without a suffix does not exist, a list or a folder cannot be read, or an argument stands
+        ConfigError: if a path does not exist, a list or a folder cannot be read, or an argument stands
             for no image.
     """
     images: dict[Path, None] = {}
@@ -74,9 +74,10 @@ def _expand(path: Path, walk: "_Walk") -> list[Path]:
         return sorted(_match(path, walk))
     if path.suffix.lower() == ".txt":
         return _read_list(path)
-    if not path.suffix and not os.path.lexists(path):
-        # An absent file of an image is reported as a bad image instead.
-        raise ConfigError(f"{path}: no such file or folder")
+    if not os.path.lexists(path):
+        near = similar_files(path)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"{path}: no such file or folder{hint}")
     return [path]
 
 

@@ -172,8 +172,9 @@ def derive(
                 f"one takes about {evaluation:.0f} s, too much of the time; `sniper evaluate` scores the run"
             )
             complete = partial(complete, is_scored=False)
-            experiment = complete()
-        for _ in range(2):  # the negative chips depend on the epochs, and cost some
+        # Negative chips depend on the epochs, and cost some: begin with as many as fit without them.
+        experiment = complete(epochs=max(seconds, 1.0) / (60 * measured.minutes_per_epoch))
+        for _ in range(2):
             epochs = _fit_time(
                 experiment,
                 measured,
@@ -336,21 +337,24 @@ def _fit_time(
     per_epoch = 60 * measured.minutes_per_epoch
     per_megapixel = _per_megapixel(experiment, measured)
     evaluation = per_megapixel * scored if train.evaluate_every is not None else 0.0
-    usable = _TIME_SHARE * seconds
-    usable -= num_rounds(experiment) * per_megapixel * mined * searched_share(experiment)
+    mining = num_rounds(experiment) * per_megapixel * mined * searched_share(experiment)
     if experiment.negatives.source == "rpn":
-        usable -= per_epoch * rpn_epochs(
+        mining += per_epoch * rpn_epochs(
             experiment.mine, num_steps=round(per_epoch / measured.seconds_per_step)
         )
+    usable = _TIME_SHARE * seconds - mining
     per_epoch *= 1 + expected_dose(experiment)
     evaluations = evaluation + min((_MAX_EVALUATIONS - 1) * evaluation, EVALUATION_SHARE * usable)
     epochs = (usable - evaluations) / per_epoch
     if epochs * per_epoch < measured.seconds_per_step:
-        scoring = f", an evaluation about {evaluation:.0f} s" if evaluation else ""
-        remedy = " (--train.evaluate_every null leaves out the evaluation)" if evaluation else ""
+        others = {
+            f"the evaluation (--train.evaluate_every null leaves it out) about {evaluation:.0f} s": evaluation,
+            f"mining negative chips (--negatives.source none leaves it out) about {mining:.0f} s": mining,
+        }
+        taken = "".join(f", {text}" for text, cost in others.items() if cost)
         raise ConfigError(
-            f"--time: no step fits: a step takes {measured.seconds_per_step:.1f} s{scoring}, and {seconds:.0f} s are "
-            f"left after reading and planning{remedy}"
+            f"--time: no step fits: {seconds:.0f} s are left after reading and planning, and a step takes "
+            f"{measured.seconds_per_step:.1f} s{taken}"
         )
     return math.floor(1000 * epochs) / 1000 or epochs
 

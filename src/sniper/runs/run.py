@@ -179,7 +179,10 @@ class Run:
             kind = "an exported model" if folder.suffix in _EXPORTED_SUFFIXES else "a file"
             raise RunError(f"{folder}: there is no run; expected its folder, not {kind}")
         if not (folder / "config.yaml").is_file():
-            raise RunError(f"{folder}: there is no run (config.yaml is missing){_list_runs(folder.parent)}")
+            raise RunError(
+                f"{folder}: there is no run (config.yaml is missing)"
+                f"{_list_runs(folder) or _list_runs(folder.parent)}"
+            )
         return cls(folder)
 
     def save_config(self, config: str) -> None:

@@ -1,11 +1,11 @@
 """The recipes that come with the package: experiments whose every number has its source."""
 
 import difflib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from sniper.errors import ConfigError
+from sniper.files import similar_files
 
 _FOLDER = Path(__file__).parent
 
@@ -51,18 +51,9 @@ def find_recipe(path: Path) -> Path:
     recipes = {recipe.name: recipe.path for recipe in list_recipes()}
     if path.name in recipes:
         return recipes[path.name]
-    near = difflib.get_close_matches(path.name, recipes, cutoff=0.5) or _similar_files(path.name)
+    near = difflib.get_close_matches(path.name, recipes, cutoff=0.5) or similar_files(path)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the recipes are {', '.join(recipes)}"
     raise ConfigError(f"{path}: neither a file nor a recipe; {hint}")
-
-
-def _similar_files(name: str) -> list[str]:
-    """Return files and folders of the working folder with similar names; empty if it cannot be listed."""
-    try:
-        names = os.listdir()
-    except OSError:
-        return []
-    return difflib.get_close_matches(name, names, n=2, cutoff=0.75)
 
 
 def _summary(text: str) -> str:

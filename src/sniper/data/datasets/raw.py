@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, Shaped
 
 from sniper.data.datasets.dataset import Category
-from sniper.errors import AnnotationError, counted
+from sniper.errors import AnnotationError, counted, shorten_repeated
 from sniper.geometry.masks import MaskArrays
 
 MAX_LISTED = 20
@@ -143,5 +143,5 @@ def raise_for(path: Path, problems: Sequence[str], *, num_unlisted: int = 0) -> 
     if problems:
         count = len(problems) + num_unlisted
         hidden = count - min(len(problems), MAX_LISTED)
-        lines = [*problems[:MAX_LISTED], *([f"and {hidden} more"] if hidden else [])]
+        lines = [*shorten_repeated(problems[:MAX_LISTED]), *([f"and {hidden} more"] if hidden else [])]
         raise AnnotationError(f"{path}: {counted(count, 'problem')}\n  " + "\n  ".join(lines))
