@@ -1,6 +1,7 @@
 """`sniper plan`: a page, tables, and an experiment that trains."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,27 @@ def test_a_plan_suggests_an_experiment_that_trains(folder: Path, sniper: Command
     options = ("--data.chips", table, "--train.epochs", "0.5")
     assert sniper.json("train", suggested, "--run", folder / "run", *options)["step"] > 0
     assert "another pyramid" in sniper.error("train", config, "--run", folder / "other", *options)
+
+
+def test_a_file_of_some_fields_is_kept_and_the_rest_is_suggested(folder: Path, sniper: CommandLine) -> None:
+    config = folder / "some.yaml"
+    config.write_text("train: {batch_size: 3}\nmodel: {backbone: {pretrained: false}}\n")
+    suggestion = sniper.json("plan", folder / "train.json", "-o", folder / "plan")["suggestions"][0]
+    plan = sniper.json("plan", folder / "train.json", "--config", config, "-o", folder / "kept")
+    assert plan["suggestions"][0] == suggestion
+    assert (
+        plan["chips_per_image"] == suggestion["chips_per_image"]
+    )  # of the suggestion, not of the paper's pyramid
+    assert plan["batch_size"] == 3
+    spec = load_experiment(folder / "kept" / "suggested.yaml")
+    assert (spec.train.batch_size, spec.model.backbone.pretrained) == (3, False)
+    assert spec.model == replace(
+        load_experiment(folder / "plan" / "suggested.yaml").model, backbone=spec.model.backbone
+    )
+    config.write_text("pyramid: {chip_size: 384}\ndata: {read: {intensity_range: [0, 1000]}}\n")
+    sniper.json("plan", folder / "train.json", "--config", config, "-o", folder / "kept")
+    spec = load_experiment(folder / "kept" / "suggested.yaml")
+    assert (spec.pyramid.chip_size, spec.data.read.intensity_range) == (384, (0, 1000))
 
 
 def test_a_plan_is_printed_as_tables(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
 
-from sniper.cli.inputs import load_annotations, load_config
+from sniper.cli.inputs import load_annotations
 from sniper.cli.options import (
     Annotations,
     ClassProperty,
@@ -119,9 +119,10 @@ def plan(
 ) -> None:
     """Suggest a pyramid, and report what training on its chips would cost.
 
-    Writes plan.html, a page with figures and pictures, and suggested.yaml, an experiment that trains as it is. With
-    `--config`, the cost is that of the experiment's pyramid. The image files are needed only by `--measure` and by
-    formats without the sides of images; pictures are drawn if they are there.
+    Writes plan.html, a page with figures and pictures, and suggested.yaml, an experiment that trains as it is. With an
+    experiment (`--config`), the cost is that of its pyramid; the values of a file of some fields are kept. The image
+    files are needed only by `--measure` and by formats without the sides of images; pictures are drawn if they are
+    there.
     """
     started = time.monotonic()
     from sniper.data.epoch import to_image_boxes
@@ -138,17 +139,19 @@ def plan(
     if gpus is not None:
         Cluster.parse(gpus)
         measure = measure or chips_per_second is None
-    spec = load_config(config)
-    if follow_links:
-        spec = replace(spec, data=replace(spec.data, follow_links=True))
-    if class_property is not None:
-        spec = replace(spec, data=replace(spec.data, class_property=class_property))
-    dataset = load_annotations(annotations, images=images, split=split, data=spec.data, has_images=measure)
+    experiment, fields = (None, planning.GivenFields()) if config is None else planning.load_given(config)
+    data = (experiment or fields.spec).data
+    data = replace(
+        data,
+        follow_links=data.follow_links or follow_links,
+        class_property=class_property or data.class_property,
+    )
+    dataset = load_annotations(annotations, images=images, split=split, data=data, has_images=measure)
     folder = output or Path("plans") / f"{annotations.absolute().parent.name}_{annotations.stem}"
     with console.status("searching for a pyramid"), announce_compilation():
         page = planning.plan(
             dataset,
-            experiment=None if config is None else spec,
+            experiment=config,
             images=images,
             split=split,
             class_property=class_property,

@@ -2,14 +2,15 @@
 
 import os
 import textwrap
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sniper.chips import ChipTable
 from sniper.config.experiment import ExperimentSpec
-from sniper.config.loading import dump_changes, load_experiment
+from sniper.config.loading import dump_changes, is_given, load_experiment, load_partial, merge_experiment
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.datasets.load import find_splits
 from sniper.data.datasets.splits import choose_splits, scored_split
@@ -22,7 +23,7 @@ from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_me
 from sniper.planning.experiment import suggest_experiment
 from sniper.planning.limits import limit_search
 from sniper.planning.page import PlanPage
-from sniper.planning.suggest import Suggestion, suggest_pyramid
+from sniper.planning.suggest import CHIP_SIZES, Suggestion, suggest_pyramid
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,8 @@ def plan(
     Args:
         data: a data set, or its annotation file or folder. The image files are needed only if `is_measured`, or where
             the annotations lack the sides of images.
-        experiment: its pyramid is planned with, and compared with the suggestion; None plans with the suggestion.
+        experiment: its pyramid is planned with, and compared with the suggestion; None plans with the suggestion. So
+            does a file with neither training images nor levels, whose fields are kept, as `train` keeps them.
         images: folder that the file names are relative to; see `load_dataset`.
         split: of the data set; see `load_dataset`.
         class_property: property of GeoJSON features that has the class; None is that of the experiment.
@@ -88,19 +90,22 @@ def plan(
     """
     cluster = None if gpus is None else Cluster.parse(gpus)
     is_measured = is_measured or (cluster is not None and chips_per_second is None)
+    is_given_experiment, fields = experiment is not None, GivenFields()
     if experiment is not None and not isinstance(experiment, ExperimentSpec):
-        experiment = load_experiment(os.fspath(experiment))
+        experiment, fields = load_given(experiment)
     if experiment is not None and batch_size is not None:
         experiment = replace(experiment, train=replace(experiment.train, batch_size=batch_size))
-    base = ExperimentSpec() if experiment is None else experiment
+    base = experiment or fields.spec
     if class_property is not None:
         base = replace(base, data=replace(base.data, class_property=class_property))
         experiment = None if experiment is None else base
     if not isinstance(data, Dataset):
         data = load_dataset(data, image_root=images, split=split, has_images=is_measured, data=base.data)
+    if data.follow_links and not base.data.follow_links:
+        base = replace(base, data=replace(base.data, follow_links=True))
+        experiment = None if experiment is None else base
     boxes = to_image_boxes(data)
     options = (
-        experiment,
         images,
         split,
         class_property,
@@ -110,15 +115,17 @@ def plan(
         useful_sizes,
         batch_size,
     )
-    is_derived = all(option is None for option in options) and not data.follow_links
-    useful_sizes = (
-        useful_sizes or USEFUL_SIZES["fpn" if experiment is None or base.model.has_pyramid else "concat"]
+    is_derived = (
+        not is_given_experiment and all(option is None for option in options) and not data.follow_links
     )
+    has_one_map = experiment is not None and not base.model.has_pyramid
+    useful_sizes = useful_sizes or USEFUL_SIZES["concat" if has_one_map else "fpn"]
     suggestion = suggest_pyramid(
         boxes,
         base=base.pyramid,
         num_levels=num_levels,
         share=share,
+        chip_sizes=(base.pyramid.chip_size,) if fields.has("pyramid.chip_size") else CHIP_SIZES,
         useful_sizes=useful_sizes,
         seed=seed,
     )
@@ -129,12 +136,12 @@ def plan(
         if experiment is None:
             suggested = suggest_experiment(
                 suggestion.cost,
-                data=replace(base.data, train=source, follow_links=data.follow_links),
+                data=replace(base.data, train=source),
                 is_scored=is_scored,
                 batch_size=batch_size,
                 has_masks=data.masks is not None,
             )
-            suggested = limit_search(suggested, boxes)
+            suggested = limit_search(fields.over(suggested), boxes, is_given=fields.has)
         else:
             suggested = experiment.with_pyramid(suggestion.pyramid, train=source)
     planned = experiment or suggested or base
@@ -169,6 +176,44 @@ def plan(
         if cluster is None
         else _plan_cluster(cluster, planned, data, cost, measurement=measurement, given=chips_per_second),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenFields:
+    """Some fields of an experiment, from a file.
+
+    Attributes:
+        path: of the file; None for no fields.
+        spec: an experiment with these values, and the defaults for all other fields.
+        names: dotted names of the fields.
+    """
+
+    path: Path | None = None
+    spec: ExperimentSpec = ExperimentSpec()
+    names: frozenset[str] = frozenset()
+
+    def has(self, name: str) -> bool:
+        """Check whether a field, or a field within a section, is in the file."""
+        return is_given(name, self.names)
+
+    def over(self, suggested: ExperimentSpec) -> ExperimentSpec:
+        """Put the fields over a suggested experiment, whose training images are kept."""
+        merged = merge_experiment(suggested, self.path, overrides={})
+        return replace(merged, data=replace(merged.data, train=suggested.data.train))
+
+
+def load_given(path: str | os.PathLike[str]) -> tuple[ExperimentSpec | None, GivenFields]:
+    """Load an experiment; or some fields, if the file has neither levels nor the images to train on.
+
+    Raises:
+        ConfigError: naming all problems of the file.
+    """
+    file = expand_path(path)
+    if file.exists():  # else it is the name of a recipe
+        spec, names = load_partial(file)
+        if not is_given("pyramid.levels", names) and not is_given("data.train", names):
+            return None, GivenFields(path=file, spec=spec, names=names)
+    return load_experiment(os.fspath(path)), GivenFields()
 
 
 def _plan_cluster(
