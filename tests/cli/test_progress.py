@@ -166,6 +166,16 @@ def test_elsewhere_a_line_is_printed_from_time_to_time(capsys: pytest.CaptureFix
     ]
 
 
+def test_parts_of_images_are_shown_if_they_are_few(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    bars = ProgressBars(Progress(disable=True), has_lines=True, clock=lambda: now)
+    for done, total in ((0.25, 3), (1, 3), (1234.5, 2000)):
+        now += 31.0
+        bars.predicting(done, total)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["predict  image 0.2/3", "predict  image 1/3", "predict  image 1,234/2,000"]
+
+
 def test_the_time_left_runs_on_between_reports() -> None:
     now = 0.0
     bars = ProgressBars(Progress(disable=True), has_lines=True, clock=lambda: now)

@@ -52,7 +52,7 @@ def search(
     weights: str = "a",
     detector: Detector = DETECTOR,
     min_score: float = 0.3,
-    on_progress: Callable[[int, int], None] = ignore,
+    on_progress: Callable[[float, int], None] = ignore,
 ) -> SearchReport:
     return search_to_file(
         detector,
@@ -65,8 +65,8 @@ def search(
     )
 
 
-def kill_after(number: int) -> Callable[[int, int], None]:
-    def kill(num_done: int, num_images: int) -> None:
+def kill_after(number: int) -> Callable[[float, int], None]:
+    def kill(num_done: float, num_images: int) -> None:
         if num_done == number:
             raise KeyboardInterrupt
 
@@ -113,7 +113,7 @@ def test_a_stopped_search_resumes_with_the_images_that_are_left(
     assert not target.exists()
     with pytest.raises(KeyboardInterrupt):
         search(images, target, resume=True, on_progress=kill_after(10))
-    progress: list[tuple[int, int]] = []
+    progress: list[tuple[float, int]] = []
     search(images, target, resume=True, on_progress=lambda *counts: progress.append(counts))
     assert progress == [(number, 5) for number in range(1, 6)]
     assert target.read_bytes() == (tmp_path / "whole.json").read_bytes()

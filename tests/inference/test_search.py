@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import io
 import threading
 import weakref
 from collections.abc import Generator, Sequence
@@ -40,6 +41,27 @@ def test_in_windows_every_object_is_found_once_and_whole(seed: int, window: int,
     image, boxes = draw_blobs(seed, width=1100, height=900, smallest=6, largest=60)
     detector = blob_detector(LevelSpec(factor=1.0, below=62), window=window, merge=merge)
     np.testing.assert_array_equal(in_order(detector.predict(image).boxes), in_order(boxes))
+
+
+def test_progress_is_reported_within_a_large_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sniper.inference.search._LARGE_PIXELS", 1_000_000)
+    small, _ = draw_blobs(0, width=300, height=300, smallest=6, largest=60)
+    large = Image.fromarray(draw_blobs(0, width=1200, height=1200, smallest=6, largest=60)[0])
+    content = io.BytesIO()
+    large.save(content, "PNG")
+    detector = blob_detector(LevelSpec(factor=1.0), LevelSpec(long_side=256), window=400)
+    spec = dataclasses.replace(detector.spec, batch_megapixels=0.2)
+    detector = dataclasses.replace(detector, spec=spec)
+    reported: list[float] = []
+    sources = [small, small, content.getvalue(), small, content.getvalue()]
+    found = detector.predict_many(sources, on_progress=reported.append)
+    assert sum(detections is not None for detections in found) == 5
+    for first in (2, 4):
+        of_large = [number for number in reported if first < number <= first + 1]
+        assert len(of_large) > 5
+        assert np.diff([first, *of_large, first + 1]).max() < 0.2
+    assert reported == sorted(reported)
+    assert min(reported) > 2
 
 
 def test_an_object_larger_than_windows_is_found_whole_at_a_coarser_level() -> None:

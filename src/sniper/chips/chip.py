@@ -80,9 +80,9 @@ class Chip:
         )
 
     def describe(self) -> str:
-        """Return the level and the window as text, in image pixels."""
+        """Return the scale of the level and the window as text, in image pixels."""
         x1, y1, x2, y2 = self.level.to_image(self.window[None])[0].round().astype(int).tolist()
-        return f"level {self.level.index}, x {x1} to {x2}, y {y1} to {y2}"
+        return f"×{self.level.scale:.3g}, x {x1} to {x2}, y {y1} to {y2}"
 
     def _origin(self) -> Float[np.ndarray, "4"]:
         return np.array([self.x, self.y, self.x, self.y], dtype=np.float64)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sniper.training.callbacks import EpochReport, StartReport, StepReport
 
 _SECONDS_BETWEEN_LINES = 30
+_FEW = 100  # images, which may be large: parts of them are shown
 _BAR_WIDTH = 14  # characters; a line with it fits into 80
 
 
@@ -79,8 +80,8 @@ class ProgressBars:
         """Show how many images are mined."""
         self._show("mine", "", done=num_done, total=num_images, unit="image")
 
-    def predicting(self, num_done: int, num_images: int) -> None:
-        """Show how many images are searched."""
+    def predicting(self, num_done: float, num_images: int) -> None:
+        """Show how many images are searched; a fraction is of those that are searched in part."""
         self._show("predict", "", done=num_done, total=num_images, unit="image")
 
     def writing(self, num_done: int, num_chips: int) -> None:
@@ -118,8 +119,9 @@ class ProgressBars:
         print_progress(line)
         self._last_line = self._clock()
 
-    def _show(self, stage: str, text: str, *, done: int, total: int, unit: str) -> None:
-        text = f"{done:,}/{total:,}" + (f"  {text}" if text else "")
+    def _show(self, stage: str, text: str, *, done: float, total: int, unit: str) -> None:
+        number = f"{done:.1f}" if done % 1 and total < _FEW else f"{int(done):,}"
+        text = f"{number}/{total:,}" + (f"  {text}" if text else "")
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, text=text)
         for name, task in self._tasks.items():

@@ -5,7 +5,7 @@ torch is imported where a detector of it is loaded: one that was exported does w
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -190,7 +190,12 @@ class Detector:
         return detections
 
     def predict_many(
-        self, images: Iterable[ImageSource], *, min_score: float | None = None, channels: Channels = "RGB"
+        self,
+        images: Iterable[ImageSource],
+        *,
+        min_score: float | None = None,
+        channels: Channels = "RGB",
+        on_progress: Callable[[float], None] = lambda num_done: None,
     ) -> Iterator[Detections | None]:
         """Detect objects in many images: several in one batch, the next ones read meanwhile.
 
@@ -198,6 +203,8 @@ class Detector:
             images: as for `predict`; taken from the iterable as they are needed.
             min_score: as for `predict`.
             channels: as for `predict`.
+            on_progress: called within large images (16 megapixels and more) with the number of images that are
+                searched, and the share of this one: 1.25 after a quarter of the second image.
 
         Returns:
             The detections of each image, as from `predict`, in the order given. Images come in groups of up to 32.
@@ -215,7 +222,7 @@ class Detector:
         if min_score is not None and not 0 <= min_score <= 1:
             raise ValueError(f"min_score: expected a score from 0 to 1, not {min_score}")
         class_names = tuple(category.name for category in self.categories)
-        for result in self.search(images, channels=channels):
+        for result in self.search(images, channels=channels, on_progress=on_progress):
             if result is None:
                 yield None
                 continue
@@ -250,6 +257,7 @@ class Detector:
         channels: Channels = "RGB",
         with_masks: bool = True,
         keeps_all_sizes: bool = False,
+        on_progress: Callable[[float], None] = lambda num_done: None,
     ) -> Iterator[SearchResult | None]:
         """Detect objects in many images at all levels, without merging. See `predict_many`.
 
@@ -258,6 +266,7 @@ class Detector:
             channels: as for `predict`.
             with_masks: whether to predict masks, if the detector does.
             keeps_all_sizes: whether results have all that was found at each level, too.
+            on_progress: as for `predict_many`.
 
         Raises:
             ConfigError: if the focus needs a focus head, and the detector has none.
@@ -283,6 +292,7 @@ class Detector:
             detect_focused=self.detect_focused,
             focus=focus,
             keeps_all_sizes=keeps_all_sizes,
+            on_progress=on_progress,
         )
         return search(images)
 

@@ -90,7 +90,7 @@ def search_to_file(
     source: Mapping[str, Any],
     existing: Literal["replace", "resume", "resume or replace"],
     min_score: float = DEFAULT_MIN_SCORE,
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[float, int], None],
     on_image: Callable[[int, Detections], None] | None = None,
     on_results: Callable[[Callable[[int], Detections]], None] | None = None,
     processes: Processes = SINGLE_PROCESS,
@@ -111,8 +111,8 @@ def search_to_file(
         existing: how to treat a search that was stopped: `replace` it, `resume` it and refuse one of other images or by
             other weights or settings, or `resume or replace` it.
         min_score: minimum score of the detections that the report counts; the file has all.
-        on_progress: called after each image with the number of images that this process has searched, and of all that
-            it is to search.
+        on_progress: called after each image, and within large ones, with the number of images that this process has
+            searched, and of all that it is to search.
         on_image: called with the index and the detections of each image that this process has searched, before they
             are stored.
         on_results: called by the first process once the results are written, to write them in other forms: with a
@@ -137,7 +137,10 @@ def search_to_file(
     )
 
     def find(indices: Sequence[int]) -> Iterator[Detections | None]:
-        return detector.predict_many(images[index].record or images[index].path for index in indices)
+        return detector.predict_many(
+            (images[index].record or images[index].path for index in indices),
+            on_progress=lambda num_done: on_progress(num_done, len(indices)),
+        )
 
     search_images(store, find, processes=processes, on_progress=on_progress, on_image=on_image)
 

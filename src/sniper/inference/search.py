@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _GROUP_PIXELS = 64_000_000  # of decoded images searched together
 _GROUP_IMAGES = 32
+_LARGE_PIXELS = 16_000_000  # more are enough for batches of one image
 _BATCHES_AHEAD = 2
 _THREADS = min(os.cpu_count() or 1, 8)
 
@@ -96,6 +98,7 @@ class Search:
         detect_focused: used in place of both where cells of a focus head are wanted; None without such a head.
         focus: where levels are searched, coarsest first; None searches every level as a whole.
         keeps_all_sizes: return all that was found at each level, too: detections of all sizes, and cells.
+        on_progress: called within a large image with the number of images that are searched, and the share of this one.
     """
 
     detect: AnyDetect
@@ -110,6 +113,7 @@ class Search:
     detect_focused: DetectFocused | None = None
     focus: FocusSpec | None = None
     keeps_all_sizes: bool = False
+    on_progress: Callable[[float], None] = lambda num_done: None
 
     def __call__(self, sources: Iterable[ImageSource]) -> Iterator[SearchResult | None]:
         """Search images, and iterate the results in order: None for an image that cannot be read and is skipped.
@@ -120,19 +124,29 @@ class Search:
         """
         limit = _MemoryLimit(self.batch_megapixels * 1e6)
         readers, is_interrupted = ThreadPoolExecutor(_THREADS), False
+        num_done = 0
+
+        def search(batch: _Batch) -> Iterator[SearchResult | None]:
+            nonlocal num_done
+            yield from self._search(batch, limit)
+            if batch.is_last:
+                num_done += len(batch.group)
+            elif len(batch.group) == 1:
+                self.on_progress(num_done + batch.group[0].share_searched)
+
         try:
             batches: deque[_Batch] = deque()
             for batch in self._batches(read_ahead(sources, is_fixed=True, path_of=_path_of), limit):
                 if batch is None:
                     while batches:
-                        yield from self._search(batches.popleft(), limit)
+                        yield from search(batches.popleft())
                     continue
                 batch.start_reading(readers)
                 batches.append(batch)
                 if len(batches) > _BATCHES_AHEAD:
-                    yield from self._search(batches.popleft(), limit)
+                    yield from search(batches.popleft())
             while batches:
-                yield from self._search(batches.popleft(), limit)
+                yield from search(batches.popleft())
         except KeyboardInterrupt:
             is_interrupted = True
             raise
@@ -243,13 +257,13 @@ class Search:
         """Group images, as many together as may be decoded at once."""
         group: list[_Image] = []
         for source in sources:
-            image = _Image(source, self.levels, self.data, self.channels)
+            image = _Image(source, self)
             num_decoded = sum(other.num_decoded for other in group) + image.num_decoded
-            if group and (len(group) == _GROUP_IMAGES or num_decoded > _GROUP_PIXELS):
+            if group and (image.is_large or len(group) == _GROUP_IMAGES or num_decoded > _GROUP_PIXELS):
                 yield group
                 group = []
             group.append(image)
-            if isinstance(image.reader, TiffReader):  # its result does not wait for those of others
+            if image.is_large:  # its result does not wait for those of others
                 yield group
                 group = []
         if group:
@@ -318,9 +332,9 @@ class _Image:
     `largest_reduction` is that of all levels.
     """
 
-    def __init__(
-        self, source: ImageSource, levels: Sequence[LevelSpec], data: DataSpec, channels: Channels
-    ) -> None:
+    def __init__(self, source: ImageSource, search: Search) -> None:
+        data = search.data
+        self._window = search.window
         self.reader: ImageReader | None = None
         self.is_bad = False
         self.width = self.height = 0
@@ -330,11 +344,11 @@ class _Image:
         self.by_level: list[LevelResult] = []
         self.num_pixels = 0
         try:
-            self.reader = open_source(source, data.read, channels=channels)
+            self.reader = open_source(source, data.read, channels=search.channels)
             self.width, self.height = self.reader.width, self.reader.height
             self.levels = [
                 spec.at(width=self.width, height=self.height, index=index)
-                for index, spec in enumerate(levels)
+                for index, spec in enumerate(search.levels)
             ]
             if not isinstance(self.reader, TiffReader):
                 finest = max(self.levels, key=lambda level: level.scale)
@@ -347,6 +361,25 @@ class _Image:
         """Number of its pixels that are kept in memory."""
         reduction = self.largest_reduction
         return 0 if reduction is None else -(-self.width // reduction) * -(-self.height // reduction)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is searched by itself."""
+        return isinstance(self.reader, TiffReader) or self.num_decoded > _LARGE_PIXELS
+
+    @property
+    def share_searched(self) -> float:
+        """Share of the pixels of all its levels that is searched; with a focus, the rest may not be searched at all."""
+        return min(self.num_pixels / self._num_pixels_of_levels, 1.0) if self.levels else 1.0
+
+    @cached_property
+    def _num_pixels_of_levels(self) -> int:
+        """Number of pixels of the windows of all levels, padding included."""
+        return sum(
+            window.padded_sides.width * window.padded_sides.height
+            for level in self.levels
+            for window in Tiling.of(level, limit=self._window).windows()
+        )
 
     def refuse(self, error: ImageError, data: DataSpec) -> None:
         """Raise the error, or warn once and skip the image."""
