@@ -31,7 +31,7 @@ def test_clipping_leaves_nothing_outside_the_chip() -> None:
 
 def test_a_chip_is_described_in_image_pixels() -> None:
     level = LevelSpec(factor=2.0).at(width=200, height=100, index=1)
-    assert Chip(level=level, x=64, y=0, width=64, height=64).describe() == "level 1, x 32 to 64, y 0 to 32"
+    assert Chip(level=level, x=64, y=0, width=64, height=64).describe() == "×2, x 32 to 64, y 0 to 32"
 
 
 @given(st.integers(0, 400), st.integers(0, 300), st.floats(0.5, 2.0))

@@ -24,6 +24,7 @@ from sniper.geometry import Detections
 from sniper.geometry.boxes import Sides
 from sniper.inference.detector import Detector
 from sniper.inference.search import Detect, Search
+from sniper.inference.sources import ImageSource
 from tests.inference.blobs import Merge, blob_detector, draw_blobs, find_blobs
 from tests.models.batches import build_tiny
 
@@ -53,7 +54,7 @@ def test_progress_is_reported_within_a_large_image(monkeypatch: pytest.MonkeyPat
     spec = dataclasses.replace(detector.spec, batch_megapixels=0.2)
     detector = dataclasses.replace(detector, spec=spec)
     reported: list[float] = []
-    sources = [small, small, content.getvalue(), small, content.getvalue()]
+    sources: list[ImageSource] = [small, small, content.getvalue(), small, content.getvalue()]
     found = detector.predict_many(sources, on_progress=reported.append)
     assert sum(detections is not None for detections in found) == 5
     for first in (2, 4):
