@@ -12,6 +12,7 @@ from sniper.inference.focus_curve import CUES, FocusPoint
 from sniper.reports.crops import shrink
 from sniper.reports.page import render, write_page
 from sniper.reports.palette import BLUE, ORANGE
+from sniper.reports.pictures import FOCUS_KINDS
 
 COLUMNS = ("cues", "window", "min_score", "time", "s", "MP", "AP", "AP50", "AP small")
 """Of the table of settings: time is the share of that of a whole search, s and MP are per image."""
@@ -75,6 +76,7 @@ def write_focus_page(
         rows=[(point is chosen, describe_point(point)) for point in points],
         curve=base64.b64encode(curve.read_bytes()).decode(),
         pictures=shown,
+        kinds=FOCUS_KINDS,
     )
     write_page(html, path)
 

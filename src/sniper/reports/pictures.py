@@ -33,6 +33,9 @@ _STATUS = {
     BoxStatus.OUT_OF_RANGE: (ORANGE, "out of range"),
     BoxStatus.IGNORE: (GREY, "ignore"),
 }
+FOCUS_KINDS = ((PURPLE, "missed where searched"), (ORANGE, "missed where not searched"), (SKY_BLUE, "found"))
+"""The objects in pictures of a focus: whether they are found, and whether their level was searched where they are."""
+
 _BACKGROUND = "#202020"
 _GAP = 8  # pixels between the chips of a sheet
 _MATCHES = {
@@ -142,20 +145,17 @@ def draw_focus(
         ImageDraw.Draw(sheet).rectangle(window, outline=GREY)
     matches = match_detections(detections.confident(min_score), ground_truth)
     is_missed = matches.is_missed
-    kinds = (
-        (PURPLE, "missed where searched", is_missed & is_shown),
-        (ORANGE, "missed where not searched", is_missed & ~is_shown),
-        (SKY_BLUE, "found", ~is_missed & ~ground_truth.is_crowd),
-    )
-    rows = [np.flatnonzero(is_of_kind) for _, _, is_of_kind in kinds]
+    is_of_kind = (is_missed & is_shown, is_missed & ~is_shown, ~is_missed & ~ground_truth.is_crowd)
+    rows = [np.flatnonzero(is_of_one) for is_of_one in is_of_kind]
     order = np.concatenate(rows)
     marks = _Marks(
         boxes=ground_truth.boxes[order],
-        colors=[color for (color, _, _), of_kind in zip(kinds, rows, strict=True) for _ in of_kind],
+        colors=[color for (color, _), of_kind in zip(FOCUS_KINDS, rows, strict=True) for _ in of_kind],
         texts=[()] * len(order),
         outlines=_outlines_of_objects(ground_truth, order),
         legend=[
-            (color, f"{len(of_kind)} {name}") for (color, name, _), of_kind in zip(kinds, rows, strict=True)
+            (color, f"{len(of_kind)} {name}")
+            for (color, name), of_kind in zip(FOCUS_KINDS, rows, strict=True)
         ],
     )
     letters, line = _suit(size(marks.boxes) * zoom, long_side=max(sheet.size))
