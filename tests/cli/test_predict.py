@@ -356,7 +356,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained_folder: Path, sniper: 
         ("run images -o train.json", "train.json: is no result file, and would be replaced"),
         ("run images/train_0.png --draw train.json", "exists"),
         ("run train.json", "train.json: is no image; the images of a data set are searched by --annotations"),
-        ("run x.png --device abacus", "device abacus: there is no such device"),
+        ("run images/train_0.png --device abacus", "device abacus: there is no such device"),
         ("run x.png --bogus 3", "--bogus: sniper predict has no such option; it has"),
         ("run -x x.png", "-x: sniper predict has no such option"),
         ("run x.png --conf 0.5", "--conf: no such option; use --min-score"),

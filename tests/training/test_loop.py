@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_images(
     run = Run.create(tmp_path / "run", config="")
     with pytest.raises(
         TrainingDiverged,
-        match=r"step \d+: a loss or a gradient is not finite \(.*\); chips.*: train_\d\.png \(level \d, x ",
+        match=r"step \d+: a loss or a gradient is not finite \(.*\); chips.*: train_\d\.png \(×[\d.]+, x ",
     ):
         train_run(run, with_train(spec, learning_rate=1e30, warmup_steps=0, milestones=()), dataset)
     assert all(math.isfinite(entry["loss"]) for entry in run.entries())

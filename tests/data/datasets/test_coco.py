@@ -793,7 +793,8 @@ def test_twenty_problems_are_listed_and_the_rest_counted(folder: Path) -> None:
     entries = [{"image_id": 10, "category_id": 3, "bbox": [0, 0, 0, 1]} for _ in range(33)]
     lines = refusal(folder, {**COCO, "annotations": entries}, data=DataSpec(on_bad_box="refuse")).splitlines()
     assert lines[0].endswith(": 33 problems")
-    assert lines[20].startswith("  annotations[19] of image 10: bbox")
+    assert lines[1].startswith("  annotations[0] of image 10: bbox")
+    assert lines[20] == "  annotations[19] of image 10: likewise"
     assert lines[21:] == ["  and 13 more"]
 
 
