@@ -33,7 +33,8 @@ from sniper.evaluation.coco import evaluate
 from sniper.files import atomic_write
 from sniper.inference.detector import Detector, to_coco
 from sniper.pipeline import run_stages
-from sniper.planning.auto import Given, derive
+from sniper.planning.auto import derive
+from sniper.planning.given import Given
 from sniper.planning.suggest import suggest_pyramid
 from sniper.runs.run import Run
 from sniper.training.epochs import order_epoch

@@ -52,9 +52,10 @@ from sniper.inference.store import BoxStore
 from sniper.inference.validation import validate
 from sniper.models.build import check_available, find_download, resolve
 from sniper.models.protocol import DetectorModel
-from sniper.planning.auto import Given, choose_validation, derive, parse_time
+from sniper.planning.auto import choose_validation, derive, parse_time
 from sniper.planning.cost import levels_megapixels
 from sniper.planning.experiment import CPU_BACKBONE, GPU_BACKBONE
+from sniper.planning.given import Given
 from sniper.remote import is_remote
 from sniper.remote.client import cache as remote_cache
 from sniper.reports.reporter import RunReporter

@@ -56,6 +56,12 @@ def test_a_file_of_some_fields_is_kept_and_the_rest_is_suggested(folder: Path, s
     sniper.json("plan", folder / "train.json", "--config", config, "-o", folder / "kept")
     spec = load_experiment(folder / "kept" / "suggested.yaml")
     assert (spec.pyramid.chip_size, spec.data.read.intensity_range) == (384, (0, 1000))
+    config.write_text("train: {batch_size: 3}\nmodel: {kind: torchvision, name: fcos}\n")
+    plan = sniper.json(
+        "plan", folder / "train.json", "--config", config, "-o", folder / "kept", "--batch-size", 5
+    )
+    assert plan["batch_size"] == 5  # the option comes before the file
+    assert load_experiment(folder / "kept" / "suggested.yaml").model.name == "fcos"
 
 
 def test_a_plan_is_printed_as_tables(

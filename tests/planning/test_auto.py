@@ -22,8 +22,9 @@ from sniper.errors import AnnotationError, ConfigError, OutOfMemory
 from sniper.geometry.masks import MaskArrays
 from sniper.models.spec import DetectorSpec, RPNSpec
 from sniper.planning import auto
-from sniper.planning.auto import DerivedExperiment, Given, choose_validation, derive, parse_time
+from sniper.planning.auto import DerivedExperiment, choose_validation, derive, parse_time
 from sniper.planning.experiment import suggest_experiment
+from sniper.planning.given import Given
 from sniper.planning.measure import Measurement
 from sniper.planning.suggest import suggest_pyramid
 from tests.data.tiny import write_dataset

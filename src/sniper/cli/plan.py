@@ -128,6 +128,7 @@ def plan(
     from sniper.data.epoch import to_image_boxes
     from sniper.planning import plan as planning
     from sniper.planning.cluster import Cluster
+    from sniper.planning.given import Given
     from sniper.planning.tools import plan_tool
 
     if useful_sizes is not None and not 0 < useful_sizes[0] < useful_sizes[1]:
@@ -139,8 +140,8 @@ def plan(
     if gpus is not None:
         Cluster.parse(gpus)
         measure = measure or chips_per_second is None
-    experiment, fields = (None, planning.GivenFields()) if config is None else planning.load_given(config)
-    data = (experiment or fields.spec).data
+    experiment, given = (None, Given()) if config is None else planning.load_given(config)
+    data = (experiment or given.spec).data
     data = replace(
         data,
         follow_links=data.follow_links or follow_links,

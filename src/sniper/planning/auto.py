@@ -3,11 +3,11 @@
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ import torch
 from sniper.chips.negatives import NegativeSpec
 from sniper.config.derived import DerivedSetting
 from sniper.config.experiment import ExperimentSpec, MineSpec, TrainSpec, widened
-from sniper.config.loading import is_given, merge_experiment
 from sniper.data.datasets import Dataset
 from sniper.data.datasets.load import find_splits
 from sniper.data.datasets.splits import choose_splits, scored_split
@@ -26,6 +25,7 @@ from sniper.models.build import choose_precision
 from sniper.models.spec import DetectorSpec
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment, with_mask_head
+from sniper.planning.given import Given
 from sniper.planning.limits import limit_search, most_objects, num_proposals
 from sniper.planning.measure import Measurement, measure
 from sniper.planning.suggest import suggest_unless_given
@@ -51,29 +51,6 @@ _BATCH_REASONS = {
     False: "as many pixels as 16 chips of 256 px, or fewer for a small set",
     True: "as on each GPU in the paper, or fewer for a small set",
 }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Given:
-    """The fields that the user has set.
-
-    Attributes:
-        config: file of some fields; None if there is none.
-        overrides: values of other fields by dotted name, as YAML.
-        spec: an experiment with these values, and the defaults for all other fields.
-        names: dotted names of the fields.
-        model: of the detector to start from; the other fields of the section are its. None if there is none.
-    """
-
-    config: Path | None
-    overrides: Mapping[str, str]
-    spec: ExperimentSpec
-    names: frozenset[str]
-    model: DetectorSpec | None = None
-
-    def has(self, name: str) -> bool:
-        """Check whether a field, or a field within a section, was set."""
-        return is_given(name, self.names)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -225,7 +202,7 @@ def parse_time(text: str) -> float:
 def _choose_pyramid(dataset: Dataset, given: Given) -> CostPlan:
     """Return the cost of the pyramid that was set, or else of the one that suits the data set."""
     boxes, base, seed = to_image_boxes(dataset), given.spec.pyramid, given.spec.seed
-    neck = _choose_neck(given)
+    neck = given.neck
     if not given.has("pyramid.levels"):
         suggestion = suggest_unless_given(boxes, given.spec, given.names, neck=neck)
         if suggestion is not None:
@@ -255,7 +232,7 @@ def _complete(
         batch_size=train.batch_size if given.has("train.batch_size") else batch_size,
         epochs=train.epochs if given.has("train.epochs") else epochs,
         optimizer=train.optimizer if given.has("train.optimizer") else "adamw",
-        neck=_choose_neck(given),
+        neck=given.neck,
         model=given.spec.model,
         on_gpu=on_gpu,
         has_masks=dataset.masks is not None,
@@ -265,27 +242,11 @@ def _complete(
     if given.model is not None:
         model = with_mask_head(given.model, has_masks=dataset.masks is not None, on_gpu=on_gpu)
         derived = replace(derived, model=model)
-    experiment = merge_experiment(derived, given.config, overrides=given.overrides)
+    experiment = given.over(derived)
     if not given.has("predict.levels"):
         levels = widened(experiment.pyramid.levels)
         experiment = replace(experiment, predict=replace(experiment.predict, levels=levels))
     return limit_search(experiment, to_image_boxes(dataset), is_given=given.has)
-
-
-def _choose_neck(given: Given) -> Literal["concat", "fpn"]:
-    """Return the neck that was set, or that of the detector to start from, or else a feature pyramid.
-
-    Other fields that were set may exclude it.
-    """
-    model = given.spec.model
-    if (given.model or model).kind != "two_stage":
-        return "fpn"
-    if given.has("model.backbone.neck"):
-        return model.backbone.neck
-    if given.model is not None:
-        return given.model.backbone.neck
-    has_other_anchors = given.has("model.rpn.anchor_sizes") and len(model.rpn.anchor_sizes) != 5
-    return "concat" if has_other_anchors or model.roi_head.pooling == "deformable" else "fpn"
 
 
 def _fit_batch(complete: Callable[..., ExperimentSpec], dataset: Dataset, *, device: torch.device) -> int:

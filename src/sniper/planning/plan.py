@@ -2,15 +2,14 @@
 
 import os
 import textwrap
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sniper.chips import ChipTable
 from sniper.config.experiment import ExperimentSpec
-from sniper.config.loading import dump_changes, is_given, load_experiment, load_partial, merge_experiment
+from sniper.config.loading import dump_changes, is_given, load_experiment, load_partial
 from sniper.data.datasets import Dataset, load_dataset
 from sniper.data.datasets.load import find_splits
 from sniper.data.datasets.splits import choose_splits, scored_split
@@ -21,6 +20,7 @@ from sniper.files import expand_path
 from sniper.planning.cluster import Cluster, ClusterPlan, measure_reading
 from sniper.planning.cost import USEFUL_SIZES, CostPlan, compute_cost, levels_megapixels
 from sniper.planning.experiment import suggest_experiment
+from sniper.planning.given import Given
 from sniper.planning.limits import limit_search
 from sniper.planning.page import PlanPage
 from sniper.planning.suggest import CHIP_SIZES, Suggestion, suggest_pyramid
@@ -90,12 +90,12 @@ def plan(
     """
     cluster = None if gpus is None else Cluster.parse(gpus)
     is_measured = is_measured or (cluster is not None and chips_per_second is None)
-    is_given_experiment, fields = experiment is not None, GivenFields()
+    is_given_experiment, given = experiment is not None, Given()
     if experiment is not None and not isinstance(experiment, ExperimentSpec):
-        experiment, fields = load_given(experiment)
+        experiment, given = load_given(experiment)
     if experiment is not None and batch_size is not None:
         experiment = replace(experiment, train=replace(experiment.train, batch_size=batch_size))
-    base = experiment or fields.spec
+    base = experiment or given.spec
     if class_property is not None:
         base = replace(base, data=replace(base.data, class_property=class_property))
         experiment = None if experiment is None else base
@@ -118,14 +118,14 @@ def plan(
     is_derived = (
         not is_given_experiment and all(option is None for option in options) and not data.follow_links
     )
-    has_one_map = experiment is not None and not base.model.has_pyramid
-    useful_sizes = useful_sizes or USEFUL_SIZES["concat" if has_one_map else "fpn"]
+    neck = given.neck if experiment is None else "fpn" if base.model.has_pyramid else "concat"
+    useful_sizes = useful_sizes or USEFUL_SIZES[neck]
     suggestion = suggest_pyramid(
         boxes,
         base=base.pyramid,
         num_levels=num_levels,
         share=share,
-        chip_sizes=(base.pyramid.chip_size,) if fields.has("pyramid.chip_size") else CHIP_SIZES,
+        chip_sizes=(base.pyramid.chip_size,) if given.has("pyramid.chip_size") else CHIP_SIZES,
         useful_sizes=useful_sizes,
         seed=seed,
     )
@@ -138,10 +138,15 @@ def plan(
                 suggestion.cost,
                 data=replace(base.data, train=source),
                 is_scored=is_scored,
-                batch_size=batch_size,
+                batch_size=batch_size or (base.train.batch_size if given.has("train.batch_size") else None),
+                neck=neck,
+                model=base.model,
                 has_masks=data.masks is not None,
             )
-            suggested = limit_search(fields.over(suggested), boxes, is_given=fields.has)
+            if batch_size is not None:
+                given = replace(given, overrides={"train.batch_size": str(batch_size)})
+            merged = replace(given.over(suggested), data=suggested.data)  # options come before the file
+            suggested = limit_search(merged, boxes, is_given=given.has)
         else:
             suggested = experiment.with_pyramid(suggestion.pyramid, train=source)
     planned = experiment or suggested or base
@@ -178,31 +183,7 @@ def plan(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class GivenFields:
-    """Some fields of an experiment, from a file.
-
-    Attributes:
-        path: of the file; None for no fields.
-        spec: an experiment with these values, and the defaults for all other fields.
-        names: dotted names of the fields.
-    """
-
-    path: Path | None = None
-    spec: ExperimentSpec = ExperimentSpec()
-    names: frozenset[str] = frozenset()
-
-    def has(self, name: str) -> bool:
-        """Check whether a field, or a field within a section, is in the file."""
-        return is_given(name, self.names)
-
-    def over(self, suggested: ExperimentSpec) -> ExperimentSpec:
-        """Put the fields over a suggested experiment, whose training images are kept."""
-        merged = merge_experiment(suggested, self.path, overrides={})
-        return replace(merged, data=replace(merged.data, train=suggested.data.train))
-
-
-def load_given(path: str | os.PathLike[str]) -> tuple[ExperimentSpec | None, GivenFields]:
+def load_given(path: str | os.PathLike[str]) -> tuple[ExperimentSpec | None, Given]:
     """Load an experiment; or some fields, if the file has neither levels nor the images to train on.
 
     Raises:
@@ -212,8 +193,8 @@ def load_given(path: str | os.PathLike[str]) -> tuple[ExperimentSpec | None, Giv
     if file.exists():  # else it is the name of a recipe
         spec, names = load_partial(file)
         if not is_given("pyramid.levels", names) and not is_given("data.train", names):
-            return None, GivenFields(path=file, spec=spec, names=names)
-    return load_experiment(os.fspath(path)), GivenFields()
+            return None, Given(config=file, spec=spec, names=names)
+    return load_experiment(os.fspath(path)), Given()
 
 
 def _plan_cluster(
